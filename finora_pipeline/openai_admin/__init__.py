@@ -1,0 +1,1 @@
+"""OpenAI's organization API: endpoints, client, keys and line items. Knows nothing of Dagster or storage."""

@@ -1,0 +1,330 @@
+"""Reads the pages of many OpenAI organizations at once. The only module that imports httpx.
+
+Contract
+1. Only GET below `/organization/`; nothing is ever changed and no model is called.
+2. A window is read as page requests of at most the endpoint's page limit, each with its exact `start_time`
+   and `end_time`; a cursor is followed with all parameters of its first request, since OpenAI binds it to
+   them (400 `The page token is invalid` otherwise; the range is then asked for again from its start).
+3. All pages of a window come back, or an `OpenAIAdminError`: there is no half-read window.
+4. 408, 409, 429, 5xx, 404 on a valid path, time-outs, broken connections and unreadable bodies are asked
+   again with growing, jittered pauses, `Retry-After` first, until `Limits.retry_seconds` are spent.
+   401 and 403 end at once.
+5. No answer's text leaves this module before keys are redacted, and httpx's own errors, which hold the
+   request with its key, are never chained.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+import httpx
+import msgspec
+from httpx_aiohttp import AiohttpTransport
+
+from finora_pipeline.openai_admin.endpoints import Endpoint
+from finora_pipeline.openai_admin.errors import (
+    InsufficientPermissions,
+    InvalidKey,
+    OpenAIAdminError,
+    RateLimited,
+    TransientError,
+    UnreadableResponse,
+    Unreachable,
+    UnsupportedRequest,
+)
+from finora_pipeline.openai_admin.keys import AdminKey, redact
+from finora_pipeline.openai_admin.pages import Page, Window, check_page, unix_seconds
+
+T = TypeVar("T")
+QueryParams = Sequence[tuple[str, str]]
+
+# Directory lists allow 1 to 100 objects a page (OpenAPI document).
+LIST_LIMIT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How hard and how long OpenAI may be asked.
+
+    `concurrency`: requests in flight over all organizations; `per_organization`: of one of them.
+    `timeout_seconds`: of one request. `retry_seconds`: after which a request is no longer repeated.
+    `first_pause_seconds`: the pause before the first repeat, doubled each time up to
+    `longest_pause_seconds`. `most_pages`: of one window, against an endless cursor.
+    """
+
+    concurrency: int = 32
+    per_organization: int = 3
+    timeout_seconds: float = 30.0
+    retry_seconds: float = 90.0
+    first_pause_seconds: float = 0.5
+    longest_pause_seconds: float = 20.0
+    most_pages: int = 200
+
+
+class _PageTokenRejected(TransientError):
+    """The cursor is no longer good; the window must be asked for again from its start."""
+
+    reason = "page_token_rejected"
+
+
+class _ListedObject(msgspec.Struct, frozen=True):
+    id: str
+    name: str | None = None
+
+
+class _ObjectList(msgspec.Struct, frozen=True):
+    data: list[_ListedObject]
+    has_more: bool = False
+    last_id: str | None = None
+
+
+class _ErrorBody(msgspec.Struct, frozen=True):
+    """The three shapes of an error: `{"error": {"message": …}}`, `{"error": "…"}`, `{"message": …}`."""
+
+    error: str | dict[str, object] | None = None
+    message: str | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.error, dict):
+            return str(self.error.get("message") or "")
+        return self.error or self.message or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project of the organization, archived ones included."""
+
+    project_id: str
+    name: str | None
+
+
+class OpenAIAdminClient:
+    """One for a run: holds the connections and the limits for all organizations.
+
+        async with open_client("https://api.openai.com/v1") as client:
+            pages = await client.organization(key).read(COSTS, Window(start, end))
+    """
+
+    def __init__(self, http: httpx.AsyncClient, base_url: str, limits: Limits) -> None:
+        self._http = http
+        self._base_url = base_url.rstrip("/")
+        self._limits = limits
+        self._in_flight = asyncio.Semaphore(limits.concurrency)
+        self.requests = 0
+
+    def organization(self, key: AdminKey) -> "OrganizationClient":
+        """A client that reads the one organization the key belongs to."""
+        return OrganizationClient(self, key, self._limits)
+
+    async def get(self, path: str, params: QueryParams, key: AdminKey, read: Callable[[bytes], T]) -> T:
+        """What `read` makes of a successful answer; repeated as the contract says.
+
+        `read` raises `UnreadableResponse` for a body that is not what was asked for; like any passing
+        fault, that is asked for again. Raises `OpenAIAdminError`.
+        """
+        started = time.monotonic()
+        pause = self._limits.first_pause_seconds
+        while True:
+            try:
+                return read(await self._get_once(path, params, key))
+            except (RateLimited, Unreachable, UnreadableResponse) as error:
+                if error.retry_after is not None:
+                    wait = error.retry_after
+                else:
+                    wait = pause * random.uniform(0.5, 1.0)
+                    pause = min(pause * 2, self._limits.longest_pause_seconds)
+                if time.monotonic() - started + wait > self._limits.retry_seconds:
+                    raise
+            await asyncio.sleep(wait)
+
+    async def _get_once(self, path: str, params: QueryParams, key: AdminKey) -> bytes:
+        async with self._in_flight:
+            self.requests += 1
+            try:
+                answer = await self._http.get(
+                    self._base_url + path,
+                    params=list(params),
+                    headers={"Authorization": f"Bearer {key.reveal()}"},
+                )
+            except httpx.TimeoutException:
+                raise Unreachable(
+                    f"OpenAI did not answer within {self._limits.timeout_seconds:g} s; try again later."
+                ) from None
+            except (httpx.TransportError, httpx.DecodingError) as error:
+                raise Unreachable(
+                    f"OpenAI could not be reached ({type(error).__name__}); try again later."
+                ) from None
+        if answer.status_code != 200:
+            raise _error_of(answer.status_code, answer.content, answer.headers)
+        body = answer.content
+        if key.reveal().encode() in body:
+            raise UnreadableResponse("The answer repeats the key that asked for it, so it is not kept.")
+        return body
+
+
+class OrganizationClient:
+    """Reads one organization with its Admin key."""
+
+    def __init__(self, client: OpenAIAdminClient, key: AdminKey, limits: Limits) -> None:
+        self._client = client
+        self._key = key
+        self._limits = limits
+        self._in_flight = asyncio.Semaphore(limits.per_organization)
+
+    async def read(
+        self, endpoint: Endpoint, window: Window, group_by: Sequence[str] | None = None
+    ) -> list[Page]:
+        """All pages of a window, oldest first. Raises `OpenAIAdminError`; nothing half-read comes back.
+
+        `group_by` defaults to what the endpoint's row says. A long window is asked for in pieces that fit
+        one page each, at the same time.
+        """
+        grouping = endpoint.group_by if group_by is None else tuple(group_by)
+        pieces = list(window.split(endpoint.days_per_page))
+        if len(pieces) == 1:
+            return await self._read_piece(endpoint, window, grouping)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._read_piece(endpoint, p, grouping)) for p in pieces]
+        except ExceptionGroup as failures:
+            raise _first_openai_error(failures) from None
+        return [page for task in tasks for page in task.result()]
+
+    async def _read_piece(self, endpoint: Endpoint, window: Window, grouping: tuple[str, ...]) -> list[Page]:
+        attempts = 3
+        while True:
+            try:
+                return await self._follow_cursor(endpoint, window, grouping)
+            except _PageTokenRejected:
+                attempts -= 1
+                if not attempts:
+                    raise UnreadableResponse(
+                        "OpenAI kept refusing its own page tokens; the next refresh tries again."
+                    ) from None
+
+    async def _follow_cursor(
+        self, endpoint: Endpoint, window: Window, grouping: tuple[str, ...]
+    ) -> list[Page]:
+        params = [
+            ("start_time", str(unix_seconds(window.start))),
+            ("end_time", str(unix_seconds(window.end))),
+            ("bucket_width", "1d"),
+            *(("group_by[]", dimension) for dimension in grouping),
+            ("limit", str(min(endpoint.days_per_page, window.days))),
+        ]
+        pages: list[Page] = []
+        cursors: set[str] = set()
+        cursor: str | None = None
+        while True:
+            async with self._in_flight:
+                body, has_more, next_page = await self._client.get(
+                    endpoint.path,
+                    [*params, ("page", cursor)] if cursor else params,
+                    self._key,
+                    lambda body: (body, *check_page(endpoint, body)),
+                )
+            pages.append(Page(endpoint, window, len(pages) + 1, datetime.now(UTC), body))
+            if not has_more:
+                return pages
+            if not next_page or next_page in cursors:
+                raise UnreadableResponse(
+                    "OpenAI said there are more pages but "
+                    + ("repeated a page token." if next_page else "gave no page token.")
+                )
+            if len(pages) >= self._limits.most_pages:
+                raise UnreadableResponse(f"OpenAI sent over {self._limits.most_pages} pages for one window.")
+            cursors.add(next_page)
+            cursor = next_page
+
+    async def projects(self) -> list[Project]:
+        """Every project of the organization, archived ones included. Raises `OpenAIAdminError`."""
+        projects: list[Project] = []
+        after: str | None = None
+        while True:
+            params = [("limit", str(LIST_LIMIT)), ("include_archived", "true")]
+            if after:
+                params.append(("after", after))
+            listed = await self._client.get("/organization/projects", params, self._key, _read_list)
+            projects += (Project(item.id, item.name) for item in listed.data)
+            if not listed.has_more or not listed.data or len(projects) >= LIST_LIMIT * self._limits.most_pages:
+                return projects
+            after = listed.data[-1].id
+
+
+@asynccontextmanager
+async def open_client(base_url: str, limits: Limits | None = None) -> AsyncIterator[OpenAIAdminClient]:
+    """A client for the length of a run; its connections are closed at the end."""
+    limits = limits or Limits()
+    transport = AiohttpTransport(limits=httpx.Limits(max_connections=limits.concurrency))
+    async with httpx.AsyncClient(transport=transport, timeout=limits.timeout_seconds) as http:
+        yield OpenAIAdminClient(http, base_url, limits)
+
+
+def _read_list(body: bytes) -> _ObjectList:
+    try:
+        return msgspec.json.decode(body, type=_ObjectList)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UnreadableResponse(f"OpenAI's answer is not a list of projects: {error}.") from None
+
+
+def _error_of(status: int, body: bytes, headers: Mapping[str, str]) -> OpenAIAdminError:
+    """What an answer other than 200 means (API facts: both body shapes of 401 and 403 occur live)."""
+    try:
+        said = msgspec.json.decode(body, type=_ErrorBody).text
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        said = ""
+    said = redact(said)[:300]
+    if status in (401, 403):
+        if "missing scopes" in said.lower() or "insufficient permissions" in said.lower() or status == 403:
+            return InsufficientPermissions(
+                "The key may not read this organization's cost and usage: it is a project key, or its creator "
+                "is no longer an Owner or Admin. Create a fresh Admin key in OpenAI and update it here."
+            )
+        return InvalidKey(
+            "OpenAI does not accept this key: it was deleted or revoked. "
+            "Create a fresh Admin key in OpenAI and update it here."
+        )
+    if status == 400:
+        if "page token" in said.lower():
+            return _PageTokenRejected("OpenAI refused a page token.")
+        return UnsupportedRequest(f"OpenAI refuses this query: {said or 'it gave no reason'}.")
+    if status == 429:
+        return RateLimited(
+            "OpenAI's rate limit for this organization is used up; the next refresh tries again.",
+            _retry_after(headers),
+        )
+    if status == 404 or status in (408, 409) or status >= 500:
+        return Unreachable(
+            f"OpenAI answered with an error ({status}); the next refresh tries again.", _retry_after(headers)
+        )
+    return UnreadableResponse(f"OpenAI answered with an unexpected status ({status}).")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds of the `Retry-After` header, which is a number or a date; None without a usable one."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except ValueError:
+        return None
+
+
+def _first_openai_error(failures: ExceptionGroup) -> Exception:
+    """The one failure to tell of several at once: a permanent one before a passing one."""
+    errors = [e for e in failures.exceptions if isinstance(e, OpenAIAdminError)]
+    if len(errors) != len(failures.exceptions):
+        return failures
+    return min(errors, key=lambda error: isinstance(error, TransientError))

@@ -1,0 +1,113 @@
+"""OpenAI's organization endpoints, one row each: path, page limit, grouping and measures.
+
+Source: the official Python SDK 3.54 (`client.admin.organization.usage`) and the published OpenAPI
+document. All are GET with `start_time` (inclusive) and `end_time` (exclusive) in Unix seconds and
+`bucket_width=1d`; the page limits are those of daily buckets.
+"""
+
+from dataclasses import dataclass
+
+COSTS_DAYS_PER_PAGE = 180
+USAGE_DAYS_PER_PAGE = 31
+
+TOKEN_MEASURES = (
+    "input_tokens",
+    "input_cached_tokens",
+    "input_uncached_tokens",
+    "input_cache_write_tokens",
+    "input_cache_write_30m_tokens",
+    "input_cache_write_12h_tokens",
+    "input_text_tokens",
+    "input_cached_text_tokens",
+    "output_tokens",
+    "output_text_tokens",
+    "input_audio_tokens",
+    "input_cached_audio_tokens",
+    "output_audio_tokens",
+    "input_image_tokens",
+    "input_cached_image_tokens",
+    "output_image_tokens",
+)
+_BY_KEY = ("project_id", "user_id", "api_key_id", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One endpoint of the organization API.
+
+    `name` is the last part of its path and the `service` of its usage rows; `dimensions` are the
+    `group_by` values OpenAI takes, `group_by` those we ask for; `measures` the numbers of a result.
+    An endpoint with no `group_by` is known but not read by a refresh yet.
+    """
+
+    name: str
+    result_object: str
+    dimensions: tuple[str, ...]
+    measures: tuple[str, ...]
+    group_by: tuple[str, ...] = ()
+    days_per_page: int = USAGE_DAYS_PER_PAGE
+
+    @property
+    def path(self) -> str:
+        """The path below the base address."""
+        return "/organization/costs" if self.name == "costs" else f"/organization/usage/{self.name}"
+
+
+def _usage(
+    name: str,
+    dimensions: tuple[str, ...],
+    measures: tuple[str, ...],
+    result: str | None = None,
+    group_by: tuple[str, ...] = (),
+) -> Endpoint:
+    return Endpoint(name, f"organization.usage.{result or name}.result", dimensions, measures, group_by)
+
+
+ENDPOINTS: dict[str, Endpoint] = {
+    endpoint.name: endpoint
+    for endpoint in (
+        Endpoint(
+            "costs",
+            "organization.costs.result",
+            ("project_id", "user_id", "line_item", "api_key_id", "api_source"),
+            ("amount", "quantity"),
+            ("project_id", "line_item"),
+            COSTS_DAYS_PER_PAGE,
+        ),
+        _usage(
+            "completions",
+            (*_BY_KEY, "batch", "service_tier", "api_source"),
+            (*TOKEN_MEASURES, "num_model_requests"),
+            group_by=("project_id", "model"),
+        ),
+        _usage("embeddings", _BY_KEY, ("input_tokens", "num_model_requests")),
+        _usage("moderations", _BY_KEY, ("input_tokens", "num_model_requests")),
+        _usage("images", (*_BY_KEY, "size", "source"), ("images", "num_model_requests")),
+        _usage("audio_speeches", _BY_KEY, ("characters", "num_model_requests")),
+        _usage("audio_transcriptions", _BY_KEY, ("seconds", "num_model_requests")),
+        _usage("vector_stores", ("project_id",), ("usage_bytes",)),
+        _usage("code_interpreter_sessions", ("project_id",), ("num_sessions",)),
+        # The last two name their objects otherwise than their paths.
+        _usage(
+            "file_search_calls",
+            ("project_id", "user_id", "api_key_id", "vector_store_id"),
+            ("num_requests",),
+            result="file_searches",
+        ),
+        _usage(
+            "web_search_calls",
+            (*_BY_KEY, "context_level", "api_source"),
+            ("num_requests", "num_model_requests"),
+            result="web_searches",
+        ),
+        _usage(
+            "decisions",
+            (*_BY_KEY, "batch", "service_tier", "api_source"),
+            (*TOKEN_MEASURES, "num_model_requests"),
+        ),
+    )
+}
+
+COSTS = ENDPOINTS["costs"]
+REFRESHED: tuple[Endpoint, ...] = tuple(endpoint for endpoint in ENDPOINTS.values() if endpoint.group_by)
+REFRESHED_USAGE: tuple[Endpoint, ...] = tuple(e for e in REFRESHED if e is not COSTS)

@@ -1,0 +1,182 @@
+"""A page of costs or usage: its documented shape, checked and typed, and the window it was asked for.
+
+Undocumented keys are ignored (the live API sends several); a documented key of the wrong type makes the
+whole page unreadable, so that nothing half-understood is ever stored. Numbers of money and quantity stay
+the text OpenAI sent (`msgspec.Raw`): no float is ever made of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import TypeVar
+
+import msgspec
+
+from finora_pipeline.openai_admin.amounts import AmountError, parse_amount
+from finora_pipeline.openai_admin.endpoints import COSTS, Endpoint
+from finora_pipeline.openai_admin.errors import UnreadableResponse
+
+SECONDS_PER_DAY = 86_400
+CURRENCY = "usd"
+
+
+def unix_seconds(day: date) -> int:
+    """The first second of a UTC day, in Unix seconds."""
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Window:
+    """Whole UTC days, `start` inclusive, `end` exclusive, as OpenAI's `start_time` and `end_time`."""
+
+    start: date
+    end: date
+
+    def __post_init__(self) -> None:
+        if self.end <= self.start:
+            raise ValueError(f"The window from {self.start} to {self.end} holds no day.")
+
+    @property
+    def days(self) -> int:
+        return (self.end - self.start).days
+
+    def split(self, most_days: int) -> Iterator["Window"]:
+        """The window in pieces of at most `most_days`, the newest piece last."""
+        start = self.start
+        while start < self.end:
+            end = min(start + timedelta(days=most_days), self.end)
+            yield Window(start, end)
+            start = end
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page as received. `body` is OpenAI's text, verbatim; `number` counts from 1 in its window."""
+
+    endpoint: Endpoint
+    window: Window
+    number: int
+    fetched_at: datetime
+    body: bytes
+
+
+class Amount(msgspec.Struct, frozen=True):
+    """Money as OpenAI writes it: JSON string or number, USD. Both fields are optional in the schema."""
+
+    value: msgspec.Raw = msgspec.Raw()
+    currency: str | None = CURRENCY
+
+
+class CostResult(msgspec.Struct, frozen=True):
+    """One row of the costs endpoint (`organization.costs.result`)."""
+
+    amount: Amount | None = None
+    line_item: str | None = None
+    project_id: str | None = None
+    project_name: str | None = None
+    organization_id: str | None = None
+    quantity: Decimal | None = None
+    quantity_unit: str | None = None
+
+
+class UsageResult(msgspec.Struct, frozen=True):
+    """One row of any usage endpoint; a measure that the endpoint does not have is None."""
+
+    project_id: str | None = None
+    user_id: str | None = None
+    api_key_id: str | None = None
+    model: str | None = None
+    batch: bool | None = None
+    service_tier: str | None = None
+    input_tokens: int | None = None
+    input_cached_tokens: int | None = None
+    input_cache_write_tokens: int | None = None
+    input_audio_tokens: int | None = None
+    output_tokens: int | None = None
+    output_audio_tokens: int | None = None
+    num_model_requests: int | None = None
+
+
+class CostBucket(msgspec.Struct, frozen=True):
+    """One UTC day of costs; an empty `results` is a day without spend."""
+
+    start_time: int
+    end_time: int
+    results: list[CostResult]
+
+
+class UsageBucket(msgspec.Struct, frozen=True):
+    """One UTC day of usage."""
+
+    start_time: int
+    end_time: int
+    results: list[UsageResult]
+
+
+class _CostPage(msgspec.Struct, frozen=True):
+    object: str
+    data: list[CostBucket]
+    has_more: bool
+    next_page: str | None = None
+
+
+class _UsagePage(msgspec.Struct, frozen=True):
+    object: str
+    data: list[UsageBucket]
+    has_more: bool
+    next_page: str | None = None
+
+
+_COST_DECODER = msgspec.json.Decoder(_CostPage)
+_USAGE_DECODER = msgspec.json.Decoder(_UsagePage)
+
+PageT = TypeVar("PageT", _CostPage, _UsagePage)
+
+
+def decode_costs(body: bytes) -> _CostPage:
+    """A page of the costs endpoint. Raises `UnreadableResponse` if it is not one.
+
+    Each amount must be a finite decimal number, a decimal in a string, or null, in US dollars.
+    """
+    page = _decode(_COST_DECODER, body)
+    for bucket in page.data:
+        for result in bucket.results:
+            if result.amount is None:
+                continue
+            if (result.amount.currency or CURRENCY).lower() != CURRENCY:
+                raise UnreadableResponse(
+                    f"OpenAI sent an amount in {result.amount.currency!r}; only US dollars are understood."
+                )
+            try:
+                parse_amount(bytes(result.amount.value))
+            except AmountError as error:
+                raise UnreadableResponse(f"OpenAI sent an amount that is not one: {error}") from None
+    return page
+
+
+def decode_usage(body: bytes) -> _UsagePage:
+    """A page of any usage endpoint. Raises `UnreadableResponse` if it is not one."""
+    return _decode(_USAGE_DECODER, body)
+
+
+def check_page(endpoint: Endpoint, body: bytes) -> tuple[bool, str | None]:
+    """Whether the text is a whole, typed page of that endpoint; returns its `has_more` and `next_page`.
+
+    Raises `UnreadableResponse` with what is wrong.
+    """
+    page = decode_costs(body) if endpoint is COSTS else decode_usage(body)
+    return page.has_more, page.next_page
+
+
+def _decode(decoder: msgspec.json.Decoder[PageT], body: bytes) -> PageT:
+    try:
+        page = decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UnreadableResponse(f"OpenAI's answer is not a page of daily buckets: {error}.") from None
+    if page.object != "page":
+        raise UnreadableResponse(f"OpenAI's answer is a {page.object!r} where a page was asked for.")
+    for bucket in page.data:
+        if bucket.start_time % SECONDS_PER_DAY:
+            raise UnreadableResponse(f"OpenAI sent a bucket that starts within a day ({bucket.start_time}).")
+    return page

@@ -1,0 +1,357 @@
+"""OpenAI's answers about a simulated organization: pages of costs and usage, and its directory.
+
+Rows carry what the live API sends and the documentation does not: `organization_id`, `project_name`,
+`start_time_iso` and others. Amounts are decimal128 text unless numbers are asked for.
+"""
+
+import base64
+import hashlib
+import struct
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Context, Decimal
+from typing import Any
+
+import msgspec
+
+from finora_pipeline.openai_admin.endpoints import COSTS, Endpoint
+from finora_pipeline.openai_admin.simulator.organization import Cell, SimulatedOrganization
+
+Params = dict[str, list[str]]
+Row = dict[str, Any]
+
+_DECIMAL128 = Context(prec=34)
+DAY = 86_400
+DEFAULT_LIMIT = 7
+# Filters: query parameter → the dimension it filters.
+FILTERS = {
+    "project_ids": "project_id",
+    "user_ids": "user_id",
+    "api_key_ids": "api_key_id",
+    "models": "model",
+    "line_items": "line_item",
+}
+
+
+class BadRequest(Exception):
+    """A query that OpenAI answers with 400; the text is its message."""
+
+
+def decimal128_text(amount: Decimal) -> str:
+    """An amount as the live API writes it: 34 significant digits in plain notation, zero as `0E-6176`."""
+    if not amount:
+        return "0E-6176"
+    exact = amount.quantize(Decimal(1).scaleb(amount.adjusted() - 33), context=_DECIMAL128)
+    return format(exact, "f")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A costs or usage query after OpenAI's checks."""
+
+    start: int
+    end: int
+    limit: int
+    group_by: tuple[str, ...]
+    filters: dict[str, frozenset[str]]
+    fingerprint: int
+
+
+def read_query(
+    endpoint: Endpoint, organization: SimulatedOrganization, params: Params, now: datetime
+) -> Query:
+    """Checks the parameters as OpenAI does. Raises `BadRequest`."""
+    clean = {name.removesuffix("[]"): values for name, values in params.items()}
+    start = _whole_number(clean, "start_time")
+    if start is None:
+        raise BadRequest("Missing required parameter: 'start_time'.")
+    end = _whole_number(clean, "end_time") or int(now.timestamp())
+    if endpoint is COSTS:
+        start -= start % DAY
+    if clean.get("bucket_width", ["1d"]) != ["1d"]:
+        raise BadRequest("This simulator has daily buckets only.")
+    limit = _whole_number(clean, "limit") or DEFAULT_LIMIT
+    if not 1 <= limit <= endpoint.days_per_page:
+        raise BadRequest(f"Invalid 'limit': expected a value from 1 to {endpoint.days_per_page}.")
+    group_by = tuple(clean.get("group_by", ()))
+    if unknown := set(group_by) - set(endpoint.dimensions):
+        raise BadRequest(f"Invalid 'group_by': {sorted(unknown)}.")
+    if endpoint is COSTS:
+        refused = set(group_by) & {"user_id", "api_key_id"} - set(organization.spec.cost_groupings)
+        if refused:
+            raise BadRequest(f"Grouping by {sorted(refused)} is not supported for this organization.")
+    filters = {
+        dimension: frozenset(clean[name]) for name, dimension in FILTERS.items() if clean.get(name)
+    }
+    bound = sorted((name, value) for name, value in clean.items() if name != "page")
+    digest = hashlib.sha256(repr((organization.id, endpoint.name, bound)).encode()).digest()
+    return Query(start, end, limit, group_by, filters, int.from_bytes(digest[:4], "big"))
+
+
+def page_of(
+    endpoint: Endpoint,
+    organization: SimulatedOrganization,
+    params: Params,
+    now: datetime,
+    amounts_as_numbers: bool = False,
+) -> Row:
+    """The page that OpenAI would send. Raises `BadRequest`, also for a page token of another query."""
+    query = read_query(endpoint, organization, params, now)
+    first = query.start
+    if token := params.get("page", [None])[0]:
+        first = _start_of_token(token, query.fingerprint)
+    buckets: list[Row] = []
+    start = first
+    while start < query.end and len(buckets) < query.limit:
+        end = start - start % DAY + DAY
+        day = datetime.fromtimestamp(start, UTC).date()
+        cells = organization.cells(day, now)
+        if endpoint is COSTS:
+            results = _cost_rows(organization, cells, query, amounts_as_numbers)
+        else:
+            results = _usage_rows(endpoint, cells, query)
+        buckets.append(_bucket(start, end, results))
+        start = end
+    has_more = start < query.end
+    return {
+        "object": "page",
+        "data": buckets,
+        "has_more": has_more,
+        "next_page": _token(start, query.fingerprint, now) if has_more else None,
+    }
+
+
+def _bucket(start: int, end: int, results: list[Row]) -> Row:
+    # Live buckets with rows name their time without a zone, empty ones with it.
+    zone = "" if results else "+00:00"
+    begin, finish = (datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%dT%H:%M:%S") for t in (start, end))
+    return {
+        "object": "bucket",
+        "start_time": start,
+        "end_time": end,
+        "start_time_iso": begin + zone,
+        "end_time_iso": finish + zone,
+        "results": results,
+    }
+
+
+def _dimensions(cell: Cell) -> dict[str, Any]:
+    key = cell.api_key
+    return {
+        "project_id": key.project.id,
+        "user_id": key.owner.id,
+        "api_key_id": key.id,
+        "model": cell.model,
+        "batch": False,
+        "service_tier": cell.service_tier,
+        "api_source": "unlabeled",
+        "size": "1024x1024",
+        "source": "image.generation",
+        "vector_store_id": f"vs_{key.id[4:]}",
+        "context_level": "medium",
+    }
+
+
+def _cost_rows(
+    organization: SimulatedOrganization, cells: list[Cell], query: Query, as_numbers: bool
+) -> list[Row]:
+    amounts: dict[tuple[Any, ...], Decimal] = defaultdict(Decimal)
+    quantities: dict[tuple[Any, ...], int] = defaultdict(int)
+    units: dict[tuple[Any, ...], str | None] = {}
+    projects = {project.id: project.name for project in organization.projects}
+    emails = {member.id: member.email for member in organization.members}
+    for cell in cells:
+        dimensions = _dimensions(cell)
+        for line in cell.lines:
+            dimensions["line_item"] = line.text
+            if any(dimensions[name] not in wanted for name, wanted in query.filters.items()):
+                continue
+            group = tuple(dimensions[name] for name in query.group_by)
+            amounts[group] += cell.measures[line.measure] * line.price
+            quantities[group] += cell.measures[line.measure]
+            units[group] = line.unit
+    rows: list[Row] = []
+    for group, amount in amounts.items():
+        values = dict(zip(query.group_by, group, strict=True))
+        by_line = "line_item" in values
+        project, member = values.get("project_id"), values.get("user_id")
+        rows.append(
+            {
+                "object": "organization.costs.result",
+                "amount": {
+                    "value": msgspec.Raw(format(amount, "f").encode()) if as_numbers else decimal128_text(amount),
+                    "currency": "usd",
+                },
+                "line_item": values.get("line_item"),
+                "project_id": project,
+                "project_name": projects.get(project) if project else None,
+                "organization_id": organization.id,
+                "organization_name": organization.name,
+                "user_id": member,
+                "user_email": emails.get(member) if member else None,
+                "api_key_id": values.get("api_key_id"),
+                "api_source": values.get("api_source"),
+                "quantity": float(quantities[group]) if by_line else None,
+                "quantity_unit": units[group] if by_line else None,
+            }
+        )
+    return rows
+
+
+def _usage_rows(endpoint: Endpoint, cells: list[Cell], query: Query) -> list[Row]:
+    sums: dict[tuple[Any, ...], dict[str, int]] = {}
+    for cell in cells:
+        if cell.service != endpoint.name:
+            continue
+        dimensions = _dimensions(cell)
+        if any(dimensions.get(name) not in wanted for name, wanted in query.filters.items()):
+            continue
+        group = tuple(dimensions[name] for name in query.group_by)
+        total = sums.setdefault(group, dict.fromkeys(endpoint.measures, 0))
+        for measure in endpoint.measures:
+            total[measure] += cell.measures.get(measure, 0)
+    return [
+        {
+            "object": endpoint.result_object,
+            **total,
+            **dict.fromkeys(endpoint.dimensions),
+            **dict(zip(query.group_by, group, strict=True)),
+        }
+        for group, total in sums.items()
+    ]
+
+
+def _token(start: int, fingerprint: int, now: datetime) -> str:
+    """As decoded from live tokens: issue time, query fingerprint and start of the next bucket."""
+    return "page_" + base64.b64encode(struct.pack(">QIQ", int(now.timestamp()), fingerprint, start)).decode()
+
+
+def _start_of_token(token: str, fingerprint: int) -> int:
+    try:
+        _, bound, start = struct.unpack(">QIQ", base64.b64decode(token.removeprefix("page_"), validate=True))
+    except (ValueError, struct.error):
+        bound, start = None, 0
+    if bound != fingerprint:
+        raise BadRequest("The page token is invalid, have you modified the query parameters?")
+    return start
+
+
+def _whole_number(params: Params, name: str) -> int | None:
+    values = params.get(name)
+    if not values:
+        return None
+    try:
+        return int(values[0])
+    except ValueError:
+        raise BadRequest(f"Invalid '{name}': expected an integer.") from None
+
+
+def directory(organization: SimulatedOrganization, path: tuple[str, ...], params: Params) -> Row | None:
+    """A list or object of the organization's directory, or None where OpenAI has no such object.
+
+    `path` is what follows `/organization/`, split at its slashes.
+    """
+    projects = {project.id: project for project in organization.projects}
+    match path:
+        case ("projects",):
+            archived = params.get("include_archived", ["false"])[0].lower() == "true"
+            shown = [_project(p) for p in organization.projects if archived or p.archived_at is None]
+            return _listed(shown, params)
+        case ("users",):
+            return _listed([_member(m) for m in organization.members], params)
+        case ("admin_api_keys",):
+            return _listed([_admin_key(organization)], params)
+        case ("projects", project_id) if project_id in projects:
+            return _project(projects[project_id])
+        case ("projects", project_id, "api_keys") if project_id in projects:
+            return _listed([_api_key(k) for k in organization.api_keys if k.project.id == project_id], params)
+        case ("projects", project_id, "users") if project_id in projects:
+            owners = {k.owner.id: k.owner for k in organization.api_keys if k.project.id == project_id}
+            return _listed([_member(m) | _PROJECT_MEMBER for m in owners.values()], params)
+        case ("projects", project_id, "service_accounts") if project_id in projects:
+            return _listed([], params)
+    return None
+
+
+_PROJECT_MEMBER = {"object": "organization.project.user", "role": "member"}
+
+
+def _listed(objects: list[Row], params: Params) -> Row:
+    limit = _whole_number(params, "limit") or 20
+    after = params.get("after", [None])[0]
+    ids = [item["id"] for item in objects]
+    first = ids.index(after) + 1 if after in ids else 0
+    shown = objects[first : first + limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": first + limit < len(objects),
+    }
+
+
+def _project(project: Any) -> Row:
+    return {
+        "id": project.id,
+        "object": "organization.project",
+        "name": project.name,
+        "created_at": project.created_at,
+        "archived_at": project.archived_at,
+        "status": "archived" if project.archived_at else "active",
+    }
+
+
+def _member(member: Any) -> Row:
+    return {
+        "object": "organization.user",
+        "id": member.id,
+        "name": member.name,
+        "email": member.email,
+        "role": member.role,
+        "added_at": member.added_at,
+    }
+
+
+def _api_key(key: Any) -> Row:
+    return {
+        "object": "organization.project.api_key",
+        "id": key.id,
+        "name": key.name,
+        "redacted_value": f"sk-proj-***{key.id[-4:]}",
+        "created_at": key.created_at,
+        "last_used_at": key.created_at,
+        "owner_project_access": "active",
+        "owner": {
+            "type": "user",
+            "user": {
+                "id": key.owner.id,
+                "name": key.owner.name,
+                "email": key.owner.email,
+                "role": "member",
+                "created_at": key.owner.added_at,
+            },
+        },
+    }
+
+
+def _admin_key(organization: SimulatedOrganization) -> Row:
+    owner = organization.members[0]
+    return {
+        "object": "organization.admin_api_key",
+        "id": f"key_{organization.id[4:]}",
+        "name": "Finora",
+        "redacted_value": f"sk-admin-***{organization.admin_key[-4:]}",
+        "created_at": owner.added_at,
+        "expires_at": None,
+        "last_used_at": owner.added_at,
+        "owner": {
+            "type": "user",
+            "object": "organization.user",
+            "id": owner.id,
+            "name": owner.name,
+            "created_at": owner.added_at,
+            "role": owner.role,
+        },
+    }

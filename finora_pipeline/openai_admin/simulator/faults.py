@@ -1,0 +1,51 @@
+"""What can go wrong at OpenAI, on demand: each fault is one way to answer badly."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class KeyState(StrEnum):
+    """What OpenAI thinks of an Admin key."""
+
+    ACTIVE = "active"
+    REVOKED = "revoked"  # 401 invalid_api_key
+    DEMOTED = "demoted"  # 403 missing scopes, the body's error being a bare string
+    RESTRICTED = "restricted"  # 403 missing scopes, the body's error being an object
+
+
+class FaultKind(StrEnum):
+    """A bad answer. Those below `SLOW` alter a good answer, the others replace it."""
+
+    RATE_LIMIT = "rate_limit"  # 429; Retry-After unless `seconds` is None
+    SERVER_ERROR = "server_error"  # 500
+    NOT_FOUND = "not_found"  # 404, as reported for costs during a whole day
+    HTML = "html"  # 200 with a web page
+    HANG = "hang"  # no answer until the caller gives up
+    PAGE_TOKEN = "page_token"  # 400 for any request that carries a page token
+    SLOW = "slow"  # the right answer after `seconds`
+    CUT = "cut"  # 200 with the first half of the right answer
+    RESET = "reset"  # the connection closes in the middle of the right answer
+    NULL_RESULTS = "null_results"  # `results` is null
+    NO_AMOUNT = "no_amount"  # rows without `amount`
+    FOREIGN_CURRENCY = "foreign_currency"
+    NO_CURSOR = "no_cursor"  # has_more without next_page
+    SAME_CURSOR = "same_cursor"  # the cursor never moves
+    ECHO_KEY = "echo_key"  # the answer repeats the caller's key
+
+
+@dataclass(slots=True)
+class Fault:
+    """A fault of one organization: on one endpoint or on all, a number of `times` or for ever (None)."""
+
+    kind: FaultKind
+    endpoint: str | None = None
+    times: int | None = None
+    seconds: float | None = None
+
+    def strikes(self, endpoint: str) -> bool:
+        """Whether this request is hit; counts the hit."""
+        if self.endpoint not in (None, endpoint) or self.times == 0:
+            return False
+        if self.times is not None:
+            self.times -= 1
+        return True

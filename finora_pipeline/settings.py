@@ -1,0 +1,48 @@
+"""What the environment may set, read once and typed. Nothing else in the project reads `os.environ`,
+except the vault, which reads the one variable that holds the master key."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+OPENAI_BASE_URL = "https://api.openai.com/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the data lies and which OpenAI it comes from.
+
+    `FINORA_HOME`           data folder, default `./data`
+    `DAGSTER_HOME`          Dagster's own folder, default `<FINORA_HOME>/dagster`
+    `OPENAI_BASE_URL`       as the official SDK's, with its `/v1`
+    `FINORA_ACCOUNTS_URL`   SQLAlchemy URL of the accounts database, default SQLite in the data folder
+    `FINORA_MASTER_KEY`     read by the vault alone; only its name is known here
+    """
+
+    home: Path
+    dagster_home: Path
+    openai_base_url: str
+    accounts_url: str
+    master_key_variable: str = "FINORA_MASTER_KEY"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        home = Path(environment.get("FINORA_HOME") or "data").expanduser().resolve()
+        dagster_home = environment.get("DAGSTER_HOME")
+        return cls(
+            home=home,
+            dagster_home=Path(dagster_home).expanduser().resolve() if dagster_home else home / "dagster",
+            openai_base_url=(environment.get("OPENAI_BASE_URL") or OPENAI_BASE_URL).rstrip("/"),
+            accounts_url=environment.get("FINORA_ACCOUNTS_URL") or f"sqlite:///{home / 'accounts.sqlite'}",
+        )
+
+    @property
+    def master_key_file(self) -> Path:
+        """The 0600 file that holds the master key where the environment does not."""
+        return self.home / "master.key"
+
+    @property
+    def published_database(self) -> Path:
+        """The DuckDB file that readers open."""
+        return self.home / "published" / "finora.duckdb"
