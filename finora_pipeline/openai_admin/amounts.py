@@ -66,9 +66,7 @@ def amounts_to_arrow(raws: Sequence[bytes], days: Sequence[Hashable]) -> pa.Arra
         return pa.array(round_to_total(values, days), AMOUNT_TYPE)
 
 
-def round_to_total(
-    values: Sequence[Decimal | None], groups: Sequence[Hashable]
-) -> list[Decimal | None]:
+def round_to_total(values: Sequence[Decimal | None], groups: Sequence[Hashable]) -> list[Decimal | None]:
     """Each value at 18 decimals, such that every group sums to its exact sum rounded once (half to even).
 
     No value moves by more than 10^-18, and values of a group that needs no rounding stay as they are.

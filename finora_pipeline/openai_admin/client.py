@@ -34,8 +34,8 @@ from finora_pipeline.openai_admin.errors import (
     OpenAIAdminError,
     RateLimited,
     TransientError,
-    UnreadableResponse,
     Unreachable,
+    UnreadableResponse,
     UnsupportedRequest,
 )
 from finora_pipeline.openai_admin.keys import AdminKey, redact
@@ -108,8 +108,8 @@ class Project:
 class OpenAIAdminClient:
     """One for a run: holds the connections and the limits for all organizations.
 
-        async with open_client("https://api.openai.com/v1") as client:
-            pages = await client.organization(key).read(COSTS, Window(start, end))
+    async with open_client("https://api.openai.com/v1") as client:
+        pages = await client.organization(key).read(COSTS, Window(start, end))
     """
 
     def __init__(self, http: httpx.AsyncClient, base_url: str, limits: Limits) -> None:
@@ -253,7 +253,11 @@ class OrganizationClient:
                 params.append(("after", after))
             listed = await self._client.get("/organization/projects", params, self._key, _read_list)
             projects += (Project(item.id, item.name) for item in listed.data)
-            if not listed.has_more or not listed.data or len(projects) >= LIST_LIMIT * self._limits.most_pages:
+            if (
+                not listed.has_more
+                or not listed.data
+                or len(projects) >= LIST_LIMIT * self._limits.most_pages
+            ):
                 return projects
             after = listed.data[-1].id
 

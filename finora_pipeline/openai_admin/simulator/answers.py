@@ -81,9 +81,7 @@ def read_query(
         refused = set(group_by) & {"user_id", "api_key_id"} - set(organization.spec.cost_groupings)
         if refused:
             raise BadRequest(f"Grouping by {sorted(refused)} is not supported for this organization.")
-    filters = {
-        dimension: frozenset(clean[name]) for name, dimension in FILTERS.items() if clean.get(name)
-    }
+    filters = {dimension: frozenset(clean[name]) for name, dimension in FILTERS.items() if clean.get(name)}
     bound = sorted((name, value) for name, value in clean.items() if name != "page")
     digest = hashlib.sha256(repr((organization.id, endpoint.name, bound)).encode()).digest()
     return Query(start, end, limit, group_by, filters, int.from_bytes(digest[:4], "big"))
@@ -180,7 +178,9 @@ def _cost_rows(
             {
                 "object": "organization.costs.result",
                 "amount": {
-                    "value": msgspec.Raw(format(amount, "f").encode()) if as_numbers else decimal128_text(amount),
+                    "value": msgspec.Raw(format(amount, "f").encode())
+                    if as_numbers
+                    else decimal128_text(amount),
                     "currency": "usd",
                 },
                 "line_item": values.get("line_item"),

@@ -169,7 +169,9 @@ class Simulator:
 def _plain(value: Any) -> Any:
     """JSON without floats: amounts as text, keys of several parts joined by `|`."""
     if isinstance(value, dict):
-        return {"|".join(map(str, k)) if isinstance(k, tuple) else str(k): _plain(v) for k, v in value.items()}
+        return {
+            "|".join(map(str, k)) if isinstance(k, tuple) else str(k): _plain(v) for k, v in value.items()
+        }
     return value if isinstance(value, (tuple, list)) else str(value)
 
 

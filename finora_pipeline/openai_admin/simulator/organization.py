@@ -215,7 +215,9 @@ class SimulatedOrganization:
         if rng.random() < 0.5:
             cells.append(_completions(busiest, self.spec.models[0], 5, rng, tier="priority"))
         if self.spec.services:
-            cells += [_service_cell(self.api_keys[n % len(self.api_keys)], n, rng) for n in range(len(SERVICES))]
+            cells += [
+                _service_cell(self.api_keys[n % len(self.api_keys)], n, rng) for n in range(len(SERVICES))
+            ]
             cells.append(_provisional(busiest, rng))
         return cells
 
@@ -227,7 +229,12 @@ def _completions(key: SimulatedApiKey, model: Model, requests: int, rng: random.
     written = requests * rng.randint(40, 700)
     lines = (
         Line(f"{prefix}{model.name}, input", "input_uncached_tokens", "tokens", model.input_price * factor),
-        Line(f"{prefix}{model.name}, cached input", "input_cached_tokens", "tokens", model.cached_price * factor),
+        Line(
+            f"{prefix}{model.name}, cached input",
+            "input_cached_tokens",
+            "tokens",
+            model.cached_price * factor,
+        ),
         Line(f"{prefix}{model.name}, output", "output_tokens", "tokens", model.output_price * factor),
     )
     measures = _token_measures(asked - cached, cached, written, requests)

@@ -1,0 +1,158 @@
+"""Connect and update: a key is checked with OpenAI before anything of it is stored.
+
+Check the form → read costs and usage → tell whose organization it is → encrypt and store. A key of another
+organization is refused, since it would mix two companies' data.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from finora_pipeline.accounts.store import (
+    Accounts,
+    AccountsError,
+    Connection,
+    Organization,
+    Status,
+    check_user_id,
+)
+from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient
+from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
+from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError, TransientError
+from finora_pipeline.openai_admin.keys import AdminKey, KeyFormError
+from finora_pipeline.openai_admin.pages import Window, decode_costs
+from finora_pipeline.plans import UnknownPlan, plan_named
+
+# A person waits for the answer: give up sooner than a refresh does.
+CHECK_LIMITS = Limits(timeout_seconds=15.0, retry_seconds=12.0)
+# The organization's id is known from cost rows only; a month of them fits one request.
+IDENTITY_DAYS = 31
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class NewConnection:
+    """One line of a bulk connect: the texts as given, not yet checked."""
+
+    user_id: str
+    plan: str
+    key: str
+
+
+async def check_key(client: OpenAIAdminClient, key: AdminKey) -> Organization:
+    """Asks OpenAI whether the key reads costs and usage, and whose it is. Raises `OpenAIAdminError`."""
+    today = datetime.now(UTC).date()
+    tomorrow = today + timedelta(days=1)
+    organization = client.organization(key)
+    async with asyncio.TaskGroup() as group:
+        month = Window(tomorrow - timedelta(days=IDENTITY_DAYS), tomorrow)
+        costs = group.create_task(_outcome(organization.read(COSTS, month, ())))
+        usage = group.create_task(
+            _outcome(organization.read(ENDPOINTS["completions"], Window(today, tomorrow), ()))
+        )
+        projects = group.create_task(_outcome(organization.projects()))
+    for task in (costs, usage):
+        if isinstance(error := task.result(), OpenAIAdminError):
+            raise error
+    rows = [
+        result
+        for page in costs.result()
+        for bucket in decode_costs(page.body).data
+        for result in bucket.results
+    ]
+    organization_id = next((row.organization_id for row in rows if row.organization_id), None)
+    listed = projects.result()
+    if isinstance(listed, TransientError):
+        raise listed
+    # A key restricted to usage may not list projects; the organization is then known by its costs alone.
+    project_ids = frozenset() if isinstance(listed, PermanentError) else {p.project_id for p in listed}
+    return Organization(organization_id, None, frozenset(project_ids))
+
+
+async def connect(
+    accounts: Accounts,
+    client: OpenAIAdminClient,
+    user_id: str,
+    key_text: str,
+    *,
+    plan: str,
+    email: str | None = None,
+) -> Connection:
+    """Connects a user's OpenAI organization, or reconnects the one that was removed.
+
+    Raises `KeyFormError`, `OpenAIAdminError`, `AccountsError` or `UnknownPlan`; nothing is stored then.
+    """
+    user_id = check_user_id(user_id)
+    plan = plan_named(plan).name
+    known = accounts.connection(user_id)
+    if known and known.status is not Status.REMOVED:
+        raise AccountsError(
+            f"User {user_id} is already connected to OpenAI ({known.key_hint}); "
+            "to store a new key use update."
+        )
+    key = AdminKey(key_text)
+    organization = await check_key(client, key)
+    if known:
+        _check_same(known.organization, organization)
+    return accounts.save_connection(user_id, key, organization, plan=plan, email=email)
+
+
+async def update(accounts: Accounts, client: OpenAIAdminClient, user_id: str, key_text: str) -> Connection:
+    """Replaces a user's key by a fresh one of the same organization; the old one serves until then.
+
+    Raises `KeyFormError`, `OpenAIAdminError` or `AccountsError`; the old key stays then.
+    """
+    user_id = check_user_id(user_id)
+    known = accounts.connection(user_id)
+    if known is None or known.status is Status.REMOVED:
+        raise AccountsError(f"User {user_id} is not connected to OpenAI; use connect.")
+    key = AdminKey(key_text)
+    organization = await check_key(client, key)
+    _check_same(known.organization, organization)
+    return accounts.save_connection(user_id, key, organization)
+
+
+async def connect_many(
+    accounts: Accounts, client: OpenAIAdminClient, lines: Sequence[NewConnection]
+) -> AsyncIterator[tuple[int, Connection | str]]:
+    """Connects many users at once; yields each line's index and its connection or what is wrong with it.
+
+    Lines come back as they are done, in any order; a bad line leaves the others alone.
+    """
+
+    async def one(index: int) -> tuple[int, Connection | str]:
+        line = lines[index]
+        if first_of[line.user_id.strip()] != index:
+            return index, f"User {line.user_id.strip()} is named twice; only the first line counts."
+        try:
+            return index, await connect(accounts, client, line.user_id, line.key, plan=line.plan)
+        except (KeyFormError, OpenAIAdminError, AccountsError, UnknownPlan) as error:
+            return index, str(error)
+
+    first_of: dict[str, int] = {}
+    for index, line in enumerate(lines):
+        first_of.setdefault(line.user_id.strip(), index)
+    for done in asyncio.as_completed([one(index) for index in range(len(lines))]):
+        yield await done
+
+
+def _check_same(known: Organization, found: Organization) -> None:
+    same = known.is_same_as(found)
+    if same is False:
+        raise AccountsError(
+            "This key belongs to another OpenAI organization than the one connected; "
+            "its costs would be mixed. Use a key of the same organization."
+        )
+    if same is None and (known.organization_id or known.project_ids):
+        raise AccountsError(
+            "This key does not show which OpenAI organization it belongs to; "
+            "use one that may list the organization's projects."
+        )
+
+
+async def _outcome(awaitable):
+    """The result or the `OpenAIAdminError`, so that the other checks of a key still finish."""
+    try:
+        return await awaitable
+    except OpenAIAdminError as error:
+        return error

@@ -1,0 +1,425 @@
+"""Users, plans, connections and the record of refreshes; the only code that can decrypt a key.
+
+Nothing here talks to OpenAI: `connections.py` checks a key before it comes here.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, bindparam, delete, func, insert, select, update
+from sqlalchemy.engine import Connection as DatabaseConnection
+from sqlalchemy.engine import make_url
+
+from finora_pipeline.accounts.schema import audit, connections, credentials, open_database, refreshes, users
+from finora_pipeline.accounts.vault import Sealed, Vault, load_vault
+from finora_pipeline.openai_admin.keys import AdminKey
+from finora_pipeline.plans import PLANS, Plan, plan_named
+from finora_pipeline.settings import Settings
+
+PROVIDER = "openai"
+# A connection that needs attention is tried again once a day; the hour less keeps a daily tick from missing.
+RETRY_ATTENTION_AFTER = timedelta(hours=23)
+
+_USER_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_@+-]|\.(?!\.)){0,99}")
+
+
+class AccountsError(Exception):
+    """A request that cannot be done; the message is one sentence for the person who asked."""
+
+
+class Status(StrEnum):
+    """The state of a connection, in the words a person reads."""
+
+    ACTIVE = "active"
+    NEEDS_ATTENTION = "needs attention"
+    REMOVED = "removed"
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """What is known of the organization behind a key: its id (from cost rows, so None while it has no
+    costs), its name and the ids of its projects (empty if the key may not list them)."""
+
+    organization_id: str | None = None
+    name: str | None = None
+    project_ids: frozenset[str] = field(default_factory=frozenset)
+
+    def is_same_as(self, other: "Organization") -> bool | None:
+        """Whether both are one organization; None if nothing tells."""
+        if self.organization_id and other.organization_id:
+            return self.organization_id == other.organization_id
+        if self.project_ids and other.project_ids:
+            return bool(self.project_ids & other.project_ids)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A user's connection to OpenAI, without its secret."""
+
+    user_id: str
+    email: str | None
+    plan: Plan
+    status: Status
+    status_reason: str | None
+    status_since: datetime
+    key_hint: str
+    key_version: int
+    organization: Organization
+    connected_at: datetime
+    changed_at: datetime
+    history_from: date | None
+    last_attempt_at: datetime | None
+    last_refresh_at: datetime | None
+
+    @property
+    def next_refresh_at(self) -> datetime | None:
+        """Until when the plan promises the next refresh; None if the connection is not refreshed."""
+        if self.status is Status.REMOVED:
+            return None
+        return self.plan.next_refresh(self.last_refresh_at or self.connected_at)
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether a scheduled refresh should read this connection."""
+        if self.status is Status.NEEDS_ATTENTION:
+            return self.last_attempt_at is None or now - self.last_attempt_at >= RETRY_ATTENTION_AFTER
+        return self.status is Status.ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """One attempt to refresh one user: what was asked for, and how it ended.
+
+    `window_start` and `window_end` are UTC days, the end exclusive. `reason` is a code of
+    `openai_admin.errors` and `message` its sentence, both None if the read was complete. `permanent`
+    tells that only a person can help.
+    """
+
+    user_id: str
+    window_start: date
+    window_end: date
+    started_at: datetime
+    finished_at: datetime
+    pages: int
+    reason: str | None = None
+    message: str | None = None
+    permanent: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        return self.reason is None
+
+
+class Accounts:
+    """The accounts database of one installation."""
+
+    def __init__(self, database: Engine, vault: Vault) -> None:
+        self._read = database
+        self._write = database.execution_options(writes=True)
+        self._vault = vault
+
+    def connections(
+        self,
+        *,
+        plan: str | None = None,
+        user_ids: Sequence[str] | None = None,
+        changed_after: datetime | None = None,
+    ) -> list[Connection]:
+        """Connections by user id, all or those of a plan, of some users or changed after a moment."""
+        query = select(connections, users.c.email, users.c.plan).join(
+            users, users.c.user_id == connections.c.user_id
+        )
+        if plan is not None:
+            query = query.where(users.c.plan == plan_named(plan).name)
+        if changed_after is not None:
+            query = query.where(connections.c.changed_at > changed_after)
+        wanted = None if user_ids is None else set(user_ids)
+        with self._read.connect() as database:
+            rows = database.execute(query.order_by(connections.c.user_id)).all()
+        return [_connection(row) for row in rows if wanted is None or row.user_id in wanted]
+
+    def connection(self, user_id: str) -> Connection | None:
+        """The user's connection, or None."""
+        return next(iter(self.connections(user_ids=[user_id])), None)
+
+    def user_ids(self) -> list[str]:
+        """Every user there is, connected or not."""
+        with self._read.connect() as database:
+            return list(database.scalars(select(users.c.user_id).order_by(users.c.user_id)))
+
+    def key_of(self, user_id: str) -> AdminKey:
+        """The user's Admin key, decrypted. Raises `AccountsError` if there is none."""
+        with self._read.connect() as database:
+            row = database.execute(select(credentials).where(credentials.c.user_id == user_id)).first()
+        if row is None:
+            raise AccountsError(f"No OpenAI key is stored for user {user_id}.")
+        sealed = Sealed(row.master_key_id, row.wrapped_key, row.ciphertext)
+        return AdminKey(self._vault.open(sealed, _identity(user_id, row.version)))
+
+    def save_connection(
+        self,
+        user_id: str,
+        key: AdminKey,
+        organization: Organization,
+        *,
+        plan: str | None = None,
+        email: str | None = None,
+    ) -> Connection:
+        """Stores a key that OpenAI accepted, in one transaction; creates the user where needed.
+
+        A new user gets `plan`; a stored e-mail or plan is kept where none is given. The history that has
+        been read stays.
+        """
+        now = _now()
+        with self._write.begin() as database:
+            _save_user(database, user_id, plan, email, now)
+            known = database.execute(select(connections).where(connections.c.user_id == user_id)).first()
+            version = known.key_version + 1 if known else 1
+            sealed = self._vault.seal(key.reveal(), _identity(user_id, version))
+            values: dict[str, Any] = {
+                "status": Status.ACTIVE,
+                "status_reason": None,
+                "status_since": now,
+                "key_hint": key.hint,
+                "key_version": version,
+                "changed_at": now,
+                "project_ids": json.dumps(sorted(organization.project_ids)),
+            }
+            if organization.organization_id:
+                values |= {
+                    "organization_id": organization.organization_id,
+                    "organization_name": organization.name,
+                }
+            if known is None:
+                values |= {"user_id": user_id, "provider": PROVIDER, "connected_at": now}
+                database.execute(insert(connections).values(values))
+            else:
+                if known.status == Status.REMOVED:
+                    values["connected_at"] = now
+                database.execute(update(connections).where(connections.c.user_id == user_id).values(values))
+            database.execute(delete(credentials).where(credentials.c.user_id == user_id))
+            database.execute(
+                insert(credentials).values(
+                    user_id=user_id,
+                    provider=PROVIDER,
+                    version=version,
+                    master_key_id=sealed.master_key_id,
+                    wrapped_key=sealed.wrapped_key,
+                    ciphertext=sealed.ciphertext,
+                )
+            )
+            action = "connect" if known is None or known.status == Status.REMOVED else "update"
+            _note(database, now, user_id, action, key.hint)
+        connection = self.connection(user_id)
+        assert connection is not None
+        return connection
+
+    def remove_connection(self, user_id: str) -> Connection:
+        """Deletes the stored credential; the past cost data stays. Raises `AccountsError`."""
+        now = _now()
+        with self._write.begin() as database:
+            shredded = database.execute(delete(credentials).where(credentials.c.user_id == user_id)).rowcount
+            if not shredded:
+                raise AccountsError(f"User {user_id} has no OpenAI connection to remove.")
+            database.execute(
+                update(connections)
+                .where(connections.c.user_id == user_id)
+                .values(status=Status.REMOVED, status_reason=None, status_since=now)
+            )
+            _note(database, now, user_id, "remove", None)
+        if self._write.dialect.name == "sqlite":
+            # The write-ahead log still holds the deleted row until it is cut.
+            with self._write.connect().execution_options(isolation_level="AUTOCOMMIT") as database:
+                database.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection = self.connection(user_id)
+        assert connection is not None
+        return connection
+
+    def set_plan(self, user_id: str, plan: str) -> Plan:
+        """Moves a user to another plan. Raises `AccountsError` for an unknown user, `UnknownPlan`."""
+        chosen = plan_named(plan)
+        now = _now()
+        with self._write.begin() as database:
+            changed = database.execute(
+                update(users).where(users.c.user_id == user_id).values(plan=chosen.name)
+            ).rowcount
+            if not changed:
+                raise AccountsError(f"There is no user {user_id}: connect one with finora connect.")
+            _note(database, now, user_id, "plan", chosen.name)
+        return chosen
+
+    def record_refreshes(self, run_id: str, outcomes: Iterable[Refresh]) -> None:
+        """Stores how each user's read ended, and brings the connections' states up to date.
+
+        A complete read makes a connection that needed attention active again and moves `history_from`
+        back; a permanent failure makes it need attention. A user who was removed meanwhile stays removed.
+        """
+        outcomes = list(outcomes)
+        if not outcomes:
+            return
+        now = _now()
+        known = {c.user_id: c for c in self.connections(user_ids=[o.user_id for o in outcomes])}
+        changes: list[dict[str, Any]] = []
+        notes: list[dict[str, Any]] = []
+        for outcome in outcomes:
+            if (connection := known.get(outcome.user_id)) is None:
+                continue
+            status, reason, since = connection.status, connection.status_reason, connection.status_since
+            history_from = connection.history_from
+            # A key saved after this read began has not failed, and a removed connection stays removed.
+            judged = connection.changed_at <= outcome.started_at and status is not Status.REMOVED
+            if outcome.is_complete:
+                if history_from is None or outcome.window_start < history_from:
+                    history_from = outcome.window_start
+                if judged and status is Status.NEEDS_ATTENTION:
+                    status, reason, since = Status.ACTIVE, None, now
+            elif outcome.permanent and judged:
+                since = since if status is Status.NEEDS_ATTENTION else now
+                status, reason = Status.NEEDS_ATTENTION, outcome.message
+            if status is not connection.status:
+                notes.append({"at": now, "user_id": outcome.user_id, "action": status, "detail": reason})
+            changes.append(
+                {
+                    "user": outcome.user_id,
+                    "status": status,
+                    "status_reason": reason,
+                    "status_since": since,
+                    "history_from": history_from,
+                    "last_attempt_at": outcome.started_at,
+                }
+            )
+        rows = [
+            {
+                "run_id": run_id,
+                "user_id": outcome.user_id,
+                "provider": PROVIDER,
+                "window_start": outcome.window_start,
+                "window_end": outcome.window_end,
+                "started_at": outcome.started_at,
+                "finished_at": outcome.finished_at,
+                "outcome": "complete" if outcome.is_complete else "failed",
+                "reason": outcome.reason,
+                "message": outcome.message,
+                "pages": outcome.pages,
+            }
+            for outcome in outcomes
+        ]
+        with self._write.begin() as database:
+            # A run that is executed again after a crash repeats its users.
+            database.execute(
+                delete(refreshes).where(
+                    refreshes.c.run_id == bindparam("run"), refreshes.c.user_id == bindparam("user")
+                ),
+                [{"run": run_id, "user": outcome.user_id} for outcome in outcomes],
+            )
+            database.execute(insert(refreshes), rows)
+            if changes:
+                changed = {name: bindparam(name) for name in changes[0] if name != "user"}
+                database.execute(
+                    update(connections).where(connections.c.user_id == bindparam("user")).values(changed),
+                    changes,
+                )
+            if notes:
+                database.execute(insert(audit), notes)
+
+    def mark_published(self, published_at: datetime) -> None:
+        """Notes that all complete reads so far are in the published copy, and since when."""
+        waiting = (refreshes.c.outcome == "complete") & refreshes.c.published_at.is_(None)
+        with self._write.begin() as database:
+            newest = database.execute(
+                select(refreshes.c.user_id, func.max(refreshes.c.started_at).label("started_at"))
+                .where(waiting)
+                .group_by(refreshes.c.user_id)
+            ).all()
+            if not newest:
+                return
+            database.execute(
+                update(connections)
+                .where(connections.c.user_id == bindparam("user"))
+                .values(last_refresh_at=bindparam("started_at")),
+                [{"user": row.user_id, "started_at": row.started_at} for row in newest],
+            )
+            database.execute(update(refreshes).where(waiting).values(published_at=published_at))
+
+    def refreshes_of(self, run_id: str) -> list[dict[str, Any]]:
+        """The rows of one run, by user id."""
+        query = select(refreshes).where(refreshes.c.run_id == run_id).order_by(refreshes.c.user_id)
+        with self._read.connect() as database:
+            return [dict(row) for row in database.execute(query).mappings()]
+
+    def audit_trail(self, user_id: str) -> list[tuple[datetime, str, str | None]]:
+        """What happened to a user's connection, oldest first: when, what, detail."""
+        query = select(audit.c.at, audit.c.action, audit.c.detail).where(audit.c.user_id == user_id)
+        with self._read.connect() as database:
+            return [tuple(row) for row in database.execute(query.order_by(audit.c.audit_id))]
+
+
+def open_accounts(settings: Settings) -> Accounts:
+    """The accounts of this installation. Raises `vault.VaultError`."""
+    url = make_url(settings.accounts_url)
+    if url.get_backend_name() == "sqlite" and url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    vault = load_vault(settings.master_key_variable, settings.master_key_file)
+    return Accounts(open_database(settings.accounts_url), vault)
+
+
+def check_user_id(user_id: str) -> str:
+    """The id without surrounding white space. Raises `AccountsError` for one that cannot be used."""
+    user_id = user_id.strip()
+    if not _USER_ID.fullmatch(user_id):
+        raise AccountsError(
+            f"“{user_id[:100]}” cannot be a user id: take up to 100 letters, digits and . _ - + @, "
+            "beginning with a letter or digit."
+        )
+    return user_id
+
+
+def _save_user(
+    database: DatabaseConnection, user_id: str, plan: str | None, email: str | None, now: datetime
+) -> None:
+    known = database.execute(select(users).where(users.c.user_id == user_id)).first()
+    changes = {name: value for name, value in (("plan", plan), ("email", email)) if value is not None}
+    if known is None:
+        changes.setdefault("plan", next(iter(PLANS)))
+        database.execute(insert(users).values(user_id=user_id, created_at=now, **changes))
+    elif changes:
+        database.execute(update(users).where(users.c.user_id == user_id).values(changes))
+
+
+def _note(database: DatabaseConnection, at: datetime, user_id: str, action: str, detail: str | None) -> None:
+    database.execute(insert(audit).values(at=at, user_id=user_id, action=action, detail=detail))
+
+
+def _identity(user_id: str, version: int) -> str:
+    return f"finora/{PROVIDER}/{version}/{user_id}"
+
+
+def _connection(row: Any) -> Connection:
+    return Connection(
+        user_id=row.user_id,
+        email=row.email,
+        plan=plan_named(row.plan),
+        status=Status(row.status),
+        status_reason=row.status_reason,
+        status_since=row.status_since,
+        key_hint=row.key_hint,
+        key_version=row.key_version,
+        organization=Organization(
+            row.organization_id, row.organization_name, frozenset(json.loads(row.project_ids))
+        ),
+        connected_at=row.connected_at,
+        changed_at=row.changed_at,
+        history_from=row.history_from,
+        last_attempt_at=row.last_attempt_at,
+        last_refresh_at=row.last_refresh_at,
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

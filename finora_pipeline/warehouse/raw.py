@@ -1,0 +1,164 @@
+"""Raw pages on disk: Parquet, one row a page as OpenAI sent it.
+
+    raw/pending/<endpoint>~<run>~<number>.parquet       landed, not loaded yet
+    raw/pages/<endpoint>/<day fetched>/<same name>      loaded
+
+A file appears under its name only when it is whole and on disk, and holds complete page sets only. It is
+moved after the transaction that loads it; a file whose move was lost is recognised by the ledger.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from finora_pipeline.openai_admin.pages import Page
+
+PROVIDER = "openai"
+SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("provider", pa.string(), nullable=False),
+        pa.field("endpoint", pa.string(), nullable=False),
+        # UTC days asked for, the end exclusive.
+        pa.field("window_start", pa.date32(), nullable=False),
+        pa.field("window_end", pa.date32(), nullable=False),
+        pa.field("grouping", pa.string(), nullable=False),
+        pa.field("page_number", pa.int32(), nullable=False),
+        # The moment of the whole set: that of its first page.
+        pa.field("fetched_at", pa.timestamp("us", "UTC"), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("body", pa.large_binary(), nullable=False),
+    ]
+)
+_NAME = re.compile(r"(?P<endpoint>\w+)~(?P<run_id>[\w-]+)~(?P<number>\d+)\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class RawFile:
+    """A raw file by its name's parts."""
+
+    path: Path
+    endpoint: str
+    run_id: str
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+class RawPages:
+    """The raw folder of a data folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pending = folder / "pending"
+        self._pages = folder / "pages"
+
+    def writer(self, run_id: str) -> "RawWriter":
+        """Lands the page sets of a run; several runs may write at the same time."""
+        self._pending.mkdir(parents=True, exist_ok=True)
+        return RawWriter(self._pending, run_id)
+
+    def pending(self, endpoints: Iterable[str] | None = None) -> list[RawFile]:
+        """Files that have landed and are not moved yet, by name."""
+        wanted = None if endpoints is None else set(endpoints)
+        if not self._pending.exists():
+            return []
+        files: list[RawFile] = []
+        for name in sorted(os.listdir(self._pending)):
+            if (match := _NAME.fullmatch(name)) and (wanted is None or match["endpoint"] in wanted):
+                files.append(RawFile(self._pending / name, match["endpoint"], match["run_id"]))
+        return files
+
+    def archive(self, file: RawFile, fetched_on: date) -> None:
+        """Moves a loaded file out of the way."""
+        folder = self._pages / file.endpoint / fetched_on.isoformat()
+        folder.mkdir(parents=True, exist_ok=True)
+        file.path.rename(folder / file.name)
+
+    def archived(self) -> Iterator[RawFile]:
+        """Every loaded file, oldest day first within an endpoint."""
+        for path in sorted(self._pages.glob("*/*/*.parquet")):
+            if match := _NAME.fullmatch(path.name):
+                yield RawFile(path, match["endpoint"], match["run_id"])
+
+
+class RawWriter:
+    """Collects complete page sets and lands them as files, one an endpoint at each `land()`."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self._folder = folder
+        self._run_id = run_id
+        self._numbers: dict[str, int] = {}
+        self._sets: dict[str, list[tuple[str, list[Page]]]] = {}
+        self.waiting_bytes = 0
+
+    def add(self, user_id: str, pages: list[Page]) -> None:
+        """Takes the complete pages of one read of one endpoint."""
+        self._sets.setdefault(pages[0].endpoint.name, []).append((user_id, pages))
+        self.waiting_bytes += sum(len(page.body) for page in pages)
+
+    def take(self) -> dict[str, list[tuple[str, list[Page]]]]:
+        """What waits to be landed; the writer is empty afterwards."""
+        taken, self._sets, self.waiting_bytes = self._sets, {}, 0
+        return taken
+
+    def land(self, sets: dict[str, list[tuple[str, list[Page]]]]) -> None:
+        """Writes taken page sets to disk; when it returns they survive a crash."""
+        for endpoint, of_users in sets.items():
+            number = self._numbers.get(endpoint, _first_number(self._folder, endpoint, self._run_id))
+            self._numbers[endpoint] = number + 1
+            table = _table(of_users, self._run_id)
+            _write_whole(table, self._folder / f"{endpoint}~{self._run_id}~{number:05d}.parquet")
+
+
+def read_bodies(file: RawFile) -> pa.Table:
+    """The pages of a raw file, as `SCHEMA`."""
+    return pq.read_table(file.path, schema=SCHEMA)
+
+
+def _first_number(folder: Path, endpoint: str, run_id: str) -> int:
+    """A number that no earlier attempt of the same run used, whether its files are loaded or not."""
+    return int(datetime.now(UTC).timestamp() * 1000)
+
+
+def _table(of_users: list[tuple[str, list[Page]]], run_id: str) -> pa.Table:
+    rows = [(user_id, pages[0].fetched_at, page) for user_id, pages in of_users for page in pages]
+    pages = [page for _, _, page in rows]
+    columns = [
+        [user_id for user_id, _, _ in rows],
+        [PROVIDER] * len(rows),
+        [page.endpoint.name for page in pages],
+        [page.window.start for page in pages],
+        [page.window.end for page in pages],
+        [",".join(page.grouping) for page in pages],
+        [page.number for page in pages],
+        [fetched_at for _, fetched_at, _ in rows],
+        [run_id] * len(rows),
+        [hashlib.sha256(page.body).hexdigest() for page in pages],
+        [page.body for page in pages],
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _write_whole(table: pa.Table, path: Path) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("wb") as file:
+        # Bodies repeat themselves within a page only: a dictionary would just be built and dropped.
+        pq.write_table(table, file, compression="zstd", compression_level=1, use_dictionary=False)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

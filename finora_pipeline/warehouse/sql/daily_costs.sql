@@ -1,0 +1,83 @@
+-- daily_costs: what OpenAI charged, exactly as its costs endpoint says it.
+--
+-- Grain: user, provider, date, project_id, line_item (one row each; project_id and line_item may be NULL).
+-- Rules
+--   1. `amount_usd` is OpenAI's own text as DECIMAL(38,18); no float on the way. NULL where OpenAI gave none.
+--   2. A day of an organization is replaced whole by its newest complete page set, also by an empty one.
+--   3. A line item that does not fit the grammar keeps its text and its amount; `is_parsed` is false.
+--   4. Sample rows (`is_sample`) exist only for users without real rows.
+
+-- [create]
+CREATE TABLE daily_costs (
+    user_id          VARCHAR NOT NULL,
+    provider         VARCHAR NOT NULL,
+    date             DATE NOT NULL,
+    project_id       VARCHAR,
+    project_name     VARCHAR,
+    line_item        VARCHAR,
+    amount_usd       DECIMAL(38, 18),
+    quantity         DECIMAL(38, 18),
+    quantity_unit    VARCHAR,
+    model            VARCHAR,
+    direction        VARCHAR,
+    modality         VARCHAR,
+    tier             VARCHAR,
+    is_long_context  BOOLEAN NOT NULL,
+    is_parsed        BOOLEAN NOT NULL,
+    organization_id  VARCHAR,
+    fetched_at       TIMESTAMPTZ NOT NULL,
+    raw_file         VARCHAR NOT NULL,
+    is_sample        BOOLEAN NOT NULL
+);
+COMMENT ON TABLE daily_costs IS 'What OpenAI charged, in USD: one row a user, UTC day, project and line item. The financial source: it reconciles with the invoice.';
+COMMENT ON COLUMN daily_costs.user_id IS 'Our user';
+COMMENT ON COLUMN daily_costs.provider IS 'Who charged: openai';
+COMMENT ON COLUMN daily_costs.date IS 'UTC day of the charge; today is partial, the two days before may still be restated';
+COMMENT ON COLUMN daily_costs.project_id IS 'OpenAI project';
+COMMENT ON COLUMN daily_costs.project_name IS 'Name of the project when it was read';
+COMMENT ON COLUMN daily_costs.line_item IS 'OpenAI''s own text of the charge';
+COMMENT ON COLUMN daily_costs.amount_usd IS 'USD, exact';
+COMMENT ON COLUMN daily_costs.quantity IS 'How much was bought, in quantity_unit';
+COMMENT ON COLUMN daily_costs.quantity_unit IS 'tokens, images, characters, duration_seconds, gibibyte_hours …; NULL if it has no single unit';
+COMMENT ON COLUMN daily_costs.model IS 'Model named by the line item, e.g. gpt-4o-2024-08-06';
+COMMENT ON COLUMN daily_costs.direction IS 'input, cached_input, output or cache_write';
+COMMENT ON COLUMN daily_costs.modality IS 'text, image or audio, where the line item names it';
+COMMENT ON COLUMN daily_costs.tier IS 'Service tier or calling surface: priority, flex, evals, assistants api';
+COMMENT ON COLUMN daily_costs.is_long_context IS 'Priced as long context';
+COMMENT ON COLUMN daily_costs.is_parsed IS 'False if the line item''s text does not fit the known grammar; its amount counts all the same';
+COMMENT ON COLUMN daily_costs.organization_id IS 'OpenAI organization';
+COMMENT ON COLUMN daily_costs.fetched_at IS 'When OpenAI said so (UTC)';
+COMMENT ON COLUMN daily_costs.raw_file IS 'Raw file that holds the page';
+COMMENT ON COLUMN daily_costs.is_sample IS 'Made-up row of a user without real data';
+
+-- [load]
+-- From `cost_rows` (an Arrow table: the results of the pages) and `line_items` (each text, parsed).
+DELETE FROM daily_costs AS old
+USING new_days AS new
+WHERE old.user_id = new.user_id AND old.provider = new.provider AND old.date = new.date;
+
+INSERT INTO daily_costs
+SELECT
+    row.user_id,
+    row.provider,
+    row.date,
+    row.project_id,
+    any_value(row.project_name),
+    row.line_item,
+    sum(row.amount_usd),
+    sum(row.quantity),
+    any_value(row.quantity_unit),
+    any_value(item.model),
+    any_value(item.direction),
+    any_value(item.modality),
+    any_value(item.tier),
+    coalesce(any_value(item.is_long_context), false),
+    coalesce(any_value(item.is_parsed), false),
+    any_value(row.organization_id),
+    any_value(row.fetched_at),
+    any_value(new.raw_file),
+    false
+FROM cost_rows AS row
+JOIN new_days AS new USING (user_id, provider, date, fetched_at)
+LEFT JOIN line_items AS item ON item.line_item = row.line_item
+GROUP BY row.user_id, row.provider, row.date, row.project_id, row.line_item;

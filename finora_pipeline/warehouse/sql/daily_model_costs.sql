@@ -1,0 +1,128 @@
+-- daily_model_costs: cost and tokens of a model on a day, side by side.
+--
+-- Grain: user, provider, date, model.
+-- Rules
+--   1. `model` is the cost line's model; a charge without one stands under its line item's text, so that the
+--      rows of a day always add up to the day's cost.
+--   2. Costs and usage name some models differently, with or without the date of release. Usage goes to the
+--      cost model of exactly its name; else to the only one of that day with the same name but for the date;
+--      else it keeps its own row.
+--   3. `token_priced_usd` is what was charged by the token (the line item names a direction, and the quantity
+--      is in tokens or has no unit).
+--   4. `cost_per_1k_tokens` = token_priced_usd ÷ (input_tokens + output_tokens) × 1000; cached input is part
+--      of the input and is not added again. NULL without tokens.
+
+-- [create]
+CREATE TABLE daily_model_costs (
+    user_id             VARCHAR NOT NULL,
+    provider            VARCHAR NOT NULL,
+    date                DATE NOT NULL,
+    model               VARCHAR NOT NULL,
+    amount_usd          DECIMAL(38, 18) NOT NULL,
+    token_priced_usd    DECIMAL(38, 18) NOT NULL,
+    requests            BIGINT,
+    input_tokens        BIGINT,
+    output_tokens       BIGINT,
+    cost_per_1k_tokens  DECIMAL(38, 18),
+    is_sample           BOOLEAN NOT NULL
+);
+COMMENT ON TABLE daily_model_costs IS 'Cost and tokens by model: one row a user, UTC day and model. Its rows add up to daily_costs.';
+COMMENT ON COLUMN daily_model_costs.user_id IS 'Our user';
+COMMENT ON COLUMN daily_model_costs.provider IS 'Who charged: openai';
+COMMENT ON COLUMN daily_model_costs.date IS 'UTC day';
+COMMENT ON COLUMN daily_model_costs.model IS 'Model as the costs name it; the line item''s text for charges without a model';
+COMMENT ON COLUMN daily_model_costs.amount_usd IS 'USD, exact';
+COMMENT ON COLUMN daily_model_costs.token_priced_usd IS 'The part of amount_usd that was charged by the token';
+COMMENT ON COLUMN daily_model_costs.requests IS 'Requests to the model';
+COMMENT ON COLUMN daily_model_costs.input_tokens IS 'Tokens in, cached ones included';
+COMMENT ON COLUMN daily_model_costs.output_tokens IS 'Tokens out';
+COMMENT ON COLUMN daily_model_costs.cost_per_1k_tokens IS 'USD per 1,000 tokens, in and out together; NULL without tokens';
+COMMENT ON COLUMN daily_model_costs.is_sample IS 'Made-up row of a user without real data';
+
+-- [refresh]
+-- Recomputes the days in `pipeline.stale_days`.
+CREATE OR REPLACE TEMP TABLE stale AS FROM pipeline.stale_days;
+
+DELETE FROM daily_model_costs AS old
+USING stale
+WHERE old.user_id = stale.user_id AND old.provider = stale.provider AND old.date = stale.date;
+
+INSERT INTO daily_model_costs
+WITH costs AS (
+    SELECT
+        user_id,
+        provider,
+        date,
+        coalesce(model, line_item, 'not attributed') AS model,
+        coalesce(sum(amount_usd), 0) AS amount_usd,
+        coalesce(
+            sum(amount_usd) FILTER (
+                direction IS NOT NULL AND coalesce(quantity_unit, 'tokens') IN ('tokens', '1000_tokens')
+            ),
+            0
+        ) AS token_priced_usd,
+        bool_or(is_sample) AS is_sample
+    FROM daily_costs
+    SEMI JOIN stale USING (user_id, provider, date)
+    GROUP BY ALL
+),
+only_of_base AS (
+    SELECT user_id, provider, date, base_model(model) AS base, min(model) AS model
+    FROM costs
+    GROUP BY ALL
+    HAVING count(*) = 1
+),
+used AS (
+    SELECT
+        user_id,
+        provider,
+        date,
+        coalesce(model, 'not attributed') AS model,
+        sum(requests)::BIGINT AS requests,
+        sum(input_tokens)::BIGINT AS input_tokens,
+        sum(output_tokens)::BIGINT AS output_tokens,
+        bool_or(is_sample) AS is_sample
+    FROM daily_usage
+    SEMI JOIN stale USING (user_id, provider, date)
+    GROUP BY ALL
+),
+usage AS (
+    SELECT
+        used.user_id,
+        used.provider,
+        used.date,
+        coalesce(costs.model, only_of_base.model, used.model) AS model,
+        sum(requests)::BIGINT AS requests,
+        sum(input_tokens)::BIGINT AS input_tokens,
+        sum(output_tokens)::BIGINT AS output_tokens,
+        bool_or(used.is_sample) AS is_sample
+    FROM used
+    LEFT JOIN costs USING (user_id, provider, date, model)
+    LEFT JOIN only_of_base
+        ON only_of_base.user_id = used.user_id
+        AND only_of_base.provider = used.provider
+        AND only_of_base.date = used.date
+        AND only_of_base.base = base_model(used.model)
+    GROUP BY ALL
+)
+SELECT
+    user_id,
+    provider,
+    date,
+    model,
+    coalesce(costs.amount_usd, 0),
+    coalesce(costs.token_priced_usd, 0),
+    usage.requests,
+    usage.input_tokens,
+    usage.output_tokens,
+    exact_ratio(costs.token_priced_usd, usage.input_tokens + usage.output_tokens, per := 1000),
+    coalesce(costs.is_sample, usage.is_sample)
+FROM costs
+FULL JOIN usage USING (user_id, provider, date, model);
+
+INSERT INTO pipeline.unpublished_months
+SELECT DISTINCT 'daily_model_costs', date_trunc('month', date)::DATE FROM stale
+EXCEPT
+FROM pipeline.unpublished_months;
+
+TRUNCATE pipeline.stale_days;

@@ -1,0 +1,92 @@
+-- daily_usage: what was used, as OpenAI's usage endpoints count it.
+--
+-- Grain: user, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier; a
+-- dimension that was not asked for is NULL.
+-- Rules
+--   1. Token counts are OpenAI's own. `input_tokens` includes cached, cache-write and audio tokens: those
+--      columns are parts of it and are never added to it again.
+--   2. Usage and costs are counted apart by OpenAI and need not agree on recent days; money comes from
+--      daily_costs.
+--   3. A day of an organization and service is replaced whole by its newest complete page set.
+
+-- [create]
+CREATE TABLE daily_usage (
+    user_id                   VARCHAR NOT NULL,
+    provider                  VARCHAR NOT NULL,
+    date                      DATE NOT NULL,
+    service                   VARCHAR NOT NULL,
+    project_id                VARCHAR,
+    member_id                 VARCHAR,
+    api_key_id                VARCHAR,
+    model                     VARCHAR,
+    batch                     BOOLEAN,
+    service_tier              VARCHAR,
+    requests                  BIGINT,
+    input_tokens              BIGINT,
+    input_cached_tokens       BIGINT,
+    input_cache_write_tokens  BIGINT,
+    input_audio_tokens        BIGINT,
+    output_tokens             BIGINT,
+    output_audio_tokens       BIGINT,
+    fetched_at                TIMESTAMPTZ NOT NULL,
+    raw_file                  VARCHAR NOT NULL,
+    is_sample                 BOOLEAN NOT NULL
+);
+COMMENT ON TABLE daily_usage IS 'What was used: tokens and requests, one row a user, UTC day, service, project and model.';
+COMMENT ON COLUMN daily_usage.user_id IS 'Our user';
+COMMENT ON COLUMN daily_usage.provider IS 'Whose service: openai';
+COMMENT ON COLUMN daily_usage.date IS 'UTC day of the use; today is partial';
+COMMENT ON COLUMN daily_usage.service IS 'Usage endpoint, e.g. completions (chat, responses and Codex are in it)';
+COMMENT ON COLUMN daily_usage.project_id IS 'OpenAI project';
+COMMENT ON COLUMN daily_usage.member_id IS 'OpenAI organization member';
+COMMENT ON COLUMN daily_usage.api_key_id IS 'OpenAI API key';
+COMMENT ON COLUMN daily_usage.model IS 'Model as the usage endpoint names it; costs may name it with or without its date';
+COMMENT ON COLUMN daily_usage.batch IS 'Whether through the Batch API';
+COMMENT ON COLUMN daily_usage.service_tier IS 'Service tier, e.g. default, priority';
+COMMENT ON COLUMN daily_usage.requests IS 'Requests to the model';
+COMMENT ON COLUMN daily_usage.input_tokens IS 'Tokens in, cached ones included';
+COMMENT ON COLUMN daily_usage.input_cached_tokens IS 'Part of input_tokens that was read from the cache';
+COMMENT ON COLUMN daily_usage.input_cache_write_tokens IS 'Part of input_tokens that was written to the cache';
+COMMENT ON COLUMN daily_usage.input_audio_tokens IS 'Part of input_tokens that is audio';
+COMMENT ON COLUMN daily_usage.output_tokens IS 'Tokens out';
+COMMENT ON COLUMN daily_usage.output_audio_tokens IS 'Part of output_tokens that is audio';
+COMMENT ON COLUMN daily_usage.fetched_at IS 'When OpenAI said so (UTC)';
+COMMENT ON COLUMN daily_usage.raw_file IS 'Raw file that holds the page';
+COMMENT ON COLUMN daily_usage.is_sample IS 'Made-up row of a user without real data';
+
+-- [load]
+-- From `usage_rows` (an Arrow table: the results of the pages of one service).
+DELETE FROM daily_usage AS old
+USING new_days AS new
+WHERE old.service = $endpoint
+  AND old.user_id = new.user_id
+  AND old.provider = new.provider
+  AND old.date = new.date;
+
+INSERT INTO daily_usage
+SELECT
+    row.user_id,
+    row.provider,
+    row.date,
+    $endpoint,
+    row.project_id,
+    row.member_id,
+    row.api_key_id,
+    row.model,
+    row.batch,
+    row.service_tier,
+    sum(row.requests)::BIGINT,
+    sum(row.input_tokens)::BIGINT,
+    sum(row.input_cached_tokens)::BIGINT,
+    sum(row.input_cache_write_tokens)::BIGINT,
+    sum(row.input_audio_tokens)::BIGINT,
+    sum(row.output_tokens)::BIGINT,
+    sum(row.output_audio_tokens)::BIGINT,
+    any_value(row.fetched_at),
+    any_value(new.raw_file),
+    false
+FROM usage_rows AS row
+JOIN new_days AS new USING (user_id, provider, date, fetched_at)
+GROUP BY
+    row.user_id, row.provider, row.date, row.project_id, row.member_id, row.api_key_id, row.model,
+    row.batch, row.service_tier;

@@ -1,0 +1,88 @@
+-- The pipeline's own bookkeeping, in its own schema. Analysts do not need it.
+
+-- [create]
+CREATE SCHEMA pipeline;
+
+-- One row a raw file whose pages are in the facts; written in the transaction that loads them, so that no
+-- file is ever loaded twice.
+CREATE TABLE pipeline.loaded_files (
+    raw_file     VARCHAR NOT NULL PRIMARY KEY,
+    run_id       VARCHAR NOT NULL,
+    endpoint     VARCHAR NOT NULL,
+    loaded_at    TIMESTAMPTZ NOT NULL,
+    pages        BIGINT NOT NULL,
+    result_rows  BIGINT NOT NULL,
+    users        BIGINT NOT NULL,
+    unparsed     BIGINT NOT NULL,
+    amount_usd   DECIMAL(38, 18)
+);
+
+-- One row a day of an organization that has been read, empty days included, with the moment of the read
+-- that counts: a page set that is older than this does not replace the day.
+CREATE TABLE pipeline.loaded_days (
+    user_id     VARCHAR NOT NULL,
+    provider    VARCHAR NOT NULL,
+    endpoint    VARCHAR NOT NULL,
+    date        DATE NOT NULL,
+    fetched_at  TIMESTAMPTZ NOT NULL,
+    raw_file    VARCHAR NOT NULL
+);
+
+-- Days whose facts changed since the metrics were computed.
+CREATE TABLE pipeline.stale_days (user_id VARCHAR NOT NULL, provider VARCHAR NOT NULL, date DATE NOT NULL);
+
+-- Months of a table that changed since they were last written as Parquet.
+CREATE TABLE pipeline.unpublished_months (table_name VARCHAR NOT NULL, month DATE NOT NULL);
+
+-- [begin_load]
+-- `page_days` (an Arrow table) lists the days the pages to be loaded cover. A day counts only if the
+-- warehouse does not hold a newer read of it.
+CREATE OR REPLACE TEMP TABLE new_days AS
+SELECT user_id, provider, date, max(fetched_at) AS fetched_at, any_value(raw_file) AS raw_file
+FROM page_days AS page
+WHERE NOT EXISTS (
+    FROM pipeline.loaded_days AS loaded
+    WHERE loaded.endpoint = $endpoint
+      AND loaded.user_id = page.user_id
+      AND loaded.provider = page.provider
+      AND loaded.date = page.date
+      AND loaded.fetched_at >= page.fetched_at
+)
+GROUP BY user_id, provider, date;
+
+-- [end_load]
+DELETE FROM pipeline.loaded_days AS loaded
+USING new_days AS new
+WHERE loaded.endpoint = $endpoint
+  AND loaded.user_id = new.user_id
+  AND loaded.provider = new.provider
+  AND loaded.date = new.date;
+
+INSERT INTO pipeline.loaded_days
+SELECT user_id, provider, $endpoint, date, fetched_at, raw_file FROM new_days;
+
+INSERT INTO pipeline.stale_days
+SELECT user_id, provider, date FROM new_days AS new
+WHERE NOT EXISTS (
+    FROM pipeline.stale_days AS stale
+    WHERE stale.user_id = new.user_id AND stale.provider = new.provider AND stale.date = new.date
+);
+
+INSERT INTO pipeline.unpublished_months
+SELECT DISTINCT $table_name, date_trunc('month', date)::DATE AS month FROM new_days
+EXCEPT
+FROM pipeline.unpublished_months;
+
+-- [ledger]
+INSERT INTO pipeline.loaded_files
+SELECT
+    raw_file,
+    $run_id,
+    $endpoint,
+    now(),
+    $pages,
+    $result_rows,
+    $users,
+    $unparsed,
+    $amount_usd
+FROM (SELECT $raw_file AS raw_file);

@@ -1,0 +1,77 @@
+-- Sample rows for users who have no real rows yet: 30 days of an imaginary organization, marked
+-- `is_sample`. They go with the first real rows and are never computed into anybody else's figures.
+
+-- [refresh]
+-- `sample_users` (an Arrow table) lists every user; `sample_models` a few models with their shape.
+CREATE OR REPLACE TEMP TABLE without_data AS
+SELECT user_id FROM sample_users
+WHERE user_id NOT IN (SELECT user_id FROM daily_costs WHERE NOT is_sample)
+  AND user_id NOT IN (SELECT user_id FROM daily_usage WHERE NOT is_sample);
+
+-- Sample days that are too old, or whose user has real rows by now.
+CREATE OR REPLACE TEMP TABLE outdated AS
+SELECT user_id, provider, date
+FROM (
+    SELECT user_id, provider, date FROM daily_costs WHERE is_sample
+    UNION
+    SELECT user_id, provider, date FROM daily_usage WHERE is_sample
+)
+WHERE user_id NOT IN (FROM without_data) OR date < $today::DATE - 29;
+
+DELETE FROM daily_costs AS old USING outdated
+WHERE old.is_sample AND old.user_id = outdated.user_id AND old.date = outdated.date;
+DELETE FROM daily_usage AS old USING outdated
+WHERE old.is_sample AND old.user_id = outdated.user_id AND old.date = outdated.date;
+
+CREATE OR REPLACE TEMP TABLE missing AS
+SELECT user_id, ($today::DATE - i::INTEGER)::DATE AS date
+FROM without_data CROSS JOIN range(30) AS days(i)
+WHERE NOT EXISTS (
+    FROM daily_costs AS old
+    WHERE old.is_sample AND old.user_id = without_data.user_id
+      AND old.date = ($today::DATE - i::INTEGER)::DATE
+);
+
+CREATE OR REPLACE TEMP TABLE sample_use AS
+SELECT
+    missing.user_id,
+    missing.date,
+    models.*,
+    (models.tokens_a_day * (CASE WHEN dayofweek(missing.date) IN (0, 6) THEN 3 ELSE 10 END)
+        * (90 + hash(missing.date, models.model) % 21)::BIGINT) // 1000 AS input_tokens
+FROM missing CROSS JOIN sample_models AS models;
+
+INSERT INTO daily_costs
+SELECT
+    user_id, 'openai', date, 'proj_sample', 'Sample project', model || ', ' || direction,
+    tokens * price / 1000000, tokens, 'tokens', model, direction, NULL, NULL, false, true, NULL, now(),
+    'sample', true
+FROM (
+    SELECT
+        user_id, date, model, 'input' AS direction, input_tokens AS tokens,
+        input_price_per_million::DECIMAL(9, 4) AS price
+    FROM sample_use
+    UNION ALL
+    SELECT user_id, date, model, 'output', input_tokens // 4, output_price_per_million::DECIMAL(9, 4)
+    FROM sample_use
+);
+
+INSERT INTO daily_usage
+SELECT
+    user_id, 'openai', date, 'completions', 'proj_sample', NULL, NULL, model, NULL, NULL,
+    input_tokens // 900 + 1, input_tokens, 0, 0, 0, input_tokens // 4, 0, now(), 'sample', true
+FROM sample_use;
+
+INSERT INTO pipeline.stale_days
+SELECT user_id, 'openai', date FROM missing
+UNION
+SELECT user_id, provider, date FROM outdated
+EXCEPT
+FROM pipeline.stale_days;
+
+INSERT INTO pipeline.unpublished_months
+SELECT DISTINCT table_name, date_trunc('month', date)::DATE
+FROM (SELECT date FROM missing UNION SELECT date FROM outdated)
+CROSS JOIN (VALUES ('daily_costs'), ('daily_usage')) AS tables(table_name)
+EXCEPT
+FROM pipeline.unpublished_months;

@@ -1,0 +1,235 @@
+-- user_metrics: the figures of a user's overview, each with the period before and a sparkline.
+--
+-- Grain: user, provider, metric, period.
+-- Rules
+--   1. Periods are UTC days up to and including today ($today): the last 7, 30 or 90 days, or the month so
+--      far. The period before has the same number of days: directly before, for the month the same days of
+--      the previous month (fewer where that month is shorter).
+--   2. total_spend = Σ amount_usd. average_daily_cost = total_spend ÷ days of the period.
+--   3. cost_per_1k_tokens = cost charged by the token of models whose tokens are known ÷ (input + output
+--      tokens) × 1000; `covered_share` is that cost's share of total_spend.
+--   4. top_model_share = spend of the model that cost most (`detail` names it) ÷ total_spend.
+--   5. month_over_month (period month only) = (month so far − same days of the previous month) ÷ the latter.
+--   6. No denominator, no value: NULL, never 0 or infinity. `previous_value` is NULL unless the user's data
+--      reaches back to the start of the period before; `change` = (value − previous_value) ÷ previous_value.
+--   7. Money and tokens are exact; shares and changes are rounded to 12 decimals.
+
+-- [create]
+CREATE TABLE user_metrics (
+    user_id         VARCHAR NOT NULL,
+    provider        VARCHAR NOT NULL,
+    metric          VARCHAR NOT NULL,
+    period          VARCHAR NOT NULL,
+    period_start    DATE NOT NULL,
+    period_end      DATE NOT NULL,
+    unit            VARCHAR NOT NULL,
+    value           DECIMAL(38, 18),
+    previous_value  DECIMAL(38, 18),
+    change          DECIMAL(38, 18),
+    covered_share   DECIMAL(38, 18),
+    detail          VARCHAR,
+    sparkline       DECIMAL(38, 18)[],
+    is_sample       BOOLEAN NOT NULL
+);
+COMMENT ON TABLE user_metrics IS 'A user''s key figures for the last 7, 30 and 90 days and the month, with the period before and 14 days of history.';
+COMMENT ON COLUMN user_metrics.user_id IS 'Our user';
+COMMENT ON COLUMN user_metrics.provider IS 'openai';
+COMMENT ON COLUMN user_metrics.metric IS 'total_spend, average_daily_cost, cost_per_1k_tokens, input_tokens, output_tokens, tokens, top_model_share, month_over_month';
+COMMENT ON COLUMN user_metrics.period IS '7d, 30d, 90d or month (so far)';
+COMMENT ON COLUMN user_metrics.period_start IS 'First UTC day of the period';
+COMMENT ON COLUMN user_metrics.period_end IS 'Last UTC day of the period: today, which is partial';
+COMMENT ON COLUMN user_metrics.unit IS 'usd, usd_per_1k_tokens, tokens or ratio';
+COMMENT ON COLUMN user_metrics.value IS 'The figure, NULL where it has no denominator';
+COMMENT ON COLUMN user_metrics.previous_value IS 'The same figure of the period before, NULL unless the data reaches back that far';
+COMMENT ON COLUMN user_metrics.change IS '(value - previous_value) / previous_value';
+COMMENT ON COLUMN user_metrics.covered_share IS 'cost_per_1k_tokens: the share of the spend that the figure speaks of';
+COMMENT ON COLUMN user_metrics.detail IS 'top_model_share: the model';
+COMMENT ON COLUMN user_metrics.sparkline IS 'The figure of each of the last 14 UTC days, oldest first';
+COMMENT ON COLUMN user_metrics.is_sample IS 'Computed from made-up rows';
+
+-- [refresh]
+CREATE OR REPLACE TEMP TABLE metric_periods AS
+WITH named(period, period_start) AS (
+    VALUES
+        ('7d', $today::DATE - 6),
+        ('30d', $today::DATE - 29),
+        ('90d', $today::DATE - 89),
+        ('month', date_trunc('month', $today::DATE)::DATE)
+),
+before AS (
+    SELECT
+        *,
+        CASE period
+            WHEN 'month' THEN (period_start - INTERVAL 1 MONTH)::DATE
+            ELSE (period_start - ($today::DATE - period_start + 1)::INTEGER)::DATE
+        END AS previous_start
+    FROM named
+)
+SELECT
+    *,
+    least(previous_start + ($today::DATE - period_start)::INTEGER, period_start - 1) AS previous_end
+FROM before;
+
+CREATE OR REPLACE TEMP TABLE user_spans AS
+SELECT user_id, provider, min(date) AS first_date, bool_or(is_sample) AS is_sample
+FROM daily_model_costs
+GROUP BY user_id, provider;
+
+-- One row a user, period and side (0 the period before, 1 the period itself), and one a sparkline day (2).
+CREATE OR REPLACE TEMP TABLE metric_spans AS
+SELECT user_id, provider, period, side, span_start, span_end
+FROM user_spans
+CROSS JOIN (
+    SELECT period, 1 AS side, period_start AS span_start, $today::DATE AS span_end FROM metric_periods
+    UNION ALL
+    SELECT period, 0, previous_start, previous_end FROM metric_periods
+    UNION ALL
+    SELECT 'day', 2, day, day FROM (SELECT ($today::DATE - i::INTEGER)::DATE AS day FROM range(14) AS r(i))
+);
+
+CREATE OR REPLACE TEMP TABLE model_sums AS
+SELECT
+    span.user_id,
+    span.provider,
+    span.period,
+    span.side,
+    span.span_start,
+    span.span_end,
+    cost.model,
+    sum(cost.amount_usd) AS amount_usd,
+    sum(cost.token_priced_usd) FILTER (coalesce(cost.input_tokens + cost.output_tokens, 0) > 0)
+        AS covered_usd,
+    sum(cost.input_tokens)::BIGINT AS input_tokens,
+    sum(cost.output_tokens)::BIGINT AS output_tokens
+FROM metric_spans AS span
+JOIN daily_model_costs AS cost
+    ON cost.user_id = span.user_id
+    AND cost.provider = span.provider
+    AND cost.date BETWEEN span.span_start AND span.span_end
+WHERE cost.date >= $today::DATE - 180
+GROUP BY ALL;
+
+CREATE OR REPLACE TEMP TABLE span_sums AS
+SELECT
+    span.*,
+    span.span_end - span.span_start + 1 AS days,
+    coalesce(sum(model.amount_usd), 0) AS total,
+    sum(model.covered_usd) AS covered,
+    max(model.amount_usd) AS top_usd,
+    arg_max(model.model, model.amount_usd) AS top_model,
+    coalesce(sum(model.input_tokens), 0)::BIGINT AS input_tokens,
+    coalesce(sum(model.output_tokens), 0)::BIGINT AS output_tokens
+FROM metric_spans AS span
+LEFT JOIN model_sums AS model USING (user_id, provider, period, side, span_start, span_end)
+GROUP BY ALL;
+
+CREATE OR REPLACE TEMP TABLE span_values AS
+UNPIVOT (
+    SELECT
+        user_id,
+        provider,
+        period,
+        side,
+        span_start,
+        CASE WHEN total > 0 THEN round(covered::DOUBLE / total::DOUBLE, 12) END::DECIMAL(38, 18)
+            AS covered_share,
+        top_model,
+        total::DECIMAL(38, 18) AS total_spend,
+        exact_ratio(total, days) AS average_daily_cost,
+        exact_ratio(covered, input_tokens + output_tokens, per := 1000) AS cost_per_1k_tokens,
+        input_tokens::DECIMAL(38, 18) AS input_tokens,
+        output_tokens::DECIMAL(38, 18) AS output_tokens,
+        (input_tokens + output_tokens)::DECIMAL(38, 18) AS tokens,
+        CASE WHEN total > 0 THEN round(top_usd::DOUBLE / total::DOUBLE, 12) END::DECIMAL(38, 18)
+            AS top_model_share
+    FROM span_sums
+)
+ON COLUMNS(* EXCLUDE (user_id, provider, period, side, span_start, covered_share, top_model))
+INTO NAME metric VALUE value;
+
+TRUNCATE user_metrics;
+
+INSERT INTO user_metrics
+WITH grid AS (
+    SELECT user_id, provider, first_date, is_sample, periods.*, units.metric, units.unit
+    FROM user_spans
+    CROSS JOIN metric_periods AS periods
+    CROSS JOIN (
+        VALUES
+            ('total_spend', 'usd'),
+            ('average_daily_cost', 'usd'),
+            ('cost_per_1k_tokens', 'usd_per_1k_tokens'),
+            ('input_tokens', 'tokens'),
+            ('output_tokens', 'tokens'),
+            ('tokens', 'tokens'),
+            ('top_model_share', 'ratio')
+    ) AS units(metric, unit)
+),
+sparks AS (
+    SELECT
+        days.user_id,
+        days.provider,
+        units.metric,
+        list(spark.value ORDER BY days.span_start) AS sparkline
+    FROM metric_spans AS days
+    CROSS JOIN (SELECT DISTINCT metric FROM grid) AS units
+    LEFT JOIN span_values AS spark
+        ON spark.side = 2
+        AND spark.user_id = days.user_id
+        AND spark.provider = days.provider
+        AND spark.span_start = days.span_start
+        AND spark.metric = units.metric
+    WHERE days.side = 2
+    GROUP BY ALL
+),
+figures AS (
+    SELECT
+        grid.user_id,
+        grid.provider,
+        grid.metric,
+        grid.period,
+        grid.period_start,
+        grid.unit,
+        this.value,
+        CASE WHEN grid.first_date <= grid.previous_start THEN before.value END AS previous_value,
+        CASE grid.metric WHEN 'cost_per_1k_tokens' THEN this.covered_share END AS covered_share,
+        CASE grid.metric WHEN 'top_model_share' THEN this.top_model END AS detail,
+        sparks.sparkline,
+        grid.is_sample
+    FROM grid
+    LEFT JOIN span_values AS this
+        ON this.side = 1
+        AND this.user_id = grid.user_id
+        AND this.provider = grid.provider
+        AND this.period = grid.period
+        AND this.metric = grid.metric
+    LEFT JOIN span_values AS before
+        ON before.side = 0
+        AND before.user_id = grid.user_id
+        AND before.provider = grid.provider
+        AND before.period = grid.period
+        AND before.metric = grid.metric
+    LEFT JOIN sparks
+        ON sparks.user_id = grid.user_id
+        AND sparks.provider = grid.provider
+        AND sparks.metric = grid.metric
+),
+compared AS (
+    SELECT
+        *,
+        CASE
+            WHEN previous_value > 0
+            THEN round((value - previous_value)::DOUBLE / previous_value::DOUBLE, 12)
+        END::DECIMAL(38, 18) AS change
+    FROM figures
+)
+SELECT
+    user_id, provider, metric, period, period_start, $today::DATE, unit, value, previous_value, change,
+    covered_share, detail, sparkline, is_sample
+FROM compared
+UNION ALL
+SELECT
+    user_id, provider, 'month_over_month', period, period_start, $today::DATE, 'ratio', change, NULL, NULL,
+    NULL, NULL, NULL, is_sample
+FROM compared
+WHERE metric = 'total_spend' AND period = 'month';

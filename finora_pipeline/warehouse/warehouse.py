@@ -1,0 +1,128 @@
+"""The pipeline's own DuckDB database: who may write, and with which tables.
+
+Writers take turns by an operating-system lock on a file beside the database, held for the seconds of a
+write. It covers every process (runs, command line, tests) and ends with the process that holds it. Nobody
+else opens this file: readers get a published copy.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from finora_pipeline.warehouse.sql import section
+
+# In the order in which they are created.
+CREATED = ("pipeline", "macros")
+TABLES = ("daily_costs", "daily_usage", "daily_model_costs", "user_metrics", "connections")
+# The tables that are also published as Parquet, a file a month.
+MONTHLY_TABLES = ("daily_costs", "daily_usage", "daily_model_costs")
+# Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
+MEMORY_LIMIT = "256MB"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column as an analyst sees it."""
+
+    name: str
+    type: str
+    comment: str
+
+
+class Warehouse:
+    """The warehouse below a data folder; creating the object touches nothing."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.database = home / "warehouse" / "warehouse.duckdb"
+        self.raw = home / "raw"
+        self.published = home / "published"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Waits for and holds the right to write; not reentrant."""
+        self.database.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.database.with_name("write.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection for the holder of the lock; the tables are created in a new database."""
+        spill = self.database.with_name("spill")
+        connection = duckdb.connect(
+            self.database, config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(spill)}
+        )
+        try:
+            connection.execute("SET TimeZone = 'UTC'")
+            connection.execute("SET preserve_insertion_order = false")
+            create_tables(connection)
+            yield connection
+        finally:
+            connection.close()
+
+    @contextmanager
+    def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The lock and a connection, for one write."""
+        with self.lock(), self.connect() as connection:
+            yield connection
+
+
+@contextmanager
+def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """All or nothing: commits at the end of the block, rolls back if it fails."""
+    connection.begin()
+    try:
+        yield
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()
+
+
+def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
+    """Creates the tables in a database that has none."""
+    query = "SELECT count(*) FROM duckdb_schemas() WHERE schema_name = 'pipeline' AND NOT internal"
+    if connection.execute(query).fetchall()[0][0]:
+        return
+    with transaction(connection):
+        for name in (*CREATED, *TABLES):
+            connection.execute(section(name, "create"))
+
+
+def run(connection: duckdb.DuckDBPyConnection, table: str, name: str, **parameters: Any) -> None:
+    """Executes a section's statements, each with those of the parameters that it names."""
+    for statement in duckdb.extract_statements(section(table, name)):
+        wanted = {key: parameters[key] for key in statement.named_parameters}
+        connection.execute(statement, wanted or None)
+
+
+def table_columns() -> dict[str, list[Column]]:
+    """The published tables' columns with their documentation, read from their `.sql` files."""
+    with duckdb.connect(":memory:") as connection:
+        create_tables(connection)
+        rows = connection.execute(
+            "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() "
+            "WHERE schema_name = 'main' AND NOT internal ORDER BY table_name, column_index"
+        ).fetchall()
+    columns: dict[str, list[Column]] = {table: [] for table in TABLES}
+    for table, name, type_, comment in rows:
+        columns[table].append(Column(name, type_, comment))
+    return columns
+
+
+def table_comments() -> dict[str, str]:
+    """What each published table is, in a sentence, read from its `.sql` file."""
+    with duckdb.connect(":memory:") as connection:
+        create_tables(connection)
+        query = "SELECT table_name, comment FROM duckdb_tables() WHERE schema_name = 'main' AND NOT internal"
+        return dict(connection.execute(query).fetchall())
