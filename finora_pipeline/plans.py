@@ -30,6 +30,12 @@ class Plan:
         """The moment until which the plan promises the next refresh."""
         return last_refresh + self.refresh_interval
 
+    def keeps_more_than(self, other: "Plan") -> bool:
+        """Whether this plan keeps older days than the other."""
+        if other.history_days is None:
+            return False
+        return self.history_days is None or self.history_days > other.history_days
+
     @property
     def interval_text(self) -> str:
         """The cadence in words: 'every 24 h', 'every 15 min'."""

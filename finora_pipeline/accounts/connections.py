@@ -13,13 +13,14 @@ from finora_pipeline.accounts.store import (
     Accounts,
     AccountsError,
     Connection,
+    KeyRing,
     Organization,
     Status,
     check_user_id,
 )
-from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient
+from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, OrganizationClient
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
-from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError, TransientError
+from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError
 from finora_pipeline.openai_admin.keys import AdminKey, KeyFormError
 from finora_pipeline.openai_admin.pages import Window, decode_costs
 from finora_pipeline.plans import UnknownPlan, plan_named
@@ -28,6 +29,18 @@ from finora_pipeline.plans import UnknownPlan, plan_named
 CHECK_LIMITS = Limits(timeout_seconds=15.0, retry_seconds=12.0)
 # The organization's id is known from cost rows only; a month of them fits one request.
 IDENTITY_DAYS = 31
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Organizations:
+    """Clients by user, for the length of a run: keys as they were when it was made, decrypted one by one."""
+
+    client: OpenAIAdminClient
+    keys: KeyRing
+
+    def of(self, user_id: str) -> OrganizationClient:
+        """The client of the user's organization. Raises `AccountsError` without a key, `VaultError`."""
+        return self.client.organization(self.keys.key_of(user_id))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -43,30 +56,29 @@ async def check_key(client: OpenAIAdminClient, key: AdminKey) -> Organization:
     """Asks OpenAI whether the key reads costs and usage, and whose it is. Raises `OpenAIAdminError`."""
     today = datetime.now(UTC).date()
     tomorrow = today + timedelta(days=1)
+    month = Window(tomorrow - timedelta(days=IDENTITY_DAYS), tomorrow)
     organization = client.organization(key)
-    async with asyncio.TaskGroup() as group:
-        month = Window(tomorrow - timedelta(days=IDENTITY_DAYS), tomorrow)
-        costs = group.create_task(_outcome(organization.read(COSTS, month, ())))
-        usage = group.create_task(
-            _outcome(organization.read(ENDPOINTS["completions"], Window(today, tomorrow), ()))
-        )
-        projects = group.create_task(_outcome(organization.projects()))
-    for task in (costs, usage):
-        if isinstance(error := task.result(), OpenAIAdminError):
-            raise error
-    rows = [
-        result
-        for page in costs.result()
-        for bucket in decode_costs(page.body).data
-        for result in bucket.results
-    ]
-    organization_id = next((row.organization_id for row in rows if row.organization_id), None)
-    listed = projects.result()
-    if isinstance(listed, TransientError):
-        raise listed
+    costs, usage, projects = await asyncio.gather(
+        organization.read(COSTS, month, ()),
+        organization.read(ENDPOINTS["completions"], Window(today, tomorrow), ()),
+        organization.projects(),
+        return_exceptions=True,
+    )
+    if isinstance(costs, BaseException):
+        raise costs
+    if isinstance(usage, BaseException):
+        raise usage
+    project_ids: frozenset[str] = frozenset()
     # A key restricted to usage may not list projects; the organization is then known by its costs alone.
-    project_ids = frozenset() if isinstance(listed, PermanentError) else {p.project_id for p in listed}
-    return Organization(organization_id, None, frozenset(project_ids))
+    if not isinstance(projects, PermanentError):
+        if isinstance(projects, BaseException):
+            raise projects
+        project_ids = frozenset(project.project_id for project in projects)
+    rows = [row for page in costs for bucket in decode_costs(page.body).data for row in bucket.results]
+    named = next((row for row in rows if row.organization_id), None)
+    if named is None:
+        return Organization(project_ids=project_ids)
+    return Organization(named.organization_id, named.organization_name, project_ids)
 
 
 async def connect(
@@ -148,11 +160,3 @@ def _check_same(known: Organization, found: Organization) -> None:
             "This key does not show which OpenAI organization it belongs to; "
             "use one that may list the organization's projects."
         )
-
-
-async def _outcome(awaitable):
-    """The result or the `OpenAIAdminError`, so that the other checks of a key still finish."""
-    try:
-        return await awaitable
-    except OpenAIAdminError as error:
-        return error

@@ -5,7 +5,7 @@ Nothing here talks to OpenAI: `connections.py` checks a key before it comes here
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
@@ -20,12 +20,12 @@ from finora_pipeline.accounts.schema import audit, connections, credentials, ope
 from finora_pipeline.accounts.vault import Sealed, Vault, load_vault
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.plans import PLANS, Plan, plan_named
-from finora_pipeline.settings import Settings
 
 PROVIDER = "openai"
 # A connection that needs attention is tried again once a day; the hour less keeps a daily tick from missing.
 RETRY_ATTENTION_AFTER = timedelta(hours=23)
 
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 _USER_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_@+-]|\.(?!\.)){0,99}")
 
 
@@ -116,6 +116,21 @@ class Refresh:
         return self.reason is None
 
 
+class KeyRing:
+    """Some users' encrypted keys, as they were at one moment."""
+
+    def __init__(self, vault: Vault, sealed: Mapping[str, tuple[Sealed, int]]) -> None:
+        self._vault = vault
+        self._sealed = sealed
+
+    def key_of(self, user_id: str) -> AdminKey:
+        """The user's Admin key, decrypted. Raises `AccountsError` if there is none, `VaultError`."""
+        if user_id not in self._sealed:
+            raise AccountsError(f"No OpenAI key is stored for user {user_id}.")
+        sealed, version = self._sealed[user_id]
+        return AdminKey(self._vault.open(sealed, _identity(user_id, version)))
+
+
 class Accounts:
     """The accounts database of one installation."""
 
@@ -139,10 +154,10 @@ class Accounts:
             query = query.where(users.c.plan == plan_named(plan).name)
         if changed_after is not None:
             query = query.where(connections.c.changed_at > changed_after)
-        wanted = None if user_ids is None else set(user_ids)
+        if user_ids is not None:
+            query = query.where(connections.c.user_id.in_(user_ids))
         with self._read.connect() as database:
-            rows = database.execute(query.order_by(connections.c.user_id)).all()
-        return [_connection(row) for row in rows if wanted is None or row.user_id in wanted]
+            return [_connection(row) for row in database.execute(query.order_by(connections.c.user_id))]
 
     def connection(self, user_id: str) -> Connection | None:
         """The user's connection, or None."""
@@ -153,14 +168,15 @@ class Accounts:
         with self._read.connect() as database:
             return list(database.scalars(select(users.c.user_id).order_by(users.c.user_id)))
 
-    def key_of(self, user_id: str) -> AdminKey:
-        """The user's Admin key, decrypted. Raises `AccountsError` if there is none."""
+    def key_ring(self, user_ids: Sequence[str]) -> "KeyRing":
+        """The Admin keys of these users as they are now, to be decrypted one by one when needed."""
+        query = select(credentials).where(credentials.c.user_id.in_(user_ids))
         with self._read.connect() as database:
-            row = database.execute(select(credentials).where(credentials.c.user_id == user_id)).first()
-        if row is None:
-            raise AccountsError(f"No OpenAI key is stored for user {user_id}.")
-        sealed = Sealed(row.master_key_id, row.wrapped_key, row.ciphertext)
-        return AdminKey(self._vault.open(sealed, _identity(user_id, row.version)))
+            sealed = {
+                row.user_id: (Sealed(row.master_key_id, row.wrapped_key, row.ciphertext), row.version)
+                for row in database.execute(query)
+            }
+        return KeyRing(self._vault, sealed)
 
     def save_connection(
         self,
@@ -246,11 +262,15 @@ class Accounts:
         chosen = plan_named(plan)
         now = _now()
         with self._write.begin() as database:
-            changed = database.execute(
-                update(users).where(users.c.user_id == user_id).values(plan=chosen.name)
-            ).rowcount
-            if not changed:
+            row = database.execute(select(users.c.plan).where(users.c.user_id == user_id)).first()
+            if row is None:
                 raise AccountsError(f"There is no user {user_id}: connect one with finora connect.")
+            database.execute(update(users).where(users.c.user_id == user_id).values(plan=chosen.name))
+            if chosen.keeps_more_than(plan_named(row.plan)):
+                # The next refresh reads what is now kept.
+                database.execute(
+                    update(connections).where(connections.c.user_id == user_id).values(history_from=None)
+                )
             _note(database, now, user_id, "plan", chosen.name)
         return chosen
 
@@ -328,24 +348,40 @@ class Accounts:
             if notes:
                 database.execute(insert(audit), notes)
 
-    def mark_published(self, published_at: datetime) -> None:
-        """Notes that all complete reads so far are in the published copy, and since when."""
-        waiting = (refreshes.c.outcome == "complete") & refreshes.c.published_at.is_(None)
+    def unpublished_runs(self) -> dict[str, dict[str, datetime]]:
+        """Runs with complete reads that are not in the published copy yet: user → when its read began."""
+        query = select(refreshes.c.run_id, refreshes.c.user_id, refreshes.c.started_at).where(
+            (refreshes.c.outcome == "complete") & refreshes.c.published_at.is_(None)
+        )
+        runs: dict[str, dict[str, datetime]] = {}
+        with self._read.connect() as database:
+            for row in database.execute(query):
+                runs.setdefault(row.run_id, {})[row.user_id] = row.started_at
+        return runs
+
+    def mark_published(self, runs: Mapping[str, Mapping[str, datetime]], published_at: datetime) -> None:
+        """Notes that these runs' complete reads can be read by everybody since that moment."""
+        newest: dict[str, datetime] = {}
+        for started in runs.values():
+            for user_id, moment in started.items():
+                newest[user_id] = max(moment, newest.get(user_id, moment))
+        if not newest:
+            return
         with self._write.begin() as database:
-            newest = database.execute(
-                select(refreshes.c.user_id, func.max(refreshes.c.started_at).label("started_at"))
-                .where(waiting)
-                .group_by(refreshes.c.user_id)
-            ).all()
-            if not newest:
-                return
             database.execute(
                 update(connections)
-                .where(connections.c.user_id == bindparam("user"))
-                .values(last_refresh_at=bindparam("started_at")),
-                [{"user": row.user_id, "started_at": row.started_at} for row in newest],
+                .where(
+                    connections.c.user_id == bindparam("user"),
+                    func.coalesce(connections.c.last_refresh_at, _LONG_AGO) < bindparam("started"),
+                )
+                .values(last_refresh_at=bindparam("started")),
+                [{"user": user_id, "started": moment} for user_id, moment in newest.items()],
             )
-            database.execute(update(refreshes).where(waiting).values(published_at=published_at))
+            database.execute(
+                update(refreshes)
+                .where(refreshes.c.run_id.in_(list(runs)), refreshes.c.published_at.is_(None))
+                .values(published_at=published_at)
+            )
 
     def refreshes_of(self, run_id: str) -> list[dict[str, Any]]:
         """The rows of one run, by user id."""
@@ -360,13 +396,15 @@ class Accounts:
             return [tuple(row) for row in database.execute(query.order_by(audit.c.audit_id))]
 
 
-def open_accounts(settings: Settings) -> Accounts:
-    """The accounts of this installation. Raises `vault.VaultError`."""
-    url = make_url(settings.accounts_url)
-    if url.get_backend_name() == "sqlite" and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    vault = load_vault(settings.master_key_variable, settings.master_key_file)
-    return Accounts(open_database(settings.accounts_url), vault)
+def open_accounts(url: str, master_key_variable: str, master_key_file: Path) -> Accounts:
+    """The accounts of this installation: its database, and the vault that the master key opens.
+
+    Raises `vault.VaultError`.
+    """
+    database = make_url(url)
+    if database.get_backend_name() == "sqlite" and database.database:
+        Path(database.database).parent.mkdir(parents=True, exist_ok=True)
+    return Accounts(open_database(url), load_vault(master_key_variable, master_key_file))
 
 
 def check_user_id(user_id: str) -> str:

@@ -230,7 +230,7 @@ class OrganizationClient:
                     self._key,
                     lambda body: (body, *check_page(endpoint, body)),
                 )
-            pages.append(Page(endpoint, window, len(pages) + 1, datetime.now(UTC), body))
+            pages.append(Page(endpoint, window, grouping, len(pages) + 1, datetime.now(UTC), body))
             if not has_more:
                 return pages
             if not next_page or next_page in cursors:
@@ -288,12 +288,12 @@ def _error_of(status: int, body: bytes, headers: Mapping[str, str]) -> OpenAIAdm
     if status in (401, 403):
         if "missing scopes" in said.lower() or "insufficient permissions" in said.lower() or status == 403:
             return InsufficientPermissions(
-                "The key may not read this organization's cost and usage: it is a project key, or its creator "
-                "is no longer an Owner or Admin. Create a fresh Admin key in OpenAI and update it here."
+                "The key may not read this organization's cost and usage: it is a project key, or its "
+                "creator is no longer an Owner or Admin. Create a fresh Admin key in OpenAI and update it."
             )
         return InvalidKey(
             "OpenAI does not accept this key: it was deleted or revoked. "
-            "Create a fresh Admin key in OpenAI and update it here."
+            "Create a fresh Admin key in OpenAI and update it."
         )
     if status == 400:
         if "page token" in said.lower():

@@ -38,6 +38,11 @@ class Window:
             raise ValueError(f"The window from {self.start} to {self.end} holds no day.")
 
     @property
+    def last(self) -> date:
+        """The last day of the window."""
+        return self.end - timedelta(days=1)
+
+    @property
     def days(self) -> int:
         return (self.end - self.start).days
 
@@ -52,10 +57,12 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page as received. `body` is OpenAI's text, verbatim; `number` counts from 1 in its window."""
+    """One page as received. `body` is OpenAI's text, verbatim; `grouping` the `group_by` values that were
+    asked for; `number` counts from 1 in its window."""
 
     endpoint: Endpoint
     window: Window
+    grouping: tuple[str, ...]
     number: int
     fetched_at: datetime
     body: bytes
@@ -76,6 +83,7 @@ class CostResult(msgspec.Struct, frozen=True):
     project_id: str | None = None
     project_name: str | None = None
     organization_id: str | None = None
+    organization_name: str | None = None
     quantity: Decimal | None = None
     quantity_unit: str | None = None
 

@@ -8,6 +8,7 @@ moved after the transaction that loads it; a file whose move was lost is recogni
 """
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -54,6 +55,18 @@ class RawFile:
         return self.path.name
 
 
+@dataclass(frozen=True, slots=True)
+class PageSet:
+    """All pages of one complete read of one endpoint of one user."""
+
+    user_id: str
+    pages: list[Page]
+
+    @property
+    def bytes(self) -> int:
+        return sum(len(page.body) for page in self.pages)
+
+
 class RawPages:
     """The raw folder of a data folder."""
 
@@ -72,9 +85,9 @@ class RawPages:
         if not self._pending.exists():
             return []
         files: list[RawFile] = []
-        for name in sorted(os.listdir(self._pending)):
-            if (match := _NAME.fullmatch(name)) and (wanted is None or match["endpoint"] in wanted):
-                files.append(RawFile(self._pending / name, match["endpoint"], match["run_id"]))
+        for path in sorted(self._pending.iterdir()):
+            if (match := _NAME.fullmatch(path.name)) and (wanted is None or match["endpoint"] in wanted):
+                files.append(RawFile(path, match["endpoint"], match["run_id"]))
         return files
 
     def archive(self, file: RawFile, fetched_on: date) -> None:
@@ -91,32 +104,22 @@ class RawPages:
 
 
 class RawWriter:
-    """Collects complete page sets and lands them as files, one an endpoint at each `land()`."""
+    """Lands the page sets of one run."""
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self._folder = folder
         self._run_id = run_id
-        self._numbers: dict[str, int] = {}
-        self._sets: dict[str, list[tuple[str, list[Page]]]] = {}
-        self.waiting_bytes = 0
+        # From the clock, so that a run that is executed again after a crash takes fresh names.
+        self._numbers = itertools.count(int(datetime.now(UTC).timestamp() * 1000))
 
-    def add(self, user_id: str, pages: list[Page]) -> None:
-        """Takes the complete pages of one read of one endpoint."""
-        self._sets.setdefault(pages[0].endpoint.name, []).append((user_id, pages))
-        self.waiting_bytes += sum(len(page.body) for page in pages)
-
-    def take(self) -> dict[str, list[tuple[str, list[Page]]]]:
-        """What waits to be landed; the writer is empty afterwards."""
-        taken, self._sets, self.waiting_bytes = self._sets, {}, 0
-        return taken
-
-    def land(self, sets: dict[str, list[tuple[str, list[Page]]]]) -> None:
-        """Writes taken page sets to disk; when it returns they survive a crash."""
-        for endpoint, of_users in sets.items():
-            number = self._numbers.get(endpoint, _first_number(self._folder, endpoint, self._run_id))
-            self._numbers[endpoint] = number + 1
-            table = _table(of_users, self._run_id)
-            _write_whole(table, self._folder / f"{endpoint}~{self._run_id}~{number:05d}.parquet")
+    def land(self, page_sets: Iterable[PageSet]) -> None:
+        """Writes complete reads to disk, a file an endpoint; when it returns they survive a crash."""
+        by_endpoint: dict[str, list[PageSet]] = {}
+        for page_set in page_sets:
+            by_endpoint.setdefault(page_set.pages[0].endpoint.name, []).append(page_set)
+        for endpoint, sets in by_endpoint.items():
+            name = f"{endpoint}~{self._run_id}~{next(self._numbers)}.parquet"
+            _write_whole(_table(sets, self._run_id), self._folder / name)
 
 
 def read_bodies(file: RawFile) -> pa.Table:
@@ -124,13 +127,8 @@ def read_bodies(file: RawFile) -> pa.Table:
     return pq.read_table(file.path, schema=SCHEMA)
 
 
-def _first_number(folder: Path, endpoint: str, run_id: str) -> int:
-    """A number that no earlier attempt of the same run used, whether its files are loaded or not."""
-    return int(datetime.now(UTC).timestamp() * 1000)
-
-
-def _table(of_users: list[tuple[str, list[Page]]], run_id: str) -> pa.Table:
-    rows = [(user_id, pages[0].fetched_at, page) for user_id, pages in of_users for page in pages]
+def _table(sets: list[PageSet], run_id: str) -> pa.Table:
+    rows = [(one.user_id, one.pages[0].fetched_at, page) for one in sets for page in one.pages]
     pages = [page for _, _, page in rows]
     columns = [
         [user_id for user_id, _, _ in rows],

@@ -21,8 +21,8 @@ class Model:
 
 def _model(name: str, prices: str, weight: float, usage_name: str | None = None) -> Model:
     """`prices`: input, cached input and output in USD per million tokens, as price lists give them."""
-    per_token = [Decimal(price) / _MILLION for price in prices.split()]
-    return Model(name, usage_name or name, *per_token, weight)
+    asked, cached, written = (Decimal(price) / _MILLION for price in prices.split())
+    return Model(name, usage_name or name, asked, cached, written, weight)
 
 
 MODELS = (

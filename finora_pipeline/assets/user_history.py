@@ -1,0 +1,50 @@
+"""One user's history, all that the plan keeps: the first load of a new connection, or a load again."""
+
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from finora_pipeline.assets.metadata import fetched_metadata, loaded_metadata
+from finora_pipeline.assets.partitions import USERS
+from finora_pipeline.assets.raw_pages import fetch_and_land
+from finora_pipeline.openai_admin.endpoints import COSTS, REFRESHED, REFRESHED_USAGE
+from finora_pipeline.refresh.fetch import ProgressCallback, select_connections
+from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.resources.accounts import AccountsResource
+from finora_pipeline.resources.openai_admin import OpenAIAdminResource
+from finora_pipeline.resources.warehouse import WarehouseResource
+from finora_pipeline.warehouse.load import load_pending
+
+
+@dg.asset(
+    group_name="history",
+    kinds={"openai", "duckdb"},
+    partitions_def=USERS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    description="A user's whole history, as far back as the plan keeps it, read again and put into "
+    "daily_costs and daily_usage. A new connection starts it by itself; launch a partition to load one "
+    "user's history again.",
+)
+def user_history(
+    context: dg.AssetExecutionContext,
+    accounts: AccountsResource,
+    openai_admin: OpenAIAdminResource,
+    warehouse: WarehouseResource,
+    on_progress: dg.ResourceParam[ProgressCallback],
+) -> dg.MaterializeResult:
+    started = time.monotonic()
+    chosen = select_connections(accounts.accounts, user_ids=context.partition_keys)
+    whole = [replace(connection, history_from=None) for connection in chosen]
+    asked = trailing_window(datetime.now(UTC).date())
+    fetched = fetch_and_land(context.run_id, whole, asked, accounts, openai_admin, warehouse, on_progress)
+    usage = load_pending(warehouse.warehouse, REFRESHED_USAGE, context.run_id)
+    costs = load_pending(warehouse.warehouse, [COSTS], context.run_id)
+    seconds = time.monotonic() - started
+    names = ", ".join(endpoint.name for endpoint in REFRESHED)
+    return dg.MaterializeResult(
+        metadata=loaded_metadata(costs, seconds, with_money=True)
+        | {"usage rows": usage.rows}
+        | fetched_metadata(fetched, names, seconds)
+    )

@@ -1,0 +1,64 @@
+"""The one Dagster entry point: assets, jobs, schedules, sensors and resources of this installation."""
+
+import warnings
+
+import dagster as dg
+
+# `backfill_policy` is still marked beta; the warning would be printed by every process.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+
+from finora_pipeline.assets.facts import daily_costs, daily_usage  # noqa: E402
+from finora_pipeline.assets.metrics import daily_model_costs, user_metrics  # noqa: E402
+from finora_pipeline.assets.raw_pages import raw_openai_pages  # noqa: E402
+from finora_pipeline.assets.serving import published  # noqa: E402
+from finora_pipeline.assets.user_history import user_history  # noqa: E402
+from finora_pipeline.refresh.fetch import ProgressCallback  # noqa: E402
+from finora_pipeline.resources.accounts import AccountsResource  # noqa: E402
+from finora_pipeline.resources.openai_admin import OpenAIAdminResource  # noqa: E402
+from finora_pipeline.resources.warehouse import WarehouseResource  # noqa: E402
+from finora_pipeline.schedules.jobs import history_job, refresh_job  # noqa: E402
+from finora_pipeline.schedules.refresh import plan_schedules  # noqa: E402
+from finora_pipeline.schedules.sensors import connection_changes  # noqa: E402
+from finora_pipeline.settings import Settings  # noqa: E402
+
+ASSETS = [
+    raw_openai_pages,
+    daily_costs,
+    daily_usage,
+    user_history,
+    daily_model_costs,
+    user_metrics,
+    published,
+]
+
+
+def build_defs(
+    settings: Settings | None = None,
+    *,
+    openai_admin: OpenAIAdminResource | None = None,
+    on_progress: ProgressCallback | None = None,
+) -> dg.Definitions:
+    """The definitions of an installation; tests and the command line hand in what differs."""
+    settings = settings or Settings.from_environment()
+    accounts = AccountsResource.of(settings)
+    return dg.Definitions(
+        assets=ASSETS,
+        jobs=[refresh_job, history_job],
+        schedules=plan_schedules(),
+        sensors=[connection_changes],
+        resources={
+            "accounts": accounts,
+            "openai_admin": openai_admin or OpenAIAdminResource.of(settings, accounts),
+            "warehouse": WarehouseResource.of(settings),
+            "on_progress": on_progress or _no_progress,
+        },
+        # One process a run: half the start-up time, and writers of one run never meet.
+        executor=dg.in_process_executor,
+    )
+
+
+def _no_progress(done: int, total: int, failed: int) -> None:
+    """Runs launched by the daemon tell their progress by their metadata."""
+
+
+defs = build_defs()

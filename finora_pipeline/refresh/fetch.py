@@ -1,0 +1,201 @@
+"""Reads the pages of many users and lands them: bounded in memory, one user's failure never another's."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+
+from finora_pipeline.accounts.connections import Organizations
+from finora_pipeline.accounts.store import Accounts, AccountsError, Connection, Refresh
+from finora_pipeline.accounts.vault import VaultError
+from finora_pipeline.openai_admin.client import OrganizationClient
+from finora_pipeline.openai_admin.endpoints import COSTS, REFRESHED_USAGE
+from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError
+from finora_pipeline.openai_admin.pages import Window, decode_costs
+from finora_pipeline.refresh.windows import FIRST_DAY, window_of
+from finora_pipeline.warehouse.raw import PageSet, RawPages, RawWriter
+
+# Pages that wait in memory before they are landed; a raw file is about this long before compression.
+BATCH_BYTES = 16_000_000
+# Users read at the same time: as many as keep the requests in flight, fewer when their windows are long, so
+# that memory holds about as many days of pages either way.
+MOST_USERS_AT_ONCE = 96
+DAYS_AT_ONCE = 1_500
+
+ProgressCallback = Callable[[int, int, int], None]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Fetched:
+    """What a fetch did: users asked, pages and bytes landed, requests made, failures by user."""
+
+    users: int = 0
+    pages: int = 0
+    bytes: int = 0
+    requests: int = 0
+    failures: list[Refresh] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """How many users failed for which reason."""
+        return Counter(failure.reason for failure in self.failures if failure.reason)
+
+
+def select_connections(
+    accounts: Accounts,
+    *,
+    plan: str | None = None,
+    user_ids: Sequence[str] | None = None,
+    now: datetime | None = None,
+) -> list[Connection]:
+    """The connections a refresh reads: the named users', else all that are due, of one plan or of all.
+
+    Raises `AccountsError` for a named user without a connection.
+    """
+    if user_ids:
+        found = accounts.connections(plan=plan, user_ids=user_ids)
+        readable = [c for c in found if c.next_refresh_at is not None]
+        if missing := sorted(set(user_ids) - {c.user_id for c in readable}):
+            raise AccountsError(f"There is no OpenAI connection to refresh for {', '.join(missing)}.")
+        return readable
+    moment = now or datetime.now(UTC)
+    return [c for c in accounts.connections(plan=plan) if c.is_due(moment)]
+
+
+async def fetch(
+    accounts: Accounts,
+    organizations: Organizations,
+    raw: RawPages,
+    connections: Sequence[Connection],
+    asked: Window,
+    today: date,
+    run_id: str,
+    on_progress: ProgressCallback | None = None,
+) -> Fetched:
+    """Reads each connection's window and lands every complete page set; records how each read ended.
+
+    `on_progress(done, total, failed)` is called after each user.
+    """
+    planned = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
+    fetched = Fetched(users=len(planned))
+    landing = _Landing(accounts, raw.writer(run_id), run_id, fetched)
+    waiting = iter(planned)
+    done = 0
+
+    async def read_users() -> None:
+        nonlocal done
+        for connection, window in waiting:
+            began = datetime.now(UTC)
+            try:
+                organization = organizations.of(connection.user_id)
+                outcome, sets = await _read_user(organization, connection, window, began)
+            except (AccountsError, VaultError) as error:
+                outcome, sets = _ended(connection, window, began, [], "vault", str(error), False), []
+            except Exception as error:
+                _log.exception("Reading user %s failed unexpectedly", connection.user_id)
+                message = f"The pipeline failed ({type(error).__name__}); its log says where."
+                outcome, sets = _ended(connection, window, began, [], "internal_error", message, False), []
+            done += 1
+            await landing.add(outcome, sets)
+            if on_progress:
+                on_progress(done, len(planned), len(fetched.failures))
+
+    longest = max((window.days for _, window in planned), default=1)
+    workers = max(4, min(MOST_USERS_AT_ONCE, DAYS_AT_ONCE // longest))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(workers, len(planned))):
+            group.create_task(read_users())
+    await landing.flush()
+    fetched.requests = organizations.client.requests
+    return fetched
+
+
+class _Landing:
+    """Gathers what workers read and lands it in batches, off the event loop."""
+
+    def __init__(self, accounts: Accounts, writer: RawWriter, run_id: str, fetched: Fetched) -> None:
+        self._accounts = accounts
+        self._writer = writer
+        self._run_id = run_id
+        self._fetched = fetched
+        self._outcomes: list[Refresh] = []
+        self._sets: list[PageSet] = []
+        self._bytes = 0
+        self._one_at_a_time = asyncio.Lock()
+
+    async def add(self, outcome: Refresh, sets: list[PageSet]) -> None:
+        self._outcomes.append(outcome)
+        self._sets += sets
+        size = sum(page_set.bytes for page_set in sets)
+        self._bytes += size
+        self._fetched.bytes += size
+        self._fetched.pages += outcome.pages
+        if not outcome.is_complete:
+            self._fetched.failures.append(outcome)
+        if self._bytes >= BATCH_BYTES:
+            await self.flush()
+
+    async def flush(self) -> None:
+        async with self._one_at_a_time:
+            sets, outcomes = self._sets, self._outcomes
+            self._sets, self._outcomes, self._bytes = [], [], 0
+            await asyncio.to_thread(self._land, sets, outcomes)
+
+    def _land(self, sets: list[PageSet], outcomes: Iterable[Refresh]) -> None:
+        # Landed before it is recorded: a recorded read with nothing pending is taken for loaded.
+        self._writer.land(sets)
+        self._accounts.record_refreshes(self._run_id, outcomes)
+
+
+async def _read_user(
+    organization: OrganizationClient, connection: Connection, window: Window, began: datetime
+) -> tuple[Refresh, list[PageSet]]:
+    """One user's read. Costs first: if the key is refused, nothing more is asked."""
+    sets: list[PageSet] = []
+    try:
+        if window.start == FIRST_DAY:
+            window = await _from_first_costs(organization, window)
+        for endpoint in (COSTS, *REFRESHED_USAGE):
+            sets.append(PageSet(connection.user_id, await organization.read(endpoint, window)))
+    except OpenAIAdminError as error:
+        permanent = isinstance(error, PermanentError)
+        return _ended(connection, window, began, sets, error.reason, str(error), permanent), sets
+    return _ended(connection, window, began, sets), sets
+
+
+async def _from_first_costs(organization: OrganizationClient, window: Window) -> Window:
+    """The window from the organization's first costs on: walks back half a year at a time until one is
+    empty, in ungrouped pages."""
+    start = window.end
+    while start > window.start:
+        piece = Window(max(window.start, start - timedelta(days=COSTS.days_per_page)), start)
+        pages = await organization.read(COSTS, piece, ())
+        if not any(bucket.results for page in pages for bucket in decode_costs(page.body).data):
+            break
+        start = piece.start
+    return Window(min(start, window.end - timedelta(days=1)), window.end)
+
+
+def _ended(
+    connection: Connection,
+    window: Window,
+    began: datetime,
+    sets: list[PageSet],
+    reason: str | None = None,
+    message: str | None = None,
+    permanent: bool = False,
+) -> Refresh:
+    return Refresh(
+        user_id=connection.user_id,
+        window_start=window.start,
+        window_end=window.end,
+        started_at=began,
+        finished_at=datetime.now(UTC),
+        pages=sum(len(page_set.pages) for page_set in sets),
+        reason=reason,
+        message=message,
+        permanent=permanent,
+    )

@@ -1,0 +1,30 @@
+"""Which days of a connection a refresh reads."""
+
+from datetime import date, timedelta
+
+from finora_pipeline.accounts.store import Connection
+from finora_pipeline.openai_admin.pages import Window
+
+# OpenAI restates the last two days; one more covers what arrives late. (API facts, delay and restatement.)
+TRAILING_DAYS = 3
+# No organization has costs from before OpenAI charged for its API.
+FIRST_DAY = date(2020, 6, 1)
+
+
+def trailing_window(today: date) -> Window:
+    """The days that every refresh reads again: today and the `TRAILING_DAYS` before."""
+    return Window(today - timedelta(days=TRAILING_DAYS), today + timedelta(days=1))
+
+
+def window_of(connection: Connection, asked: Window, today: date) -> Window | None:
+    """The days to read: those asked for that the plan keeps, or the whole history if it is missing.
+
+    None if the plan keeps none of the days asked for. For a plan that keeps everything, missing history
+    starts at `FIRST_DAY`; the caller looks where the organization's own begins.
+    """
+    kept_from = connection.plan.first_day_kept(today) or FIRST_DAY
+    if connection.history_from is None:
+        # Up to today, whatever was asked for: no gap may stay behind the trailing window.
+        return Window(kept_from, max(asked.end, today + timedelta(days=1)))
+    start = max(asked.start, kept_from)
+    return Window(start, asked.end) if start < asked.end else None

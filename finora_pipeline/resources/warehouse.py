@@ -1,0 +1,23 @@
+"""The warehouse as a Dagster resource."""
+
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from finora_pipeline.settings import Settings
+from finora_pipeline.warehouse.warehouse import Warehouse
+
+
+class WarehouseResource(dg.ConfigurableResource):
+    """Raw pages, facts, metrics and the published copy below one data folder."""
+
+    home: str = Field(description="Data folder (FINORA_HOME)")
+
+    @classmethod
+    def of(cls, settings: Settings) -> "WarehouseResource":
+        return cls(home=str(settings.home))
+
+    @property
+    def warehouse(self) -> Warehouse:
+        return Warehouse(Path(self.home))

@@ -1,0 +1,106 @@
+"""Runs the Dagster jobs in this process, recorded in the instance that the UI shows."""
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from finora_pipeline.accounts.store import Accounts, open_accounts
+from finora_pipeline.assets.partitions import USERS_NAME, day_range_tags
+from finora_pipeline.definitions import build_defs
+from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.refresh.fetch import ProgressCallback
+from finora_pipeline.resources.openai_admin import OpenAIAdminResource
+from finora_pipeline.schedules.jobs import history_job, refresh_job
+from finora_pipeline.schedules.refresh import PLAN_TAG, refresh_config
+from finora_pipeline.settings import Settings
+
+INSTANCE_FILE = "dagster.yaml"
+# The UI's log holds the same and more.
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended: its id, whether every step succeeded, and each user's row of `refreshes`."""
+
+    run_id: str
+    succeeded: bool
+    refreshes: list[dict[str, Any]]
+
+    @property
+    def failed_users(self) -> list[dict[str, Any]]:
+        return [row for row in self.refreshes if row["outcome"] != "complete"]
+
+
+def prepare_instance(settings: Settings) -> None:
+    """Makes DAGSTER_HOME with its `dagster.yaml` where there is none, and points this process to it."""
+    settings.dagster_home.mkdir(parents=True, exist_ok=True)
+    target = settings.dagster_home / INSTANCE_FILE
+    if not target.exists():
+        shutil.copyfile(Path(__file__).parent / INSTANCE_FILE, target)
+    os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
+
+
+def accounts_of(settings: Settings) -> Accounts:
+    """The accounts of an installation."""
+    return open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
+
+
+def refresh(
+    settings: Settings,
+    window: Window,
+    *,
+    plan: str | None = None,
+    users: Sequence[str] = (),
+    openai_admin: OpenAIAdminResource | None = None,
+    on_progress: ProgressCallback | None = None,
+) -> RunResult:
+    """Runs the refresh job for a range of UTC days and a plan, some users or everybody who is due."""
+    tags = day_range_tags(window.start, window.last)
+    if plan:
+        tags[PLAN_TAG] = plan
+    config = refresh_config(plan, list(users))
+    return _run(settings, refresh_job.name, config, tags, openai_admin, on_progress)
+
+
+def load_history(
+    settings: Settings,
+    user_ids: Sequence[str],
+    *,
+    openai_admin: OpenAIAdminResource | None = None,
+    on_progress: ProgressCallback | None = None,
+) -> RunResult:
+    """Loads the whole history of users again; each becomes a partition of `user_history`."""
+    prepare_instance(settings)
+    with dg.DagsterInstance.get() as instance:
+        instance.add_dynamic_partitions(USERS_NAME, list(user_ids))
+        known = [key for key in instance.get_dynamic_partitions(USERS_NAME) if key in set(user_ids)]
+    tags = {
+        "dagster/asset_partition_range_start": known[0],
+        "dagster/asset_partition_range_end": known[-1],
+    }
+    return _run(settings, history_job.name, {}, tags, openai_admin, on_progress)
+
+
+def _run(
+    settings: Settings,
+    job: str,
+    config: dict[str, Any],
+    tags: dict[str, str],
+    openai_admin: OpenAIAdminResource | None,
+    on_progress: ProgressCallback | None,
+) -> RunResult:
+    prepare_instance(settings)
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+    defs = build_defs(settings, openai_admin=openai_admin, on_progress=on_progress)
+    with dg.DagsterInstance.get() as instance:
+        result = defs.resolve_job_def(job).execute_in_process(
+            run_config=config | _QUIET, instance=instance, tags=tags, raise_on_error=False
+        )
+    return RunResult(result.run_id, result.success, accounts_of(settings).refreshes_of(result.run_id))

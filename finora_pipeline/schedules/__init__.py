@@ -1,0 +1,1 @@
+"""When refreshes run: one schedule a plan, and a sensor for new and updated connections."""

@@ -1,0 +1,79 @@
+"""A new connection's history is loaded, and an updated one refreshed, within seconds."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from finora_pipeline.accounts.store import Connection, Status
+from finora_pipeline.assets.partitions import USERS, USERS_NAME, day_range_tags
+from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.resources.accounts import AccountsResource
+from finora_pipeline.schedules.jobs import history_job, refresh_job
+from finora_pipeline.schedules.refresh import refresh_config
+
+POLL_SECONDS = 5
+# Users whose history one run loads; more new ones at once become several runs.
+USERS_A_RUN = 100
+
+
+@dg.sensor(
+    jobs=[refresh_job, history_job],
+    minimum_interval_seconds=POLL_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Loads the history of a new connection and refreshes an updated one at once.",
+)
+def connection_changes(
+    context: dg.SensorEvaluationContext, accounts: AccountsResource
+) -> dg.SensorResult | dg.SkipReason:
+    """Its cursor is the moment up to which changed connections have been seen."""
+    since = datetime.fromisoformat(context.cursor) if context.cursor else None
+    changed = accounts.accounts.connections(changed_after=since)
+    if not changed:
+        return dg.SkipReason("No connection is new or updated.")
+    waiting = [c for c in changed if c.status is not Status.REMOVED and not _is_served(c)]
+    new = [c.user_id for c in waiting if c.history_from is None]
+    updated = [c.user_id for c in waiting if c.history_from is not None]
+    known = set(context.instance.get_dynamic_partitions(USERS_NAME))
+    added = [user_id for user_id in new if user_id not in known]
+    requests = [_history_request(part) for part in _parts(added)]
+    # Keys that were there before need not stand side by side, which a range of partitions must.
+    requests += [_history_request([user_id]) for user_id in new if user_id in known]
+    requests += [_refresh_request(part) for part in _parts(updated)]
+    return dg.SensorResult(
+        run_requests=requests,
+        dynamic_partitions_requests=[USERS.build_add_request(added)] if added else [],
+        cursor=max(c.changed_at for c in changed).isoformat(),
+    )
+
+
+def _is_served(connection: Connection) -> bool:
+    """Whether a refresh has read it with its present key already."""
+    read = connection.last_attempt_at
+    return read is not None and read >= connection.changed_at
+
+
+def _parts(user_ids: list[str]) -> Iterable[list[str]]:
+    for first in range(0, len(user_ids), USERS_A_RUN):
+        yield user_ids[first : first + USERS_A_RUN]
+
+
+def _history_request(user_ids: list[str]) -> dg.RunRequest:
+    if len(user_ids) == 1:
+        return dg.RunRequest(job_name=history_job.name, partition_key=user_ids[0])
+    return dg.RunRequest(
+        job_name=history_job.name,
+        tags={
+            "dagster/asset_partition_range_start": user_ids[0],
+            "dagster/asset_partition_range_end": user_ids[-1],
+        },
+    )
+
+
+def _refresh_request(user_ids: list[str]) -> dg.RunRequest:
+    window = trailing_window(datetime.now(UTC).date())
+    return dg.RunRequest(
+        job_name=refresh_job.name,
+        run_config=refresh_config(users=user_ids),
+        tags=day_range_tags(window.start, window.last),
+    )

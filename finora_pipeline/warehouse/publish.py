@@ -1,0 +1,93 @@
+"""The copy that readers open: written aside and swapped in with one rename, so that nobody ever waits.
+
+A reader with the old file open keeps reading it. Parquet files, one a table and month, are rewritten for the
+months that changed.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from finora_pipeline.warehouse.warehouse import MONTHLY_TABLES, Warehouse, transaction
+
+CONNECTION_SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("provider", pa.string()),
+        ("plan", pa.string()),
+        ("status", pa.string()),
+        ("status_reason", pa.string()),
+        ("status_since", pa.timestamp("us", "UTC")),
+        ("organization_id", pa.string()),
+        ("connected_at", pa.timestamp("us", "UTC")),
+        ("last_refresh_at", pa.timestamp("us", "UTC")),
+        ("next_refresh_at", pa.timestamp("us", "UTC")),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What was published: the file, its size in bytes, the Parquet files rewritten, when."""
+
+    database: Path
+    bytes: int
+    months: int
+    at: datetime
+
+
+def publish(warehouse: Warehouse, connection_rows: Callable[[], Iterable[dict[str, object]]]) -> Published:
+    """Publishes the warehouse as it is now, with the connections' states.
+
+    `connection_rows` is called under the lock and gives rows of `CONNECTION_SCHEMA`.
+    """
+    database = warehouse.published / "finora.duckdb"
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with warehouse.lock():
+        with warehouse.connect() as connection:
+            with transaction(connection):
+                rows = pa.Table.from_pylist(list(connection_rows()), CONNECTION_SCHEMA)
+                connection.register("connection_rows", rows)
+                connection.execute("TRUNCATE connections")
+                connection.execute("INSERT INTO connections SELECT * FROM connection_rows")
+            months = _write_months(connection, warehouse.published / "parquet")
+            connection.execute("CHECKPOINT")
+        size = _swap_in(warehouse.database, database)
+    return Published(database, size, months, datetime.now(UTC))
+
+
+def _swap_in(source: Path, target: Path) -> int:
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    with source.open("rb") as read, aside.open("wb") as written:
+        shutil.copyfileobj(read, written, 1 << 22)
+        written.flush()
+        os.fsync(written.fileno())
+    size = aside.stat().st_size
+    aside.rename(target)
+    return size
+
+
+def _write_months(connection: duckdb.DuckDBPyConnection, folder: Path) -> int:
+    """Rewrites the Parquet file of each table and month that changed; returns how many."""
+    changed: list[tuple[str, date]] = connection.execute(
+        "SELECT table_name, month FROM pipeline.unpublished_months ORDER BY ALL"
+    ).fetchall()
+    for table, month in changed:
+        assert table in MONTHLY_TABLES
+        target = folder / table / f"month={month:%Y-%m}" / f"{table}.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        connection.execute(
+            f"COPY (FROM {table} WHERE date >= $month AND date < $month + INTERVAL 1 MONTH) "
+            "TO $path (FORMAT parquet, COMPRESSION zstd)".replace("$path", f"'{aside}'"),
+            {"month": month},
+        )
+        aside.rename(target)
+    connection.execute("TRUNCATE pipeline.unpublished_months")
+    return len(changed)
