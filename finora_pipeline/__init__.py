@@ -1,0 +1,22 @@
+"""What an OpenAI organization costs: exact, on time, in DuckDB, inside Dagster.
+
+import finora_pipeline
+finora_pipeline.read("daily_costs", user_id="acme", since="2026-11-01")   # a pandas DataFrame
+finora_pipeline.connect()                                                # a read-only DuckDB connection
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finora_pipeline.reading import connect, read
+
+__all__ = ["connect", "read"]
+
+
+def __getattr__(name: str) -> Any:
+    # DuckDB and pandas take most of a second to import: only readers pay for them.
+    if name in __all__:
+        from finora_pipeline import reading
+
+        return getattr(reading, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

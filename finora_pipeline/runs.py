@@ -104,3 +104,11 @@ def _run(
             run_config=config | _QUIET, instance=instance, tags=tags, raise_on_error=False
         )
     return RunResult(result.run_id, result.success, accounts_of(settings).refreshes_of(result.run_id))
+
+
+def step_seconds(settings: Settings, run_id: str) -> dict[str, float]:
+    """How long each step of a run took, by its name."""
+    prepare_instance(settings)
+    with dg.DagsterInstance.get() as instance:
+        stats = instance.get_run_step_stats(run_id)
+    return {s.step_key: round(s.end_time - s.start_time, 3) for s in stats if s.start_time and s.end_time}

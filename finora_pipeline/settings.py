@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
+# A data folder that is connected to another OpenAI than the real one, as the demo's is, says so in this
+# file: no command may by mistake send its keys elsewhere.
+BASE_URL_FILE = "openai_base_url"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +18,7 @@ class Settings:
 
     `FINORA_HOME`           data folder, default `./data`
     `DAGSTER_HOME`          Dagster's own folder, default `<FINORA_HOME>/dagster`
-    `OPENAI_BASE_URL`       as the official SDK's, with its `/v1`
+    `OPENAI_BASE_URL`       as the official SDK's, with its `/v1`; default the data folder's own, else OpenAI
     `FINORA_ACCOUNTS_URL`   SQLAlchemy URL of the accounts database, default SQLite in the data folder
     `FINORA_MASTER_KEY`     read by the vault alone; only its name is known here
     """
@@ -30,10 +33,14 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         home = Path(environment.get("FINORA_HOME") or "data").expanduser().resolve()
         dagster_home = environment.get("DAGSTER_HOME")
+        own_base_url = home / BASE_URL_FILE
+        base_url = environment.get("OPENAI_BASE_URL") or (
+            own_base_url.read_text().strip() if own_base_url.exists() else OPENAI_BASE_URL
+        )
         return cls(
             home=home,
             dagster_home=Path(dagster_home).expanduser().resolve() if dagster_home else home / "dagster",
-            openai_base_url=(environment.get("OPENAI_BASE_URL") or OPENAI_BASE_URL).rstrip("/"),
+            openai_base_url=base_url.rstrip("/"),
             accounts_url=environment.get("FINORA_ACCOUNTS_URL") or f"sqlite:///{home / 'accounts.sqlite'}",
         )
 

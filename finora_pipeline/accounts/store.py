@@ -389,6 +389,22 @@ class Accounts:
         with self._read.connect() as database:
             return [dict(row) for row in database.execute(query).mappings()]
 
+    def last_failures(self, user_ids: Sequence[str]) -> dict[str, str]:
+        """For users whose latest attempt failed: what the failure says."""
+        newest = (
+            select(refreshes.c.user_id, func.max(refreshes.c.started_at).label("started_at"))
+            .where(refreshes.c.user_id.in_(user_ids))
+            .group_by(refreshes.c.user_id)
+            .subquery()
+        )
+        query = select(refreshes.c.user_id, refreshes.c.message).join(
+            newest,
+            (refreshes.c.user_id == newest.c.user_id) & (refreshes.c.started_at == newest.c.started_at),
+        )
+        with self._read.connect() as database:
+            rows = database.execute(query.where(refreshes.c.outcome == "failed"))
+            return {row.user_id: row.message for row in rows}
+
     def audit_trail(self, user_id: str) -> list[tuple[datetime, str, str | None]]:
         """What happened to a user's connection, oldest first: when, what, detail."""
         query = select(audit.c.at, audit.c.action, audit.c.detail).where(audit.c.user_id == user_id)

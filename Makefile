@@ -1,0 +1,56 @@
+# make run    set up, then the demo (ARGS=--once stops after its summary)
+# make test   set up, then the whole test suite
+# make check  ruff and pyright
+# make bench  speed and memory, side by side with dlt
+# make lock   choose and pin versions again
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The lock files pin every package by hash; the project itself is built with what they hold.
+INSTALL := install --require-hashes --no-deps -r
+
+.PHONY: run test check bench lock clean
+
+run: $(VENV)/.run
+	$(BIN)/finora demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 …"; exit 1; }
+	@echo "Setting up $(VENV) (a minute, once) …"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements.lock pyproject.toml $(VENV)/bin/python
+	$(PIP) $(INSTALL) requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.run
+	$(PIP) $(INSTALL) requirements-dev.lock
+	@touch $@
+
+$(VENV)/.bench: requirements-bench.lock $(VENV)/.dev
+	$(PIP) $(INSTALL) requirements-bench.lock
+	@touch $@
+
+# Needs uv (pip install uv). One resolution for Python 3.11 and newer on every platform.
+COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet
+lock:
+	$(COMPILE) --extra build --constraint constraints.txt --output-file requirements.lock
+	$(COMPILE) --extra build --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) --extra build --extra dev --extra bench --constraint requirements-dev.lock --output-file requirements-bench.lock
+
+clean:
+	rm -rf $(VENV) data

@@ -1,0 +1,1 @@
+"""Speed and memory, measured against the simulator and side by side with dlt: `make bench`."""

@@ -1,0 +1,145 @@
+"""Runs each workload with each contender in a fresh process and prints a table.
+
+The simulator runs in its own process with a stopped clock, and every answer is asked for once before the
+clock of the first contender starts, so that nobody waits for it to be rendered.
+"""
+
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from finora_pipeline.openai_admin.client import open_client
+from finora_pipeline.openai_admin.endpoints import REFRESHED
+from finora_pipeline.openai_admin.keys import AdminKey
+from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.refresh.windows import TRAILING_DAYS
+
+console = Console()
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Users and UTC days that a refresh reads: costs and completions, 6 models × 3 projects a user."""
+
+    name: str
+    users: int
+    days: int
+
+
+@click.command()
+@click.option("--users", default=1000, show_default=True, help="Users of the first workload.")
+@click.option("--only", type=click.Choice(["refresh", "history"]), help="One workload alone.")
+@click.option("--skip-peer", is_flag=True, help="Without dlt, which takes the most time.")
+@click.option("--repeats", default=3, show_default=True, help="Fresh runs of ours; the median counts.")
+def main(users: int, only: str | None, skip_peer: bool, repeats: int) -> None:
+    """Measure a refresh of many users and a long history, ours against dlt."""
+    workloads = [
+        Workload("refresh", users, TRAILING_DAYS + 1),
+        Workload("history", 5, 180),
+    ]
+    console.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    table = Table("workload", "what", "seconds", "users/s", "rows/s", "peak MB", "× dlt")
+    for workload in workloads:
+        if only in (None, workload.name):
+            _measure(workload, table, skip_peer, repeats)
+    console.print(table)
+
+
+def _measure(workload: Workload, table: Table, skip_peer: bool, repeats: int) -> None:
+    with _simulator(workload) as base_url:
+        asyncio.run(_warm(base_url, workload))
+        ours = [_run("finora_refresh", workload, base_url) for _ in range(repeats)]
+        best = sorted(ours, key=lambda told: told["seconds"])[len(ours) // 2]
+        peer = None if skip_peer else _run("dlt_refresh", workload, base_url)
+    label = f"{workload.name}: {workload.users} users × {workload.days} days"
+    for what, told in (("finora", best), ("dlt", peer)):
+        if told is None:
+            continue
+        seconds = told["seconds"]
+        ratio = f"{peer['seconds'] / seconds:.1f}" if peer else "–"
+        table.add_row(
+            label,
+            what,
+            f"{seconds:.2f}",
+            f"{workload.users / seconds:,.1f}",
+            f"{told['rows'] / seconds:,.0f}",
+            f"{told['peak_mb']:.0f}",
+            ratio,
+        )
+    for step, seconds in best.get("steps", {}).items():
+        table.add_row("", f"  {step}", f"{seconds:.2f}")
+    if peer and peer["total"] != best["total"]:
+        raise click.ClickException(f"The totals differ: finora {best['total']}, dlt {peer['total']}.")
+
+
+def _run(module: str, workload: Workload, base_url: str) -> dict:
+    with tempfile.TemporaryDirectory() as home:
+        command = [sys.executable, "-m", f"benchmarks.{module}", base_url, str(workload.days), home]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        if done.returncode:
+            raise click.ClickException(f"{module} failed:\n{done.stderr[-3000:]}")
+        told = json.loads(done.stdout.splitlines()[-1])
+    console.print(f"{module}: {workload.name} {told}")
+    return told
+
+
+@contextmanager
+def _simulator(workload: Workload) -> Iterator[str]:
+    command = [sys.executable, "-m", "finora_pipeline", "simulate-openai", "--json", "--port", "0"]
+    command += ["--users", str(workload.users), "--days", str(workload.days)]
+    command += ["--freeze-clock", "--completions-only"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        answer = ""
+        assert process.stdout
+        for line in iter(process.stdout.readline, ""):
+            answer += line
+            if line.startswith("}"):
+                break
+        yield json.loads(answer)["base_url"]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def admin_keys(base_url: str) -> list[str]:
+    """The simulated organizations' keys, from the simulator's side door."""
+    with urllib.request.urlopen(base_url.removesuffix("/v1") + "/_simulator/organizations") as answer:
+        return [organization["admin_key"] for organization in json.load(answer)]
+
+
+def window_of(days: int) -> Window:
+    """The days up to today that a workload reads."""
+    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
+    return Window(tomorrow - timedelta(days=days), tomorrow)
+
+
+async def _warm(base_url: str, workload: Workload) -> None:
+    keys = [AdminKey(key) for key in admin_keys(base_url)]
+    window = window_of(workload.days)
+    async with open_client(base_url) as client:
+        for first in range(0, len(keys), 50):
+            reads = [
+                client.organization(key).read(endpoint, window)
+                for key in keys[first : first + 50]
+                for endpoint in REFRESHED
+            ]
+            await asyncio.gather(*reads)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The peer: dlt doing the same fetch and merge into DuckDB, one resource a user and endpoint, parallelized.
+
+python -m benchmarks.dlt_refresh BASE_URL DAYS HOME
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "RUNTIME__LOG_LEVEL": "ERROR", "EXTRACT__WORKERS": "20"}
+
+import dlt
+import duckdb
+from dlt.sources.helpers import requests
+
+from benchmarks.__main__ import admin_keys, window_of
+from finora_pipeline.openai_admin.endpoints import COSTS, REFRESHED, Endpoint
+from finora_pipeline.openai_admin.pages import Window, unix_seconds
+
+NATURAL_KEY = {
+    "costs": ("user_id", "date", "project_id", "line_item"),
+    "completions": ("user_id", "date", "project_id", "model"),
+}
+
+
+def pages(base_url: str, key: str, endpoint: Endpoint, window: Window) -> Iterator[dict[str, Any]]:
+    params: list[tuple[str, Any]] = [
+        ("start_time", unix_seconds(window.start)),
+        ("end_time", unix_seconds(window.end)),
+        ("bucket_width", "1d"),
+        ("limit", min(endpoint.days_per_page, window.days)),
+        *(("group_by", dimension) for dimension in endpoint.group_by),
+    ]
+    cursor = None
+    while True:
+        answer = requests.get(
+            base_url + endpoint.path,
+            params=[*params, ("page", cursor)] if cursor else params,
+            headers={"Authorization": f"Bearer {key}"},
+        )
+        page = json.loads(answer.text, parse_float=Decimal)
+        yield page
+        if not page["has_more"]:
+            return
+        cursor = page["next_page"]
+
+
+def rows(user_id: str, endpoint: Endpoint, page: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for bucket in page["data"]:
+        day = datetime.fromtimestamp(bucket["start_time"], UTC).date()
+        for row in bucket["results"]:
+            if endpoint is COSTS:
+                # A decimal of our scale: the 34 digits of the text do not fit DuckDB's decimal as they are.
+                amount = Decimal(row["amount"]["value"]).quantize(Decimal("1e-18"))
+                yield {
+                    "user_id": user_id,
+                    "date": day,
+                    "project_id": row["project_id"],
+                    "line_item": row["line_item"],
+                    "amount_usd": amount,
+                    "quantity": row["quantity"],
+                    "quantity_unit": row["quantity_unit"],
+                }
+            else:
+                yield {
+                    "user_id": user_id,
+                    "date": day,
+                    "project_id": row["project_id"],
+                    "model": row["model"],
+                    "requests": row["num_model_requests"],
+                    "input_tokens": row["input_tokens"],
+                    "input_cached_tokens": row["input_cached_tokens"],
+                    "output_tokens": row["output_tokens"],
+                }
+
+
+def resource_of(base_url: str, user_id: str, key: str, endpoint: Endpoint, window: Window) -> Any:
+    hints: Any = {}
+    if endpoint is COSTS:
+        hints = {"amount_usd": {"data_type": "decimal", "precision": 38, "scale": 18}}
+
+    @dlt.resource(
+        name=f"{endpoint.name}_{user_id}",
+        table_name=endpoint.name,
+        write_disposition="merge",
+        primary_key=NATURAL_KEY[endpoint.name],
+        columns=hints,
+        parallelized=True,
+    )
+    def read() -> Iterator[list[dict[str, Any]]]:
+        for page in pages(base_url, key, endpoint, window):
+            yield list(rows(user_id, endpoint, page))
+
+    return read
+
+
+def main(base_url: str, days: int, home: str) -> None:
+    window = window_of(days)
+    keys = admin_keys(base_url)
+    database = f"{home}/peer.duckdb"
+
+    @dlt.source(name="openai")
+    def openai() -> list[Any]:
+        return [
+            resource_of(base_url, f"user_{number:05d}", key, endpoint, window)
+            for number, key in enumerate(keys)
+            for endpoint in REFRESHED
+        ]
+
+    pipeline = dlt.pipeline(
+        "peer", destination=dlt.destinations.duckdb(database), dataset_name="peer", pipelines_dir=home
+    )
+    started = time.perf_counter()
+    pipeline.run(openai())
+    seconds = time.perf_counter() - started
+    with duckdb.connect(database, read_only=True) as connection:
+        count, total = connection.execute(
+            "SELECT (SELECT count(*) FROM peer.costs) + (SELECT count(*) FROM peer.completions), "
+            "(SELECT sum(amount_usd) FROM peer.costs)"
+        ).fetchall()[0]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "rows": count, "total": str(total), "peak_mb": peak}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,63 @@
+"""One refresh of all simulated users in one Dagster run, from the start of the run to the published file.
+
+python -m benchmarks.finora_refresh BASE_URL DAYS HOME
+"""
+
+import asyncio
+import json
+import resource
+import sys
+import time
+from datetime import UTC, datetime
+
+from benchmarks.__main__ import admin_keys, window_of
+from finora_pipeline import runs
+from finora_pipeline.accounts.connections import NewConnection, connect_many
+from finora_pipeline.accounts.store import Accounts, Refresh
+from finora_pipeline.openai_admin.client import open_client
+from finora_pipeline.reading import connect
+from finora_pipeline.settings import Settings
+
+
+async def _connect(accounts: Accounts, settings: Settings, keys: list[str]) -> None:
+    lines = [NewConnection(f"user-{number:05d}", "enterprise", key) for number, key in enumerate(keys)]
+    async with open_client(settings.openai_base_url) as client:
+        async for _, outcome in connect_many(accounts, client, lines):
+            if isinstance(outcome, str):
+                raise SystemExit(outcome)
+
+
+def main(base_url: str, days: int, home: str) -> None:
+    settings = Settings.from_environment({"FINORA_HOME": home, "OPENAI_BASE_URL": base_url})
+    accounts = runs.accounts_of(settings)
+    keys = admin_keys(base_url)
+    asyncio.run(_connect(accounts, settings, keys))
+    window = window_of(days)
+    # As after a first refresh: what is measured reads just these days.
+    now = datetime.now(UTC)
+    read = [Refresh(c.user_id, window.start, window.end, now, now, 0) for c in accounts.connections()]
+    accounts.record_refreshes("before", read)
+    accounts.mark_published(accounts.unpublished_runs(), now)
+    # The first run in a home creates Dagster's own databases, which an installation does once.
+    runs.prepare_instance(settings)
+
+    started = time.perf_counter()
+    if days > 30:
+        result = runs.load_history(settings, [c.user_id for c in accounts.connections()])
+    else:
+        result = runs.refresh(settings, window)
+    seconds = time.perf_counter() - started
+    assert result.succeeded, "the run failed"
+    assert not result.failed_users, result.failed_users
+    with connect(settings.published_database) as connection:
+        rows, total = connection.execute(
+            "SELECT (SELECT count(*) FROM daily_costs) + (SELECT count(*) FROM daily_usage), "
+            "(SELECT sum(amount_usd) FROM daily_costs)"
+        ).fetchall()[0]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    told = {"seconds": seconds, "rows": rows, "total": str(total), "peak_mb": peak}
+    print(json.dumps(told | {"steps": runs.step_seconds(settings, result.run_id)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,44 @@
+"""The `finora` command: one module a group of commands; this one gathers them and tells errors in a sentence.
+
+Commands import what they need when they run, so that `--help` is immediate.
+"""
+
+import click
+
+from finora_pipeline.cli.connections import connect, plan, remove, status, update
+from finora_pipeline.cli.demo import demo
+from finora_pipeline.cli.queries import sql
+from finora_pipeline.cli.refreshes import refresh
+from finora_pipeline.cli.simulation import simulate_openai
+
+
+class Commands(click.Group):
+    """Lists the commands in the order of their use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="finora-pipeline")
+def main() -> None:
+    """What your OpenAI organizations cost: exact, on time, in DuckDB, inside Dagster.
+
+    \b
+    First steps
+      finora connect --user acme --plan growth    paste an Admin key at the prompt
+      finora refresh --user acme                  read its history
+      finora sql "FROM user_metrics"              ask
+
+    \b
+    Settings come from the environment
+      FINORA_HOME         data folder                            ./data
+      DAGSTER_HOME        Dagster's own folder                   $FINORA_HOME/dagster
+      OPENAI_BASE_URL     where OpenAI is                        https://api.openai.com/v1
+      FINORA_MASTER_KEY   encrypts the stored keys (base64)      else $FINORA_HOME/master.key
+      FINORA_ACCOUNTS_URL accounts database (SQLAlchemy URL)     SQLite in $FINORA_HOME
+    """
+
+
+for _command in (connect, update, remove, status, plan, refresh, sql, demo, simulate_openai):
+    main.add_command(_command)

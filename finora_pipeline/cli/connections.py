@@ -1,0 +1,260 @@
+"""finora connect, update, remove, status and plan."""
+
+import asyncio
+import csv
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+from rich.table import Table
+
+from finora_pipeline.cli.terminal import (
+    json_option,
+    messages,
+    moment,
+    output,
+    plain_errors,
+    print_json,
+    progress,
+)
+from finora_pipeline.plans import PLANS
+
+if TYPE_CHECKING:
+    from finora_pipeline.accounts.connections import NewConnection
+    from finora_pipeline.accounts.store import Connection
+
+plan_choice = click.Choice(list(PLANS), case_sensitive=False)
+user_option = click.option("--user", "user_id", required=True, help="Your own id of the user, e.g. acme.")
+
+
+@click.command()
+@click.option("--user", "user_id", help="Your own id of the user, e.g. acme.")
+@click.option("--plan", type=plan_choice, default="trial", show_default=True, help="Sets pace and history.")
+@click.option("--email", help="Whom to write to about this connection.")
+@click.option("--many", is_flag=True, help="Read lines user,plan,key from the standard input.")
+@json_option
+def connect(user_id: str | None, plan: str, email: str | None, many: bool, as_json: bool) -> None:
+    """Connect a user's OpenAI organization.
+
+    Asks for the Admin key without showing it, or reads it from the standard input; never give it as an
+    argument. The key is checked with OpenAI before it is stored, encrypted. An Owner or Admin of the
+    organization creates one under Settings → Organization → Admin keys.
+
+    \b
+      finora connect --user acme --plan growth
+      pass show openai/admin | finora connect --user acme --plan growth
+      finora connect --many < users.csv
+    """
+    if many:
+        if user_id:
+            raise click.UsageError("--many reads the users from the standard input: leave out --user.")
+        _connect_many(sys.stdin, as_json)
+        return
+    if not user_id:
+        raise click.UsageError("Say whose organization it is: --user ID (or --many for many).")
+    key_text = _read_key()
+    with plain_errors():
+        from finora_pipeline.accounts import connections
+
+        async def run(accounts: Any, client: Any) -> "Connection":
+            return await connections.connect(accounts, client, user_id, key_text, plan=plan, email=email)
+
+        connection = _with_openai(run)
+    _tell(connection, "Connected", as_json)
+
+
+@click.command()
+@user_option
+@json_option
+def update(user_id: str, as_json: bool) -> None:
+    """Replace a user's Admin key by a fresh one of the same organization.
+
+    The old key keeps working until the new one has been checked and stored.
+    """
+    key_text = _read_key()
+    with plain_errors():
+        from finora_pipeline.accounts import connections
+
+        async def run(accounts: Any, client: Any) -> "Connection":
+            return await connections.update(accounts, client, user_id, key_text)
+
+        connection = _with_openai(run)
+    _tell(connection, "Updated", as_json)
+
+
+@click.command()
+@user_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def remove(user_id: str, yes: bool, as_json: bool) -> None:
+    """Delete a user's stored key. Past cost data stays."""
+    with plain_errors():
+        accounts = _accounts()
+        if not yes:
+            click.confirm(
+                f"Delete the stored OpenAI key of {user_id}? It is gone for good; past cost data stays.",
+                abort=True,
+            )
+        connection = accounts.remove_connection(user_id)
+    _tell(connection, "Removed", as_json)
+
+
+@click.command()
+@click.argument("user_id")
+@click.argument("plan_name", metavar="PLAN", type=plan_choice)
+def plan(user_id: str, plan_name: str) -> None:
+    """Move a user to another plan: trial, growth, scale or enterprise."""
+    with plain_errors():
+        chosen = _accounts().set_plan(user_id, plan_name)
+    kept = f"{chosen.history_days} days" if chosen.history_days else "all"
+    output.print(f"{user_id} is on {chosen.name}: refreshed {chosen.interval_text}, {kept} of history kept.")
+
+
+@click.command()
+@click.option("--user", "user_id", help="Only this user.")
+@click.option("--attention", is_flag=True, help="Only connections that need attention.")
+@json_option
+def status(user_id: str | None, attention: bool, as_json: bool) -> None:
+    """Show the connections: state, last and next refresh, and what to do where one needs attention."""
+    with plain_errors():
+        accounts = _accounts()
+        found = accounts.connections(user_ids=[user_id] if user_id else None)
+        shown = [c for c in found if not attention or c.status == "needs attention"]
+        last_failure = accounts.last_failures([c.user_id for c in shown])
+    if user_id and not found:
+        raise click.ClickException(f"User {user_id} has no connection; finora connect makes one.")
+    if as_json:
+        print_json([_as_json(c) | {"last_failure": last_failure.get(c.user_id)} for c in shown])
+        return
+    if not shown:
+        output.print(
+            "No connections yet: finora connect makes one." if not found else "None needs attention."
+        )
+        return
+    table = Table(
+        "User", "Plan", "State", "Key", "Last refresh", "Next refresh by", "What to do", expand=False
+    )
+    colors = {"active": "green", "needs attention": "yellow", "removed": "dim"}
+    for c in shown:
+        todo = c.status_reason or last_failure.get(c.user_id) or ""
+        state = f"[{colors[c.status]}]{c.status}[/]"
+        key = "deleted" if c.status == "removed" else c.key_hint
+        table.add_row(
+            c.user_id, c.plan.name, state, key, moment(c.last_refresh_at), moment(c.next_refresh_at), todo
+        )
+    output.print(table)
+
+
+def _connect_many(lines: TextIO, as_json: bool) -> None:
+    from finora_pipeline.accounts import connections
+
+    wanted, outcomes = _read_lines(lines)
+
+    async def run(accounts: Any, client: Any) -> None:
+        failed = 0
+        with progress("Checking keys") as show:
+            done = connections.connect_many(accounts, client, list(wanted.values()))
+            numbers = list(wanted)
+            async for index, outcome in done:
+                line = wanted[numbers[index]]
+                if isinstance(outcome, str):
+                    failed += 1
+                    outcomes[numbers[index]] = (line.user_id, "failed", outcome)
+                else:
+                    outcomes[numbers[index]] = (line.user_id, "connected", outcome.key_hint)
+                show(len(outcomes), len(outcomes) + len(wanted), failed)
+
+    with plain_errors():
+        _with_openai(run)
+    bad = sum(state == "failed" for _, state, _ in outcomes.values())
+    if as_json:
+        names = ("line", "user", "outcome", "detail")
+        print_json([dict(zip(names, (n, *told), strict=True)) for n, told in sorted(outcomes.items())])
+    else:
+        table = Table("Line", "User", "Outcome", "")
+        for number, (user_id, state, detail) in sorted(outcomes.items()):
+            color = "red" if state == "failed" else "green"
+            table.add_row(str(number), user_id, f"[{color}]{state}[/]", detail)
+        output.print(table)
+    messages.print(f"{len(outcomes) - bad} connected, {bad} left out.")
+    if bad:
+        sys.exit(1)
+
+
+def _read_lines(lines: TextIO) -> tuple[dict[int, "NewConnection"], dict[int, tuple[str, str, str]]]:
+    """The well-formed lines by number, and an outcome for each that is not. Never repeats a line's text."""
+    from finora_pipeline.accounts.connections import NewConnection
+
+    wanted: dict[int, NewConnection] = {}
+    outcomes: dict[int, tuple[str, str, str]] = {}
+    for number, fields in enumerate(csv.reader(lines), 1):
+        cells = [field.strip() for field in fields]
+        if not any(cells) or cells[0].startswith("#") or cells == ["user", "plan", "key"]:
+            continue
+        if len(cells) != 3:
+            outcomes[number] = ("?", "failed", "A line must be user,plan,key with just two commas.")
+        else:
+            wanted[number] = NewConnection(*cells)
+    return wanted, outcomes
+
+
+def _read_key() -> str:
+    if sys.stdin.isatty():
+        return click.prompt("OpenAI Admin key", hide_input=True, prompt_suffix=" (not shown): ")
+    return sys.stdin.read()
+
+
+def _accounts() -> Any:
+    from finora_pipeline.runs import accounts_of
+    from finora_pipeline.settings import Settings
+
+    return accounts_of(Settings.from_environment())
+
+
+def _with_openai(run: Any) -> Any:
+    """Runs a coroutine function of the accounts and a client of OpenAI."""
+    from finora_pipeline.accounts.connections import CHECK_LIMITS
+    from finora_pipeline.openai_admin.client import open_client
+    from finora_pipeline.settings import Settings
+
+    accounts = _accounts()
+
+    async def main() -> Any:
+        async with open_client(Settings.from_environment().openai_base_url, CHECK_LIMITS) as client:
+            return await run(accounts, client)
+
+    return asyncio.run(main())
+
+
+def _tell(connection: "Connection", verb: str, as_json: bool) -> None:
+    if as_json:
+        print_json(_as_json(connection))
+        return
+    if connection.status == "removed":
+        output.print(f"{verb} {connection.user_id}: the key is deleted, past cost data stays.")
+        return
+    plan = connection.plan
+    output.print(
+        f"[green]{verb}[/] {connection.user_id} ({connection.key_hint}), plan {plan.name}: "
+        f"refreshed {plan.interval_text}."
+    )
+    messages.print(
+        f"[dim]A running pipeline reads it at once; else: finora refresh --user {connection.user_id}[/]"
+    )
+
+
+def _as_json(connection: "Connection") -> dict[str, Any]:
+    return {
+        "user_id": connection.user_id,
+        "email": connection.email,
+        "plan": connection.plan.name,
+        "status": str(connection.status),
+        "status_reason": connection.status_reason,
+        "status_since": connection.status_since.isoformat(),
+        "key_hint": None if connection.status == "removed" else connection.key_hint,
+        "organization_id": connection.organization.organization_id,
+        "connected_at": connection.connected_at.isoformat(),
+        "history_from": connection.history_from,
+        "last_refresh_at": connection.last_refresh_at,
+        "next_refresh_at": connection.next_refresh_at,
+    }

@@ -1,0 +1,75 @@
+"""finora sql: a question to the published file."""
+
+import csv
+import sys
+from typing import Any
+
+import click
+from rich.table import Table
+
+from finora_pipeline.cli.terminal import json_option, output, print_json
+
+ROWS_SHOWN = 200
+
+
+@click.command()
+@click.argument("query")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, all rows.")
+@json_option
+def sql(query: str, as_csv: bool, as_json: bool) -> None:
+    """Ask the published tables in SQL (DuckDB's), read-only; waits for nobody.
+
+    \b
+      finora sql "SELECT date, sum(amount_usd) AS usd FROM daily_costs GROUP BY date ORDER BY date"
+      finora sql "SHOW TABLES"
+      finora sql "DESCRIBE daily_costs"
+    """
+    import duckdb
+
+    from finora_pipeline.reading import NothingPublished, connect
+
+    try:
+        with connect() as connection:
+            result = connection.execute(query)
+            names = [column[0] for column in result.description or []]
+            rows = result.fetchall()
+    except (duckdb.Error, NothingPublished) as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        print_json([dict(zip(names, row, strict=True)) for row in rows])
+    elif as_csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(names)
+        writer.writerows([["" if value is None else value for value in row] for row in rows])
+    else:
+        _print_table(names, rows)
+
+
+def _print_table(names: list[str], rows: list[tuple[Any, ...]]) -> None:
+    from decimal import Decimal
+
+    numeric = {
+        n for n, _ in enumerate(names) if any(isinstance(row[n], (int, float, Decimal)) for row in rows)
+    }
+    table = Table()
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right" if number in numeric else "left", overflow="fold")
+    for row in rows[:ROWS_SHOWN]:
+        table.add_row(*(_cell(value) for value in row))
+    output.print(table)
+    if len(rows) > ROWS_SHOWN:
+        output.print(f"… and {len(rows) - ROWS_SHOWN} more rows (--csv prints all).")
+
+
+def _cell(value: Any) -> str:
+    """A value for the eye: a decimal without its trailing zeros, a list in short."""
+    from decimal import Decimal
+
+    if value is None:
+        return "–"
+    if isinstance(value, Decimal):
+        text = format(value, "f")
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    if isinstance(value, list):
+        return " ".join(_cell(item) for item in value)
+    return str(value)

@@ -1,0 +1,124 @@
+"""finora refresh: the Dagster job in this process."""
+
+import sys
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import click
+from rich.table import Table
+
+from finora_pipeline.cli.connections import plan_choice
+from finora_pipeline.cli.terminal import json_option, messages, output, plain_errors, print_json, progress
+
+# A table that a person reads: failed users first, then as many others.
+ROWS_SHOWN = 40
+_day = click.DateTime(["%Y-%m-%d"])
+
+
+@click.command()
+@click.option(
+    "--user", "users", multiple=True, help="Only this user, even if it needs attention; repeatable."
+)
+@click.option("--plan", type=plan_choice, help="Only users of this plan.")
+@click.option("--from", "first", type=_day, help="First UTC day, YYYY-MM-DD.  [default: 3 days ago]")
+@click.option("--to", "last", type=_day, help="Last UTC day, YYYY-MM-DD.  [default: today]")
+@click.option("--history", is_flag=True, help="Load the whole history of the given users again.")
+@json_option
+def refresh(
+    users: tuple[str, ...],
+    plan: str | None,
+    first: datetime | None,
+    last: datetime | None,
+    history: bool,
+    as_json: bool,
+) -> None:
+    """Read OpenAI and bring facts, metrics and the published file up to date.
+
+    Runs the same Dagster job as the schedules, in this process; the run shows in the Dagster UI. Without
+    options every connection that is due is read. A connection that has never been read gets the whole
+    history of its plan. Exit code 0 means that every user was read.
+
+    \b
+      finora refresh
+      finora refresh --plan growth --from 2026-11-01 --to 2026-11-15
+      finora refresh --user acme --history
+    """
+    if history and (not users or first or last or plan):
+        raise click.UsageError("--history goes with --user alone.")
+    from finora_pipeline import runs
+    from finora_pipeline.accounts.store import AccountsError
+    from finora_pipeline.refresh.fetch import select_connections
+    from finora_pipeline.settings import Settings
+
+    settings = Settings.from_environment()
+    with plain_errors():
+        accounts = runs.accounts_of(settings)
+        chosen = select_connections(accounts, plan=plan, user_ids=users)
+        if not chosen:
+            raise AccountsError("There is no connection to refresh: finora connect makes one.")
+        window = None if history else _window(first, last)
+        with progress(f"Reading {len(chosen)} users") as on_progress:
+            if window is None:
+                result = runs.load_history(settings, users, on_progress=on_progress)
+            else:
+                result = runs.refresh(settings, window, plan=plan, users=users, on_progress=on_progress)
+    rows = [_told(row) for row in result.refreshes]
+    if as_json:
+        print_json({"run_id": result.run_id, "succeeded": result.succeeded, "users": rows})
+    else:
+        _print_rows(rows)
+        failed = len(result.failed_users)
+        messages.print(f"Run {result.run_id}: {failed} of {len(rows)} users failed.")
+        if not result.succeeded:
+            messages.print("[red]The run failed: its steps are in the Dagster UI (finora demo shows how).[/]")
+    if not result.succeeded or result.failed_users:
+        sys.exit(1)
+
+
+def _window(first: datetime | None, last: datetime | None) -> Any:
+    from finora_pipeline.assets.partitions import FIRST_PARTITION
+    from finora_pipeline.openai_admin.pages import Window
+    from finora_pipeline.refresh.windows import TRAILING_DAYS
+
+    today = datetime.now(UTC).date()
+    end: date = last.date() if last else today
+    start: date = first.date() if first else end - timedelta(days=TRAILING_DAYS)
+    if start > end:
+        raise click.UsageError(f"--from {start} is after --to {end}.")
+    if end > today:
+        raise click.UsageError(f"--to {end} is in the future; today is {today} in UTC.")
+    if start < FIRST_PARTITION:
+        raise click.UsageError(f"--from {start} is before {FIRST_PARTITION}; use --history for older days.")
+    return Window(start, end + timedelta(days=1))
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "user": row["user_id"],
+        "from": row["window_start"],
+        "to": row["window_end"] - timedelta(days=1),
+        "outcome": row["outcome"],
+        "pages": row["pages"],
+        "seconds": round((row["finished_at"] - row["started_at"]).total_seconds(), 3),
+        "reason": row["reason"],
+        "message": row["message"],
+    }
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    table = Table("User", "From", "To", "Outcome", "Pages", "Seconds", "What to do")
+    rows = sorted(rows, key=lambda row: (row["outcome"] == "complete", row["user"]))
+    for row in rows[:ROWS_SHOWN]:
+        color = "green" if row["outcome"] == "complete" else "red"
+        table.add_row(
+            row["user"],
+            str(row["from"]),
+            str(row["to"]),
+            f"[{color}]{row['outcome']}[/]",
+            str(row["pages"]),
+            f"{row['seconds']:.2f}",
+            row["message"] or "",
+        )
+    output.print(table)
+    if len(rows) > ROWS_SHOWN:
+        output.print(f"… and {len(rows) - ROWS_SHOWN} more (--json lists all).")

@@ -1,0 +1,64 @@
+"""What all commands share at the terminal: the consoles, domain errors as one sentence, JSON output."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Results go to the standard output, everything else beside it, so that a pipe gets results alone.
+output = Console(highlight=False)
+messages = Console(stderr=True, highlight=False)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turns the domain's errors, whose messages are sentences for a person, into the command's error."""
+    from finora_pipeline.accounts.store import AccountsError
+    from finora_pipeline.accounts.vault import VaultError
+    from finora_pipeline.openai_admin.errors import OpenAIAdminError
+    from finora_pipeline.openai_admin.keys import KeyFormError
+    from finora_pipeline.plans import UnknownPlan
+
+    try:
+        yield
+    except (AccountsError, VaultError, OpenAIAdminError, KeyFormError, UnknownPlan) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def print_json(value: Any) -> None:
+    """JSON on the standard output; moments in ISO 8601."""
+    click.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
+    """A progress bar beside the output; yields the callback `(done, total, failed)`."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=messages, transient=False, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=None, failed="")
+
+        def show(done: int, total: int, failed: int) -> None:
+            bar.update(task, completed=done, total=total, failed=f"{failed} failed" if failed else "")
+
+        yield show
+
+
+def moment(value: datetime | None) -> str:
+    """A moment for a person: `2026-11-24 08:15 UTC`, or a dash."""
+    return f"{value:%Y-%m-%d %H:%M} UTC" if value else "–"

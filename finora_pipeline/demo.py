@@ -1,0 +1,241 @@
+"""The demo that `make run` shows: a simulated OpenAI, a user of each plan, 90 days, the Dagster UI.
+
+With a real Admin key in the environment the user's own organization takes the place of the simulated ones.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import click
+from rich.panel import Panel
+from rich.table import Table
+
+from finora_pipeline import runs
+from finora_pipeline.accounts import connections as connecting
+from finora_pipeline.accounts.store import Accounts, AccountsError
+from finora_pipeline.assets.metadata import dollars
+from finora_pipeline.cli.terminal import messages, output, progress
+from finora_pipeline.openai_admin.client import open_client
+from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.openai_admin.simulator import OrganizationSpec, SimulatedOrganization
+from finora_pipeline.plans import PLANS
+from finora_pipeline.reading import connect as connect_reader
+from finora_pipeline.settings import BASE_URL_FILE, Settings
+
+DEMO_DAYS = 90
+KEY_VARIABLE = "OPENAI_ADMIN_KEY"
+REAL_USER = "my-company"
+# What the demo made, so that a second run finds the same organizations.
+MARKER = "demo.json"
+QUESTION = (
+    "SELECT model, sum(amount_usd) AS usd, sum(input_tokens + output_tokens) AS tokens "
+    "FROM daily_model_costs GROUP BY model ORDER BY usd DESC"
+)
+
+
+def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
+    """Runs the demo to its end. Raises `AccountsError` and the errors of a key check."""
+    settings = Settings.from_environment()
+    marker = settings.home / MARKER
+    with ExitStack() as stack:
+        if _wants_real(real):
+            if marker.exists():
+                raise AccountsError(
+                    f"The data folder {settings.home} holds the demo: set FINORA_HOME to another folder "
+                    "for a real organization."
+                )
+            _connect_real(settings)
+        else:
+            since = _since(marker)
+            base_url = stack.enter_context(_simulator(since))
+            (settings.home / BASE_URL_FILE).write_text(base_url + "\n")
+            settings = replace(settings, openai_base_url=base_url)
+            _connect_demo_users(settings, since)
+        result = _refresh(settings)
+        _print_summary(settings)
+        if not result.succeeded:
+            raise click.ClickException(f"The run {result.run_id} failed; the Dagster UI shows where.")
+        if not once:
+            _serve_ui(settings, ui_port)
+
+
+def _wants_real(real: bool | None) -> bool:
+    if not os.environ.get(KEY_VARIABLE):
+        if real:
+            raise AccountsError(f"Set {KEY_VARIABLE} to the Admin key of your organization first.")
+        return False
+    if real is None and sys.stdin.isatty():
+        return click.confirm(f"{KEY_VARIABLE} is set. Connect that organization instead of the demo?")
+    if real is None:
+        messages.print(f"{KEY_VARIABLE} is set: give ARGS=--real to connect it; this is the demo.")
+    return bool(real)
+
+
+def _connect_real(settings: Settings) -> None:
+    accounts = runs.accounts_of(settings)
+    if accounts.connection(REAL_USER):
+        return
+    key_text = os.environ[KEY_VARIABLE]
+
+    async def connect() -> None:
+        async with open_client(settings.openai_base_url, connecting.CHECK_LIMITS) as client:
+            await connecting.connect(accounts, client, REAL_USER, key_text, plan="growth")
+
+    asyncio.run(connect())
+    output.print(f"Connected your organization as user {REAL_USER}, plan growth.")
+
+
+def _since(marker: Path) -> date:
+    """The first day of the simulated history: chosen at the first run, kept afterwards."""
+    if marker.exists():
+        return date.fromisoformat(json.loads(marker.read_text())["since"])
+    since = datetime.now(UTC).date() - timedelta(days=DEMO_DAYS - 1)
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps({"since": since.isoformat()}) + "\n")
+    return since
+
+
+@contextmanager
+def _simulator(since: date) -> Iterator[str]:
+    """The simulator in a process of its own, so that it goes on while Dagster's processes run."""
+    command = [sys.executable, "-m", "finora_pipeline", "simulate-openai", "--json", "--port", "0"]
+    command += ["--since", since.isoformat(), "--users", str(len(PLANS))]
+    # A group of its own: Ctrl-C must reach it last, after Dagster's runs have ended.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        answer = ""
+        for line in lines:
+            answer += line
+            if line.startswith("}"):
+                break
+        if not answer:
+            raise click.ClickException("The OpenAI simulator did not start.")
+        yield json.loads(answer)["base_url"]
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def _connect_demo_users(settings: Settings, since: date) -> None:
+    accounts = runs.accounts_of(settings)
+    wanted = [
+        connecting.NewConnection(f"demo-{plan}", plan, organization.admin_key)
+        for number, plan in enumerate(PLANS)
+        if accounts.connection(f"demo-{plan}") is None
+        for organization in [SimulatedOrganization(OrganizationSpec(number, since=since))]
+    ]
+    if not wanted:
+        output.print("The demo's users are connected already.")
+        return
+    asyncio.run(_connect_all(accounts, settings.openai_base_url, wanted))
+
+
+async def _connect_all(accounts: Accounts, base_url: str, wanted: list[connecting.NewConnection]) -> None:
+    async with open_client(base_url, connecting.CHECK_LIMITS) as client:
+        async for index, outcome in connecting.connect_many(accounts, client, wanted):
+            user_id = wanted[index].user_id
+            if isinstance(outcome, str):
+                raise click.ClickException(f"{user_id} could not be connected: {outcome}")
+            output.print(f"Connected {user_id}, refreshed {outcome.plan.interval_text}.")
+
+
+def _refresh(settings: Settings) -> runs.RunResult:
+    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
+    window = Window(tomorrow - timedelta(days=DEMO_DAYS), tomorrow)
+    with progress(f"Reading {DEMO_DAYS} days") as on_progress:
+        return runs.refresh(settings, window, on_progress=on_progress)
+
+
+def _print_summary(settings: Settings) -> None:
+    with connect_reader(settings.published_database) as connection:
+        (users, days, rows, total, per_1k) = connection.execute(
+            """
+            SELECT
+                count(DISTINCT user_id), count(DISTINCT date), count(*), coalesce(sum(amount_usd), 0),
+                (
+                    SELECT exact_ratio(
+                        sum(token_priced_usd), sum(input_tokens + output_tokens)::BIGINT, per := 1000
+                    )
+                    FROM daily_model_costs
+                    WHERE NOT is_sample AND input_tokens + output_tokens > 0
+                )
+            FROM daily_costs
+            WHERE NOT is_sample
+            """
+        ).fetchall()[0]
+    table = Table.grid(padding=(0, 2))
+    table.add_row("users", f"{users}")
+    table.add_row("days", f"{days}")
+    table.add_row("cost rows", f"{rows:,}")
+    table.add_row("total", f"[bold]{dollars(total)}[/]")
+    table.add_row("per 1k tokens", f"${per_1k:.6f}" if per_1k is not None else "–")
+    table.add_row("DuckDB file", str(settings.published_database))
+    output.print(Panel(table, title="Published", expand=False))
+    # Unwrapped, so that it can be copied.
+    output.print(f'Try: finora sql "{QUESTION}"', soft_wrap=True)
+
+
+def _serve_ui(settings: Settings, port: int) -> None:
+    """Serves the Dagster UI and its daemon until Ctrl-C."""
+    port = _free_port(port)
+    environment = os.environ | {
+        "DAGSTER_HOME": str(settings.dagster_home),
+        "FINORA_HOME": str(settings.home),
+        "OPENAI_BASE_URL": settings.openai_base_url,
+    }
+    # The key is stored encrypted by now; no child process needs it.
+    environment.pop(KEY_VARIABLE, None)
+    command = [sys.executable, "-m", "dagster", "dev", "-m", "finora_pipeline.definitions"]
+    command += ["-h", "127.0.0.1", "-p", str(port), "--log-level", "warning"]
+    output.print(f"Dagster UI: [bold]http://127.0.0.1:{port}[/]  (Ctrl-C ends; schedules are on)")
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    stopped = signal.signal(signal.SIGTERM, lambda *_: _interrupt())
+    try:
+        process.wait()
+        raise click.ClickException("Dagster has stopped; its messages above say why.")
+    except KeyboardInterrupt:
+        output.print("Stopping …")
+    finally:
+        signal.signal(signal.SIGTERM, stopped)
+        _stop(process)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends Dagster as Ctrl-C would, and its whole group if it does not listen."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _free_port(wanted: int) -> int:
+    """The wanted loopback port, or a free one where it is taken."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise click.ClickException("No loopback port is free.")

@@ -1,0 +1,93 @@
+"""Reads the published file: for notebooks, the command line and whoever asks a question in SQL."""
+
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+import pandas as pd
+
+from finora_pipeline.settings import Settings
+
+# The name of the published database within a connection.
+DATABASE = "finora"
+
+
+class NothingPublished(FileNotFoundError):
+    """No refresh has published anything yet."""
+
+
+def connect(path: str | Path | None = None) -> duckdb.DuckDBPyConnection:
+    """A read-only DuckDB connection to the published tables as they are now.
+
+    `path` defaults to the published file of `FINORA_HOME`. The connection keeps showing the same copy
+    however often a new one is published; connect again to see the newest. It blocks nobody.
+    Raises `NothingPublished`.
+
+        finora_pipeline.connect().sql("SELECT date, sum(amount_usd) FROM daily_costs GROUP BY date")
+    """
+    file = Path(path) if path else Settings.from_environment().published_database
+    if not file.exists():
+        raise NothingPublished(f"There is no {file}: connect an organization and run finora refresh first.")
+    connection = duckdb.connect(":memory:")
+    # Attached, since a second connect to one path would return the copy that is open already.
+    name = str(file).replace("'", "''")
+    connection.execute(f"ATTACH '{name}' AS {DATABASE} (READ_ONLY)")
+    connection.execute(f"USE {DATABASE}")
+    connection.execute("SET TimeZone = 'UTC'")
+    return connection
+
+
+def read(
+    table: str,
+    *,
+    user_id: str | None = None,
+    since: date | str | None = None,
+    until: date | str | None = None,
+    amounts: Literal["decimal", "float"] = "decimal",
+    path: str | Path | None = None,
+) -> pd.DataFrame:
+    """A published table as a pandas DataFrame, oldest day first.
+
+    `user_id` keeps one user's rows; `since` and `until` are UTC days, both included (`"2026-11-01"`), for
+    tables with a `date`. Amounts are `decimal.Decimal`, exact; `amounts="float"` makes them floats, which
+    plot faster and no longer add up to the cent. Raises `NothingPublished`, and `ValueError` for a table or
+    filter that does not exist.
+
+        finora_pipeline.read("daily_costs", user_id="acme", since="2026-11-01")
+    """
+    with connect(path) as connection:
+        columns = dict(
+            connection.execute(
+                "SELECT column_name, data_type FROM duckdb_columns() "
+                "WHERE database_name = $database AND schema_name = 'main' AND table_name = $table "
+                "ORDER BY column_index",
+                {"database": DATABASE, "table": table},
+            ).fetchall()
+        )
+        if not columns:
+            tables = connection.execute(
+                "SELECT string_agg(table_name, ', ' ORDER BY table_name) FROM duckdb_tables() "
+                "WHERE database_name = $database AND schema_name = 'main'",
+                {"database": DATABASE},
+            ).fetchall()[0][0]
+            raise ValueError(f"There is no table “{table}”; there are {tables}.")
+        filters = {"user_id": ("user_id", "=", user_id), "since": ("date", ">=", since)}
+        filters["until"] = ("date", "<=", until)
+        wanted = {name: rule for name, rule in filters.items() if rule[2] is not None}
+        for name, (column, _, _) in wanted.items():
+            if column not in columns:
+                raise ValueError(f"The table {table} has no {column}, so it cannot be read with {name}.")
+        shown = ", ".join(
+            f"{name}::DOUBLE AS {name}" if amounts == "float" and kind.startswith("DECIMAL") else name
+            for name, kind in columns.items()
+        )
+        query = f"SELECT {shown} FROM {table}"
+        if wanted:
+            query += " WHERE " + " AND ".join(f"{c} {op} ${name}" for name, (c, op, _) in wanted.items())
+        if "date" in columns:
+            query += " ORDER BY date"
+        values = {name: rule[2] for name, rule in wanted.items()}
+        # DuckDB's own way to pandas would turn decimals into floats.
+        result = connection.execute(query, values).to_arrow_table()
+    return result.to_pandas(date_as_object=False)
