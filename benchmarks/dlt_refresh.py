@@ -7,13 +7,14 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "RUNTIME__LOG_LEVEL": "ERROR", "EXTRACT__WORKERS": "20"}
+os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "RUNTIME__LOG_LEVEL": "ERROR"}
 
 import dlt
 import duckdb
@@ -52,6 +53,7 @@ def pages(base_url: str, key: str, endpoint: Endpoint, window: Window) -> Iterat
 
 
 def rows(user_id: str, endpoint: Endpoint, page: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    fetched_at = datetime.now(UTC)
     for bucket in page["data"]:
         day = datetime.fromtimestamp(bucket["start_time"], UTC).date()
         for row in bucket["results"]:
@@ -61,11 +63,14 @@ def rows(user_id: str, endpoint: Endpoint, page: dict[str, Any]) -> Iterator[dic
                 yield {
                     "user_id": user_id,
                     "date": day,
+                    "organization_id": row["organization_id"],
                     "project_id": row["project_id"],
+                    "project_name": row["project_name"],
                     "line_item": row["line_item"],
                     "amount_usd": amount,
                     "quantity": row["quantity"],
                     "quantity_unit": row["quantity_unit"],
+                    "fetched_at": fetched_at,
                 }
             else:
                 yield {
@@ -73,10 +78,16 @@ def rows(user_id: str, endpoint: Endpoint, page: dict[str, Any]) -> Iterator[dic
                     "date": day,
                     "project_id": row["project_id"],
                     "model": row["model"],
+                    "batch": row["batch"],
+                    "service_tier": row["service_tier"],
                     "requests": row["num_model_requests"],
                     "input_tokens": row["input_tokens"],
                     "input_cached_tokens": row["input_cached_tokens"],
+                    "input_cache_write_tokens": row["input_cache_write_tokens"],
+                    "input_audio_tokens": row["input_audio_tokens"],
                     "output_tokens": row["output_tokens"],
+                    "output_audio_tokens": row["output_audio_tokens"],
+                    "fetched_at": fetched_at,
                 }
 
 
@@ -114,19 +125,24 @@ def main(base_url: str, days: int, home: str) -> None:
         ]
 
     pipeline = dlt.pipeline(
-        "peer", destination=dlt.destinations.duckdb(database), dataset_name="peer", pipelines_dir=home
+        "peer", destination=dlt.destinations.duckdb(database), dataset_name="read", pipelines_dir=home
     )
     started = time.perf_counter()
     pipeline.run(openai())
     seconds = time.perf_counter() - started
     with duckdb.connect(database, read_only=True) as connection:
         count, total = connection.execute(
-            "SELECT (SELECT count(*) FROM peer.costs) + (SELECT count(*) FROM peer.completions), "
-            "(SELECT sum(amount_usd) FROM peer.costs)"
+            "SELECT (SELECT count(*) FROM read.costs) + (SELECT count(*) FROM read.completions), "
+            "(SELECT sum(amount_usd) FROM read.costs)"
         ).fetchall()[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "rows": count, "total": str(total), "peak_mb": peak}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    # dlt goes through its list of resources by recursion, which thousands of them exceed.
+    sys.setrecursionlimit(100_000)
+    threading.stack_size(512 << 20)
+    worker = threading.Thread(target=main, args=(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+    worker.start()
+    worker.join()

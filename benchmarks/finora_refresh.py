@@ -10,6 +10,8 @@ import sys
 import time
 from datetime import UTC, datetime
 
+import dagster as dg
+
 from benchmarks.__main__ import admin_keys, window_of
 from finora_pipeline import runs
 from finora_pipeline.accounts.connections import NewConnection, connect_many
@@ -40,6 +42,8 @@ def main(base_url: str, days: int, home: str) -> None:
     accounts.mark_published(accounts.unpublished_runs(), now)
     # The first run in a home creates Dagster's own databases, which an installation does once.
     runs.prepare_instance(settings)
+    with dg.DagsterInstance.get() as instance:
+        instance.get_runs_count()
 
     started = time.perf_counter()
     if days > 30:

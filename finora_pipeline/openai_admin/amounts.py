@@ -8,7 +8,7 @@ an amount have more, the amounts of one day are rounded so that their sum is the
 once (`round_to_total`), not a sum of rounded parts.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 
 import pyarrow as pa
@@ -47,11 +47,20 @@ def parse_amount(raw: bytes) -> Decimal | None:
     return value
 
 
-def amounts_to_arrow(raws: Sequence[bytes], days: Sequence[Hashable]) -> pa.Array:
+def add_exactly(values: Iterable[Decimal]) -> Decimal:
+    """The sum of amounts, without rounding."""
+    total = Decimal(0)
+    for value in values:
+        # A zero with the exponent -6176 would drag thousands of digits through the sum.
+        total = _EXACT.add(total, value or Decimal(0))
+    return total
+
+
+def amounts_to_arrow(raws: Sequence[bytes], days: Callable[[], Sequence[Hashable]]) -> pa.Array:
     """The JSON texts as `AMOUNT_TYPE`, null where there is no amount.
 
-    `days` names for each text the (user, day) whose sum must come out exact. Texts are those that
-    `parse_amount` takes.
+    `days()` names for each text the (user, day) whose sum must come out exact; it is asked only if an
+    amount has more than 18 decimals. Texts are those that `parse_amount` takes.
     """
     texts = pc.utf8_trim(pa.array(raws, pa.binary()).cast(pa.string()), '"')  # type: ignore[attr-defined]
     texts = pc.if_else(pc.is_in(texts, pa.array(["", "null"])), None, texts)  # type: ignore[attr-defined]
@@ -63,7 +72,7 @@ def amounts_to_arrow(raws: Sequence[bytes], days: Sequence[Hashable]) -> pa.Arra
         return texts.cast(AMOUNT_TYPE)
     except pa.ArrowInvalid:
         values = [parse_amount(raw) for raw in raws]
-        return pa.array(round_to_total(values, days), AMOUNT_TYPE)
+        return pa.array(round_to_total(values, days()), AMOUNT_TYPE)
 
 
 def round_to_total(values: Sequence[Decimal | None], groups: Sequence[Hashable]) -> list[Decimal | None]:
@@ -78,8 +87,7 @@ def round_to_total(values: Sequence[Decimal | None], groups: Sequence[Hashable])
         if value is None:
             result.append(None)
             continue
-        # A zero with the exponent -6176 would drag thousands of digits through the sum.
-        total = _EXACT.add(exact.get(group, Decimal(0)), value or Decimal(0))
+        total = add_exactly((exact.get(group, Decimal(0)), value))
         target = total.quantize(_UNIT, context=_EXACT)
         share = _EXACT.subtract(target, rounded.get(group, Decimal(0)))
         exact[group], rounded[group] = total, target

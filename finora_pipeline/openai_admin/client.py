@@ -21,6 +21,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import TypeVar
 
 import httpx
@@ -42,7 +43,7 @@ from finora_pipeline.openai_admin.keys import AdminKey, redact
 from finora_pipeline.openai_admin.pages import Page, Window, check_page, unix_seconds
 
 T = TypeVar("T")
-QueryParams = Sequence[tuple[str, str]]
+QueryParams = tuple[tuple[str, str], ...]
 
 # Directory lists allow 1 to 100 objects a page (OpenAPI document).
 LIST_LIMIT = 100
@@ -117,6 +118,8 @@ class OpenAIAdminClient:
         self._base_url = base_url.rstrip("/")
         self._limits = limits
         self._in_flight = asyncio.Semaphore(limits.concurrency)
+        self._headers = [(name, value) for name, value in http.headers.items()]
+        self._extensions = {"timeout": http.timeout.as_dict()}
         self.requests = 0
 
     def organization(self, key: AdminKey) -> "OrganizationClient":
@@ -148,10 +151,13 @@ class OpenAIAdminClient:
         async with self._in_flight:
             self.requests += 1
             try:
-                answer = await self._http.get(
-                    self._base_url + path,
-                    params=list(params),
-                    headers={"Authorization": f"Bearer {key.reveal()}"},
+                answer = await self._http.send(
+                    httpx.Request(
+                        "GET",
+                        _url(self._base_url + path, params),
+                        headers=[*self._headers, ("Authorization", f"Bearer {key.reveal()}")],
+                        extensions=self._extensions,
+                    )
                 )
             except httpx.TimeoutException:
                 raise Unreachable(
@@ -212,45 +218,52 @@ class OrganizationClient:
     async def _follow_cursor(
         self, endpoint: Endpoint, window: Window, grouping: tuple[str, ...]
     ) -> list[Page]:
-        params = [
+        params = (
             ("start_time", str(unix_seconds(window.start))),
             ("end_time", str(unix_seconds(window.end))),
             ("bucket_width", "1d"),
             *(("group_by[]", dimension) for dimension in grouping),
             ("limit", str(min(endpoint.days_per_page, window.days))),
-        ]
+        )
+        first, end = unix_seconds(window.start), unix_seconds(window.end)
         pages: list[Page] = []
         cursors: set[str] = set()
         cursor: str | None = None
+        last_start = first - 1
         while True:
             async with self._in_flight:
-                body, has_more, next_page = await self._client.get(
+                body, head = await self._client.get(
                     endpoint.path,
-                    [*params, ("page", cursor)] if cursor else params,
+                    (*params, ("page", cursor)) if cursor else params,
                     self._key,
-                    lambda body: (body, *check_page(endpoint, body)),
+                    lambda body: (body, check_page(endpoint, body)),
                 )
             pages.append(Page(endpoint, window, grouping, len(pages) + 1, datetime.now(UTC), body))
-            if not has_more:
+            for start in head.starts:
+                # A day twice would count twice; a day that was not asked for would replace another.
+                if not last_start < start < end:
+                    raise UnreadableResponse("OpenAI sent other days than those asked for, or one twice.")
+                last_start = start
+            if not head.has_more:
                 return pages
-            if not next_page or next_page in cursors:
+            if not head.next_page or head.next_page in cursors:
                 raise UnreadableResponse(
                     "OpenAI said there are more pages but "
-                    + ("repeated a page token." if next_page else "gave no page token.")
+                    + ("repeated a page token." if head.next_page else "gave no page token.")
                 )
             if len(pages) >= self._limits.most_pages:
                 raise UnreadableResponse(f"OpenAI sent over {self._limits.most_pages} pages for one window.")
-            cursors.add(next_page)
-            cursor = next_page
+            cursors.add(head.next_page)
+            cursor = head.next_page
 
     async def projects(self) -> list[Project]:
         """Every project of the organization, archived ones included. Raises `OpenAIAdminError`."""
         projects: list[Project] = []
         after: str | None = None
         while True:
-            params = [("limit", str(LIST_LIMIT)), ("include_archived", "true")]
+            params = (("limit", str(LIST_LIMIT)), ("include_archived", "true"))
             if after:
-                params.append(("after", after))
+                params = (*params, ("after", after))
             listed = await self._client.get("/organization/projects", params, self._key, _read_list)
             projects += (Project(item.id, item.name) for item in listed.data)
             if (
@@ -269,6 +282,12 @@ async def open_client(base_url: str, limits: Limits | None = None) -> AsyncItera
     transport = AiohttpTransport(limits=httpx.Limits(max_connections=limits.concurrency))
     async with httpx.AsyncClient(transport=transport, timeout=limits.timeout_seconds) as http:
         yield OpenAIAdminClient(http, base_url, limits)
+
+
+@lru_cache(maxsize=1024)
+def _url(address: str, params: QueryParams) -> httpx.URL:
+    """An address with its query. All users of a run ask for the same few, and httpx parses slowly."""
+    return httpx.URL(address, params=list(params))
 
 
 def _read_list(body: bytes) -> _ObjectList:

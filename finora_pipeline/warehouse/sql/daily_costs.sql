@@ -51,7 +51,8 @@ COMMENT ON COLUMN daily_costs.raw_file IS 'Raw file that holds the page';
 COMMENT ON COLUMN daily_costs.is_sample IS 'Made-up row of a user without real data';
 
 -- [load]
--- From `cost_rows` (an Arrow table: the results of the pages) and `line_items` (each text, parsed).
+-- From `cost_rows` (an Arrow table: the results of the pages, one row a project and line item of a day) and
+-- `line_items` (each text, parsed).
 DELETE FROM daily_costs AS old
 USING new_days AS new
 WHERE old.user_id = new.user_id AND old.provider = new.provider AND old.date = new.date;
@@ -62,22 +63,21 @@ SELECT
     row.provider,
     row.date,
     row.project_id,
-    any_value(row.project_name),
+    row.project_name,
     row.line_item,
-    sum(row.amount_usd),
-    sum(row.quantity),
-    any_value(row.quantity_unit),
-    any_value(item.model),
-    any_value(item.direction),
-    any_value(item.modality),
-    any_value(item.tier),
-    coalesce(any_value(item.is_long_context), false),
-    coalesce(any_value(item.is_parsed), false),
-    any_value(row.organization_id),
-    any_value(row.fetched_at),
-    any_value(new.raw_file),
+    row.amount_usd,
+    row.quantity,
+    row.quantity_unit,
+    item.model,
+    item.direction,
+    item.modality,
+    item.tier,
+    coalesce(item.is_long_context, false),
+    coalesce(item.is_parsed, false),
+    row.organization_id,
+    row.fetched_at,
+    new.raw_file,
     false
 FROM cost_rows AS row
 JOIN new_days AS new USING (user_id, provider, date, fetched_at)
-LEFT JOIN line_items AS item ON item.line_item = row.line_item
-GROUP BY row.user_id, row.provider, row.date, row.project_id, row.line_item;
+LEFT JOIN line_items AS item ON item.line_item = row.line_item;

@@ -9,6 +9,7 @@ CREATE TABLE pipeline.loaded_files (
     raw_file     VARCHAR NOT NULL PRIMARY KEY,
     run_id       VARCHAR NOT NULL,
     endpoint     VARCHAR NOT NULL,
+    fetched_on   DATE NOT NULL,
     loaded_at    TIMESTAMPTZ NOT NULL,
     pages        BIGINT NOT NULL,
     result_rows  BIGINT NOT NULL,
@@ -73,16 +74,7 @@ SELECT DISTINCT $table_name, date_trunc('month', date)::DATE AS month FROM new_d
 EXCEPT
 FROM pipeline.unpublished_months;
 
--- [ledger]
 INSERT INTO pipeline.loaded_files
 SELECT
-    raw_file,
-    $run_id,
-    $endpoint,
-    now(),
-    $pages,
-    $result_rows,
-    $users,
-    $unparsed,
-    $amount_usd
-FROM (SELECT $raw_file AS raw_file);
+    raw_file, run_id, $endpoint, fetched_on, now(), pages, result_rows, users, unparsed, amount_usd
+FROM ledger;
