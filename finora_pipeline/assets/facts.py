@@ -23,7 +23,7 @@ from finora_pipeline.warehouse.load import load_pending
 )
 def daily_costs(context: dg.AssetExecutionContext, warehouse: WarehouseResource) -> dg.MaterializeResult:
     started = time.monotonic()
-    loaded = load_pending(warehouse.warehouse, [COSTS], context.run_id)
+    loaded = load_pending(warehouse.warehouse, [COSTS], context.run.run_id)
     return dg.MaterializeResult(metadata=loaded_metadata(loaded, time.monotonic() - started, with_money=True))
 
 
@@ -38,7 +38,7 @@ def daily_costs(context: dg.AssetExecutionContext, warehouse: WarehouseResource)
 )
 def daily_usage(context: dg.AssetExecutionContext, warehouse: WarehouseResource) -> dg.MaterializeResult:
     started = time.monotonic()
-    loaded = load_pending(warehouse.warehouse, REFRESHED_USAGE, context.run_id)
+    loaded = load_pending(warehouse.warehouse, REFRESHED_USAGE, context.run.run_id)
     return dg.MaterializeResult(
         metadata=loaded_metadata(loaded, time.monotonic() - started, with_money=False)
     )

@@ -72,7 +72,7 @@ def raw_openai_pages(
     time_window = context.partition_time_window
     asked = Window(time_window.start.date(), min(time_window.end.date(), _tomorrow()))
     fetched = fetch_and_land(
-        context.run_id, connections, asked, accounts, openai_admin, warehouse, on_progress
+        context.run.run_id, connections, asked, accounts, openai_admin, warehouse, on_progress
     )
     context.log.info(f"{len(fetched.failures)} of {fetched.users} users failed. {dict(fetched.reasons)}")
     seconds = time.monotonic() - started

@@ -38,9 +38,9 @@ def user_history(
     chosen = select_connections(accounts.accounts, user_ids=context.partition_keys)
     whole = [replace(connection, history_from=None) for connection in chosen]
     asked = trailing_window(datetime.now(UTC).date())
-    fetched = fetch_and_land(context.run_id, whole, asked, accounts, openai_admin, warehouse, on_progress)
-    usage = load_pending(warehouse.warehouse, REFRESHED_USAGE, context.run_id)
-    costs = load_pending(warehouse.warehouse, [COSTS], context.run_id)
+    fetched = fetch_and_land(context.run.run_id, whole, asked, accounts, openai_admin, warehouse, on_progress)
+    usage = load_pending(warehouse.warehouse, REFRESHED_USAGE, context.run.run_id)
+    costs = load_pending(warehouse.warehouse, [COSTS], context.run.run_id)
     seconds = time.monotonic() - started
     names = ", ".join(endpoint.name for endpoint in REFRESHED)
     return dg.MaterializeResult(

@@ -1,0 +1,171 @@
+"""One builder of each real part: a simulated OpenAI on loopback, accounts, the whole installation."""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from finora_pipeline import runs
+from finora_pipeline.accounts.connections import NewConnection, connect_many
+from finora_pipeline.accounts.store import Accounts, Connection
+from finora_pipeline.openai_admin.client import Limits, open_client
+from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.openai_admin.simulator import OrganizationSpec, SimulatedOrganization, Simulator, running
+from finora_pipeline.reading import connect as connect_reader
+from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.resources.accounts import AccountsResource
+from finora_pipeline.resources.openai_admin import OpenAIAdminResource
+from finora_pipeline.settings import Settings
+
+FIXTURES = Path(__file__).parent / "fixtures"
+# Faults are over in milliseconds: tests never wait.
+QUICK = Limits(timeout_seconds=0.5, retry_seconds=0.05, first_pause_seconds=0.001)
+
+os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
+
+
+def now_in_the_middle_of_today() -> datetime:
+    """A moment of the real today, late enough that today has costs."""
+    return datetime.now(UTC).replace(hour=15, minute=0, second=0, microsecond=0)
+
+
+@dataclass
+class OpenAI:
+    """A simulated OpenAI and where it answers."""
+
+    simulator: Simulator
+    base_url: str
+
+    @property
+    def organizations(self) -> list[SimulatedOrganization]:
+        return self.simulator.organizations
+
+    def truth(self, number: int, window: Window) -> Any:
+        """What a refresh of the window must find of the organization at this moment."""
+        return self.organizations[number].truth(window.start, window.end, self.simulator.now)
+
+
+@pytest.fixture
+def start_openai() -> Iterator[Callable[..., OpenAI]]:
+    """Starts simulated OpenAIs: `start_openai(organizations=2, days=10, services=True, …)`."""
+    servers = []
+
+    def start(organizations: int = 1, days: int = 10, now: datetime | None = None, **spec: Any) -> OpenAI:
+        moment = now or now_in_the_middle_of_today()
+        since = moment.date() - timedelta(days=days - 1)
+        numbers_as = spec.pop("amounts_as_numbers", False)
+        specs = [OrganizationSpec(number, since=since, **spec) for number in range(organizations)]
+        simulator = Simulator(specs, now=moment, amounts_as_numbers=numbers_as)
+        server = running(simulator)
+        servers.append(server)
+        return OpenAI(simulator, server.__enter__())
+
+    yield start
+    for server in servers:
+        server.__exit__(None, None, None)
+
+
+class Installation:
+    """A whole installation in a temporary folder: accounts, warehouse and Dagster's instance."""
+
+    def __init__(self, home: Path, openai: OpenAI) -> None:
+        self.openai = openai
+        self.settings = Settings.from_environment(
+            {"FINORA_HOME": str(home), "OPENAI_BASE_URL": openai.base_url}
+        )
+        self.accounts: Accounts = runs.accounts_of(self.settings)
+        self.today: date = datetime.now(UTC).date()
+
+    def connect(self, plan: str = "growth", users: Sequence[str] | None = None) -> list[str]:
+        """Connects a user to each simulated organization, `user-0` to the first, and returns their ids."""
+        organizations = self.openai.organizations
+        user_ids = list(users or [f"user-{n}" for n in range(len(organizations))])
+        lines = [
+            NewConnection(user_id, plan, organization.admin_key)
+            for user_id, organization in zip(user_ids, organizations, strict=False)
+        ]
+
+        async def run() -> None:
+            async with open_client(self.settings.openai_base_url, QUICK) as client:
+                async for _, outcome in connect_many(self.accounts, client, lines):
+                    assert isinstance(outcome, Connection), outcome
+
+        asyncio.run(run())
+        return user_ids
+
+    @property
+    def openai_admin(self) -> OpenAIAdminResource:
+        """The resource as in production, but impatient."""
+        return OpenAIAdminResource(
+            accounts=AccountsResource.of(self.settings),
+            base_url=self.settings.openai_base_url,
+            timeout_seconds=QUICK.timeout_seconds,
+            retry_seconds=QUICK.retry_seconds,
+            first_pause_seconds=QUICK.first_pause_seconds,
+        )
+
+    def refresh(self, window: Window | None = None, **options: Any) -> runs.RunResult:
+        """A real run of the refresh job in this process."""
+        return runs.refresh(
+            self.settings, window or trailing_window(self.today), openai_admin=self.openai_admin, **options
+        )
+
+    def sql(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Rows of the published file."""
+        with connect_reader(self.settings.published_database) as connection:
+            return connection.execute(query, list(values)).fetchall()
+
+    def history(self, days: int) -> Window:
+        """The UTC days up to today."""
+        tomorrow = self.today + timedelta(days=1)
+        return Window(tomorrow - timedelta(days=days), tomorrow)
+
+    def costs(self, user_id: str) -> dict[tuple[date, str, str], Decimal]:
+        """The user's published cost facts by day, project and line item."""
+        query = (
+            "SELECT date, project_id, line_item, amount_usd FROM daily_costs "
+            "WHERE user_id = ? AND NOT is_sample"
+        )
+        rows = self.sql(query, user_id)
+        facts = {(day, project, item): amount for day, project, item, amount in rows}
+        assert len(facts) == len(rows), "a grain stands twice"
+        return facts
+
+    def assert_exact(self, user_id: str, number: int, window: Window) -> None:
+        """The published facts equal the simulator's truth, row by row and to the last digit."""
+        truth = self.openai.truth(number, window)
+        facts = {key: amount for key, amount in self.costs(user_id).items() if key[0] >= window.start}
+        assert facts == truth.by_row
+
+
+@pytest.fixture
+def install(tmp_path: Path) -> Callable[[OpenAI], Installation]:
+    """Makes an installation on a simulated OpenAI."""
+
+    def make(openai: OpenAI) -> Installation:
+        return Installation(tmp_path / "home", openai)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees this machine's settings or leaves its own to the next."""
+    for name in ("OPENAI_ADMIN_KEY", "OPENAI_BASE_URL", "FINORA_MASTER_KEY", "FINORA_ACCOUNTS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FINORA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
+
+
+@pytest.fixture
+def memory() -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty DuckDB in memory."""
+    with duckdb.connect(":memory:") as connection:
+        yield connection

@@ -1,0 +1,24 @@
+"""Given an organization, when refreshed, then the published facts equal the truth."""
+
+from finora_pipeline.openai_admin.pages import Window
+
+
+def test_first_refresh_reads_the_plans_whole_history(start_openai, install):
+    installation = install(start_openai(organizations=2, days=30))
+    installation.connect(plan="growth")
+    result = installation.refresh()
+    assert result.succeeded
+    assert result.failed_users == []
+    for number in range(2):
+        installation.assert_exact(f"user-{number}", number, installation.history(90))
+
+
+def test_same_refresh_twice_changes_nothing(start_openai, install):
+    installation = install(start_openai(days=12))
+    installation.connect()
+    installation.refresh()
+    before = installation.costs("user-0")
+    installation.refresh()
+    assert installation.costs("user-0") == before
+    window: Window = installation.history(90)
+    installation.assert_exact("user-0", 0, window)
