@@ -51,7 +51,7 @@ def main(base_url: str, days: int, home: str) -> None:
     else:
         result = runs.refresh(settings, window)
     seconds = time.perf_counter() - started
-    assert result.succeeded, "the run failed"
+    assert result.succeeded, result.errors
     assert not result.failed_users, result.failed_users
     with connect(settings.published_database) as connection:
         rows, total = connection.execute(

@@ -27,11 +27,13 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended: its id, whether every step succeeded, and each user's row of `refreshes`."""
+    """How a run ended: its id, whether every step succeeded, each user's row of `refreshes`, and what the
+    failed steps said."""
 
     run_id: str
     succeeded: bool
     refreshes: list[dict[str, Any]]
+    errors: list[str]
 
     @property
     def failed_users(self) -> list[dict[str, Any]]:
@@ -103,7 +105,18 @@ def _run(
         result = defs.resolve_job_def(job).execute_in_process(
             run_config=config | _QUIET, instance=instance, tags=tags, raise_on_error=False
         )
-    return RunResult(result.run_id, result.success, accounts_of(settings).refreshes_of(result.run_id))
+    rows = accounts_of(settings).refreshes_of(result.run_id)
+    errors = [_failure_of(event) for event in result.all_events if event.is_step_failure]
+    return RunResult(result.run_id, result.success, rows, errors)
+
+
+def _failure_of(event: dg.DagsterEvent) -> str:
+    """The step and the last line of what went wrong in it."""
+    error = event.step_failure_data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    said = error.message.strip() if error else "no reason given"
+    return f"{event.step_key}: {said}"
 
 
 def step_seconds(settings: Settings, run_id: str) -> dict[str, float]:

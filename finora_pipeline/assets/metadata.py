@@ -57,7 +57,11 @@ def loaded_metadata(loaded: Loaded, seconds: float, *, with_money: bool) -> dict
         "seconds": round(seconds, 3),
     }
     if with_money:
-        metadata |= {"dollars": dollars(loaded.amount_usd), "unparsed line items": loaded.unparsed}
+        metadata |= {
+            "dollars": dollars(loaded.amount_usd),
+            "unparsed line items": len(loaded.unparsed),
+            "unparsed": ", ".join(loaded.unparsed) or "none",
+        }
     return metadata
 
 

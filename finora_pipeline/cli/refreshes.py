@@ -64,13 +64,21 @@ def refresh(
                 result = runs.refresh(settings, window, plan=plan, users=users, on_progress=on_progress)
     rows = [_told(row) for row in result.refreshes]
     if as_json:
-        print_json({"run_id": result.run_id, "succeeded": result.succeeded, "users": rows})
+        print_json(
+            {
+                "run_id": result.run_id,
+                "succeeded": result.succeeded,
+                "errors": result.errors,
+                "users": rows,
+            }
+        )
     else:
         _print_rows(rows)
         failed = len(result.failed_users)
         messages.print(f"Run {result.run_id}: {failed} of {len(rows)} users failed.")
         if not result.succeeded:
-            messages.print("[red]The run failed: its steps are in the Dagster UI (finora demo shows how).[/]")
+            for error in result.errors:
+                messages.print(error, style="red", markup=False)
     if not result.succeeded or result.failed_users:
         sys.exit(1)
 

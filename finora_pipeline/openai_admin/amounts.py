@@ -8,15 +8,11 @@ an amount have more, the amounts of one day are rounded so that their sum is the
 once (`round_to_total`), not a sum of rounded parts.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 SCALE = 18
 PRECISION = 38
-AMOUNT_TYPE = pa.decimal128(PRECISION, SCALE)
 _UNIT = Decimal(1).scaleb(-SCALE)
 _LIMIT = Decimal(10) ** (PRECISION - SCALE)
 # Wide enough to add any number of 34-digit amounts of any exponent within our range without rounding.
@@ -56,40 +52,19 @@ def add_exactly(values: Iterable[Decimal]) -> Decimal:
     return total
 
 
-def amounts_to_arrow(raws: Sequence[bytes], days: Callable[[], Sequence[Hashable]]) -> pa.Array:
-    """The JSON texts as `AMOUNT_TYPE`, null where there is no amount.
+def round_to_total(values: Sequence[Decimal | None]) -> list[Decimal | None]:
+    """Each value at 18 decimals, such that they sum to their exact sum rounded once (half to even).
 
-    `days()` names for each text the (user, day) whose sum must come out exact; it is asked only if an
-    amount has more than 18 decimals. Texts are those that `parse_amount` takes.
+    No value moves by more than 10^-18, and values that need no rounding stay as they are if all do.
     """
-    texts = pc.utf8_trim(pa.array(raws, pa.binary()).cast(pa.string()), '"')  # type: ignore[attr-defined]
-    texts = pc.if_else(pc.is_in(texts, pa.array(["", "null"])), None, texts)  # type: ignore[attr-defined]
-    texts = pc.if_else(pc.equal(texts, "0E-6176"), "0", texts)  # type: ignore[attr-defined]
-    plain = pc.match_substring_regex(texts, r"^-?\d+\.\d+$")  # type: ignore[attr-defined]
-    texts = pc.if_else(plain, pc.utf8_rtrim(texts, "0"), texts)  # type: ignore[attr-defined]
-    try:
-        # Arrow's cast refuses to drop a digit, so that it is either exact or not done.
-        return texts.cast(AMOUNT_TYPE)
-    except pa.ArrowInvalid:
-        values = [parse_amount(raw) for raw in raws]
-        return pa.array(round_to_total(values, days()), AMOUNT_TYPE)
-
-
-def round_to_total(values: Sequence[Decimal | None], groups: Sequence[Hashable]) -> list[Decimal | None]:
-    """Each value at 18 decimals, such that every group sums to its exact sum rounded once (half to even).
-
-    No value moves by more than 10^-18, and values of a group that needs no rounding stay as they are.
-    """
-    exact: dict[Hashable, Decimal] = {}
-    rounded: dict[Hashable, Decimal] = {}
+    exact = rounded = Decimal(0)
     result: list[Decimal | None] = []
-    for value, group in zip(values, groups, strict=True):
+    for value in values:
         if value is None:
             result.append(None)
             continue
-        total = add_exactly((exact.get(group, Decimal(0)), value))
-        target = total.quantize(_UNIT, context=_EXACT)
-        share = _EXACT.subtract(target, rounded.get(group, Decimal(0)))
-        exact[group], rounded[group] = total, target
-        result.append(share)
+        exact = add_exactly((exact, value))
+        target = exact.quantize(_UNIT, context=_EXACT)
+        result.append(_EXACT.subtract(target, rounded))
+        rounded = target
     return result

@@ -238,7 +238,8 @@ class OrganizationClient:
                     self._key,
                     lambda body: (body, check_page(endpoint, body)),
                 )
-            pages.append(Page(endpoint, window, grouping, len(pages) + 1, datetime.now(UTC), body))
+            number, fetched_at = len(pages) + 1, datetime.now(UTC)
+            pages.append(Page(endpoint, window, grouping, number, fetched_at, body, head.is_canonical))
             for start in head.starts:
                 # A day twice would count twice; a day that was not asked for would replace another.
                 if not last_start < start < end:

@@ -6,23 +6,24 @@ the text OpenAI sent (`msgspec.Raw`): no float is ever made of them.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import TypeVar
 
 import msgspec
 
-from finora_pipeline.openai_admin.amounts import AmountError, add_exactly, parse_amount
+from finora_pipeline.openai_admin.amounts import AmountError, add_exactly, parse_amount, round_to_total
 from finora_pipeline.openai_admin.endpoints import COSTS, Endpoint
 from finora_pipeline.openai_admin.errors import UnreadableResponse
 
 SECONDS_PER_DAY = 86_400
 CURRENCY = "usd"
-# What nearly all numbers of a day look like, joined by commas; anything else is looked at one by one.
-_PLAIN_NUMBERS = re.compile(
-    rb'(?:(?:"-?\d{1,18}\.\d{1,60}"|-?\d{1,18}(?:\.\d{1,60})?|"0E-6176"|null)?(?:,|$))*'
-).fullmatch
+# What nearly all amounts and quantities of a day look like, joined by commas: a decimal128 text with at most
+# 18 places before its trailing zeros, and a number that a double holds.
+_CANONICAL_AMOUNTS = re.compile(rb'(?:(?:"-?\d{1,18}\.\d{1,18}0*"|"0E-6176"|null)?(?:,|$))*').fullmatch
+_CANONICAL_QUANTITIES = re.compile(rb"(?:(?:-?\d{1,12}(?:\.\d{1,3})?|null)?(?:,|$))*").fullmatch
 
 
 def unix_seconds(day: date) -> int:
@@ -62,7 +63,7 @@ class Window:
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page as received. `body` is OpenAI's text, verbatim; `grouping` the `group_by` values that were
-    asked for; `number` counts from 1 in its window."""
+    asked for; `number` counts from 1 in its window; `is_canonical` is that of its `PageHead`."""
 
     endpoint: Endpoint
     window: Window
@@ -70,6 +71,7 @@ class Page:
     number: int
     fetched_at: datetime
     body: bytes
+    is_canonical: bool = True
 
 
 class Amount(msgspec.Struct, frozen=True, gc=False):
@@ -151,26 +153,38 @@ def decode_costs(body: bytes) -> _CostPage:
     return _decode(_COST_DECODER, body)
 
 
-def distinct_costs(results: list[CostResult]) -> list[CostResult]:
-    """A day's rows with those of the same project and line item added up, exactly; usually as they are."""
-    if len({(result.project_id, result.line_item) for result in results}) == len(results):
-        return results
-    merged: dict[tuple[str | None, str | None], CostResult] = {}
-    for result in results:
-        key = (result.project_id, result.line_item)
-        if (known := merged.get(key)) is not None:
-            total = _sum(known.amount and known.amount.value, result.amount and result.amount.value)
-            result = msgspec.structs.replace(
-                result, amount=Amount(total), quantity=_sum(known.quantity, result.quantity)
-            )
-        merged[key] = result
-    return list(merged.values())
+def canonical_costs(body: bytes) -> bytes:
+    """A checked page of costs in the one form that SQL reads without losing a digit.
+
+    Each amount and quantity becomes a string of a plain decimal with 18 places, each project and line item
+    of a day one row. The amounts of a day keep their exact sum, rounded once (`amounts.round_to_total`).
+    """
+    buckets = []
+    for bucket in decode_costs(body).data:
+        grains: dict[tuple[str | None, str | None], list[CostResult]] = {}
+        for result in bucket.results:
+            grains.setdefault((result.project_id, result.line_item), []).append(result)
+        amounts = round_to_total([_total(r.amount.value for r in g if r.amount) for g in grains.values()])
+        rows = [
+            msgspec.structs.asdict(same[-1])
+            | {
+                "amount": {"value": None if amount is None else format(amount, "f")},
+                "quantity": _plain(_total(result.quantity for result in same)),
+            }
+            for same, amount in zip(grains.values(), amounts, strict=True)
+        ]
+        buckets.append({"start_time": bucket.start_time, "results": rows})
+    return msgspec.json.encode({"data": buckets})
 
 
-def _sum(one: msgspec.Raw | None, other: msgspec.Raw | None) -> msgspec.Raw:
-    """The exact sum of two numbers' texts as such a text; empty if neither is there."""
-    values = [v for raw in (one, other) if raw is not None and (v := parse_amount(bytes(raw))) is not None]
-    return msgspec.Raw(str(add_exactly(values)).encode()) if values else msgspec.Raw()
+def _total(numbers: Iterable[msgspec.Raw]) -> Decimal | None:
+    """The exact sum of the numbers that are there; None if none is."""
+    values = [value for number in numbers if (value := parse_amount(bytes(number))) is not None]
+    return add_exactly(values) if values else None
+
+
+def _plain(quantity: Decimal | None) -> str | None:
+    return None if quantity is None else format(round_to_total([quantity])[0] or Decimal(0), "f")
 
 
 def decode_usage(body: bytes) -> _UsagePage:
@@ -180,11 +194,13 @@ def decode_usage(body: bytes) -> _UsagePage:
 
 @dataclass(frozen=True, slots=True)
 class PageHead:
-    """What following the cursor needs of a page: whether and where it goes on, and the days it holds."""
+    """What is known of a checked page: whether and where it goes on, the days it holds, and whether SQL can
+    read its numbers as they stand (`canonical_costs` otherwise)."""
 
     has_more: bool
     next_page: str | None
     starts: list[int]
+    is_canonical: bool = True
 
 
 def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
@@ -193,19 +209,35 @@ def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
     Each amount must be a decimal in a JSON string or number, or null, in US dollars. Raises
     `UnreadableResponse` with what is wrong.
     """
+    if not body.isascii():
+        _check_text(body)
     if endpoint is not COSTS:
         used = decode_usage(body)
         return PageHead(used.has_more, used.next_page, [bucket.start_time for bucket in used.data])
     page = decode_costs(body)
+    is_canonical = True
     for bucket in page.data:
         amounts = [result.amount for result in bucket.results if result.amount is not None]
-        numbers = [amount.value for amount in amounts] + [result.quantity for result in bucket.results]
-        if not _PLAIN_NUMBERS(b",".join(numbers)):
-            for number in numbers:
+        quantities = [result.quantity for result in bucket.results]
+        values = [amount.value for amount in amounts]
+        if not (_CANONICAL_AMOUNTS(b",".join(values)) and _CANONICAL_QUANTITIES(b",".join(quantities))):
+            is_canonical = False
+            for number in (*values, *quantities):
                 _check_number(number)
+        grains = {(result.project_id, result.line_item) for result in bucket.results}
+        if len(grains) < len(bucket.results):
+            is_canonical = False
         if {amount.currency for amount in amounts} - {CURRENCY, None}:
             _check_currencies(amounts)
-    return PageHead(page.has_more, page.next_page, [bucket.start_time for bucket in page.data])
+    starts = [bucket.start_time for bucket in page.data]
+    return PageHead(page.has_more, page.next_page, starts, is_canonical)
+
+
+def _check_text(body: bytes) -> None:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        raise UnreadableResponse("OpenAI's answer is not a text in UTF-8.") from None
 
 
 def _check_currencies(amounts: list[Amount]) -> None:

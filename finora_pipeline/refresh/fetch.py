@@ -21,7 +21,7 @@ from finora_pipeline.warehouse.raw import PageSet, RawPages, RawWriter
 BATCH_BYTES = 8_000_000
 # Users read at the same time: as many as keep the requests in flight, fewer when their windows are long, so
 # that memory holds about as many days of pages either way.
-MOST_USERS_AT_ONCE = 96
+MOST_USERS_AT_ONCE = 48
 DAYS_AT_ONCE = 1_500
 
 ProgressCallback = Callable[[int, int, int], None]

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finora_pipeline.openai_admin.pages import Page
+from finora_pipeline.openai_admin.pages import Page, canonical_costs
 
 PROVIDER = "openai"
 SCHEMA = pa.schema(
@@ -36,7 +36,9 @@ SCHEMA = pa.schema(
         pa.field("fetched_at", pa.timestamp("us", "UTC"), nullable=False),
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
-        pa.field("body", pa.large_binary(), nullable=False),
+        pa.field("body", pa.string(), nullable=False),
+        # The same costs in the form that SQL reads exactly, where `body` has another: `canonical_costs`.
+        pa.field("canonical", pa.string()),
     ]
 )
 _NAME = re.compile(r"(?P<endpoint>\w+)~(?P<run_id>[\w-]+)~(?P<number>\d+)\.parquet")
@@ -122,13 +124,6 @@ class RawWriter:
             _write_whole(_table(sets, self._run_id), self._folder / name)
 
 
-def read_bodies(file: RawFile) -> pa.Table:
-    """The pages of a raw file, as `SCHEMA`."""
-    # Not `read_table`, which first loads half a second's worth of dataset machinery.
-    with pq.ParquetFile(file.path, pre_buffer=False) as parquet:
-        return parquet.read(use_threads=False)
-
-
 def _table(sets: list[PageSet], run_id: str) -> pa.Table:
     rows = [(one.user_id, one.pages[0].fetched_at, page) for one in sets for page in one.pages]
     pages = [page for _, _, page in rows]
@@ -144,6 +139,7 @@ def _table(sets: list[PageSet], run_id: str) -> pa.Table:
         [run_id] * len(rows),
         [hashlib.sha256(page.body).hexdigest() for page in pages],
         [page.body for page in pages],
+        [None if page.is_canonical else canonical_costs(page.body) for page in pages],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)

@@ -23,7 +23,7 @@ TABLES = ("daily_costs", "daily_usage", "daily_model_costs", "user_metrics", "co
 # The tables that are also published as Parquet, a file a month.
 MONTHLY_TABLES = ("daily_costs", "daily_usage", "daily_model_costs")
 # Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
-MEMORY_LIMIT = "128MB"
+MEMORY_LIMIT = "512MB"
 
 
 @dataclass(frozen=True, slots=True)

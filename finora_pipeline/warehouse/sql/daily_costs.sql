@@ -50,34 +50,67 @@ COMMENT ON COLUMN daily_costs.fetched_at IS 'When OpenAI said so (UTC)';
 COMMENT ON COLUMN daily_costs.raw_file IS 'Raw file that holds the page';
 COMMENT ON COLUMN daily_costs.is_sample IS 'Made-up row of a user without real data';
 
+-- [line_items]
+-- The distinct texts of the raw files' pages.
+WITH pages AS (
+    SELECT unnest(from_json(body, '{"data": [{"results": [{"line_item": "VARCHAR"}]}]}').data) AS bucket
+    FROM read_parquet(getvariable('raw_files'))
+),
+results AS (
+    SELECT unnest(bucket.results) AS result FROM pages
+)
+SELECT DISTINCT result.line_item FROM results;
+
 -- [load]
--- From `cost_rows` (an Arrow table: the results of the pages, one row a project and line item of a day) and
--- `line_items` (each text, parsed).
+-- From the raw files' pages, as OpenAI sent them. `canonical` stands in for a page whose numbers SQL would
+-- not read exactly as they are, or that names a project and line item of a day twice. `line_items` (an Arrow
+-- table) holds each distinct text, parsed.
 DELETE FROM daily_costs AS old
 USING new_days AS new
 WHERE old.user_id = new.user_id AND old.provider = new.provider AND old.date = new.date;
 
 INSERT INTO daily_costs
+WITH pages AS (
+    SELECT
+        user_id,
+        provider,
+        fetched_at,
+        parse_filename(filename) AS raw_file,
+        unnest(from_json(coalesce(canonical, body), '{"data": [{"start_time": "BIGINT", "results": [{
+            "amount": {"value": "VARCHAR"}, "line_item": "VARCHAR", "quantity": "VARCHAR",
+            "quantity_unit": "VARCHAR", "project_id": "VARCHAR", "project_name": "VARCHAR",
+            "organization_id": "VARCHAR"}]}]}').data) AS bucket
+    FROM read_parquet(getvariable('raw_files'), filename = true)
+),
+buckets AS (
+    SELECT pages.* EXCLUDE (bucket), new.date, unnest(bucket.results) AS result
+    FROM pages
+    JOIN new_days AS new
+        ON new.user_id = pages.user_id
+        AND new.provider = pages.provider
+        AND new.date = DATE '1970-01-01' + (bucket.start_time // 86400)::INTEGER
+        AND new.fetched_at = pages.fetched_at
+        AND new.raw_file = pages.raw_file
+)
 SELECT
-    row.user_id,
-    row.provider,
-    row.date,
-    row.project_id,
-    row.project_name,
-    row.line_item,
-    row.amount_usd,
-    row.quantity,
-    row.quantity_unit,
+    user_id,
+    provider,
+    date,
+    result.project_id,
+    result.project_name,
+    result.line_item,
+    exact_decimal(result.amount.value),
+    exact_decimal(result.quantity),
+    result.quantity_unit,
     item.model,
     item.direction,
     item.modality,
     item.tier,
     coalesce(item.is_long_context, false),
     coalesce(item.is_parsed, false),
-    row.organization_id,
-    row.fetched_at,
-    new.raw_file,
+    result.organization_id,
+    fetched_at,
+    raw_file,
     false
-FROM cost_rows AS row
-JOIN new_days AS new USING (user_id, provider, date, fetched_at)
-LEFT JOIN line_items AS item ON item.line_item = row.line_item;
+FROM buckets
+LEFT JOIN line_items AS item ON item.line_item = result.line_item;

@@ -55,7 +55,7 @@ COMMENT ON COLUMN daily_usage.raw_file IS 'Raw file that holds the page';
 COMMENT ON COLUMN daily_usage.is_sample IS 'Made-up row of a user without real data';
 
 -- [load]
--- From `usage_rows` (an Arrow table: the results of the pages of one service).
+-- From the raw files' pages of one service ($endpoint), as OpenAI sent them.
 DELETE FROM daily_usage AS old
 USING new_days AS new
 WHERE old.service = $endpoint
@@ -64,29 +64,50 @@ WHERE old.service = $endpoint
   AND old.date = new.date;
 
 INSERT INTO daily_usage
+WITH pages AS (
+    SELECT
+        user_id,
+        provider,
+        fetched_at,
+        parse_filename(filename) AS raw_file,
+        unnest(from_json(body, '{"data": [{"start_time": "BIGINT", "results": [{
+            "project_id": "VARCHAR", "user_id": "VARCHAR", "api_key_id": "VARCHAR", "model": "VARCHAR",
+            "batch": "BOOLEAN", "service_tier": "VARCHAR", "num_model_requests": "BIGINT",
+            "input_tokens": "BIGINT", "input_cached_tokens": "BIGINT",
+            "input_cache_write_tokens": "BIGINT", "input_audio_tokens": "BIGINT",
+            "output_tokens": "BIGINT", "output_audio_tokens": "BIGINT"}]}]}').data) AS bucket
+    FROM read_parquet(getvariable('raw_files'), filename = true)
+),
+buckets AS (
+    SELECT pages.* EXCLUDE (bucket), new.date, unnest(bucket.results) AS result
+    FROM pages
+    JOIN new_days AS new
+        ON new.user_id = pages.user_id
+        AND new.provider = pages.provider
+        AND new.date = DATE '1970-01-01' + (bucket.start_time // 86400)::INTEGER
+        AND new.fetched_at = pages.fetched_at
+        AND new.raw_file = pages.raw_file
+)
 SELECT
-    row.user_id,
-    row.provider,
-    row.date,
+    user_id,
+    provider,
+    date,
     $endpoint,
-    row.project_id,
-    row.member_id,
-    row.api_key_id,
-    row.model,
-    row.batch,
-    row.service_tier,
-    sum(row.requests)::BIGINT,
-    sum(row.input_tokens)::BIGINT,
-    sum(row.input_cached_tokens)::BIGINT,
-    sum(row.input_cache_write_tokens)::BIGINT,
-    sum(row.input_audio_tokens)::BIGINT,
-    sum(row.output_tokens)::BIGINT,
-    sum(row.output_audio_tokens)::BIGINT,
-    any_value(row.fetched_at),
-    any_value(new.raw_file),
+    result.project_id AS project_id,
+    result.user_id AS member_id,
+    result.api_key_id AS api_key_id,
+    result.model AS model,
+    result.batch AS batch,
+    result.service_tier AS service_tier,
+    sum(result.num_model_requests)::BIGINT,
+    sum(result.input_tokens)::BIGINT,
+    sum(result.input_cached_tokens)::BIGINT,
+    sum(result.input_cache_write_tokens)::BIGINT,
+    sum(result.input_audio_tokens)::BIGINT,
+    sum(result.output_tokens)::BIGINT,
+    sum(result.output_audio_tokens)::BIGINT,
+    fetched_at,
+    raw_file,
     false
-FROM usage_rows AS row
-JOIN new_days AS new USING (user_id, provider, date, fetched_at)
-GROUP BY
-    row.user_id, row.provider, row.date, row.project_id, row.member_id, row.api_key_id, row.model,
-    row.batch, row.service_tier;
+FROM buckets
+GROUP BY ALL;

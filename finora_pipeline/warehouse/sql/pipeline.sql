@@ -12,10 +12,7 @@ CREATE TABLE pipeline.loaded_files (
     fetched_on   DATE NOT NULL,
     loaded_at    TIMESTAMPTZ NOT NULL,
     pages        BIGINT NOT NULL,
-    result_rows  BIGINT NOT NULL,
-    users        BIGINT NOT NULL,
-    unparsed     BIGINT NOT NULL,
-    amount_usd   DECIMAL(38, 18)
+    users        BIGINT NOT NULL
 );
 
 -- One row a day of an organization that has been read, empty days included, with the moment of the read
@@ -36,18 +33,27 @@ CREATE TABLE pipeline.stale_days (user_id VARCHAR NOT NULL, provider VARCHAR NOT
 CREATE TABLE pipeline.unpublished_months (table_name VARCHAR NOT NULL, month DATE NOT NULL);
 
 -- [begin_load]
--- `page_days` (an Arrow table) lists the days the pages to be loaded cover. A day counts only if the
--- warehouse does not hold a newer read of it.
+-- The days that the pages in the raw files cover, empty ones included. A day counts only if the warehouse
+-- does not hold a newer read of it.
 CREATE OR REPLACE TEMP TABLE new_days AS
-SELECT user_id, provider, date, max(fetched_at) AS fetched_at, any_value(raw_file) AS raw_file
-FROM page_days AS page
+WITH page_days AS (
+    SELECT DISTINCT
+        user_id,
+        provider,
+        fetched_at,
+        parse_filename(filename) AS raw_file,
+        unnest(range(window_start, window_end, INTERVAL 1 DAY))::DATE AS date
+    FROM read_parquet(getvariable('raw_files'), filename = true)
+)
+SELECT user_id, provider, date, max(fetched_at) AS fetched_at, arg_max(raw_file, fetched_at) AS raw_file
+FROM page_days
 WHERE NOT EXISTS (
     FROM pipeline.loaded_days AS loaded
     WHERE loaded.endpoint = $endpoint
-      AND loaded.user_id = page.user_id
-      AND loaded.provider = page.provider
-      AND loaded.date = page.date
-      AND loaded.fetched_at >= page.fetched_at
+      AND loaded.user_id = page_days.user_id
+      AND loaded.provider = page_days.provider
+      AND loaded.date = page_days.date
+      AND loaded.fetched_at >= page_days.fetched_at
 )
 GROUP BY user_id, provider, date;
 
@@ -75,6 +81,14 @@ EXCEPT
 FROM pipeline.unpublished_months;
 
 INSERT INTO pipeline.loaded_files
-SELECT
-    raw_file, run_id, $endpoint, fetched_on, now(), pages, result_rows, users, unparsed, amount_usd
-FROM ledger;
+WITH files AS (
+    SELECT
+        parse_filename(filename) AS raw_file,
+        any_value(run_id) AS run_id,
+        max(fetched_at)::DATE AS fetched_on,
+        count(*) AS pages,
+        count(DISTINCT user_id) AS users
+    FROM read_parquet(getvariable('raw_files'), filename = true)
+    GROUP BY raw_file
+)
+SELECT raw_file, run_id, $endpoint, fetched_on, now(), pages, users FROM files;

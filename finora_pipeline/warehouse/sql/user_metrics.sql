@@ -75,43 +75,39 @@ SELECT user_id, provider, min(date) AS first_date, bool_or(is_sample) AS is_samp
 FROM daily_model_costs
 GROUP BY user_id, provider;
 
--- One row a user, period and side (0 the period before, 1 the period itself), and one a sparkline day (2).
+-- What is summed up: each period (side 1) and the period before it (0), and each sparkline day (2).
 CREATE OR REPLACE TEMP TABLE metric_spans AS
-SELECT user_id, provider, period, side, span_start, span_end
-FROM user_spans
-CROSS JOIN (
-    SELECT period, 1 AS side, period_start AS span_start, $today::DATE AS span_end FROM metric_periods
-    UNION ALL
-    SELECT period, 0, previous_start, previous_end FROM metric_periods
-    UNION ALL
-    SELECT 'day', 2, day, day FROM (SELECT ($today::DATE - i::INTEGER)::DATE AS day FROM range(14) AS r(i))
-);
+SELECT period, 1 AS side, period_start AS span_start, $today::DATE AS span_end FROM metric_periods
+UNION ALL
+SELECT period, 0, previous_start, previous_end FROM metric_periods
+UNION ALL
+SELECT 'day', 2, day, day FROM (SELECT ($today::DATE - i::INTEGER)::DATE AS day FROM range(14) AS r(i));
 
-CREATE OR REPLACE TEMP TABLE model_sums AS
+CREATE OR REPLACE TEMP TABLE span_sums AS
+WITH model_sums AS (
+    SELECT
+        cost.user_id,
+        cost.provider,
+        span.period,
+        span.side,
+        span.span_start,
+        cost.model,
+        sum(cost.amount_usd) AS amount_usd,
+        sum(cost.token_priced_usd) FILTER (coalesce(cost.input_tokens + cost.output_tokens, 0) > 0)
+            AS covered_usd,
+        sum(cost.input_tokens)::BIGINT AS input_tokens,
+        sum(cost.output_tokens)::BIGINT AS output_tokens
+    FROM daily_model_costs AS cost
+    JOIN metric_spans AS span ON cost.date BETWEEN span.span_start AND span.span_end
+    WHERE cost.date >= $today::DATE - 180
+    GROUP BY ALL
+)
 SELECT
-    span.user_id,
-    span.provider,
+    user.user_id,
+    user.provider,
     span.period,
     span.side,
     span.span_start,
-    span.span_end,
-    cost.model,
-    sum(cost.amount_usd) AS amount_usd,
-    sum(cost.token_priced_usd) FILTER (coalesce(cost.input_tokens + cost.output_tokens, 0) > 0)
-        AS covered_usd,
-    sum(cost.input_tokens)::BIGINT AS input_tokens,
-    sum(cost.output_tokens)::BIGINT AS output_tokens
-FROM metric_spans AS span
-JOIN daily_model_costs AS cost
-    ON cost.user_id = span.user_id
-    AND cost.provider = span.provider
-    AND cost.date BETWEEN span.span_start AND span.span_end
-WHERE cost.date >= $today::DATE - 180
-GROUP BY ALL;
-
-CREATE OR REPLACE TEMP TABLE span_sums AS
-SELECT
-    span.*,
     span.span_end - span.span_start + 1 AS days,
     coalesce(sum(model.amount_usd), 0) AS total,
     sum(model.covered_usd) AS covered,
@@ -119,8 +115,9 @@ SELECT
     arg_max(model.model, model.amount_usd) AS top_model,
     coalesce(sum(model.input_tokens), 0)::BIGINT AS input_tokens,
     coalesce(sum(model.output_tokens), 0)::BIGINT AS output_tokens
-FROM metric_spans AS span
-LEFT JOIN model_sums AS model USING (user_id, provider, period, side, span_start, span_end)
+FROM user_spans AS user
+CROSS JOIN metric_spans AS span
+LEFT JOIN model_sums AS model USING (user_id, provider, period, side, span_start)
 GROUP BY ALL;
 
 CREATE OR REPLACE TEMP TABLE span_values AS
@@ -166,20 +163,17 @@ WITH grid AS (
     ) AS units(metric, unit)
 ),
 sparks AS (
-    SELECT
-        days.user_id,
-        days.provider,
-        units.metric,
-        list(spark.value ORDER BY days.span_start) AS sparkline
-    FROM metric_spans AS days
-    CROSS JOIN (SELECT DISTINCT metric FROM grid) AS units
+    SELECT user.user_id, user.provider, metrics.metric, list(spark.value ORDER BY day.span_start) AS sparkline
+    FROM user_spans AS user
+    CROSS JOIN metric_spans AS day
+    CROSS JOIN (SELECT DISTINCT metric FROM span_values) AS metrics
     LEFT JOIN span_values AS spark
         ON spark.side = 2
-        AND spark.user_id = days.user_id
-        AND spark.provider = days.provider
-        AND spark.span_start = days.span_start
-        AND spark.metric = units.metric
-    WHERE days.side = 2
+        AND spark.user_id = user.user_id
+        AND spark.provider = user.provider
+        AND spark.span_start = day.span_start
+        AND spark.metric = metrics.metric
+    WHERE day.side = 2
     GROUP BY ALL
 ),
 figures AS (
