@@ -3,24 +3,24 @@
 The live API sends decimal128 text in a JSON string: 34 significant digits with trailing zeros, and zero as
 `"0E-6176"`; older answers hold JSON numbers. Both are read from their own characters.
 
-Our columns keep 18 decimals. OpenAI's own amounts are list price × quantity and end long before; should
-an amount have more, the amounts of one day are rounded so that their sum is the day's exact sum rounded
-once (`round_to_total`), not a sum of rounded parts.
+Our columns keep 18 decimals. OpenAI's text amounts are list price × quantity and end before that; the JSON
+numbers of older answers do not. Where an amount has more, the amounts of its page are rounded so that they
+add up to the page's exact sum, rounded once (`round_to_total`), and not to a sum of rounded parts.
 """
 
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 
 SCALE = 18
-PRECISION = 38
 _UNIT = Decimal(1).scaleb(-SCALE)
-_LIMIT = Decimal(10) ** (PRECISION - SCALE)
+# SQL reads the digits before the point as a 64-bit integer; nobody owes a quintillion dollars.
+_LIMIT = Decimal(10) ** 18
 # Wide enough to add any number of 34-digit amounts of any exponent within our range without rounding.
 _EXACT = Context(prec=6400, rounding=ROUND_HALF_EVEN, Emin=-999_999, Emax=999_999)
 
 
 class AmountError(ValueError):
-    """A text that is no finite decimal number within ±10^20."""
+    """A text that is no finite decimal number within ±10^18."""
 
 
 def parse_amount(raw: bytes) -> Decimal | None:

@@ -157,34 +157,37 @@ def canonical_costs(body: bytes) -> bytes:
     """A checked page of costs in the one form that SQL reads without losing a digit.
 
     Each amount and quantity becomes a string of a plain decimal with 18 places, each project and line item
-    of a day one row. The amounts of a day keep their exact sum, rounded once (`amounts.round_to_total`).
+    of a day one row. The page's amounts keep their exact sum, rounded once (`amounts.round_to_total`).
     """
-    buckets = []
+    days: list[int] = []
+    grains: list[list[CostResult]] = []
     for bucket in decode_costs(body).data:
-        grains: dict[tuple[str | None, str | None], list[CostResult]] = {}
+        of_day: dict[tuple[str | None, str | None], list[CostResult]] = {}
         for result in bucket.results:
-            grains.setdefault((result.project_id, result.line_item), []).append(result)
-        amounts = round_to_total([_total(r.amount.value for r in g if r.amount) for g in grains.values()])
-        rows = [
-            msgspec.structs.asdict(same[-1])
-            | {
-                "amount": {"value": None if amount is None else format(amount, "f")},
-                "quantity": _plain(_total(result.quantity for result in same)),
-            }
-            for same, amount in zip(grains.values(), amounts, strict=True)
-        ]
-        buckets.append({"start_time": bucket.start_time, "results": rows})
-    return msgspec.json.encode({"data": buckets})
+            of_day.setdefault((result.project_id, result.line_item), []).append(result)
+        days += [bucket.start_time] * len(of_day)
+        grains += of_day.values()
+    amounts = round_to_total([_total(r.amount.value for r in grain if r.amount) for grain in grains])
+    buckets: dict[int, list[dict[str, object]]] = {}
+    for day, grain, amount in zip(days, grains, amounts, strict=True):
+        row = msgspec.structs.asdict(grain[-1]) | {
+            "amount": {"value": _text(amount)},
+            "quantity": _text(*round_to_total([_total(result.quantity for result in grain)])),
+        }
+        buckets.setdefault(day, []).append(row)
+    return msgspec.json.encode(
+        {"data": [{"start_time": day, "results": rows} for day, rows in buckets.items()]}
+    )
+
+
+def _text(value: Decimal | None) -> str | None:
+    return None if value is None else format(value, "f")
 
 
 def _total(numbers: Iterable[msgspec.Raw]) -> Decimal | None:
     """The exact sum of the numbers that are there; None if none is."""
     values = [value for number in numbers if (value := parse_amount(bytes(number))) is not None]
     return add_exactly(values) if values else None
-
-
-def _plain(quantity: Decimal | None) -> str | None:
-    return None if quantity is None else format(round_to_total([quantity])[0] or Decimal(0), "f")
 
 
 def decode_usage(body: bytes) -> _UsagePage:

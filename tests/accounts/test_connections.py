@@ -1,0 +1,809 @@
+"""Connecting, updating and removing: what is stored, what is refused, and what refreshes make of it."""
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, TypeVar
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
+
+from finora_pipeline.accounts import connections
+from finora_pipeline.accounts.connections import NewConnection
+from finora_pipeline.accounts.store import (
+    Accounts,
+    AccountsError,
+    Connection,
+    Organization,
+    Refresh,
+    Status,
+    check_user_id,
+)
+from finora_pipeline.accounts.vault import VaultError
+from finora_pipeline.openai_admin.client import OpenAIAdminClient, open_client
+from finora_pipeline.openai_admin.errors import (
+    InsufficientPermissions,
+    InvalidKey,
+    OpenAIAdminError,
+    Unreachable,
+)
+from finora_pipeline.openai_admin.keys import AdminKey, KeyFormError
+from finora_pipeline.openai_admin.simulator import KeyState
+from finora_pipeline.plans import UnknownPlan
+from finora_pipeline.runs import accounts_of
+from tests.conftest import QUICK, Installation, OpenAI
+from tests.small_openai import fresh_key, small_openai
+
+T = TypeVar("T")
+# The discard protocol's port, on which nothing listens.
+NOWHERE = "http://127.0.0.1:9/v1"
+
+removal_fails = pytest.mark.xfail(
+    strict=True, reason="remove_connection ends in “database table is locked”: its checkpoint is in a BEGIN"
+)
+
+
+@pytest.fixture(scope="module")
+def openai() -> Iterator[OpenAI]:
+    with small_openai(organizations=3) as openai:
+        yield openai
+
+
+@pytest.fixture
+def home(openai: OpenAI, install: Callable[[OpenAI], Installation]) -> Installation:
+    """An installation without users."""
+    return install(openai)
+
+
+def ask(
+    home: Installation, do: Callable[[OpenAIAdminClient], Awaitable[T]], base_url: str | None = None
+) -> T:
+    """Runs something that needs a client of OpenAI."""
+
+    async def run() -> T:
+        async with open_client(base_url or home.settings.openai_base_url, QUICK) as client:
+            return await do(client)
+
+    return asyncio.run(run())
+
+
+def connect(home: Installation, user_id: str, key: str, plan: str = "growth", **more: Any) -> Connection:
+    base_url = more.pop("base_url", None)
+    return ask(
+        home,
+        lambda client: connections.connect(home.accounts, client, user_id, key, plan=plan, **more),
+        base_url,
+    )
+
+
+def update(home: Installation, user_id: str, key: str) -> Connection:
+    return ask(home, lambda client: connections.update(home.accounts, client, user_id, key))
+
+
+def connect_many(home: Installation, *lines: tuple[str, str, str]) -> dict[int, Connection | str]:
+    async def run(client: OpenAIAdminClient) -> dict[int, Connection | str]:
+        wanted = [NewConnection(*line) for line in lines]
+        return {index: outcome async for index, outcome in connections.connect_many(accounts, client, wanted)}
+
+    accounts = home.accounts
+    return ask(home, run)
+
+
+def stored_key(home: Installation, user_id: str) -> str:
+    return home.accounts.key_ring([user_id]).key_of(user_id).reveal()
+
+
+def stored(home: Installation, user_id: str) -> Connection:
+    connection = home.accounts.connection(user_id)
+    assert connection is not None
+    return connection
+
+
+def database(home: Installation) -> sqlite3.Connection:
+    return sqlite3.connect(home.settings.home / "accounts.sqlite")
+
+
+def sealed(home: Installation, user_id: str) -> tuple[bytes, bytes]:
+    """The user's wrapped data key and ciphertext as they are stored."""
+    with closing(database(home)) as connection:
+        query = "SELECT wrapped_key, ciphertext FROM credentials WHERE user_id = ?"
+        return connection.execute(query, [user_id]).fetchone()
+
+
+def files_with(home: Installation, *secrets: bytes) -> list[str]:
+    """The accounts database's files that hold one of these byte strings."""
+    files = sorted(home.settings.home.glob("accounts.sqlite*"))
+    assert files
+    return [file.name for file in files if any(secret in file.read_bytes() for secret in secrets)]
+
+
+def a_read(
+    of: Connection,
+    *,
+    after: timedelta = timedelta(seconds=1),
+    days: int = 90,
+    reason: str | None = None,
+    permanent: bool = False,
+) -> Refresh:
+    """A read of the last days that began so long after the connection's key was saved."""
+    began = of.changed_at + after
+    tomorrow = began.date() + timedelta(days=1)
+    return Refresh(
+        user_id=of.user_id,
+        window_start=tomorrow - timedelta(days=days),
+        window_end=tomorrow,
+        started_at=began,
+        finished_at=began + timedelta(seconds=2),
+        pages=0 if reason else 5,
+        reason=reason,
+        message=f"OpenAI said {reason}." if reason else None,
+        permanent=permanent,
+    )
+
+
+def refused_read(of: Connection, **more: Any) -> Refresh:
+    return a_read(of, reason="invalid_key", permanent=True, **more)
+
+
+def actions(home: Installation, user_id: str) -> list[tuple[str, str | None]]:
+    return [(action, detail) for _, action, detail in home.accounts.audit_trail(user_id)]
+
+
+def with_projects(*project_ids: str) -> Organization:
+    """An organization without costs, known by its projects alone."""
+    return Organization(project_ids=frozenset(project_ids))
+
+
+# Connect
+
+
+def test_connect_stores_the_user_the_plan_and_whose_organization_it_is(home, openai):
+    organization = openai.organizations[0]
+    connection = connect(home, " acme ", organization.admin_key, plan="Scale", email="cfo@acme.example")
+    assert connection == stored(home, "acme")
+    assert connection.plan.name == "scale"
+    assert connection.email == "cfo@acme.example"
+    assert connection.status is Status.ACTIVE
+    assert connection.key_hint == f"sk-admin-…{organization.admin_key[-4:]}"
+    assert connection.organization == Organization(
+        organization.id, organization.name, frozenset(project.id for project in organization.projects)
+    )
+    assert connection.history_from is None
+    assert connection.next_refresh_at == connection.connected_at + timedelta(hours=1)
+    assert connection.is_due(connection.connected_at)
+    assert home.accounts.user_ids() == ["acme"]
+    assert stored_key(home, "acme") == organization.admin_key
+    assert actions(home, "acme") == [("connect", connection.key_hint)]
+
+
+def test_a_pasted_key_may_have_white_space_around_it(home, openai):
+    connect(home, "acme", f"\ufeff {openai.organizations[0].admin_key}\r\n")
+    assert stored_key(home, "acme") == openai.organizations[0].admin_key
+
+
+def test_the_key_is_in_no_file_of_the_installation(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    home.accounts.record_refreshes("run-1", [refused_read(connection)])
+    secret = openai.organizations[0].admin_key.encode()
+    files = [path for path in home.settings.home.rglob("*") if path.is_file()]
+    assert {"accounts.sqlite", "master.key"} <= {path.name for path in files}
+    assert [path for path in files if secret in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sk-proj-abcdefghijklmnopqrstuvwxyz", "This is a project key, which cannot read billing data"),
+        ("sk-abcdefghijklmnopqrstuvwxyz012345", "This is a project key, which cannot read billing data"),
+        ("sk-admin-short", "incomplete or holds characters"),
+        ("sk-admin-abcdefgh ijklmnopqrstuvwxyz", "incomplete or holds characters"),
+        ("my password", "This is not an OpenAI Admin key"),
+        (" \n", "No key was given"),
+    ],
+)
+def test_a_text_that_is_no_admin_key_is_refused_unasked(home, openai, text, says):
+    asked = openai.simulator.requests.total()
+    with pytest.raises(KeyFormError, match=says) as caught:
+        connect(home, "acme", text)
+    assert not text.strip() or text not in str(caught.value)
+    assert openai.simulator.requests.total() == asked
+    assert home.accounts.user_ids() == []
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "says"),
+    [
+        (KeyState.REVOKED, InvalidKey, "deleted or revoked"),
+        (KeyState.DEMOTED, InsufficientPermissions, "no longer an Owner or Admin"),
+        (KeyState.RESTRICTED, InsufficientPermissions, "may not read this organization's cost and usage"),
+    ],
+)
+def test_a_key_that_openai_refuses_leaves_nothing_behind(home, openai, state, error, says):
+    key = fresh_key(openai)
+    openai.simulator.set_key_state(key, state)
+    with pytest.raises(error, match=says) as caught:
+        connect(home, "acme", key)
+    assert key not in str(caught.value)
+    assert home.accounts.user_ids() == []
+    assert home.accounts.connection("acme") is None
+    assert actions(home, "acme") == []
+
+
+def test_an_openai_that_cannot_be_reached_leaves_nothing_behind(home, openai):
+    with pytest.raises(Unreachable, match="try again later"):
+        connect(home, "acme", openai.organizations[0].admin_key, base_url=NOWHERE)
+    assert home.accounts.user_ids() == []
+
+
+@pytest.mark.xfail(strict=True, reason="a refused connection is told as a time-out, which nobody waited for")
+def test_a_refused_connection_is_not_told_as_a_slow_answer(home, openai):
+    with pytest.raises(Unreachable, match="could not be reached"):
+        connect(home, "acme", openai.organizations[0].admin_key, base_url=NOWHERE)
+
+
+@pytest.mark.parametrize(
+    ("user_id", "plan", "error"), [("..", "growth", AccountsError), ("acme", "platinum", UnknownPlan)]
+)
+def test_a_bad_user_id_or_plan_is_refused_before_openai_is_asked(home, openai, user_id, plan, error):
+    asked = openai.simulator.requests.total()
+    with pytest.raises(error):
+        connect(home, user_id, openai.organizations[0].admin_key, plan=plan)
+    assert openai.simulator.requests.total() == asked
+    assert home.accounts.user_ids() == []
+
+
+def test_a_second_connect_says_to_use_update(home, openai):
+    before = connect(home, "acme", openai.organizations[0].admin_key)
+    with pytest.raises(AccountsError, match="already connected") as caught:
+        connect(home, "acme", openai.organizations[1].admin_key, plan="trial")
+    assert "use update" in str(caught.value)
+    assert before.key_hint in str(caught.value)
+    assert stored(home, "acme") == before
+
+
+@pytest.mark.xfail(
+    strict=True, reason="both pass the check before either is stored; the later one overwrites"
+)
+def test_of_two_connects_at_the_same_time_only_one_wins(home, openai):
+    async def both(client: OpenAIAdminClient) -> list[Connection | BaseException]:
+        keys = [organization.admin_key for organization in openai.organizations[:2]]
+        tries = [connections.connect(home.accounts, client, "acme", key, plan="growth") for key in keys]
+        return await asyncio.gather(*tries, return_exceptions=True)
+
+    outcomes = ask(home, both)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["AccountsError", "Connection"]
+
+
+def test_an_organization_without_costs_is_known_by_its_projects(start_openai, install):
+    # An organization that starts tomorrow has projects and no costs yet.
+    home = install(start_openai(days=0))
+    connection = connect(home, "acme", home.openai.organizations[0].admin_key)
+    assert connection.organization.organization_id is None
+    assert connection.organization.project_ids
+    key = fresh_key(home.openai)
+    assert update(home, "acme", key).organization == connection.organization
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (Organization("org-1"), Organization("org-1", "Acme", frozenset({"p"})), True),
+        (Organization("org-1", None, frozenset({"p"})), Organization("org-2", None, frozenset({"p"})), False),
+        (
+            Organization(None, None, frozenset({"p", "q"})),
+            Organization("org-1", None, frozenset({"q"})),
+            True,
+        ),
+        (Organization(None, None, frozenset({"p"})), Organization(None, None, frozenset({"q"})), False),
+        (Organization("org-1"), Organization(None, None, frozenset({"p"})), None),
+        (Organization(), Organization(), None),
+    ],
+)
+def test_organizations_are_compared_by_id_then_by_projects(one, other, same):
+    assert one.is_same_as(other) is same
+    assert other.is_same_as(one) is same
+
+
+# Update
+
+
+def test_update_takes_a_rotated_key_of_the_same_organization(home, openai):
+    before = connect(home, "acme", openai.organizations[0].admin_key, email="cfo@acme.example")
+    home.accounts.record_refreshes("run-1", [a_read(before)])
+    organization = openai.organizations[0]
+    rotated = organization.new_admin_key(2)
+    openai.simulator.add_key(organization, rotated)
+    after = update(home, "acme", rotated)
+    assert stored_key(home, "acme") == rotated
+    assert (after.key_version, after.key_hint) == (2, f"sk-admin-…{rotated[-4:]}")
+    assert after.changed_at > before.changed_at
+    assert (after.connected_at, after.plan, after.email) == (before.connected_at, before.plan, before.email)
+    assert after.history_from is not None
+    assert actions(home, "acme")[-1] == ("update", after.key_hint)
+
+
+def test_update_refuses_a_key_of_another_organization_and_the_old_one_still_serves(home, openai):
+    key = openai.organizations[0].admin_key
+    before = connect(home, "acme", key)
+    with pytest.raises(AccountsError, match="belongs to another OpenAI organization"):
+        update(home, "acme", openai.organizations[1].admin_key)
+    assert stored(home, "acme") == before
+    assert stored_key(home, "acme") == key
+    assert actions(home, "acme") == [("connect", before.key_hint)]
+
+
+@pytest.mark.parametrize("state", [KeyState.REVOKED, KeyState.DEMOTED, KeyState.RESTRICTED])
+def test_update_with_a_refused_key_keeps_the_old_one(home, openai, state):
+    before = connect(home, "acme", openai.organizations[0].admin_key)
+    key = fresh_key(openai)
+    openai.simulator.set_key_state(key, state)
+    with pytest.raises(OpenAIAdminError):
+        update(home, "acme", key)
+    assert stored(home, "acme") == before
+    assert stored_key(home, "acme") == openai.organizations[0].admin_key
+
+
+def test_update_of_nobody_says_to_use_connect(home, openai):
+    with pytest.raises(AccountsError, match="not connected to OpenAI; use connect"):
+        update(home, "acme", openai.organizations[0].admin_key)
+
+
+# Remove and reconnect
+
+
+@removal_fails
+def test_remove_shreds_the_credential(home, openai):
+    key = fresh_key(openai)
+    connect(home, "acme", key)
+    first = sealed(home, "acme")
+    update(home, "acme", openai.organizations[0].admin_key)
+    second = sealed(home, "acme")
+    assert files_with(home, *second)
+    removed = home.accounts.remove_connection("acme")
+    assert removed.status is Status.REMOVED
+    assert removed.next_refresh_at is None
+    assert not removed.is_due(datetime.now(UTC))
+    assert sealed(home, "acme") is None
+    assert files_with(home, *first, *second) == []
+    assert files_with(home, key.encode(), openai.organizations[0].admin_key.encode()) == []
+    with pytest.raises(AccountsError, match="No OpenAI key is stored for user acme"):
+        stored_key(home, "acme")
+    assert actions(home, "acme")[-1] == ("remove", None)
+
+
+@removal_fails
+def test_remove_leaves_other_users_alone(home, openai):
+    home.connect(users=["acme", "globex"])
+    home.accounts.remove_connection("acme")
+    assert stored_key(home, "globex") == openai.organizations[1].admin_key
+    assert home.accounts.user_ids() == ["acme", "globex"]
+
+
+@removal_fails
+def test_remove_twice_says_there_is_nothing_to_remove(home, openai):
+    connect(home, "acme", openai.organizations[0].admin_key)
+    home.accounts.remove_connection("acme")
+    with pytest.raises(AccountsError, match="acme has no OpenAI connection to remove"):
+        home.accounts.remove_connection("acme")
+
+
+def test_remove_of_nobody_says_so(home):
+    with pytest.raises(AccountsError, match="nobody has no OpenAI connection to remove"):
+        home.accounts.remove_connection("nobody")
+
+
+@removal_fails
+def test_reconnecting_the_same_organization_continues_its_history(home, openai):
+    before = connect(home, "acme", openai.organizations[0].admin_key, email="cfo@acme.example")
+    home.accounts.record_refreshes("run-1", [a_read(before)])
+    history_from = stored(home, "acme").history_from
+    home.accounts.remove_connection("acme")
+    with pytest.raises(AccountsError, match="not connected to OpenAI; use connect"):
+        update(home, "acme", fresh_key(openai))
+    after = connect(home, "acme", fresh_key(openai))
+    assert after.status is Status.ACTIVE
+    assert history_from is not None
+    assert after.history_from == history_from
+    assert after.connected_at > before.connected_at
+    assert after.email == "cfo@acme.example"
+    assert [action for action, _ in actions(home, "acme")] == ["connect", "remove", "connect"]
+
+
+@removal_fails
+def test_reconnecting_another_organization_is_refused(home, openai):
+    connect(home, "acme", openai.organizations[0].admin_key)
+    home.accounts.remove_connection("acme")
+    with pytest.raises(AccountsError, match="belongs to another OpenAI organization"):
+        connect(home, "acme", openai.organizations[1].admin_key)
+    assert stored(home, "acme").status is Status.REMOVED
+    assert sealed(home, "acme") is None
+
+
+@pytest.mark.xfail(
+    strict=True, reason="reconnecting changes the plan without reading what it keeps more (and removal fails)"
+)
+def test_reconnecting_on_a_plan_that_keeps_more_reads_the_history_again(home, openai):
+    before = connect(home, "acme", openai.organizations[0].admin_key, plan="trial")
+    home.accounts.record_refreshes("run-1", [a_read(before, days=7)])
+    home.accounts.remove_connection("acme")
+    after = connect(home, "acme", openai.organizations[0].admin_key, plan="enterprise")
+    assert after.plan.name == "enterprise"
+    assert after.history_from is None
+
+
+# The stored credential
+
+
+def test_a_credential_put_into_another_users_row_does_not_open(home, openai):
+    home.connect(users=["acme", "globex"])
+    with closing(database(home)) as connection, connection:
+        connection.execute(
+            "UPDATE credentials SET (wrapped_key, ciphertext) = "
+            "(SELECT wrapped_key, ciphertext FROM credentials WHERE user_id = 'acme') "
+            "WHERE user_id = 'globex'"
+        )
+    assert stored_key(home, "acme") == openai.organizations[0].admin_key
+    with pytest.raises(VaultError, match="its row was altered or moved"):
+        stored_key(home, "globex")
+
+
+def test_an_older_credential_put_back_does_not_open(home, openai):
+    connect(home, "acme", openai.organizations[0].admin_key)
+    old = sealed(home, "acme")
+    update(home, "acme", fresh_key(openai))
+    with closing(database(home)) as connection, connection:
+        connection.execute("UPDATE credentials SET (wrapped_key, ciphertext) = (?, ?)", old)
+    with pytest.raises(VaultError, match="its row was altered or moved"):
+        stored_key(home, "acme")
+
+
+def test_a_key_ring_keeps_the_keys_of_its_moment(home, openai):
+    connect(home, "acme", openai.organizations[0].admin_key)
+    ring = home.accounts.key_ring(["acme", "globex"])
+    update(home, "acme", fresh_key(openai))
+    assert ring.key_of("acme").reveal() == openai.organizations[0].admin_key
+    assert openai.organizations[0].admin_key not in f"{ring!r} {ring.key_of('acme')!r}"
+    with pytest.raises(AccountsError, match="No OpenAI key is stored for user globex"):
+        ring.key_of("globex")
+
+
+# Connect many
+
+
+def test_connect_many_tells_the_outcome_of_each_line(home, openai):
+    revoked = fresh_key(openai)
+    openai.simulator.set_key_state(revoked, KeyState.REVOKED)
+    keys = [organization.admin_key for organization in openai.organizations]
+    outcomes = connect_many(
+        home,
+        ("acme", "growth", keys[0]),
+        ("globex", "platinum", keys[1]),
+        ("../etc", "growth", keys[1]),
+        ("acme ", "scale", keys[1]),
+        ("initech", "trial", revoked),
+        ("umbrella", "trial", "sk-proj-abcdefghijklmnopqrstuvwxyz"),
+        ("hooli", "Enterprise", f" {keys[2]}\t"),
+    )
+    assert sorted(outcomes) == list(range(7))
+    connected = {i: outcome for i, outcome in outcomes.items() if isinstance(outcome, Connection)}
+    assert {i: (c.user_id, c.plan.name) for i, c in connected.items()} == {
+        0: ("acme", "growth"),
+        6: ("hooli", "enterprise"),
+    }
+    refused = {i: outcome for i, outcome in outcomes.items() if isinstance(outcome, str)}
+    assert "There is no plan “platinum”" in refused[1]
+    assert "“../etc” cannot be a user id" in refused[2]
+    assert refused[3] == "User acme is named twice; only the first line counts."
+    assert "deleted or revoked" in refused[4]
+    assert "This is a project key" in refused[5]
+    assert not any("sk-proj-a" in text or "sk-admin-sim" in text for text in refused.values())
+    assert home.accounts.user_ids() == ["acme", "hooli"]
+
+
+def test_connect_many_leaves_those_who_are_connected_as_they_are(home, openai):
+    before = connect(home, "acme", openai.organizations[0].admin_key)
+    outcomes = connect_many(home, ("acme", "scale", fresh_key(openai)))
+    assert "already connected" in str(outcomes[0])
+    assert stored(home, "acme") == before
+
+
+def test_connect_many_of_nothing_does_nothing(home):
+    assert connect_many(home) == {}
+
+
+# User ids
+
+
+@pytest.mark.parametrize("user_id", ["a", "7", "acme", "a.b-c_d+e@f.example", "A" * 100, "user."])
+def test_user_ids_that_can_be_used(user_id):
+    assert check_user_id(f" {user_id}\n") == user_id
+
+
+@pytest.mark.parametrize(
+    "user_id",
+    [
+        "",
+        " ",
+        ".",
+        "..",
+        "a..b",
+        "../acme",
+        "a/b",
+        "a\\b",
+        "_a",
+        "-a",
+        "@a",
+        "a b",
+        "a\nb",
+        "ä",
+        "a=b",
+        "A" * 101,
+    ],
+)
+def test_user_ids_that_cannot_be_used(user_id):
+    with pytest.raises(AccountsError, match="cannot be a user id: take up to 100 letters"):
+        check_user_id(user_id)
+
+
+# Plans
+
+
+@pytest.mark.parametrize(
+    ("plan", "history_stays"), [("growth", True), ("trial", True), ("scale", False), ("enterprise", False)]
+)
+def test_a_plan_that_keeps_more_makes_the_history_be_read_again(home, openai, plan, history_stays):
+    connection = connect(home, "acme", openai.organizations[0].admin_key, plan="growth")
+    home.accounts.record_refreshes("run-1", [a_read(connection)])
+    before = stored(home, "acme").history_from
+    assert before is not None
+    assert home.accounts.set_plan("acme", plan.upper()).name == plan
+    after = stored(home, "acme")
+    assert after.plan.name == plan
+    assert after.history_from == (before if history_stays else None)
+    assert actions(home, "acme")[-1] == ("plan", plan)
+
+
+def test_a_plan_that_does_not_exist_or_a_user_who_does_not_is_refused(home, openai):
+    connect(home, "acme", openai.organizations[0].admin_key)
+    with pytest.raises(UnknownPlan, match="There is no plan “gold”; the plans are trial, growth, scale"):
+        home.accounts.set_plan("acme", "gold")
+    with pytest.raises(AccountsError, match="There is no user globex"):
+        home.accounts.set_plan("globex", "scale")
+    assert stored(home, "acme").plan.name == "growth"
+    assert len(actions(home, "acme")) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="a read of the old plan's days passes for the new plan's history")
+def test_a_read_that_began_before_the_plan_changed_is_not_the_new_plans_history(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key, plan="trial")
+    home.accounts.record_refreshes("run-1", [a_read(connection, days=7)])
+    under_way = a_read(stored(home, "acme"), days=4)
+    home.accounts.set_plan("acme", "scale")
+    home.accounts.record_refreshes("run-2", [under_way])
+    assert stored(home, "acme").history_from is None
+
+
+def test_connections_are_found_by_plan_user_and_change(home, openai):
+    home.connect(plan="growth", users=["acme", "globex"])
+    connect(home, "hooli", openai.organizations[2].admin_key, plan="scale")
+    accounts: Accounts = home.accounts
+
+    def ids(**filters: Any) -> list[str]:
+        return [connection.user_id for connection in accounts.connections(**filters)]
+
+    assert ids() == ["acme", "globex", "hooli"]
+    assert ids(plan="Growth") == ["acme", "globex"]
+    assert ids(plan="trial") == []
+    assert ids(user_ids=["hooli", "acme", "nobody"]) == ["acme", "hooli"]
+    assert ids(user_ids=[]) == []
+    assert ids(changed_after=stored(home, "hooli").changed_at) == []
+    assert "hooli" in ids(changed_after=stored(home, "hooli").changed_at - timedelta(microseconds=1))
+
+
+# What refreshes make of a connection
+
+
+def test_a_complete_read_moves_the_history_back_and_never_forward(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    for number, days in enumerate((90, 4, 120)):
+        home.accounts.record_refreshes(f"run-{number}", [a_read(connection, days=days)])
+        known = 90 if days < 90 else days
+        expected: date = a_read(connection, days=known).window_start
+        assert stored(home, "acme").history_from == expected
+    assert stored(home, "acme").last_attempt_at == a_read(connection).started_at
+
+
+def test_a_permanent_failure_needs_attention_and_says_since_when_and_why(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    home.accounts.record_refreshes("run-1", [refused_read(connection)])
+    first = stored(home, "acme")
+    assert first.status is Status.NEEDS_ATTENTION
+    assert first.status_reason == "OpenAI said invalid_key."
+    assert first.status_since >= connection.status_since
+    assert first.history_from is None
+    later = a_read(connection, after=timedelta(days=1), reason="insufficient_permissions", permanent=True)
+    home.accounts.record_refreshes("run-2", [later])
+    second = stored(home, "acme")
+    assert second.status_reason == "OpenAI said insufficient_permissions."
+    assert second.status_since == first.status_since
+    assert actions(home, "acme")[1:] == [("needs attention", "OpenAI said invalid_key.")]
+    assert home.accounts.last_failures(["acme"]) == {"acme": "OpenAI said insufficient_permissions."}
+
+
+def test_a_connection_that_needs_attention_is_tried_again_after_23_hours(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    read = refused_read(connection)
+    home.accounts.record_refreshes("run-1", [read])
+    waiting = stored(home, "acme")
+    assert waiting.last_attempt_at == read.started_at
+    almost = timedelta(hours=23) - timedelta(microseconds=1)
+    assert not waiting.is_due(read.started_at + almost)
+    assert waiting.is_due(read.started_at + timedelta(hours=23))
+
+
+def test_a_complete_read_makes_it_active_again(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    home.accounts.record_refreshes("run-1", [refused_read(connection)])
+    home.accounts.record_refreshes("run-2", [a_read(connection, after=timedelta(days=1))])
+    recovered = stored(home, "acme")
+    assert recovered.status is Status.ACTIVE
+    assert recovered.status_reason is None
+    assert home.accounts.last_failures(["acme"]) == {}
+    assert [action for action, _ in actions(home, "acme")] == ["connect", "needs attention", "active"]
+
+
+def test_a_passing_failure_leaves_the_connection_active_and_is_remembered(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    home.accounts.record_refreshes("run-1", [a_read(connection, reason="unreachable")])
+    after = stored(home, "acme")
+    assert after.status is Status.ACTIVE
+    assert after.is_due(datetime.now(UTC))
+    assert after.history_from is None
+    assert home.accounts.last_failures(["acme", "globex"]) == {"acme": "OpenAI said unreachable."}
+    assert [action for action, _ in actions(home, "acme")] == ["connect"]
+
+
+def test_a_key_saved_after_the_read_began_is_not_judged_by_it(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    under_way = refused_read(connection, after=timedelta(0))
+    updated = update(home, "acme", fresh_key(openai))
+    assert under_way.started_at < updated.changed_at
+    home.accounts.record_refreshes("run-1", [under_way])
+    assert stored(home, "acme").status is Status.ACTIVE
+    home.accounts.record_refreshes("run-2", [refused_read(updated)])
+    assert stored(home, "acme").status is Status.NEEDS_ATTENTION
+
+
+def test_a_new_key_makes_a_connection_active_at_once(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    home.accounts.record_refreshes("run-1", [refused_read(connection)])
+    updated = update(home, "acme", fresh_key(openai))
+    assert updated.status is Status.ACTIVE
+    assert updated.status_reason is None
+    assert updated.is_due(datetime.now(UTC))
+
+
+@removal_fails
+@pytest.mark.parametrize("make", [a_read, refused_read])
+def test_a_removed_connection_stays_removed_whatever_a_read_says(home, openai, make):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    home.accounts.remove_connection("acme")
+    home.accounts.record_refreshes("run-1", [make(connection, after=timedelta(days=1))])
+    assert stored(home, "acme").status is Status.REMOVED
+
+
+@contextmanager
+def between_two_transactions(do: Callable[[], object]) -> Iterator[None]:
+    """Does something in the moment after the next transaction of any accounts database, once."""
+    waiting = [do]
+
+    def run(*_: object) -> None:
+        if waiting:
+            waiting.pop()()
+
+    event.listen(Pool, "checkin", run)
+    try:
+        yield
+    finally:
+        event.remove(Pool, "checkin", run)
+
+
+@pytest.mark.xfail(strict=True, reason="states are read before the transaction that writes them begins")
+def test_a_key_saved_while_a_read_is_being_recorded_is_not_judged_by_it(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    another_process = accounts_of(home.settings)
+    key = AdminKey(fresh_key(openai))
+
+    def save_new_key() -> None:
+        another_process.save_connection("acme", key, connection.organization)
+
+    with between_two_transactions(save_new_key):
+        home.accounts.record_refreshes("run-1", [refused_read(connection)])
+    assert stored(home, "acme").key_version == 2
+    assert stored(home, "acme").status is Status.ACTIVE
+
+
+def test_a_user_who_is_not_there_does_not_disturb_the_record_of_others(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    stranger = Refresh(
+        "nobody", date(2026, 1, 1), date(2026, 1, 2), connection.changed_at, connection.changed_at, 0
+    )
+    home.accounts.record_refreshes("run-1", [stranger, a_read(connection)])
+    assert [row["user_id"] for row in home.accounts.refreshes_of("run-1")] == ["acme", "nobody"]
+    assert stored(home, "acme").history_from is not None
+
+
+def test_a_run_that_is_executed_again_replaces_its_own_record(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    home.accounts.record_refreshes("run-1", [a_read(connection, reason="unreachable")])
+    home.accounts.record_refreshes("run-1", [a_read(connection)])
+    home.accounts.record_refreshes("run-1", [])
+    rows = home.accounts.refreshes_of("run-1")
+    assert [(row["outcome"], row["reason"], row["pages"]) for row in rows] == [("complete", None, 5)]
+    assert rows[0]["window_start"] == a_read(connection).window_start
+    assert rows[0]["started_at"] == a_read(connection).started_at
+
+
+def test_runs_are_unpublished_until_they_are_marked(home):
+    home.connect(users=["acme", "globex"])
+    acme, globex = stored(home, "acme"), stored(home, "globex")
+    first, failed = a_read(acme), a_read(globex, reason="unreachable")
+    second = a_read(acme, after=timedelta(hours=1))
+    home.accounts.record_refreshes("run-1", [first, failed])
+    home.accounts.record_refreshes("run-2", [second])
+    waiting = home.accounts.unpublished_runs()
+    assert waiting == {"run-1": {"acme": first.started_at}, "run-2": {"acme": second.started_at}}
+
+    published_at = second.finished_at + timedelta(seconds=5)
+    home.accounts.mark_published({"run-2": waiting["run-2"]}, published_at)
+    assert list(home.accounts.unpublished_runs()) == ["run-1"]
+    assert stored(home, "acme").last_refresh_at == second.started_at
+    assert stored(home, "acme").next_refresh_at == second.started_at + timedelta(hours=24)
+
+    home.accounts.mark_published({"run-1": waiting["run-1"]}, published_at + timedelta(seconds=5))
+    assert home.accounts.unpublished_runs() == {}
+    # The older run came later into the copy: it makes nobody's data older.
+    assert stored(home, "acme").last_refresh_at == second.started_at
+    assert stored(home, "globex").last_refresh_at is None
+    assert home.accounts.refreshes_of("run-2")[0]["published_at"] == published_at
+
+
+def test_marking_nothing_as_published_changes_nothing(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    home.accounts.record_refreshes("run-1", [a_read(connection)])
+    home.accounts.mark_published({}, datetime.now(UTC))
+    assert list(home.accounts.unpublished_runs()) == ["run-1"]
+
+
+# The audit trail
+
+
+def test_the_audit_trail_tells_the_story_in_order(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    home.accounts.record_refreshes("run-1", [refused_read(connection)])
+    updated = update(home, "acme", fresh_key(openai))
+    home.accounts.record_refreshes("run-2", [refused_read(updated)])
+    home.accounts.record_refreshes("run-3", [a_read(updated, after=timedelta(days=1))])
+    home.accounts.set_plan("acme", "scale")
+    assert actions(home, "acme") == [
+        ("connect", connection.key_hint),
+        ("needs attention", "OpenAI said invalid_key."),
+        ("update", updated.key_hint),
+        ("needs attention", "OpenAI said invalid_key."),
+        ("active", None),
+        ("plan", "scale"),
+    ]
+    moments = [at for at, _, _ in home.accounts.audit_trail("acme")]
+    assert moments == sorted(moments)
+    assert all(at.utcoffset() == timedelta(0) for at in moments)
+    assert home.accounts.audit_trail("globex") == []
+
+
+def test_accounts_are_shared_by_all_who_open_them(home, openai):
+    connect(home, "acme", openai.organizations[0].admin_key)
+    again = accounts_of(home.settings)
+    assert again.connection("acme") == home.accounts.connection("acme")
+    assert again.key_ring(["acme"]).key_of("acme").reveal() == openai.organizations[0].admin_key

@@ -1,0 +1,158 @@
+"""The table of plans keeps its promises; settings come from the environment, with the documented defaults."""
+
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from finora_pipeline.plans import PLANS, Plan, UnknownPlan, plan_named
+from finora_pipeline.settings import BASE_URL_FILE, OPENAI_BASE_URL, Settings
+
+A_MONDAY = datetime(2026, 11, 23, tzinfo=UTC)
+
+
+def ticks(plan: Plan, start: datetime, days: int) -> list[datetime]:
+    """When the plan's schedule ticks in these days."""
+    croniter = pytest.importorskip("croniter")
+    end = start + timedelta(days=days)
+    moments = croniter.croniter(plan.cron, start - timedelta(seconds=1))
+    found: list[datetime] = []
+    while (moment := moments.get_next(datetime)) < end:
+        found.append(moment)
+    return found
+
+
+# Plans
+
+
+def test_the_four_plans_are_what_is_sold():
+    assert {name: (p.refresh_interval, p.history_days) for name, p in PLANS.items()} == {
+        "trial": (timedelta(hours=24), 7),
+        "growth": (timedelta(hours=24), 90),
+        "scale": (timedelta(hours=1), 365),
+        "enterprise": (timedelta(minutes=15), None),
+    }
+    assert all(plan.name == name for name, plan in PLANS.items())
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_the_ticks_come_as_often_as_the_plan_promises(plan):
+    gaps = {later - earlier for earlier, later in pairwise(ticks(plan, A_MONDAY, 7))}
+    assert gaps == {plan.refresh_interval}
+
+
+def test_the_daily_plans_do_not_tick_together():
+    trial, growth = (ticks(PLANS[name], A_MONDAY, 1) for name in ("trial", "growth"))
+    assert len(trial) == len(growth) == 1
+    assert trial != growth
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("trial", "every 24 h"),
+        ("growth", "every 24 h"),
+        ("scale", "every 1 h"),
+        ("enterprise", "every 15 min"),
+    ],
+)
+def test_the_cadence_in_words(name, words):
+    assert PLANS[name].interval_text == words
+
+
+def test_the_days_kept_count_today():
+    today = date(2026, 11, 24)
+    assert PLANS["trial"].first_day_kept(today) == date(2026, 11, 18)
+    assert PLANS["growth"].first_day_kept(today) == date(2026, 8, 27)
+    assert PLANS["scale"].first_day_kept(today) == date(2025, 11, 25)
+    assert PLANS["enterprise"].first_day_kept(today) is None
+
+
+def test_each_plan_keeps_more_than_those_before_it():
+    for position, plan in enumerate(PLANS.values()):
+        keeps_more = [plan.keeps_more_than(other) for other in PLANS.values()]
+        assert keeps_more == [n < position for n in range(len(PLANS))]
+
+
+def test_the_next_refresh_is_promised_from_the_last_one_on():
+    assert PLANS["enterprise"].next_refresh(A_MONDAY) == A_MONDAY + timedelta(minutes=15)
+    assert PLANS["trial"].next_refresh(A_MONDAY) == A_MONDAY + timedelta(days=1)
+
+
+@pytest.mark.parametrize("name", ["scale", " Scale\n", "SCALE"])
+def test_a_plan_is_found_by_its_name_however_it_is_written(name):
+    assert plan_named(name) is PLANS["scale"]
+
+
+@pytest.mark.parametrize("name", ["gold", "", "scale plan"])
+def test_an_unknown_plan_is_told_with_those_there_are(name):
+    with pytest.raises(UnknownPlan) as caught:
+        plan_named(name)
+    assert str(caught.value) == (
+        f"There is no plan “{name}”; the plans are trial, growth, scale, enterprise."
+    )
+
+
+# Settings
+
+
+def test_without_any_setting_the_data_lies_in_the_working_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.from_environment({})
+    assert settings.home == tmp_path.resolve() / "data"
+    assert settings.dagster_home == settings.home / "dagster"
+    assert settings.openai_base_url == OPENAI_BASE_URL == "https://api.openai.com/v1"
+    assert settings.accounts_url == f"sqlite:///{settings.home}/accounts.sqlite"
+    assert settings.master_key_variable == "FINORA_MASTER_KEY"
+    assert settings.master_key_file == settings.home / "master.key"
+    assert settings.published_database == settings.home / "published" / "finora.duckdb"
+    assert not settings.home.exists()
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = ("FINORA_HOME", "DAGSTER_HOME", "OPENAI_BASE_URL", "FINORA_ACCOUNTS_URL")
+    assert Settings.from_environment(dict.fromkeys(names, "")) == Settings.from_environment({})
+
+
+def test_every_setting_can_be_given():
+    settings = Settings.from_environment(
+        {
+            "FINORA_HOME": "/srv/finora",
+            "DAGSTER_HOME": "/srv/dagster",
+            "OPENAI_BASE_URL": "http://127.0.0.1:8765/v1/",
+            "FINORA_ACCOUNTS_URL": "postgresql+psycopg://finora@db/accounts",
+        }
+    )
+    assert settings.home == Path("/srv/finora")
+    assert settings.dagster_home == Path("/srv/dagster")
+    assert settings.openai_base_url == "http://127.0.0.1:8765/v1"
+    assert settings.accounts_url == "postgresql+psycopg://finora@db/accounts"
+
+
+def test_folders_may_start_at_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = Settings.from_environment({"FINORA_HOME": "~/finora", "DAGSTER_HOME": "~/dagster"})
+    assert settings.home == tmp_path.resolve() / "finora"
+    assert settings.dagster_home == tmp_path.resolve() / "dagster"
+
+
+def test_a_relative_folder_stays_where_it_is_when_the_process_moves(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.from_environment({"FINORA_HOME": "here"})
+    monkeypatch.chdir("/")
+    assert settings.home == tmp_path.resolve() / "here"
+
+
+def test_the_real_environment_is_the_default(monkeypatch, tmp_path):
+    monkeypatch.setenv("FINORA_HOME", str(tmp_path / "mine"))
+    assert Settings.from_environment().home == tmp_path.resolve() / "mine"
+
+
+def test_a_data_folder_may_say_which_openai_it_belongs_to(tmp_path):
+    (tmp_path / BASE_URL_FILE).write_text("http://127.0.0.1:4321/v1/\n")
+    home = {"FINORA_HOME": str(tmp_path)}
+    assert Settings.from_environment(home).openai_base_url == "http://127.0.0.1:4321/v1"
+    given = home | {"OPENAI_BASE_URL": "http://127.0.0.1:8765/v1"}
+    assert Settings.from_environment(given).openai_base_url == "http://127.0.0.1:8765/v1"

@@ -1,0 +1,255 @@
+"""What a notebook gets from the published file: exact amounts, one copy, no waiting, no secrets."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pytest
+
+import finora_pipeline
+from finora_pipeline.reading import NothingPublished
+from tests.conftest import Installation
+from tests.small_openai import small_openai
+
+DAYS = 5
+
+
+@pytest.fixture(scope="module")
+def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """An installation with two users whose organizations have been read."""
+    with small_openai(organizations=2, days=DAYS) as openai, pytest.MonkeyPatch.context() as environment:
+        home = tmp_path_factory.mktemp("reading") / "home"
+        # A refresh points the process to its Dagster instance; the next module has its own.
+        environment.setenv("DAGSTER_HOME", str(home / "dagster"))
+        installation = Installation(home, openai)
+        installation.connect(plan="trial", users=["acme", "globex"])
+        assert installation.refresh().succeeded
+        yield installation
+
+
+@pytest.fixture
+def installation(refreshed: Installation, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    """The same, as the one that `FINORA_HOME` names."""
+    monkeypatch.setenv("FINORA_HOME", str(refreshed.settings.home))
+    monkeypatch.setenv("DAGSTER_HOME", str(refreshed.settings.dagster_home))
+    return refreshed
+
+
+def spent(connection: duckdb.DuckDBPyConnection) -> Decimal:
+    """What acme has spent, as this connection shows it."""
+    return connection.execute("SELECT sum(amount_usd) FROM daily_costs WHERE user_id = 'acme'").fetchall()[0][
+        0
+    ]
+
+
+def total(frame: pd.DataFrame) -> Decimal:
+    """The exact sum of a frame's amounts."""
+    return sum(frame["amount_usd"].tolist(), Decimal(0))
+
+
+# read()
+
+
+def test_read_gives_a_table_with_exact_amounts(installation):
+    frame = finora_pipeline.read("daily_costs")
+    assert set(frame["user_id"]) == {"acme", "globex"}
+    assert all(isinstance(amount, Decimal) for amount in frame["amount_usd"])
+    truth = [installation.openai.truth(number, installation.history(DAYS)).total for number in range(2)]
+    assert total(frame) == sum(truth)
+    assert frame["date"].is_monotonic_increasing
+    assert str(frame["date"].dtype).startswith("datetime64")
+    assert str(frame["fetched_at"].dt.tz) == "UTC"
+
+
+@pytest.mark.usefixtures("installation")
+def test_read_makes_floats_only_when_asked():
+    exact = finora_pipeline.read("daily_costs", user_id="acme")
+    floats = finora_pipeline.read("daily_costs", user_id="acme", amounts="float")
+    assert floats["amount_usd"].dtype == "float64"
+    assert floats["quantity"].dtype == "float64"
+    assert list(floats.columns) == list(exact.columns)
+    assert sum(floats["amount_usd"].tolist()) == pytest.approx(float(total(exact)))
+
+
+@pytest.mark.parametrize(
+    "table", ["daily_costs", "daily_usage", "daily_model_costs", "user_metrics", "connections"]
+)
+@pytest.mark.usefixtures("installation")
+def test_every_published_table_can_be_read_for_one_user(table):
+    frame = finora_pipeline.read(table, user_id="acme")
+    assert len(frame) > 0
+    assert set(frame["user_id"]) == {"acme"}
+    assert len(finora_pipeline.read(table)) > len(frame)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "daily_usage",
+        "daily_model_costs",
+        pytest.param(
+            "user_metrics",
+            marks=pytest.mark.xfail(strict=True, reason="casts sparkline, a list of decimals, to one float"),
+        ),
+        "connections",
+    ],
+)
+@pytest.mark.usefixtures("installation")
+def test_every_published_table_can_be_read_as_floats(table):
+    frame = finora_pipeline.read(table, amounts="float")
+    assert not any(isinstance(value, Decimal) for value in frame.iloc[0])
+
+
+def test_since_and_until_are_days_and_both_included(installation):
+    today = installation.today
+    first, last = today - timedelta(days=2), today - timedelta(days=1)
+    days = {moment.date() for moment in finora_pipeline.read("daily_costs", since=first, until=last)["date"]}
+    assert days == {first, last}
+    as_text = finora_pipeline.read("daily_costs", since=first.isoformat(), until=last.isoformat())
+    assert {moment.date() for moment in as_text["date"]} == days
+    since = finora_pipeline.read("daily_costs", since=last)
+    assert {moment.date() for moment in since["date"]} == {last, today}
+    until = finora_pipeline.read("daily_costs", until=first, user_id="globex")
+    assert max(until["date"]).date() == first
+    assert set(until["user_id"]) == {"globex"}
+
+
+@pytest.mark.usefixtures("installation")
+def test_filters_that_nothing_meets_give_an_empty_table_with_its_columns():
+    nothing = finora_pipeline.read("daily_costs", user_id="nobody", since=date(2026, 1, 1))
+    assert len(nothing) == 0
+    assert list(nothing.columns) == list(finora_pipeline.read("daily_costs").columns)
+    # A user id is a value, whatever it looks like.
+    assert len(finora_pipeline.read("daily_costs", user_id="' OR true --")) == 0
+
+
+@pytest.mark.usefixtures("installation")
+def test_an_unknown_table_is_told_with_those_there_are():
+    with pytest.raises(ValueError, match="There is no table “costs”; there are connections, daily_costs"):
+        finora_pipeline.read("costs")
+    with pytest.raises(ValueError, match="There is no table"):
+        finora_pipeline.read("daily_costs; DROP TABLE daily_costs")
+    # The pipeline's own bookkeeping is no published table.
+    with pytest.raises(ValueError, match="There is no table “loaded_files”"):
+        finora_pipeline.read("loaded_files")
+
+
+@pytest.mark.parametrize("name", ["since", "until"])
+@pytest.mark.usefixtures("installation")
+def test_a_filter_on_a_table_without_days_is_told(name):
+    day: dict[str, Any] = {name: date(2026, 11, 1)}
+    with pytest.raises(ValueError, match=f"connections has no date, so it cannot be read with {name}"):
+        finora_pipeline.read("connections", **day)
+
+
+def test_read_takes_the_path_of_another_published_file(installation, monkeypatch, tmp_path):
+    copy = tmp_path / "a copy's name.duckdb"
+    copy.write_bytes(installation.settings.published_database.read_bytes())
+    monkeypatch.setenv("FINORA_HOME", str(tmp_path))
+    assert len(finora_pipeline.read("connections", path=copy)) == 2
+    assert len(finora_pipeline.read("connections", path=str(copy))) == 2
+
+
+def test_before_the_first_refresh_there_is_nothing_to_read():
+    with pytest.raises(NothingPublished, match=r"finora\.duckdb: connect .* and run finora refresh first"):
+        finora_pipeline.read("daily_costs")
+    with pytest.raises(FileNotFoundError):
+        finora_pipeline.connect()
+
+
+def test_the_package_offers_nothing_else():
+    with pytest.raises(AttributeError, match="no attribute 'write'"):
+        finora_pipeline.write  # noqa: B018
+
+
+# connect()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM daily_costs",
+        "UPDATE connections SET status = 'active'",
+        "INSERT INTO connections SELECT * FROM connections",
+        "DROP TABLE daily_costs",
+        "CREATE TABLE mine (id INTEGER)",
+        "CREATE OR REPLACE MACRO exact_ratio(a, b) AS a / b",
+    ],
+)
+@pytest.mark.usefixtures("installation")
+def test_a_connection_reads_only(statement):
+    with finora_pipeline.connect() as connection, pytest.raises(duckdb.Error, match="read-only"):
+        connection.execute(statement)
+
+
+@pytest.mark.usefixtures("installation")
+def test_a_connection_shows_moments_in_utc():
+    with finora_pipeline.connect() as connection:
+        (moment,) = connection.execute("SELECT last_refresh_at FROM connections LIMIT 1").fetchall()[0]
+        (text,) = connection.execute("SELECT last_refresh_at::VARCHAR FROM connections LIMIT 1").fetchall()[0]
+    assert isinstance(moment, datetime)
+    assert moment.utcoffset() == timedelta(0)
+    assert text.endswith("+00")
+
+
+@pytest.mark.usefixtures("installation")
+def test_analysts_use_the_macros_of_the_metrics():
+    with finora_pipeline.connect() as connection:
+        row = connection.execute(
+            "SELECT exact_ratio(1, 3), exact_ratio(2.5, 4, per := 1000), exact_ratio(1, 0), "
+            "base_model('gpt-4o-2024-08-06')"
+        ).fetchall()[0]
+    assert row == (Decimal("0.333333333333333333"), Decimal("625"), None, "gpt-4o")
+
+
+def test_a_reader_keeps_its_copy_and_blocks_no_refresh(installation):
+    simulator = installation.openai.simulator
+    with finora_pipeline.connect() as reader:
+        before = spent(reader)
+        # An hour later OpenAI has booked more of today.
+        simulator.frozen_now += timedelta(hours=1)
+        refreshed = installation.refresh()
+        assert refreshed.succeeded
+        assert refreshed.failed_users == []
+        assert spent(reader) == before
+        with finora_pipeline.connect() as newer:
+            after = spent(newer)
+            assert after == installation.openai.truth(0, installation.history(DAYS)).total
+            assert after > before
+            assert spent(reader) == before
+    assert total(finora_pipeline.read("daily_costs", user_id="acme")) == after
+
+
+# Secrets
+
+
+def test_no_published_file_holds_a_secret(installation):
+    with closing(sqlite3.connect(installation.settings.home / "accounts.sqlite")) as accounts:
+        rows = accounts.execute("SELECT wrapped_key, ciphertext FROM credentials").fetchall()
+    secrets = [secret for row in rows for secret in row]
+    secrets += [organization.admin_key.encode() for organization in installation.openai.organizations]
+    secrets.append(installation.settings.master_key_file.read_bytes().strip())
+    assert len(secrets) == 7
+    files = [path for path in installation.settings.home.rglob("*") if path.is_file()]
+    outside = [path for path in files if not path.name.startswith(("accounts.sqlite", "master.key"))]
+    assert {"finora.duckdb", "daily_costs.parquet"} <= {path.name for path in outside}
+    holding = {path.name for path in outside if any(secret in path.read_bytes() for secret in secrets)}
+    assert holding == set()
+
+
+@pytest.mark.usefixtures("installation")
+def test_no_published_value_looks_like_a_key():
+    # The file's bytes are compressed, so the values are looked through as well.
+    with finora_pipeline.connect() as connection:
+        tables = connection.execute(
+            "SELECT schema_name || '.' || table_name FROM duckdb_tables() WHERE database_name = 'finora'"
+        ).fetchall()
+        assert ("main.connections",) in tables
+        for (table,) in tables:
+            query = f"SELECT count(*) FROM {table} AS entry WHERE entry::VARCHAR LIKE '%sk-admin%'"
+            assert connection.execute(query).fetchall() == [(0,)], table

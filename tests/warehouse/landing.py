@@ -1,0 +1,67 @@
+"""Lands pages as a fetch does, for tests of what follows."""
+
+import json
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, Endpoint
+from finora_pipeline.openai_admin.pages import Page, Window, check_page, unix_seconds
+from finora_pipeline.warehouse.load import Loaded, load_pending
+from finora_pipeline.warehouse.raw import PageSet, RawPages
+from finora_pipeline.warehouse.warehouse import Warehouse
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+DAY = date(2026, 6, 14)
+
+
+def bucket(results: Any, day: date = DAY) -> dict[str, Any]:
+    start = unix_seconds(day)
+    return {"object": "bucket", "start_time": start, "end_time": start + 86_400, "results": results}
+
+
+def page_of(*buckets: Any) -> str:
+    """A page's JSON; a bucket may be JSON text already, so that a number keeps its digits."""
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in buckets]
+    return '{"object":"page","has_more":false,"next_page":null,"data":[' + ",".join(texts) + "]}"
+
+
+def cost_row(amount_json: str, line_item: str | None = "gpt-4o, input", project: str = "proj_a") -> str:
+    """A cost row as JSON text whose amount is written exactly as given."""
+    fields = {"object": "organization.costs.result", "line_item": line_item, "project_id": project}
+    amount = '{"value":' + amount_json + ',"currency":"usd"}'
+    return json.dumps(fields)[:-1] + ',"amount":' + amount + "}"
+
+
+def cost_day(rows: list[str], day: date = DAY) -> str:
+    return json.dumps(bucket([], day))[:-2] + ",".join(rows) + "]}"
+
+
+def land(
+    warehouse: Warehouse,
+    body: str | bytes,
+    *,
+    user_id: str = "acme",
+    endpoint: Endpoint = COSTS,
+    window: Window | None = None,
+    run_id: str = "run-1",
+    fetched_at: datetime | None = None,
+) -> None:
+    """Lands one page of one user as its complete read; the window defaults to the page's own days."""
+    raw_body = body.encode() if isinstance(body, str) else body
+    head = check_page(endpoint, raw_body)
+    if window is None:
+        days = [datetime.fromtimestamp(start, UTC).date() for start in head.starts]
+        window = Window(min(days), max(days) + timedelta(days=1))
+    moment = fetched_at or datetime.now(UTC)
+    page = Page(endpoint, window, endpoint.group_by, 1, moment, raw_body, head.is_canonical)
+    RawPages(warehouse.raw).writer(run_id).land([PageSet(user_id, [page])])
+
+
+def load(warehouse: Warehouse, endpoint: str = "costs", run_id: str = "run-1") -> Loaded:
+    return load_pending(warehouse, [ENDPOINTS[endpoint]], run_id)
+
+
+def rows(warehouse: Warehouse, query: str) -> list[tuple[Any, ...]]:
+    with warehouse.writing() as connection:
+        return connection.execute(query).fetchall()

@@ -1,0 +1,158 @@
+"""Loading: exactly once, newest wins, whole days, also empty ones."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from finora_pipeline.openai_admin.endpoints import ENDPOINTS
+from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.warehouse import load as loading
+from finora_pipeline.warehouse.raw import RawPages
+from finora_pipeline.warehouse.warehouse import Warehouse
+from tests.warehouse.landing import DAY, bucket, cost_day, cost_row, land, load, page_of, rows
+
+NOON = datetime(2026, 6, 15, 12, tzinfo=UTC)
+AMOUNTS = "SELECT date, amount_usd FROM daily_costs ORDER BY date"
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Warehouse:
+    return Warehouse(tmp_path)
+
+
+def test_a_restated_day_is_replaced_whole(warehouse: Warehouse):
+    land(warehouse, page_of(cost_day([cost_row('"1.00"', "a"), cost_row('"2.00"', "b")])), fetched_at=NOON)
+    load(warehouse)
+    later = NOON + timedelta(hours=1)
+    land(warehouse, page_of(cost_day([cost_row('"1.50"', "a")])), run_id="run-2", fetched_at=later)
+    load(warehouse)
+    assert rows(warehouse, "SELECT line_item, amount_usd FROM daily_costs") == [("a", Decimal("1.5"))]
+
+
+def test_a_day_that_becomes_empty_is_emptied(warehouse: Warehouse):
+    land(warehouse, page_of(cost_day([cost_row('"1.00"')])), fetched_at=NOON)
+    load(warehouse)
+    land(warehouse, page_of(bucket([])), run_id="run-2", fetched_at=NOON + timedelta(hours=1))
+    load(warehouse)
+    assert rows(warehouse, AMOUNTS) == []
+
+
+def test_an_older_read_does_not_replace_a_newer_one(warehouse: Warehouse):
+    newer = page_of(cost_day([cost_row('"2.00"')]))
+    land(warehouse, newer, run_id="fast", fetched_at=NOON + timedelta(minutes=5))
+    load(warehouse)
+    land(warehouse, page_of(cost_day([cost_row('"1.00"')])), run_id="slow", fetched_at=NOON)
+    load(warehouse)
+    assert rows(warehouse, AMOUNTS) == [(DAY, Decimal("2"))]
+
+
+def test_two_reads_loaded_together_count_once_and_the_newer_wins(warehouse: Warehouse):
+    land(warehouse, page_of(cost_day([cost_row('"1.00"')])), run_id="one", fetched_at=NOON)
+    later = NOON + timedelta(seconds=1)
+    land(warehouse, page_of(cost_day([cost_row('"2.00"')])), run_id="two", fetched_at=later)
+    load(warehouse)
+    assert rows(warehouse, AMOUNTS) == [(DAY, Decimal("2"))]
+
+
+def test_other_days_and_users_are_left_alone(warehouse: Warehouse):
+    next_day = DAY + timedelta(days=1)
+    both = page_of(cost_day([cost_row('"1.00"')]), cost_day([cost_row('"2.00"')], next_day))
+    land(warehouse, both, fetched_at=NOON)
+    land(warehouse, both, user_id="other", fetched_at=NOON)
+    load(warehouse)
+    later = NOON + timedelta(hours=1)
+    land(warehouse, page_of(cost_day([cost_row('"9.00"')], next_day)), fetched_at=later)
+    load(warehouse)
+    query = "SELECT user_id, date, amount_usd FROM daily_costs ORDER BY ALL"
+    assert rows(warehouse, query) == [
+        ("acme", DAY, Decimal(1)),
+        ("acme", next_day, Decimal(9)),
+        ("other", DAY, Decimal(1)),
+        ("other", next_day, Decimal(2)),
+    ]
+
+
+def test_a_day_without_a_bucket_in_a_complete_read_is_emptied(warehouse: Warehouse):
+    window = Window(DAY, DAY + timedelta(days=2))
+    next_day = DAY + timedelta(days=1)
+    both = page_of(cost_day([cost_row('"1.00"')]), cost_day([cost_row('"2.00"')], next_day))
+    land(warehouse, both, window=window, fetched_at=NOON)
+    load(warehouse)
+    only_first = page_of(cost_day([cost_row('"1.00"')]))
+    land(warehouse, only_first, window=window, fetched_at=NOON + timedelta(hours=1))
+    load(warehouse)
+    assert rows(warehouse, AMOUNTS) == [(DAY, Decimal(1))]
+
+
+def test_a_file_whose_move_was_lost_is_not_loaded_again(warehouse: Warehouse):
+    land(warehouse, page_of(cost_day([cost_row('"1.00"')])))
+    load(warehouse)
+    raw = RawPages(warehouse.raw)
+    (loaded,) = raw.archived()
+    back = warehouse.raw / "pending" / loaded.name
+    loaded.path.rename(back)
+    load(warehouse)
+    assert raw.pending() == []
+    assert [file.name for file in raw.archived()] == [loaded.name]
+    assert rows(warehouse, "SELECT count(*), sum(amount_usd) FROM daily_costs") == [(1, Decimal(1))]
+
+
+def test_a_half_written_file_is_not_seen(warehouse: Warehouse):
+    land(warehouse, page_of(cost_day([cost_row('"1.00"')])))
+    (pending,) = RawPages(warehouse.raw).pending()
+    pending.path.with_name(f".{pending.name}.4711").write_bytes(pending.path.read_bytes()[:100])
+    load(warehouse)
+    assert rows(warehouse, "SELECT count(*) FROM daily_costs") == [(1,)]
+
+
+def test_a_failed_load_changes_nothing_and_the_next_one_succeeds(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+):
+    land(warehouse, page_of(cost_day([cost_row('"1.00"')])), fetched_at=NOON)
+    load(warehouse)
+    land(warehouse, page_of(cost_day([cost_row('"2.00"')])), fetched_at=NOON + timedelta(hours=1))
+    real = loading.run
+
+    def failing(connection, table, name, **parameters):
+        real(connection, table, name, **parameters)
+        if name == "load":
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(loading, "run", failing)
+    with pytest.raises(OSError, match="No space"):
+        load(warehouse)
+    monkeypatch.undo()
+    assert rows(warehouse, AMOUNTS) == [(DAY, Decimal(1))]
+    load(warehouse)
+    assert rows(warehouse, AMOUNTS) == [(DAY, Decimal(2))]
+
+
+def test_usage_rows_keep_their_tokens(warehouse: Warehouse):
+    result = {
+        "object": "organization.usage.completions.result",
+        "input_tokens": 27_444,
+        "input_cached_tokens": 8_448,
+        "output_tokens": 311,
+        "num_model_requests": 7,
+        "project_id": "proj_a",
+        "model": "gpt-4o",
+        "batch": False,
+    }
+    land(warehouse, page_of(bucket([result])), endpoint=ENDPOINTS["completions"])
+    load(warehouse, "completions")
+    query = "SELECT service, model, batch, requests, input_tokens, input_cached_tokens, output_tokens"
+    assert rows(warehouse, f"{query} FROM daily_usage") == [
+        ("completions", "gpt-4o", False, 7, 27_444, 8_448, 311)
+    ]
+
+
+def test_many_files_are_loaded_in_several_transactions(warehouse: Warehouse):
+    count = loading.FILES_A_TRANSACTION + 3
+    for number in range(count):
+        body = page_of(cost_day([cost_row('"1.00"')]))
+        land(warehouse, body, user_id=f"user-{number}", run_id=f"run-{number}")
+    loaded = load(warehouse, run_id="run-0")
+    assert loaded.rows == 1
+    assert rows(warehouse, "SELECT count(*), sum(amount_usd) FROM daily_costs") == [(count, Decimal(count))]
