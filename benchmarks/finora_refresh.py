@@ -47,7 +47,7 @@ def main(base_url: str, days: int, home: str) -> None:
 
     started = time.perf_counter()
     if days > 30:
-        result = runs.load_history(settings, [c.user_id for c in accounts.connections()])
+        (result,) = runs.load_history(settings, [c.user_id for c in accounts.connections()])
     else:
         result = runs.refresh(settings, window)
     seconds = time.perf_counter() - started

@@ -9,6 +9,8 @@ import pandas as pd
 
 from finora_pipeline.settings import Settings
 
+# What a column of amounts becomes where floats are asked for.
+_FLOATS = {"DECIMAL(38,18)": "DOUBLE", "DECIMAL(38,18)[]": "DOUBLE[]"}
 # The name of the published database within a connection.
 DATABASE = "finora"
 
@@ -79,7 +81,7 @@ def read(
             if column not in columns:
                 raise ValueError(f"The table {table} has no {column}, so it cannot be read with {name}.")
         shown = ", ".join(
-            f"{name}::DOUBLE AS {name}" if amounts == "float" and kind.startswith("DECIMAL") else name
+            f"{name}::{_FLOATS[kind]} AS {name}" if amounts == "float" and kind in _FLOATS else name
             for name, kind in columns.items()
         )
         query = f"SELECT {shown} FROM {table}"

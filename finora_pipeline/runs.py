@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +78,25 @@ def load_history(
     *,
     openai_admin: OpenAIAdminResource | None = None,
     on_progress: ProgressCallback | None = None,
-) -> RunResult:
-    """Loads the whole history of users again; each becomes a partition of `user_history`."""
+) -> list[RunResult]:
+    """Loads the whole history of users again; each becomes a partition of `user_history`.
+
+    Users whose partitions stand side by side share a run, since a run covers a range of partitions.
+    """
     prepare_instance(settings)
     with dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions(USERS_NAME, list(user_ids))
-        known = [key for key in instance.get_dynamic_partitions(USERS_NAME) if key in set(user_ids)]
-    tags = {
-        "dagster/asset_partition_range_start": known[0],
-        "dagster/asset_partition_range_end": known[-1],
-    }
-    return _run(settings, history_job.name, {}, tags, openai_admin, on_progress)
+        partitions = instance.get_dynamic_partitions(USERS_NAME)
+    results = []
+    for wanted, group in groupby(partitions, key=set(user_ids).__contains__):
+        if wanted:
+            block = list(group)
+            tags = {
+                "dagster/asset_partition_range_start": block[0],
+                "dagster/asset_partition_range_end": block[-1],
+            }
+            results.append(_run(settings, history_job.name, {}, tags, openai_admin, on_progress))
+    return results
 
 
 def _run(

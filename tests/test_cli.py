@@ -33,10 +33,6 @@ KEYS = re.compile(r"sk-[A-Za-z0-9_-]{12,}")
 USERS = {"acme": "growth", "globex": "trial", "hooli": "trial"}
 EVERYBODY = [argument for user in USERS for argument in ("--user", user)]
 
-removal_fails = pytest.mark.xfail(
-    strict=True, reason="remove_connection ends in “database table is locked”: its checkpoint is in a BEGIN"
-)
-
 
 @dataclass(frozen=True)
 class Terminal:
@@ -283,9 +279,6 @@ def test_connect_many_without_lines_connects_nobody(fresh):
     assert fresh.json("connect", "--many", stdin="") == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a key in a wrong column is repeated: as the user, or as an unknown plan"
-)
 @pytest.mark.parametrize("columns", ["{key},growth,acme", "acme,{key},growth", "{key},growth,{key}"])
 def test_connect_many_repeats_no_key_that_stands_in_a_wrong_column(fresh, columns):
     # `run` looks for the key in whatever comes out.
@@ -293,13 +286,11 @@ def test_connect_many_repeats_no_key_that_stands_in_a_wrong_column(fresh, column
     assert fresh.json("status") == []
 
 
-@pytest.mark.xfail(strict=True, reason="the mark at the start of a spreadsheet's CSV is taken for a letter")
 def test_connect_many_understands_a_spreadsheets_csv(fresh):
     told = fresh.json("connect", "--many", stdin=f"\ufeffuser,plan,key\r\nacme,growth,{fresh.key()}\r\n")
     assert [(row["user"], row["outcome"]) for row in told] == [("acme", "connected")]
 
 
-@pytest.mark.xfail(strict=True, reason="an open quotation mark swallows all lines after it without a word")
 def test_connect_many_tells_the_outcome_of_lines_after_a_stray_quotation_mark(fresh):
     lines = f'acme,growth,"{fresh.key(0)}\nglobex,growth,{fresh.key(1)}\n'
     result = fresh.run("connect", "--many", "--json", stdin=lines)
@@ -318,12 +309,12 @@ def test_status_of_an_empty_folder_says_how_to_begin(fresh):
 def test_status_shows_a_row_for_each_connection(finora):
     said = finora.ok("status")
     for number, (user, plan) in enumerate(USERS.items()):
-        row = next(line for line in said.splitlines() if f"│ {user} " in line)
-        cells = [cell.strip() for cell in row.split("│")[1:-1]]
+        row = next(line for line in said.splitlines() if line.strip().startswith(f"{user} "))
+        cells = re.split(r" {2,}", row.strip())
         assert cells[:4] == [user, plan, "active", f"sk-admin-…{finora.key(number)[-4:]}"]
-        refreshed, due = (datetime.strptime(cell, "%Y-%m-%d %H:%M UTC") for cell in cells[4:6])  # noqa: DTZ007
+        refreshed, due = (datetime.strptime(cell, "%Y-%m-%d %H:%M") for cell in cells[4:6])  # noqa: DTZ007
         assert due - refreshed == timedelta(days=1)
-        assert cells[6] == ""
+    assert "What to do" not in said
 
 
 def test_status_of_one_user_as_json(finora):
@@ -336,9 +327,6 @@ def test_status_of_one_user_as_json(finora):
     assert due - refreshed == timedelta(days=1)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="last_refresh_at and next_refresh_at have a space where ISO 8601 has a T"
-)
 def test_all_moments_in_json_are_written_alike(finora):
     (told,) = finora.json("status", "--user", "globex")
     moments = [text for name, text in told.items() if name.endswith(("_at", "_since"))]
@@ -346,7 +334,6 @@ def test_all_moments_in_json_are_written_alike(finora):
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00", text) for text in moments)
 
 
-@pytest.mark.xfail(strict=True, reason="eighty columns cut the key's last characters and the dates")
 def test_status_fits_a_terminal_of_eighty_columns(finora, monkeypatch):
     monkeypatch.setattr(output, "width", 80)
     said = finora.ok("status", "--user", "acme")
@@ -369,9 +356,9 @@ def test_remove_asks_first(fresh):
     fresh.ok("connect", "--user", "acme", stdin=fresh.key())
     result = fresh.run("remove", "--user", "acme", stdin="n\n")
     assert result.exit_code == 1
-    assert "Delete the stored OpenAI key of acme?" in result.stdout
+    assert "Delete the stored OpenAI key of acme?" in result.stderr
     assert "Aborted!" in result.stderr
-    assert fresh.fails("remove", "--user", "acme", stdin="") == "Aborted!"
+    assert fresh.fails("remove", "--user", "acme", stdin="").endswith("Aborted!")
     assert fresh.json("status")[0]["status"] == "active"
 
 
@@ -379,7 +366,6 @@ def test_remove_of_nobody_says_so(fresh):
     assert "globex has no OpenAI connection to remove" in fresh.fails("remove", "--user", "globex", "--yes")
 
 
-@removal_fails
 def test_remove_deletes_the_key_when_told_to(fresh):
     fresh.ok("connect", "--user", "acme", stdin=fresh.key())
     said = fresh.ok("remove", "--user", "acme", stdin="y\n")
@@ -389,16 +375,12 @@ def test_remove_deletes_the_key_when_told_to(fresh):
     assert "no OpenAI connection to refresh for acme" in fresh.fails("refresh", "--user", "acme")
 
 
-@removal_fails
 def test_remove_as_json_does_not_ask_with_yes(fresh):
     fresh.ok("connect", "--user", "acme", stdin=fresh.key())
     told = fresh.json("remove", "--user", "acme", "--yes")
     assert (told["status"], told["key_hint"], told["next_refresh_at"]) == ("removed", None, None)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="--plan defaults to trial, also for a user who has a plan (and removal fails)"
-)
 def test_reconnecting_without_a_plan_keeps_the_users_plan(fresh):
     fresh.ok("connect", "--user", "acme", "--plan", "enterprise", stdin=fresh.key())
     fresh.ok("remove", "--user", "acme", "--yes")
@@ -448,7 +430,6 @@ def test_refresh_of_histories_reads_all_that_the_plans_keep(finora):
     assert {user["to"] for user in told["users"]} == {str(TODAY)}
 
 
-@pytest.mark.xfail(strict=True, reason="a range of partitions holds the users between the two as well")
 def test_refresh_of_two_histories_reads_those_two_only(finora):
     finora.ok("refresh", "--history", *EVERYBODY)
     told = finora.json("refresh", "--history", "--user", "acme", "--user", "hooli")
@@ -474,7 +455,7 @@ def test_refresh_fails_when_a_user_fails_and_says_what_to_do(finora):
     assert (told["user_id"], told["status"]) == ("initech", "needs attention")
     assert told["status_reason"] == told["last_failure"]
     assert "Create a fresh Admin key" in finora.ok("status", "--attention")
-    assert "There is no connection to refresh" in finora.fails("refresh", "--plan", "scale")
+    assert "tried within a day: finora status says why" in finora.fails("refresh", "--plan", "scale")
     # Mended, nobody needs attention any more.
     finora.ok("update", "--user", "initech", stdin=fresh_key(finora.openai, 3))
     assert finora.ok("status", "--attention") == "None needs attention.\n"
@@ -575,7 +556,6 @@ def test_sql_before_the_first_refresh_says_what_to_do(fresh):
     assert not fresh.home.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="square brackets in the data are taken for rich's markup")
 @pytest.mark.parametrize("text", ["[prod] search", "[/x] closing", "[bold]name"])
 def test_sql_shows_text_in_brackets_as_it_is(finora, text):
     result = finora.run("sql", f"SELECT '{text}' AS project_name")
@@ -583,13 +563,11 @@ def test_sql_shows_text_in_brackets_as_it_is(finora, text):
     assert text in result.stdout
 
 
-@pytest.mark.xfail(strict=True, reason="an empty query ends in an AttributeError")
 @pytest.mark.parametrize("query", ["", " ; ", "/* nothing */"])
 def test_sql_without_a_query_says_so(finora, query):
     finora.fails("sql", query)
 
 
-@pytest.mark.xfail(strict=True, reason="zeros are printed as 0E-18 and lists as Python writes them")
 def test_sql_prints_csv_that_other_programs_read(finora):
     query = "SELECT 0::DECIMAL(38, 18) AS zero, [1.5::DECIMAL(38, 18)] AS sparkline"
     (row,) = csv.DictReader(io.StringIO(finora.ok("sql", query, "--csv")))

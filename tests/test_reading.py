@@ -92,10 +92,7 @@ def test_every_published_table_can_be_read_for_one_user(table):
     [
         "daily_usage",
         "daily_model_costs",
-        pytest.param(
-            "user_metrics",
-            marks=pytest.mark.xfail(strict=True, reason="casts sparkline, a list of decimals, to one float"),
-        ),
+        pytest.param("user_metrics"),
         "connections",
     ],
 )

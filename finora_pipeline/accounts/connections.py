@@ -21,7 +21,7 @@ from finora_pipeline.accounts.store import (
 from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, OrganizationClient
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
 from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError
-from finora_pipeline.openai_admin.keys import AdminKey, KeyFormError
+from finora_pipeline.openai_admin.keys import AdminKey, KeyFormError, redact
 from finora_pipeline.openai_admin.pages import Window, decode_costs
 from finora_pipeline.plans import UnknownPlan, plan_named
 
@@ -87,15 +87,17 @@ async def connect(
     user_id: str,
     key_text: str,
     *,
-    plan: str,
+    plan: str | None = None,
     email: str | None = None,
 ) -> Connection:
     """Connects a user's OpenAI organization, or reconnects the one that was removed.
 
+    Without a plan a new user is on the first of them, and a known one stays on theirs.
+
     Raises `KeyFormError`, `OpenAIAdminError`, `AccountsError` or `UnknownPlan`; nothing is stored then.
     """
     user_id = check_user_id(user_id)
-    plan = plan_named(plan).name
+    plan = plan and plan_named(plan).name
     known = accounts.connection(user_id)
     if known and known.status is not Status.REMOVED:
         raise AccountsError(
@@ -106,7 +108,7 @@ async def connect(
     organization = await check_key(client, key)
     if known:
         _check_same(known.organization, organization)
-    return accounts.save_connection(user_id, key, organization, plan=plan, email=email)
+    return accounts.save_connection(user_id, key, organization, known=known, plan=plan, email=email)
 
 
 async def update(accounts: Accounts, client: OpenAIAdminClient, user_id: str, key_text: str) -> Connection:
@@ -121,7 +123,7 @@ async def update(accounts: Accounts, client: OpenAIAdminClient, user_id: str, ke
     key = AdminKey(key_text)
     organization = await check_key(client, key)
     _check_same(known.organization, organization)
-    return accounts.save_connection(user_id, key, organization)
+    return accounts.save_connection(user_id, key, organization, known=known)
 
 
 async def connect_many(
@@ -139,7 +141,8 @@ async def connect_many(
         try:
             return index, await connect(accounts, client, line.user_id, line.key, plan=line.plan)
         except (KeyFormError, OpenAIAdminError, AccountsError, UnknownPlan) as error:
-            return index, str(error)
+            # A key may stand in any column.
+            return index, redact(str(error))
 
     first_of: dict[str, int] = {}
     for index, line in enumerate(lines):

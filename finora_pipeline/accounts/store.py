@@ -4,6 +4,7 @@ Nothing here talks to OpenAI: `connections.py` checks a key before it comes here
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ PROVIDER = "openai"
 # A connection that needs attention is tried again once a day; the hour less keeps a daily tick from missing.
 RETRY_ATTENTION_AFTER = timedelta(hours=23)
 
+_log = logging.getLogger(__name__)
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 _USER_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_@+-]|\.(?!\.)){0,99}")
 
@@ -98,7 +100,7 @@ class Refresh:
 
     `window_start` and `window_end` are UTC days, the end exclusive. `reason` is a code of
     `openai_admin.errors` and `message` its sentence, both None if the read was complete. `permanent`
-    tells that only a person can help.
+    tells that only a person can help. `plan` is the one that the window was made for.
     """
 
     user_id: str
@@ -110,6 +112,7 @@ class Refresh:
     reason: str | None = None
     message: str | None = None
     permanent: bool = False
+    plan: str | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -131,6 +134,13 @@ class KeyRing:
         return AdminKey(self._vault.open(sealed, _identity(user_id, version)))
 
 
+_CONNECTIONS = (
+    select(connections, users.c.email, users.c.plan)
+    .join(users, users.c.user_id == connections.c.user_id)
+    .order_by(connections.c.user_id)
+)
+
+
 class Accounts:
     """The accounts database of one installation."""
 
@@ -147,9 +157,7 @@ class Accounts:
         changed_after: datetime | None = None,
     ) -> list[Connection]:
         """Connections by user id, all or those of a plan, of some users or changed after a moment."""
-        query = select(connections, users.c.email, users.c.plan).join(
-            users, users.c.user_id == connections.c.user_id
-        )
+        query = _CONNECTIONS
         if plan is not None:
             query = query.where(users.c.plan == plan_named(plan).name)
         if changed_after is not None:
@@ -157,7 +165,7 @@ class Accounts:
         if user_ids is not None:
             query = query.where(connections.c.user_id.in_(user_ids))
         with self._read.connect() as database:
-            return [_connection(row) for row in database.execute(query.order_by(connections.c.user_id))]
+            return [_connection(row) for row in database.execute(query)]
 
     def connection(self, user_id: str) -> Connection | None:
         """The user's connection, or None."""
@@ -184,18 +192,23 @@ class Accounts:
         key: AdminKey,
         organization: Organization,
         *,
+        known: Connection | None,
         plan: str | None = None,
         email: str | None = None,
     ) -> Connection:
         """Stores a key that OpenAI accepted, in one transaction; creates the user where needed.
 
-        A new user gets `plan`; a stored e-mail or plan is kept where none is given. The history that has
-        been read stays.
+        `known` is the connection that the caller checked the key against, None for none. A new user gets
+        `plan`; a stored e-mail or plan is kept where none is given. The history that has been read stays.
+        Raises `AccountsError` if somebody else changed the connection meanwhile.
         """
         now = _now()
         with self._write.begin() as database:
-            _save_user(database, user_id, plan, email, now)
-            known = database.execute(select(connections).where(connections.c.user_id == user_id)).first()
+            row = database.execute(_CONNECTIONS.where(connections.c.user_id == user_id)).first()
+            current = _connection(row) if row else None
+            if _state(current) != _state(known):
+                raise AccountsError(f"The connection of {user_id} was changed meanwhile: look and try again.")
+            keeps_more = _save_user(database, user_id, plan, email, now)
             version = known.key_version + 1 if known else 1
             sealed = self._vault.seal(key.reveal(), _identity(user_id, version))
             values: dict[str, Any] = {
@@ -216,8 +229,10 @@ class Accounts:
                 values |= {"user_id": user_id, "provider": PROVIDER, "connected_at": now}
                 database.execute(insert(connections).values(values))
             else:
-                if known.status == Status.REMOVED:
+                if known.status is Status.REMOVED:
                     values["connected_at"] = now
+                if keeps_more:
+                    values["history_from"] = None
                 database.execute(update(connections).where(connections.c.user_id == user_id).values(values))
             database.execute(delete(credentials).where(credentials.c.user_id == user_id))
             database.execute(
@@ -230,7 +245,7 @@ class Accounts:
                     ciphertext=sealed.ciphertext,
                 )
             )
-            action = "connect" if known is None or known.status == Status.REMOVED else "update"
+            action = "connect" if known is None or known.status is Status.REMOVED else "update"
             _note(database, now, user_id, action, key.hint)
         connection = self.connection(user_id)
         assert connection is not None
@@ -250,12 +265,25 @@ class Accounts:
             )
             _note(database, now, user_id, "remove", None)
         if self._write.dialect.name == "sqlite":
-            # The write-ahead log still holds the deleted row until it is cut.
-            with self._write.connect().execution_options(isolation_level="AUTOCOMMIT") as database:
-                database.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._cut_log(user_id)
         connection = self.connection(user_id)
         assert connection is not None
         return connection
+
+    def _cut_log(self, user_id: str) -> None:
+        """Cuts SQLite's write-ahead log, which holds a deleted row until then."""
+        database = self._write.raw_connection()
+        try:
+            cursor = database.cursor()
+            (busy, _, _) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            database.close()
+        if busy:
+            _log.warning(
+                "The encrypted key of %s is deleted, but another program that reads the accounts keeps "
+                "its bytes in the database's log until it ends.",
+                user_id,
+            )
 
     def set_plan(self, user_id: str, plan: str) -> Plan:
         """Moves a user to another plan. Raises `AccountsError` for an unknown user, `UnknownPlan`."""
@@ -284,36 +312,6 @@ class Accounts:
         if not outcomes:
             return
         now = _now()
-        known = {c.user_id: c for c in self.connections(user_ids=[o.user_id for o in outcomes])}
-        changes: list[dict[str, Any]] = []
-        notes: list[dict[str, Any]] = []
-        for outcome in outcomes:
-            if (connection := known.get(outcome.user_id)) is None:
-                continue
-            status, reason, since = connection.status, connection.status_reason, connection.status_since
-            history_from = connection.history_from
-            # A key saved after this read began has not failed, and a removed connection stays removed.
-            judged = connection.changed_at <= outcome.started_at and status is not Status.REMOVED
-            if outcome.is_complete:
-                if history_from is None or outcome.window_start < history_from:
-                    history_from = outcome.window_start
-                if judged and status is Status.NEEDS_ATTENTION:
-                    status, reason, since = Status.ACTIVE, None, now
-            elif outcome.permanent and judged:
-                since = since if status is Status.NEEDS_ATTENTION else now
-                status, reason = Status.NEEDS_ATTENTION, outcome.message
-            if status is not connection.status:
-                notes.append({"at": now, "user_id": outcome.user_id, "action": status, "detail": reason})
-            changes.append(
-                {
-                    "user": outcome.user_id,
-                    "status": status,
-                    "status_reason": reason,
-                    "status_since": since,
-                    "history_from": history_from,
-                    "last_attempt_at": outcome.started_at,
-                }
-            )
         rows = [
             {
                 "run_id": run_id,
@@ -331,6 +329,20 @@ class Accounts:
             for outcome in outcomes
         ]
         with self._write.begin() as database:
+            wanted = _CONNECTIONS.where(connections.c.user_id.in_([o.user_id for o in outcomes]))
+            known = {row.user_id: _connection(row) for row in database.execute(wanted)}
+            judged = [(known[o.user_id], o) for o in outcomes if o.user_id in known]
+            changes = [_after(connection, outcome, now) for connection, outcome in judged]
+            notes = [
+                {
+                    "at": now,
+                    "user_id": c.user_id,
+                    "action": change["status"],
+                    "detail": change["status_reason"],
+                }
+                for (c, _), change in zip(judged, changes, strict=True)
+                if change["status"] is not c.status
+            ]
             # A run that is executed again after a crash repeats its users.
             database.execute(
                 delete(refreshes).where(
@@ -426,6 +438,8 @@ def open_accounts(url: str, master_key_variable: str, master_key_file: Path) -> 
 def check_user_id(user_id: str) -> str:
     """The id without surrounding white space. Raises `AccountsError` for one that cannot be used."""
     user_id = user_id.strip()
+    if user_id.startswith("sk-"):
+        raise AccountsError("A user id cannot start with sk-, as keys do: are the columns in order?")
     if not _USER_ID.fullmatch(user_id):
         raise AccountsError(
             f"“{user_id[:100]}” cannot be a user id: take up to 100 letters, digits and . _ - + @, "
@@ -434,16 +448,56 @@ def check_user_id(user_id: str) -> str:
     return user_id
 
 
+def _after(connection: Connection, outcome: Refresh, now: datetime) -> dict[str, Any]:
+    """The columns of a connection as a read's outcome leaves them."""
+    status, reason, since = connection.status, connection.status_reason, connection.status_since
+    # A key saved after this read began has not failed, and a removed connection stays removed.
+    is_judged = connection.changed_at <= outcome.started_at and status is not Status.REMOVED
+    if outcome.is_complete and is_judged and status is Status.NEEDS_ATTENTION:
+        status, reason, since = Status.ACTIVE, None, now
+    elif outcome.permanent and is_judged:
+        since = since if status is Status.NEEDS_ATTENTION else now
+        status, reason = Status.NEEDS_ATTENTION, outcome.message
+    return {
+        "user": connection.user_id,
+        "status": status,
+        "status_reason": reason,
+        "status_since": since,
+        "history_from": _history_after(connection, outcome),
+        "last_attempt_at": outcome.started_at,
+    }
+
+
+def _history_after(connection: Connection, outcome: Refresh) -> date | None:
+    """The oldest day that has been read, None while the plan's whole history has not been."""
+    if not outcome.is_complete:
+        return connection.history_from
+    if connection.history_from is None:
+        # The plan may have changed while fewer days were being read.
+        kept_from = connection.plan.first_day_kept(outcome.started_at.date())
+        is_whole = kept_from is None or outcome.window_start <= kept_from
+        return outcome.window_start if is_whole and outcome.plan in (None, connection.plan.name) else None
+    return min(connection.history_from, outcome.window_start)
+
+
+def _state(connection: Connection | None) -> tuple[int, bool] | None:
+    """What must not change between the check of a key and its storing: the key, and whether there is one."""
+    return connection and (connection.key_version, connection.status is Status.REMOVED)
+
+
 def _save_user(
     database: DatabaseConnection, user_id: str, plan: str | None, email: str | None, now: datetime
-) -> None:
+) -> bool:
+    """Creates or changes a user; tells whether the user's plan now keeps more than before."""
     known = database.execute(select(users).where(users.c.user_id == user_id)).first()
     changes = {name: value for name, value in (("plan", plan), ("email", email)) if value is not None}
     if known is None:
         changes.setdefault("plan", next(iter(PLANS)))
         database.execute(insert(users).values(user_id=user_id, created_at=now, **changes))
-    elif changes:
+        return False
+    if changes:
         database.execute(update(users).where(users.c.user_id == user_id).values(changes))
+    return plan is not None and plan_named(plan).keeps_more_than(plan_named(known.plan))
 
 
 def _note(database: DatabaseConnection, at: datetime, user_id: str, action: str, detail: str | None) -> None:

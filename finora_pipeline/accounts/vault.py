@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 import os
+import secrets
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class Vault:
         try:
             data_key = _decrypt(master_key, sealed.wrapped_key, identity)
             return _decrypt(data_key, sealed.ciphertext, identity).decode()
-        except InvalidTag:
+        except (InvalidTag, ValueError):
             raise VaultError("A stored key does not decrypt: its row was altered or moved.") from None
 
 
@@ -85,7 +86,7 @@ def load_vault(variable: str, file: Path) -> Vault:
 
 def _create_key_file(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f"{file.name}.{os.getpid()}")
+    aside = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as new:
         new.write(base64.urlsafe_b64encode(os.urandom(KEY_BYTES)) + b"\n")

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from finora_pipeline.cli.terminal import (
@@ -16,7 +17,9 @@ from finora_pipeline.cli.terminal import (
     plain_errors,
     print_json,
     progress,
+    row,
 )
+from finora_pipeline.openai_admin.keys import redact
 from finora_pipeline.plans import PLANS
 
 if TYPE_CHECKING:
@@ -29,11 +32,11 @@ user_option = click.option("--user", "user_id", required=True, help="Your own id
 
 @click.command()
 @click.option("--user", "user_id", help="Your own id of the user, e.g. acme.")
-@click.option("--plan", type=plan_choice, default="trial", show_default=True, help="Sets pace and history.")
+@click.option("--plan", type=plan_choice, help="Sets pace and history.  [default: trial]")
 @click.option("--email", help="Whom to write to about this connection.")
 @click.option("--many", is_flag=True, help="Read lines user,plan,key from the standard input.")
 @json_option
-def connect(user_id: str | None, plan: str, email: str | None, many: bool, as_json: bool) -> None:
+def connect(user_id: str | None, plan: str | None, email: str | None, many: bool, as_json: bool) -> None:
     """Connect a user's OpenAI organization.
 
     Asks for the Admin key without showing it, or reads it from the standard input; never give it as an
@@ -88,12 +91,18 @@ def update(user_id: str, as_json: bool) -> None:
 @json_option
 def remove(user_id: str, yes: bool, as_json: bool) -> None:
     """Delete a user's stored key. Past cost data stays."""
+    from finora_pipeline.accounts.store import AccountsError
+
     with plain_errors():
         accounts = _accounts()
+        known = accounts.connection(user_id)
+        if known is None or known.status == "removed":
+            raise AccountsError(f"User {user_id} has no OpenAI connection to remove.")
         if not yes:
             click.confirm(
                 f"Delete the stored OpenAI key of {user_id}? It is gone for good; past cost data stays.",
                 abort=True,
+                err=True,
             )
         connection = accounts.remove_connection(user_id)
     _tell(connection, "Removed", as_json)
@@ -131,18 +140,20 @@ def status(user_id: str | None, attention: bool, as_json: bool) -> None:
             "No connections yet: finora connect makes one." if not found else "None needs attention."
         )
         return
-    table = Table(
-        "User", "Plan", "State", "Key", "Last refresh", "Next refresh by", "What to do", expand=False
-    )
+    table = Table("User", "Plan", "State", "Key", "Refreshed (UTC)", "Next by (UTC)", box=SIMPLE_HEAD)
+    todos = Table("User", "What to do", box=SIMPLE_HEAD)
     colors = {"active": "green", "needs attention": "yellow", "removed": "dim"}
     for c in shown:
         todo = c.status_reason or last_failure.get(c.user_id) or ""
         state = f"[{colors[c.status]}]{c.status}[/]"
         key = "deleted" if c.status == "removed" else c.key_hint
-        table.add_row(
-            c.user_id, c.plan.name, state, key, moment(c.last_refresh_at), moment(c.next_refresh_at), todo
-        )
+        moments = row(moment(c.last_refresh_at), moment(c.next_refresh_at))
+        table.add_row(*row(c.user_id, c.plan.name), state, *row(key), *moments)
+        if todo:
+            todos.add_row(*row(c.user_id, todo))
     output.print(table)
+    if todos.rows:
+        output.print(todos)
 
 
 def _connect_many(lines: TextIO, as_json: bool) -> None:
@@ -151,7 +162,7 @@ def _connect_many(lines: TextIO, as_json: bool) -> None:
     wanted, outcomes = _read_lines(lines)
 
     async def run(accounts: Any, client: Any) -> None:
-        failed = 0
+        checked = failed = 0
         with progress("Checking keys") as show:
             done = connections.connect_many(accounts, client, list(wanted.values()))
             numbers = list(wanted)
@@ -159,10 +170,11 @@ def _connect_many(lines: TextIO, as_json: bool) -> None:
                 line = wanted[numbers[index]]
                 if isinstance(outcome, str):
                     failed += 1
-                    outcomes[numbers[index]] = (line.user_id, "failed", outcome)
+                    outcomes[numbers[index]] = (redact(line.user_id), "failed", outcome)
                 else:
                     outcomes[numbers[index]] = (line.user_id, "connected", outcome.key_hint)
-                show(len(outcomes), len(outcomes) + len(wanted), failed)
+                checked += 1
+                show(checked, len(wanted), failed)
 
     with plain_errors():
         _with_openai(run)
@@ -174,7 +186,7 @@ def _connect_many(lines: TextIO, as_json: bool) -> None:
         table = Table("Line", "User", "Outcome", "")
         for number, (user_id, state, detail) in sorted(outcomes.items()):
             color = "red" if state == "failed" else "green"
-            table.add_row(str(number), user_id, f"[{color}]{state}[/]", detail)
+            table.add_row(*row(str(number), user_id), f"[{color}]{state}[/]", *row(detail))
         output.print(table)
     messages.print(f"{len(outcomes) - bad} connected, {bad} left out.")
     if bad:
@@ -187,7 +199,9 @@ def _read_lines(lines: TextIO) -> tuple[dict[int, "NewConnection"], dict[int, tu
 
     wanted: dict[int, NewConnection] = {}
     outcomes: dict[int, tuple[str, str, str]] = {}
-    for number, fields in enumerate(csv.reader(lines), 1):
+    for number, line in enumerate(lines, 1):
+        # Line by line: an open quotation mark must not swallow those that follow.
+        (fields,) = csv.reader([line.removeprefix("\ufeff")])
         cells = [field.strip() for field in fields]
         if not any(cells) or cells[0].startswith("#") or cells == ["user", "plan", "key"]:
             continue

@@ -1,13 +1,16 @@
 """finora sql: a question to the published file."""
 
 import csv
+import json
 import sys
+from decimal import Decimal
 from typing import Any
 
 import click
 from rich.table import Table
 
-from finora_pipeline.cli.terminal import json_option, output, print_json
+from finora_pipeline.cli.terminal import json_option, output, plain, print_json
+from finora_pipeline.cli.terminal import row as text_row
 
 ROWS_SHOWN = 200
 
@@ -30,24 +33,25 @@ def sql(query: str, as_csv: bool, as_json: bool) -> None:
 
     try:
         with connect() as connection:
-            result = connection.execute(query)
-            names = [column[0] for column in result.description or []]
+            result: Any = connection.execute(query)
+            # DuckDB gives nothing at all for a text without a statement.
+            if result is None or result.description is None:
+                raise click.ClickException("There is no query: give one SELECT, FROM or SHOW.")
+            names = [column[0] for column in result.description]
             rows = result.fetchall()
     except (duckdb.Error, NothingPublished) as error:
         raise click.ClickException(str(error)) from None
     if as_json:
         print_json([dict(zip(names, row, strict=True)) for row in rows])
     elif as_csv:
-        writer = csv.writer(sys.stdout)
+        writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(names)
-        writer.writerows([["" if value is None else value for value in row] for row in rows])
+        writer.writerows([[_csv_cell(value) for value in row] for row in rows])
     else:
         _print_table(names, rows)
 
 
 def _print_table(names: list[str], rows: list[tuple[Any, ...]]) -> None:
-    from decimal import Decimal
-
     numeric = {
         n for n, _ in enumerate(names) if any(isinstance(row[n], (int, float, Decimal)) for row in rows)
     }
@@ -55,7 +59,7 @@ def _print_table(names: list[str], rows: list[tuple[Any, ...]]) -> None:
     for number, name in enumerate(names):
         table.add_column(name, justify="right" if number in numeric else "left", overflow="fold")
     for row in rows[:ROWS_SHOWN]:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*text_row(*(_cell(value) for value in row)))
     output.print(table)
     if len(rows) > ROWS_SHOWN:
         output.print(f"… and {len(rows) - ROWS_SHOWN} more rows (--csv prints all).")
@@ -63,13 +67,15 @@ def _print_table(names: list[str], rows: list[tuple[Any, ...]]) -> None:
 
 def _cell(value: Any) -> str:
     """A value for the eye: a decimal without its trailing zeros, a list in short."""
-    from decimal import Decimal
-
     if value is None:
         return "–"
-    if isinstance(value, Decimal):
-        text = format(value, "f")
-        return text.rstrip("0").rstrip(".") if "." in text else text
     if isinstance(value, list):
         return " ".join(_cell(item) for item in value)
-    return str(value)
+    return plain(value)
+
+
+def _csv_cell(value: Any) -> Any:
+    """A value for other programs; a list as JSON."""
+    if value is None:
+        return ""
+    return json.dumps(value, default=plain) if isinstance(value, (list, dict)) else plain(value)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from finora_pipeline.cli.connections import plan_choice
 from finora_pipeline.cli.terminal import json_option, messages, output, plain_errors, print_json, progress
+from finora_pipeline.cli.terminal import row as text_row
 
 # A table that a person reads: failed users first, then as many others.
 ROWS_SHOWN = 40
@@ -54,32 +55,46 @@ def refresh(
     with plain_errors():
         accounts = runs.accounts_of(settings)
         chosen = select_connections(accounts, plan=plan, user_ids=users)
+        asked = accounts.connections(plan=plan, user_ids=users or None)
+        waiting = [c for c in asked if c.status == "needs attention" and c not in chosen]
         if not chosen:
-            raise AccountsError("There is no connection to refresh: finora connect makes one.")
+            raise AccountsError(
+                "Every connection needs attention and was tried within a day: finora status says why."
+                if waiting
+                else "There is no connection to refresh: finora connect makes one."
+            )
         window = None if history else _window(first, last)
         with progress(f"Reading {len(chosen)} users") as on_progress:
             if window is None:
-                result = runs.load_history(settings, users, on_progress=on_progress)
+                results = runs.load_history(settings, users, on_progress=on_progress)
             else:
-                result = runs.refresh(settings, window, plan=plan, users=users, on_progress=on_progress)
-    rows = [_told(row) for row in result.refreshes]
+                options = {"plan": plan, "users": users, "on_progress": on_progress}
+                results = [runs.refresh(settings, window, **options)]
+    rows = [_told(row) for result in results for row in result.refreshes]
+    errors = [error for result in results for error in result.errors]
+    succeeded = all(result.succeeded for result in results)
+    failed = sum(len(result.failed_users) for result in results)
+    run_ids = [result.run_id for result in results]
     if as_json:
         print_json(
             {
-                "run_id": result.run_id,
-                "succeeded": result.succeeded,
-                "errors": result.errors,
+                "run_ids": run_ids,
+                "succeeded": succeeded,
+                "errors": errors,
                 "users": rows,
+                "not_read": [c.user_id for c in waiting],
             }
         )
     else:
         _print_rows(rows)
-        failed = len(result.failed_users)
-        messages.print(f"Run {result.run_id}: {failed} of {len(rows)} users failed.")
-        if not result.succeeded:
-            for error in result.errors:
-                messages.print(error, style="red", markup=False)
-    if not result.succeeded or result.failed_users:
+        messages.print(f"Run {', '.join(run_ids)}: {failed} of {len(rows)} users failed.")
+        if waiting:
+            messages.print(
+                f"{len(waiting)} more need attention and are tried once a day: finora status says why."
+            )
+        for error in errors:
+            messages.print(error, style="red", markup=False)
+    if not succeeded or failed or waiting:
         sys.exit(1)
 
 
@@ -119,13 +134,9 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows[:ROWS_SHOWN]:
         color = "green" if row["outcome"] == "complete" else "red"
         table.add_row(
-            row["user"],
-            str(row["from"]),
-            str(row["to"]),
+            *text_row(row["user"], str(row["from"]), str(row["to"])),
             f"[{color}]{row['outcome']}[/]",
-            str(row["pages"]),
-            f"{row['seconds']:.2f}",
-            row["message"] or "",
+            *text_row(str(row["pages"]), f"{row['seconds']:.2f}", row["message"] or ""),
         )
     output.print(table)
     if len(rows) > ROWS_SHOWN:

@@ -4,17 +4,21 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# A pipe has no width that lines would have to fit.
+PIPE_WIDTH = 1_000
 # Results go to the standard output, everything else beside it, so that a pipe gets results alone.
-output = Console(highlight=False)
+output = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 messages = Console(stderr=True, highlight=False)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
@@ -36,8 +40,16 @@ def plain_errors() -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """JSON on the standard output; moments in ISO 8601."""
-    click.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+    """JSON on the standard output; moments and days in ISO 8601, decimals as exact text."""
+    click.echo(json.dumps(value, indent=2, default=plain, ensure_ascii=False))
+
+
+def plain(value: Any) -> str:
+    """A value's text as other programs read it: a decimal without exponent, a moment in ISO 8601."""
+    if isinstance(value, Decimal):
+        text = format(value, "f")
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    return value.isoformat() if isinstance(value, (date, datetime)) else str(value)
 
 
 @contextmanager
@@ -59,6 +71,11 @@ def progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
         yield show
 
 
+def row(*cells: str) -> list[Text]:
+    """Cells of a table as they are: brackets in data are no markup."""
+    return [Text(cell) for cell in cells]
+
+
 def moment(value: datetime | None) -> str:
-    """A moment for a person: `2026-11-24 08:15 UTC`, or a dash."""
-    return f"{value:%Y-%m-%d %H:%M} UTC" if value else "–"
+    """A moment for a person: `2026-11-24 08:15` in UTC, or a dash."""
+    return f"{value:%Y-%m-%d %H:%M}" if value else "–"

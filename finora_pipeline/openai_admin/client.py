@@ -159,6 +159,9 @@ class OpenAIAdminClient:
                         extensions=self._extensions,
                     )
                 )
+            except httpx.ConnectTimeout:
+                # The transport says so of refused connections and unknown hosts, too.
+                raise Unreachable("OpenAI could not be reached; try again later.") from None
             except httpx.TimeoutException:
                 raise Unreachable(
                     f"OpenAI did not answer within {self._limits.timeout_seconds:g} s; try again later."

@@ -190,6 +190,7 @@ def _ended(
 ) -> Refresh:
     return Refresh(
         user_id=connection.user_id,
+        plan=connection.plan.name,
         window_start=window.start,
         window_end=window.end,
         started_at=began,
