@@ -212,7 +212,7 @@ class SimulatedOrganization:
                 requests = int(level * rng.uniform(0.7, 1.3) / self.spec.keys_per_project) + 1
                 cells.append(_completions(key, model, requests, rng, tier="default"))
         busiest = self.api_keys[0]
-        if rng.random() < 0.5:
+        if self.spec.models and rng.random() < 0.5:
             cells.append(_completions(busiest, self.spec.models[0], 5, rng, tier="priority"))
         if self.spec.services:
             cells += [

@@ -1,0 +1,72 @@
+"""A refresh that is killed by SIGKILL at one point: run by test_crashes.py in a process of its own.
+
+    python -m tests.pipeline.crash_child POINT
+
+Nothing is faked: the real functions run until the process ends itself before or after one of them.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from finora_pipeline import runs
+from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.settings import Settings
+from finora_pipeline.warehouse import load, metrics, publish
+from finora_pipeline.warehouse.raw import RawPages, RawWriter
+
+
+def killed(*_: Any, **__: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(owner: Any, name: str) -> None:
+    setattr(owner, name, killed)
+
+
+def after(owner: Any, name: str, when: Callable[..., bool] = lambda *_: True) -> None:
+    real = getattr(owner, name)
+
+    def then_killed(*arguments: Any, **options: Any) -> Any:
+        result = real(*arguments, **options)
+        return killed() if when(*arguments) else result
+
+    setattr(owner, name, then_killed)
+
+
+def section_is(table: str, name: str) -> Callable[..., bool]:
+    return lambda _connection, *section: section[:2] == (table, name)
+
+
+POINTS: dict[str, Callable[[], None]] = {
+    "before anything lands": lambda: before(RawWriter, "land"),
+    "while a raw file is written": lambda: before(Path, "rename"),
+    "after landing, before it is recorded": lambda: before(Accounts, "record_refreshes"),
+    "after fetching, before loading": lambda: before(load, "_load"),
+    "inside the load of costs": lambda: after(load, "run", section_is("daily_costs", "load")),
+    "after the load's commit, before the move": lambda: before(RawPages, "archive"),
+    "inside the load of usage": lambda: after(load, "run", section_is("daily_usage", "load")),
+    "inside the metrics": lambda: after(metrics, "run", section_is("daily_model_costs", "refresh")),
+    "after the metrics": lambda: before(publish, "publish"),
+    "before the published copy is swapped in": lambda: before(publish, "_swap_in"),
+    "after the swap, before it is recorded": lambda: before(Accounts, "mark_published"),
+}
+
+
+def main(point: str) -> None:
+    settings = Settings.from_environment()
+    POINTS[point]()
+    if point == "after the metrics":
+        from finora_pipeline.refresh import serve
+
+        before(serve, "publish")
+    runs.refresh(settings, trailing_window(datetime.now(UTC).date()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

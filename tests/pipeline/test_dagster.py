@@ -1,0 +1,212 @@
+"""Dagster as an operator finds it: graph, jobs, schedules, sensor, partitions, nothing secret."""
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from finora_pipeline import runs
+from finora_pipeline.assets.partitions import USERS_NAME
+from finora_pipeline.definitions import build_defs
+from finora_pipeline.openai_admin.simulator import KeyState
+from finora_pipeline.plans import PLANS
+from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.schedules.refresh import PLAN_TAG
+from finora_pipeline.schedules.sensors import connection_changes
+from tests.conftest import Installation
+
+ROOT = Path(__file__).parent.parent.parent
+DAILY = ["raw_openai_cost_pages", "raw_openai_usage_pages", "daily_costs", "daily_usage"]
+
+
+@pytest.fixture
+def definitions() -> dg.Definitions:
+    defs = build_defs()
+    dg.Definitions.validate_loadable(defs)
+    return defs
+
+
+@pytest.fixture
+def instance(tmp_path: Path):
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        yield instance
+
+
+def test_every_asset_says_what_it_is(definitions: dg.Definitions):
+    graph = definitions.resolve_asset_graph()
+    names = {key.to_user_string() for key in graph.get_all_asset_keys()}
+    assert names == {*DAILY, "user_history", "daily_model_costs", "user_metrics", "published"}
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.description
+        assert node.group_name in {"raw", "facts", "history", "metrics", "serving"}
+        assert node.kinds
+    for table in ("daily_costs", "daily_usage", "daily_model_costs", "user_metrics"):
+        schema = graph.get(dg.AssetKey(table)).metadata["dagster/column_schema"]
+        assert all(column.description for column in schema.columns)
+        assert {"user_id", "provider"} <= {column.name for column in schema.columns}
+
+
+def test_a_schedule_for_each_plan(definitions: dg.Definitions):
+    schedules = {schedule.name: schedule for schedule in definitions.schedules or []}
+    assert set(schedules) == {f"refresh_{plan}" for plan in PLANS}
+    for name, plan in PLANS.items():
+        schedule = schedules[f"refresh_{name}"]
+        assert schedule.cron_schedule == plan.cron
+        assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
+
+
+def test_a_tick_asks_for_the_trailing_days_of_its_plan(definitions: dg.Definitions, instance):
+    tick = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
+    schedule = definitions.get_schedule_def("refresh_growth")
+    context = dg.build_schedule_context(instance=instance, scheduled_execution_time=tick)
+    (request,) = schedule.evaluate_tick(context).run_requests or []
+    assert request.tags[PLAN_TAG] == "growth"
+    assert request.tags["dagster/asset_partition_range_start"] == "2026-11-21"
+    assert request.tags["dagster/asset_partition_range_end"] == "2026-11-24"
+    assert request.run_config["ops"]["raw_openai_pages"]["config"] == {"plan": "growth"}
+
+
+def test_a_tick_is_skipped_while_a_refresh_of_the_plan_is_going(definitions: dg.Definitions, instance):
+    job = definitions.resolve_job_def("refresh")
+    instance.create_run_for_job(job, tags={PLAN_TAG: "scale"}, status=dg.DagsterRunStatus.STARTED)
+    context = dg.build_schedule_context(instance=instance, scheduled_execution_time=datetime.now(UTC))
+    busy = definitions.get_schedule_def("refresh_scale").evaluate_tick(context)
+    assert busy.run_requests == []
+    assert "still going" in (busy.skip_message or "")
+    other = definitions.get_schedule_def("refresh_enterprise").evaluate_tick(context)
+    assert len(other.run_requests or []) == 1
+
+
+def evaluate_sensor(
+    installation: Installation, instance: dg.DagsterInstance, cursor: str | None
+) -> dg.SensorResult | dg.SkipReason:
+    defs = build_defs(installation.settings)
+    resources = {"accounts": (defs.resources or {})["accounts"]}
+    context = dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources, definitions=defs)
+    return connection_changes(context)  # type: ignore[return-value]
+
+
+def test_the_sensor_loads_new_connections_and_refreshes_updated_ones(start_openai, install, instance):
+    installation = install(start_openai(organizations=3, days=3))
+    installation.connect(plan="trial")
+
+    first = evaluate_sensor(installation, instance, None)
+    assert isinstance(first, dg.SensorResult)
+    (added,) = first.dynamic_partitions_requests or []
+    assert list(added.partition_keys) == ["user-0", "user-1", "user-2"]
+    (request,) = first.run_requests or []
+    assert request.job_name == "load_user_history"
+    assert request.tags["dagster/asset_partition_range_start"] == "user-0"
+    assert request.tags["dagster/asset_partition_range_end"] == "user-2"
+    assert isinstance(evaluate_sensor(installation, instance, first.cursor), dg.SkipReason)
+
+    # Once read, a new key means a refresh; a removed connection means nothing.
+    instance.add_dynamic_partitions(USERS_NAME, list(added.partition_keys))
+    installation.refresh()
+    organization = installation.openai.organizations[1]
+    rotated = organization.new_admin_key(2)
+    installation.openai.simulator.add_key(organization, rotated)
+    known = installation.accounts.connection("user-1")
+    from finora_pipeline.openai_admin.keys import AdminKey
+
+    installation.accounts.save_connection("user-1", AdminKey(rotated), known.organization, known=known)
+    second = evaluate_sensor(installation, instance, first.cursor)
+    assert isinstance(second, dg.SensorResult)
+    (request,) = second.run_requests or []
+    assert request.job_name == "refresh"
+    assert request.run_config["ops"]["raw_openai_pages"]["config"] == {"users": ["user-1"]}
+    installation.accounts.remove_connection("user-1")
+    third = evaluate_sensor(installation, instance, first.cursor)
+    assert isinstance(third, dg.SensorResult)
+    assert third.run_requests == []
+
+
+def test_thirty_days_are_one_run_and_thirty_partitions(start_openai, install):
+    installation = install(start_openai(organizations=2, days=40, services=False))
+    installation.connect(plan="growth")
+    openai = installation.openai
+    openai.simulator.set_key_state(openai.organizations[1].admin_key, KeyState.REVOKED)
+    result = installation.refresh(installation.history(30))
+    runs.prepare_instance(installation.settings)
+    with dg.DagsterInstance.get() as instance:
+        assert instance.get_runs_count() == 1
+        for name in DAILY:
+            materialized = instance.get_materialized_partitions(dg.AssetKey(name))
+            assert len(materialized) == 30
+        event = instance.get_latest_materialization_event(dg.AssetKey("raw_openai_cost_pages"))
+        metadata = event.asset_materialization.metadata
+        assert metadata["users"].value == 2
+        assert metadata["failed users"].value == 1
+        assert metadata["failures by reason"].value == {"invalid_key": 1}
+        assert "user-1" in metadata["failures"].value
+        facts = instance.get_latest_materialization_event(dg.AssetKey("daily_costs"))
+        shown = facts.asset_materialization.metadata
+        total = installation.sql("SELECT sum(amount_usd) FROM daily_costs WHERE NOT is_sample")[0][0]
+        assert shown["dollars"].value.replace(",", "") == f"${total.normalize():f}"
+        assert shown["seconds"].value >= 0
+        checks = instance.event_log_storage.get_asset_check_execution_history(
+            dg.AssetCheckKey(dg.AssetKey("raw_openai_cost_pages"), "every_connection_read"), limit=1
+        )
+        assert "1 of 2 users failed" in checks[0].event.dagster_event.asset_check_evaluation_data.description
+    assert result.succeeded
+
+
+def test_one_users_history_is_loaded_again(start_openai, install):
+    openai = start_openai(organizations=2, days=30)
+    installation = install(openai)
+    installation.connect(plan="growth")
+    installation.refresh()
+    # Something older than the trailing days is restated, which only a history load sees.
+    openai.organizations[0].spec = openai.organizations[0].spec.__class__(
+        0, since=openai.organizations[0].spec.since, daily_requests=61
+    )
+    openai.organizations[0]._settled.cache_clear()
+    openai.simulator.frozen_now += timedelta(minutes=1)
+    (result,) = runs.load_history(installation.settings, ["user-0"], openai_admin=installation.openai_admin)
+    assert result.succeeded, result.errors
+    installation.assert_exact("user-0", 0, installation.history(90))
+    runs.prepare_instance(installation.settings)
+    with dg.DagsterInstance.get() as instance:
+        assert instance.get_materialized_partitions(dg.AssetKey("user_history")) == {"user-0"}
+
+
+def test_configuration_shows_no_secret(start_openai, install):
+    installation = install(start_openai(days=2))
+    installation.connect()
+    defs = build_defs(installation.settings)
+    shown = repr(defs.resources)
+    assert installation.openai.organizations[0].admin_key not in shown
+    accounts = (defs.resources or {})["accounts"]
+    assert installation.settings.accounts_url not in repr(accounts)
+    fields = accounts.__class__.model_fields
+    assert fields["url"].json_schema_extra == {"dagster__is_secret": True}
+
+
+def test_both_ways_to_find_the_definitions_name_one_location():
+    workspace = yaml.safe_load((ROOT / "workspace.yaml").read_text())
+    (location,) = workspace["load_from"]
+    assert location["python_module"]["location_name"] == "finora"
+    assert 'code_location_name = "finora"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_dg_check_defs_passes(tmp_path: Path):
+    command = [str(Path(sys.executable).parent / "dg"), "check", "defs"]
+    environment = os.environ | {"DAGSTER_HOME": str(tmp_path), "FINORA_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "validated successfully" in (done.stdout + done.stderr)
+
+
+def test_the_shipped_instance_configuration_loads(install, start_openai):
+    installation = install(start_openai(days=1))
+    runs.prepare_instance(installation.settings)
+    with dg.DagsterInstance.get() as instance:
+        assert instance.run_monitoring_enabled
+        assert not instance.telemetry_enabled
+        assert trailing_window(installation.today).days == 4
