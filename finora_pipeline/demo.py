@@ -4,6 +4,7 @@ With a real Admin key in the environment the user's own organization takes the p
 """
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -189,30 +190,52 @@ def _print_summary(settings: Settings) -> None:
 
 def _serve_ui(settings: Settings, port: int) -> None:
     """Serves the Dagster UI and its daemon until Ctrl-C."""
-    port = _free_port(port)
+    with _only_one(settings.dagster_home):
+        _run_dagster(settings, _free_port(port))
+
+
+@contextmanager
+def _only_one(dagster_home: Path) -> Iterator[None]:
+    """Holds the right to run a daemon on this instance, of which Dagster allows one."""
+    descriptor = os.open(dagster_home / "serve.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise click.ClickException("Another finora demo serves this data folder already.") from None
+    finally:
+        os.close(descriptor)
+
+
+def _run_dagster(settings: Settings, port: int) -> None:
     environment = os.environ | {
         "DAGSTER_HOME": str(settings.dagster_home),
         "FINORA_HOME": str(settings.home),
         "OPENAI_BASE_URL": settings.openai_base_url,
+        # `dagster dev` announces its successor `dg dev`, which is not installed here.
+        "PYTHONWARNINGS": "ignore",
     }
     # The key is stored encrypted by now; no child process needs it.
     environment.pop(KEY_VARIABLE, None)
-    command = [sys.executable, "-m", "dagster", "dev", "-m", "finora_pipeline.definitions"]
+    workspace = settings.dagster_home / "workspace.yaml"
+    workspace.write_text(runs.WORKSPACE)
+    command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace)]
     command += ["-h", "127.0.0.1", "-p", str(port), "--log-level", "warning"]
     output.print(f"Dagster UI: [bold]http://127.0.0.1:{port}[/]  (Ctrl-C ends; schedules are on)")
+    # Before Dagster starts: it would inherit a shell's ignoring of Ctrl-C for background commands.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     process = subprocess.Popen(command, env=environment, start_new_session=True)
-    stopped = signal.signal(signal.SIGTERM, lambda *_: _interrupt())
     try:
         process.wait()
         raise click.ClickException("Dagster has stopped; its messages above say why.")
     except KeyboardInterrupt:
         output.print("Stopping …")
     finally:
-        signal.signal(signal.SIGTERM, stopped)
         _stop(process)
 
 
-def _interrupt() -> None:
+def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
-import yaml
 
 from finora_pipeline import runs
 from finora_pipeline.assets.partitions import USERS_NAME
@@ -53,10 +53,8 @@ def test_every_asset_says_what_it_is(definitions: dg.Definitions):
 
 
 def test_a_schedule_for_each_plan(definitions: dg.Definitions):
-    schedules = {schedule.name: schedule for schedule in definitions.schedules or []}
-    assert set(schedules) == {f"refresh_{plan}" for plan in PLANS}
     for name, plan in PLANS.items():
-        schedule = schedules[f"refresh_{name}"]
+        schedule = definitions.get_schedule_def(f"refresh_{name}")
         assert schedule.cron_schedule == plan.cron
         assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
 
@@ -127,6 +125,14 @@ def test_the_sensor_loads_new_connections_and_refreshes_updated_ones(start_opena
     assert third.run_requests == []
 
 
+def metadata_of(instance: dg.DagsterInstance, asset: str) -> dict[str, Any]:
+    """What the asset's latest materialization shows."""
+    event = instance.get_latest_materialization_event(dg.AssetKey(asset))
+    assert event is not None
+    assert event.asset_materialization is not None
+    return {name: shown.value for name, shown in event.asset_materialization.metadata.items()}
+
+
 def test_thirty_days_are_one_run_and_thirty_partitions(start_openai, install):
     installation = install(start_openai(organizations=2, days=40, services=False))
     installation.connect(plan="growth")
@@ -139,21 +145,18 @@ def test_thirty_days_are_one_run_and_thirty_partitions(start_openai, install):
         for name in DAILY:
             materialized = instance.get_materialized_partitions(dg.AssetKey(name))
             assert len(materialized) == 30
-        event = instance.get_latest_materialization_event(dg.AssetKey("raw_openai_cost_pages"))
-        metadata = event.asset_materialization.metadata
-        assert metadata["users"].value == 2
-        assert metadata["failed users"].value == 1
-        assert metadata["failures by reason"].value == {"invalid_key": 1}
-        assert "user-1" in metadata["failures"].value
-        facts = instance.get_latest_materialization_event(dg.AssetKey("daily_costs"))
-        shown = facts.asset_materialization.metadata
+        told = metadata_of(instance, "raw_openai_cost_pages")
+        assert told["users"] == 2
+        assert told["failed users"] == 1
+        assert told["failures by reason"] == {"invalid_key": 1}
+        assert "user-1" in told["failures"]
+        told = metadata_of(instance, "daily_costs")
         total = installation.sql("SELECT sum(amount_usd) FROM daily_costs WHERE NOT is_sample")[0][0]
-        assert shown["dollars"].value.replace(",", "") == f"${total.normalize():f}"
-        assert shown["seconds"].value >= 0
-        checks = instance.event_log_storage.get_asset_check_execution_history(
-            dg.AssetCheckKey(dg.AssetKey("raw_openai_cost_pages"), "every_connection_read"), limit=1
-        )
-        assert "1 of 2 users failed" in checks[0].event.dagster_event.asset_check_evaluation_data.description
+        assert told["dollars"].replace(",", "") == f"${total.normalize():f}"
+        assert told["seconds"] >= 0
+        check = dg.AssetCheckKey(dg.AssetKey("raw_openai_cost_pages"), "every_connection_read")
+        (record,) = instance.event_log_storage.get_asset_check_execution_history(check, limit=1)
+        assert "1 of 2 users failed" in str(record.event)
     assert result.succeeded
 
 
@@ -189,9 +192,8 @@ def test_configuration_shows_no_secret(start_openai, install):
 
 
 def test_both_ways_to_find_the_definitions_name_one_location():
-    workspace = yaml.safe_load((ROOT / "workspace.yaml").read_text())
-    (location,) = workspace["load_from"]
-    assert location["python_module"]["location_name"] == "finora"
+    assert (ROOT / "workspace.yaml").read_text() == runs.WORKSPACE
+    assert "location_name: finora" in runs.WORKSPACE
     assert 'code_location_name = "finora"' in (ROOT / "pyproject.toml").read_text()
 
 
