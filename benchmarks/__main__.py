@@ -80,6 +80,7 @@ def _measure(workload: Workload, table: Table, skip_peer: bool, repeats: int) ->
             f"{told['peak_mb']:.0f}",
             ratio,
         )
+    table.add_row("", "  whole call", f"{best['whole_call']:.2f}")
     for step, seconds in best.get("steps", {}).items():
         table.add_row("", f"  {step}", f"{seconds:.2f}")
     if peer and peer["total"] != best["total"]:

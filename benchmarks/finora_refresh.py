@@ -45,12 +45,12 @@ def main(base_url: str, days: int, home: str) -> None:
     with dg.DagsterInstance.get() as instance:
         instance.get_runs_count()
 
-    started = time.perf_counter()
+    started = time.time()
     if days > 30:
         (result,) = runs.load_history(settings, [c.user_id for c in accounts.connections()])
     else:
         result = runs.refresh(settings, window)
-    seconds = time.perf_counter() - started
+    whole_call = time.time() - started
     assert result.succeeded, result.errors
     assert not result.failed_users, result.failed_users
     with connect(settings.published_database) as connection:
@@ -59,7 +59,9 @@ def main(base_url: str, days: int, home: str) -> None:
             "(SELECT sum(amount_usd) FROM daily_costs)"
         ).fetchall()[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    told = {"seconds": seconds, "rows": rows, "total": str(total), "peak_mb": peak}
+    # From the start of the run to the published file; the whole call adds what Dagster prepares before.
+    seconds = settings.published_database.stat().st_mtime - runs.started_at(settings, result.run_id)
+    told = {"seconds": seconds, "whole_call": whole_call, "rows": rows, "total": str(total), "peak_mb": peak}
     print(json.dumps(told | {"steps": runs.step_seconds(settings, result.run_id)}))
 
 

@@ -49,6 +49,8 @@ def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
     settings = Settings.from_environment()
     marker = settings.home / MARKER
     with ExitStack() as stack:
+        if not once:
+            stack.enter_context(_only_one(settings.dagster_home))
         if _wants_real(real):
             if marker.exists():
                 raise AccountsError(
@@ -67,7 +69,7 @@ def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
         if not result.succeeded:
             raise click.ClickException(f"The run {result.run_id} failed; the Dagster UI shows where.")
         if not once:
-            _serve_ui(settings, ui_port)
+            _serve_ui(settings, _free_port(ui_port))
 
 
 def _wants_real(real: bool | None) -> bool:
@@ -188,15 +190,10 @@ def _print_summary(settings: Settings) -> None:
     output.print(f'Try: finora sql "{QUESTION}"', soft_wrap=True)
 
 
-def _serve_ui(settings: Settings, port: int) -> None:
-    """Serves the Dagster UI and its daemon until Ctrl-C."""
-    with _only_one(settings.dagster_home):
-        _run_dagster(settings, _free_port(port))
-
-
 @contextmanager
 def _only_one(dagster_home: Path) -> Iterator[None]:
     """Holds the right to run a daemon on this instance, of which Dagster allows one."""
+    dagster_home.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(dagster_home / "serve.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -207,7 +204,8 @@ def _only_one(dagster_home: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _run_dagster(settings: Settings, port: int) -> None:
+def _serve_ui(settings: Settings, port: int) -> None:
+    """Serves the Dagster UI and its daemon until Ctrl-C."""
     environment = os.environ | {
         "DAGSTER_HOME": str(settings.dagster_home),
         "FINORA_HOME": str(settings.home),

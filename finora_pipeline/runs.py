@@ -140,3 +140,12 @@ def step_seconds(settings: Settings, run_id: str) -> dict[str, float]:
     with dg.DagsterInstance.get() as instance:
         stats = instance.get_run_step_stats(run_id)
     return {s.step_key: round(s.end_time - s.start_time, 3) for s in stats if s.start_time and s.end_time}
+
+
+def started_at(settings: Settings, run_id: str) -> float:
+    """When a run began, in Unix seconds."""
+    prepare_instance(settings)
+    with dg.DagsterInstance.get() as instance:
+        start = instance.get_run_stats(run_id).start_time
+    assert start is not None, "the run has begun"
+    return start
