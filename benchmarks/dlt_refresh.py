@@ -25,8 +25,8 @@ from finora_pipeline.openai_admin.endpoints import COSTS, REFRESHED, Endpoint
 from finora_pipeline.openai_admin.pages import Window, unix_seconds
 
 NATURAL_KEY = {
-    "costs": ("user_id", "date", "project_id", "line_item"),
-    "completions": ("user_id", "date", "project_id", "model"),
+    "costs": ("user", "date", "project_id", "line_item"),
+    "completions": ("user", "date", "project_id", "model"),
 }
 
 
@@ -59,42 +59,14 @@ def rows(user_id: str, endpoint: Endpoint, page: dict[str, Any]) -> Iterator[dic
         for row in bucket["results"]:
             if endpoint is COSTS:
                 # A decimal of our scale: the 34 digits of the text do not fit DuckDB's decimal as they are.
-                amount = Decimal(row["amount"]["value"]).quantize(Decimal("1e-18"))
-                yield {
-                    "user_id": user_id,
-                    "date": day,
-                    "organization_id": row["organization_id"],
-                    "project_id": row["project_id"],
-                    "project_name": row["project_name"],
-                    "line_item": row["line_item"],
-                    "amount_usd": amount,
-                    "quantity": row["quantity"],
-                    "quantity_unit": row["quantity_unit"],
-                    "fetched_at": fetched_at,
-                }
-            else:
-                yield {
-                    "user_id": user_id,
-                    "date": day,
-                    "project_id": row["project_id"],
-                    "model": row["model"],
-                    "batch": row["batch"],
-                    "service_tier": row["service_tier"],
-                    "requests": row["num_model_requests"],
-                    "input_tokens": row["input_tokens"],
-                    "input_cached_tokens": row["input_cached_tokens"],
-                    "input_cache_write_tokens": row["input_cache_write_tokens"],
-                    "input_audio_tokens": row["input_audio_tokens"],
-                    "output_tokens": row["output_tokens"],
-                    "output_audio_tokens": row["output_audio_tokens"],
-                    "fetched_at": fetched_at,
-                }
+                row["amount"]["value"] = Decimal(row["amount"]["value"]).quantize(Decimal("1e-18"))
+            yield row | {"user": user_id, "date": day, "fetched_at": fetched_at}
 
 
 def resource_of(base_url: str, user_id: str, key: str, endpoint: Endpoint, window: Window) -> Any:
     hints: Any = {}
     if endpoint is COSTS:
-        hints = {"amount_usd": {"data_type": "decimal", "precision": 38, "scale": 18}}
+        hints = {"amount__value": {"data_type": "decimal", "precision": 38, "scale": 18}}
 
     @dlt.resource(
         name=f"{endpoint.name}_{user_id}",
@@ -133,7 +105,7 @@ def main(base_url: str, days: int, home: str) -> None:
     with duckdb.connect(database, read_only=True) as connection:
         count, total = connection.execute(
             "SELECT (SELECT count(*) FROM read.costs) + (SELECT count(*) FROM read.completions), "
-            "(SELECT sum(amount_usd) FROM read.costs)"
+            "(SELECT sum(amount__value) FROM read.costs)"
         ).fetchall()[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "rows": count, "total": str(total), "peak_mb": peak}))

@@ -52,8 +52,6 @@ def build_defs(
             "warehouse": WarehouseResource.of(settings),
             "on_progress": on_progress or _no_progress,
         },
-        # The UI's log of a run holds the same and more.
-        loggers={"console": dg.colored_console_logger.configured({"log_level": "ERROR"})},
         # One process a run: half the start-up time, and writers of one run never meet.
         executor=dg.in_process_executor,
     )

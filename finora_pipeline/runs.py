@@ -22,6 +22,8 @@ from finora_pipeline.schedules.refresh import PLAN_TAG, refresh_config
 from finora_pipeline.settings import Settings
 
 INSTANCE_FILE = "dagster.yaml"
+# The UI's log holds the same and more.
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 # What the `workspace.yaml` of the project says, for those who have no copy of it: schedules and sensors keep
 # their state under the location's name.
 WORKSPACE = """\
@@ -118,7 +120,7 @@ def _run(
     defs = build_defs(settings, openai_admin=openai_admin, on_progress=on_progress)
     with dg.DagsterInstance.get() as instance:
         result = defs.resolve_job_def(job).execute_in_process(
-            run_config=config, instance=instance, tags=tags, raise_on_error=False
+            run_config=config | _QUIET, instance=instance, tags=tags, raise_on_error=False
         )
     rows = accounts_of(settings).refreshes_of(result.run_id)
     errors = [_failure_of(event) for event in result.all_events if event.is_step_failure]

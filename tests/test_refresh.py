@@ -13,6 +13,14 @@ def test_first_refresh_reads_the_plans_whole_history(start_openai, install):
         installation.assert_exact(f"user-{number}", number, installation.history(90))
 
 
+def test_a_refresh_in_this_process_writes_no_log_to_the_terminal(start_openai, install, capfd):
+    installation = install(start_openai(days=2))
+    installation.connect(plan="trial")
+    assert installation.refresh().succeeded
+    written = capfd.readouterr()
+    assert "DEBUG" not in written.out + written.err
+
+
 def test_same_refresh_twice_changes_nothing(start_openai, install):
     installation = install(start_openai(days=12))
     installation.connect()

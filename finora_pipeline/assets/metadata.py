@@ -51,7 +51,7 @@ def fetched_metadata(fetched: Fetched, endpoints: str, seconds: float) -> dict[s
 def loaded_metadata(loaded: Loaded, seconds: float, *, with_money: bool) -> dict[str, Any]:
     """What became of a run's pages. Dollars are text: a float would not be exact."""
     metadata: dict[str, Any] = {
-        "dagster/row_count": loaded.rows,
+        "dagster/row_count": loaded.cost_rows if with_money else loaded.usage_rows,
         "users": loaded.users,
         "raw files": loaded.files,
         "seconds": round(seconds, 3),

@@ -74,7 +74,6 @@ def raw_openai_pages(
     fetched = fetch_and_land(
         context.run.run_id, connections, asked, accounts, openai_admin, warehouse, on_progress
     )
-    context.log.info(f"{len(fetched.failures)} of {fetched.users} users failed. {dict(fetched.reasons)}")
     seconds = time.monotonic() - started
     for key, endpoints in ((COST_PAGES, [COSTS]), (USAGE_PAGES, REFRESHED_USAGE)):
         names = ", ".join(endpoint.name for endpoint in endpoints)

@@ -9,7 +9,7 @@ import dagster as dg
 from finora_pipeline.assets.metadata import fetched_metadata, loaded_metadata
 from finora_pipeline.assets.partitions import USERS
 from finora_pipeline.assets.raw_pages import fetch_and_land
-from finora_pipeline.openai_admin.endpoints import COSTS, REFRESHED, REFRESHED_USAGE
+from finora_pipeline.openai_admin.endpoints import REFRESHED
 from finora_pipeline.refresh.fetch import ProgressCallback, select_connections
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.accounts import AccountsResource
@@ -39,12 +39,11 @@ def user_history(
     whole = [replace(connection, history_from=None) for connection in chosen]
     asked = trailing_window(datetime.now(UTC).date())
     fetched = fetch_and_land(context.run.run_id, whole, asked, accounts, openai_admin, warehouse, on_progress)
-    usage = load_pending(warehouse.warehouse, REFRESHED_USAGE, context.run.run_id)
-    costs = load_pending(warehouse.warehouse, [COSTS], context.run.run_id)
+    loaded = load_pending(warehouse.warehouse, REFRESHED, context.run.run_id)
     seconds = time.monotonic() - started
     names = ", ".join(endpoint.name for endpoint in REFRESHED)
     return dg.MaterializeResult(
-        metadata=loaded_metadata(costs, seconds, with_money=True)
-        | {"usage rows": usage.rows}
+        metadata=loaded_metadata(loaded, seconds, with_money=True)
+        | {"usage rows": loaded.usage_rows}
         | fetched_metadata(fetched, names, seconds)
     )

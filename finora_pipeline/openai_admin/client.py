@@ -118,7 +118,7 @@ class OpenAIAdminClient:
         self._base_url = base_url.rstrip("/")
         self._limits = limits
         self._in_flight = asyncio.Semaphore(limits.concurrency)
-        self._headers = [(name, value) for name, value in http.headers.items()]
+        self._headers = list(http.headers.raw)
         self._extensions = {"timeout": http.timeout.as_dict()}
         self.requests = 0
 
@@ -155,7 +155,7 @@ class OpenAIAdminClient:
                     httpx.Request(
                         "GET",
                         _url(self._base_url + path, params),
-                        headers=[*self._headers, ("Authorization", f"Bearer {key.reveal()}")],
+                        headers=[*self._headers, (b"Authorization", b"Bearer " + key.reveal().encode())],
                         extensions=self._extensions,
                     )
                 )
@@ -241,8 +241,18 @@ class OrganizationClient:
                     self._key,
                     lambda body: (body, check_page(endpoint, body)),
                 )
-            number, fetched_at = len(pages) + 1, datetime.now(UTC)
-            pages.append(Page(endpoint, window, grouping, number, fetched_at, body, head.is_canonical))
+            pages.append(
+                Page(
+                    endpoint,
+                    window,
+                    grouping,
+                    len(pages) + 1,
+                    datetime.now(UTC),
+                    body,
+                    head.is_canonical,
+                    head.line_items,
+                )
+            )
             for start in head.starts:
                 # A day twice would count twice; a day that was not asked for would replace another.
                 if not last_start < start < end:

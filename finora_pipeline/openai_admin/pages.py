@@ -63,7 +63,7 @@ class Window:
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page as received. `body` is OpenAI's text, verbatim; `grouping` the `group_by` values that were
-    asked for; `number` counts from 1 in its window; `is_canonical` is that of its `PageHead`."""
+    asked for; `number` counts from 1 in its window; `is_canonical` and `line_items` are those of its `PageHead`."""
 
     endpoint: Endpoint
     window: Window
@@ -72,6 +72,7 @@ class Page:
     fetched_at: datetime
     body: bytes
     is_canonical: bool = True
+    line_items: frozenset[str] = frozenset()
 
 
 class Amount(msgspec.Struct, frozen=True, gc=False):
@@ -197,13 +198,14 @@ def decode_usage(body: bytes) -> _UsagePage:
 
 @dataclass(frozen=True, slots=True)
 class PageHead:
-    """What is known of a checked page: whether and where it goes on, the days it holds, and whether SQL can
-    read its numbers as they stand (`canonical_costs` otherwise)."""
+    """What is known of a checked page: whether and where it goes on, the days it holds, whether SQL can
+    read its numbers as they stand (`canonical_costs` otherwise), and the line items it names."""
 
     has_more: bool
     next_page: str | None
     starts: list[int]
     is_canonical: bool = True
+    line_items: frozenset[str] = frozenset()
 
 
 def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
@@ -219,6 +221,7 @@ def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
         return PageHead(used.has_more, used.next_page, [bucket.start_time for bucket in used.data])
     page = decode_costs(body)
     is_canonical = True
+    line_items: set[str | None] = set()
     for bucket in page.data:
         amounts = [result.amount for result in bucket.results if result.amount is not None]
         quantities = [result.quantity for result in bucket.results]
@@ -228,12 +231,14 @@ def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
             for number in (*values, *quantities):
                 _check_number(number)
         grains = {(result.project_id, result.line_item) for result in bucket.results}
+        line_items.update(line_item for _, line_item in grains)
         if len(grains) < len(bucket.results):
             is_canonical = False
         if {amount.currency for amount in amounts} - {CURRENCY, None}:
             _check_currencies(amounts)
     starts = [bucket.start_time for bucket in page.data]
-    return PageHead(page.has_more, page.next_page, starts, is_canonical)
+    named = frozenset(text for text in line_items if text is not None)
+    return PageHead(page.has_more, page.next_page, starts, is_canonical, named)
 
 
 def _check_text(body: bytes) -> None:

@@ -6,7 +6,7 @@ is healed by whoever loads next.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 
@@ -20,7 +20,7 @@ from finora_pipeline.warehouse.sql import section
 from finora_pipeline.warehouse.warehouse import Warehouse, run, transaction
 
 # Raw files that are loaded in one transaction: its end waits for the disk, and DuckDB reads them in parallel.
-FILES_A_TRANSACTION = 12
+FILES_A_TRANSACTION = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,9 @@ class Loaded:
 
     files: int
     pages: int
-    rows: int
     users: int
+    cost_rows: int = 0
+    usage_rows: int = 0
     unparsed: list[str] = field(default_factory=list)
     amount_usd: Decimal = Decimal(0)
 
@@ -84,7 +85,7 @@ def _load(connection: duckdb.DuckDBPyConnection, endpoint: str, files: list[RawF
 def _parsed_line_items(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     """The distinct line items of the raw files, each with what it says."""
     texts = connection.execute(section("daily_costs", "line_items")).fetchall()
-    items = [parse_line_item(text) for (text,) in texts if text is not None]
+    items = [parse_line_item(text) for (text,) in texts]
     return pa.table(
         {
             "line_item": pa.array([item.text for item in items], pa.string()),
@@ -105,14 +106,17 @@ def _loaded_by(connection: duckdb.DuckDBPyConnection, run_id: str, endpoints: li
         {"run_id": run_id, "endpoints": endpoints},
     ).fetchall()[0]
     of_run = "WHERE raw_file IN (SELECT raw_file FROM pipeline.loaded_files WHERE run_id = $run_id)"
-    if endpoints != [COSTS.name]:
-        query = f"SELECT count(*) FROM daily_usage {of_run} AND list_contains($endpoints, service)"
-        rows = connection.execute(query, {"run_id": run_id, "endpoints": endpoints}).fetchall()[0][0]
-        return Loaded(files, pages, rows, users)
-    rows, amount, unparsed = connection.execute(
-        "SELECT count(*), coalesce(sum(amount_usd), 0)::DECIMAL(38, 18), "
-        "coalesce(list(DISTINCT line_item ORDER BY line_item) FILTER (NOT is_parsed), []) "
-        f"FROM daily_costs {of_run}",
-        {"run_id": run_id},
-    ).fetchall()[0]
-    return Loaded(files, pages, rows, users, unparsed, amount)
+    loaded = Loaded(files, pages, users)
+    if used := [name for name in endpoints if name != COSTS.name]:
+        query = f"SELECT count(*) FROM daily_usage {of_run} AND list_contains($services, service)"
+        parameters = {"run_id": run_id, "services": used}
+        loaded = replace(loaded, usage_rows=connection.execute(query, parameters).fetchall()[0][0])
+    if COSTS.name in endpoints:
+        rows, amount, unparsed = connection.execute(
+            "SELECT count(*), coalesce(sum(amount_usd), 0)::DECIMAL(38, 18), "
+            "coalesce(list(DISTINCT line_item ORDER BY line_item) FILTER (NOT is_parsed), []) "
+            f"FROM daily_costs {of_run}",
+            {"run_id": run_id},
+        ).fetchall()[0]
+        loaded = replace(loaded, cost_rows=rows, unparsed=unparsed, amount_usd=amount)
+    return loaded

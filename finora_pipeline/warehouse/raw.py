@@ -39,6 +39,8 @@ SCHEMA = pa.schema(
         pa.field("body", pa.string(), nullable=False),
         # The same costs in the form that SQL reads exactly, where `body` has another: `canonical_costs`.
         pa.field("canonical", pa.string()),
+        # The distinct line items of the page, so that they can be parsed without reading all bodies.
+        pa.field("line_items", pa.list_(pa.string()), nullable=False),
     ]
 )
 _NAME = re.compile(r"(?P<endpoint>\w+)~(?P<run_id>[\w-]+)~(?P<number>\d+)\.parquet")
@@ -140,6 +142,7 @@ def _table(sets: list[PageSet], run_id: str) -> pa.Table:
         [hashlib.sha256(page.body).hexdigest() for page in pages],
         [page.body for page in pages],
         [None if page.is_canonical else canonical_costs(page.body) for page in pages],
+        [sorted(page.line_items) for page in pages],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)

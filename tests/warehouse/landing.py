@@ -54,7 +54,8 @@ def land(
         days = [datetime.fromtimestamp(start, UTC).date() for start in head.starts]
         window = Window(min(days), max(days) + timedelta(days=1))
     moment = fetched_at or datetime.now(UTC)
-    page = Page(endpoint, window, endpoint.group_by, 1, moment, raw_body, head.is_canonical)
+    known = (head.is_canonical, head.line_items)
+    page = Page(endpoint, window, endpoint.group_by, 1, moment, raw_body, *known)
     RawPages(warehouse.raw).writer(run_id).land([PageSet(user_id, [page])])
 
 

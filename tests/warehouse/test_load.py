@@ -154,5 +154,5 @@ def test_many_files_are_loaded_in_several_transactions(warehouse: Warehouse):
         body = page_of(cost_day([cost_row('"1.00"')]))
         land(warehouse, body, user_id=f"user-{number}", run_id=f"run-{number}")
     loaded = load(warehouse, run_id="run-0")
-    assert loaded.rows == 1
+    assert loaded.cost_rows == 1
     assert rows(warehouse, "SELECT count(*), sum(amount_usd) FROM daily_costs") == [(count, Decimal(count))]

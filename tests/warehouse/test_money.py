@@ -47,7 +47,7 @@ def test_captured_pages_sum_exactly(name: str, tmp_path: Path):
     warehouse = Warehouse(tmp_path)
     land(warehouse, body)
     loaded = load(warehouse)
-    assert loaded.rows == len(texts)
+    assert loaded.cost_rows == len(texts)
     assert total(warehouse) == exact_sum([str(text) for text in texts]) == loaded.amount_usd
 
 

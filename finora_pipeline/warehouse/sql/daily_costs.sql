@@ -52,14 +52,7 @@ COMMENT ON COLUMN daily_costs.is_sample IS 'Made-up row of a user without real d
 
 -- [line_items]
 -- The distinct texts of the raw files' pages.
-WITH pages AS (
-    SELECT unnest(from_json(body, '{"data": [{"results": [{"line_item": "VARCHAR"}]}]}').data) AS bucket
-    FROM read_parquet(getvariable('raw_files'))
-),
-results AS (
-    SELECT unnest(bucket.results) AS result FROM pages
-)
-SELECT DISTINCT result.line_item FROM results;
+SELECT DISTINCT unnest(line_items) FROM read_parquet(getvariable('raw_files'));
 
 -- [load]
 -- From the raw files' pages, as OpenAI sent them. `canonical` stands in for a page whose numbers SQL would
