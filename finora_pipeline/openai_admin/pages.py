@@ -63,7 +63,7 @@ class Window:
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page as received. `body` is OpenAI's text, verbatim; `grouping` the `group_by` values that were
-    asked for; `number` counts from 1 in its window; `is_canonical` and `line_items` are those of its `PageHead`."""
+    asked for; `number` counts from 1 in its window; the rest is that of its `PageHead`."""
 
     endpoint: Endpoint
     window: Window

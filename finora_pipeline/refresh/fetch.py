@@ -18,10 +18,10 @@ from finora_pipeline.refresh.windows import FIRST_DAY, window_of
 from finora_pipeline.warehouse.raw import PageSet, RawPages, RawWriter
 
 # Pages that wait in memory before they are landed; a raw file is about this long before compression.
-BATCH_BYTES = 8_000_000
+BATCH_BYTES = 6_000_000
 # Users read at the same time: as many as keep the requests in flight, fewer when their windows are long, so
 # that memory holds about as many days of pages either way.
-MOST_USERS_AT_ONCE = 48
+MOST_USERS_AT_ONCE = 36
 DAYS_AT_ONCE = 1_500
 
 ProgressCallback = Callable[[int, int, int], None]

@@ -20,7 +20,7 @@ from finora_pipeline.warehouse.sql import section
 from finora_pipeline.warehouse.warehouse import Warehouse, run, transaction
 
 # Raw files that are loaded in one transaction: its end waits for the disk, and DuckDB reads them in parallel.
-FILES_A_TRANSACTION = 32
+FILES_A_TRANSACTION = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,6 @@ def load_pending(warehouse: Warehouse, endpoints: Iterable[Endpoint], run_id: st
     raw = RawPages(warehouse.raw)
     names = [endpoint.name for endpoint in endpoints]
     with warehouse.writing() as connection:
-        # Each thread holds a raw file's text several times over; a second one gains a tenth of the time.
-        connection.execute("SET threads = 1")
         for name in names:
             # Listed under the lock: another process may have loaded them a moment ago.
             files = raw.pending(name)

@@ -85,7 +85,9 @@ def _write_months(connection: duckdb.DuckDBPyConnection, folder: Path) -> int:
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         connection.execute(
             f"COPY (FROM {table} WHERE date >= $month AND date < $month + INTERVAL 1 MONTH) "
-            "TO $path (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)".replace("$path", f"'{aside}'"),
+            "TO $path (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE 40960)".replace(
+                "$path", f"'{aside}'"
+            ),
             {"month": month},
         )
         aside.rename(target)

@@ -43,6 +43,8 @@ SCHEMA = pa.schema(
         pa.field("line_items", pa.list_(pa.string()), nullable=False),
     ]
 )
+# DuckDB takes in a row group's bodies at once, in each of its threads, several times over.
+ROW_GROUP_BYTES = 1_000_000
 _NAME = re.compile(r"(?P<endpoint>\w+)~(?P<run_id>[\w-]+)~(?P<number>\d+)\.parquet")
 
 
@@ -150,9 +152,17 @@ def _table(sets: list[PageSet], run_id: str) -> pa.Table:
 
 def _write_whole(table: pa.Table, path: Path) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
+    pages_a_group = max(1, ROW_GROUP_BYTES * table.num_rows // table.nbytes)
     with aside.open("wb") as file:
         # Bodies repeat themselves within a page only: a dictionary would just be built and dropped.
-        pq.write_table(table, file, compression="zstd", compression_level=1, use_dictionary=False)
+        pq.write_table(
+            table,
+            file,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            row_group_size=pages_a_group,
+        )
         file.flush()
         os.fsync(file.fileno())
     aside.rename(path)
