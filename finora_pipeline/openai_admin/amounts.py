@@ -38,7 +38,8 @@ def parse_amount(raw: bytes) -> Decimal | None:
     # Decimal also reads digits with underscores and blanks around them, which no amount has.
     if not value.is_finite() or not text.isprintable() or "_" in text or text != text.strip():
         raise AmountError(f"{text[:60]!r} is not a decimal number.")
-    if abs(value) >= _LIMIT:
+    # Unlike `abs`, this neither rounds nor overflows.
+    if value.copy_abs() >= _LIMIT:
         raise AmountError(f"{text[:60]!r} is too large.")
     return value
 

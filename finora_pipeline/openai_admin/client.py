@@ -138,11 +138,9 @@ class OpenAIAdminClient:
             try:
                 return read(await self._get_once(path, params, key))
             except (RateLimited, Unreachable, UnreadableResponse) as error:
-                if error.retry_after is not None:
-                    wait = error.retry_after
-                else:
-                    wait = pause * random.uniform(0.5, 1.0)
-                    pause = min(pause * 2, self._limits.longest_pause_seconds)
+                # Never without a pause, whatever `Retry-After` says.
+                wait = max(error.retry_after or 0, pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, self._limits.longest_pause_seconds)
                 if time.monotonic() - started + wait > self._limits.retry_seconds:
                     raise
             await asyncio.sleep(wait)
@@ -354,9 +352,12 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         pass
     try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        moment = parsedate_to_datetime(value)
     except ValueError:
         return None
+    # A date without a zone is UTC (RFC 9110).
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 def _first_openai_error(failures: ExceptionGroup) -> Exception:

@@ -1,12 +1,13 @@
 """What an Admin key looks like, how it is shown, and how text is cleaned of keys."""
 
 import re
+import string
 
 PREFIX = "sk-admin-"
 _ADMIN_KEY = re.compile(r"sk-admin-[A-Za-z0-9_-]{16,500}")
 _ANY_KEY = re.compile(r"sk-[A-Za-z0-9_*-]{4,}")
 # What editors, spreadsheets and chat programs put around a pasted text without showing it.
-_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
+_SURROUNDING = string.whitespace + "\u00a0\u200b\u200c\u200d\u2060\ufeff"
 
 
 class KeyFormError(ValueError):
@@ -20,7 +21,7 @@ class AdminKey:
 
     def __init__(self, text: str) -> None:
         """Takes a pasted text; surrounding white space is dropped. Raises `KeyFormError`."""
-        text = text.strip().strip(_INVISIBLE).strip()
+        text = text.strip(_SURROUNDING)
         if not text:
             raise KeyFormError("No key was given: paste the Admin key, which starts with sk-admin-.")
         if text.startswith("sk-") and not text.startswith(PREFIX):

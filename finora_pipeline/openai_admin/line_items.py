@@ -60,6 +60,8 @@ def parse_line_item(text: str) -> LineItem:
     """Reads one `line_item`. Never fails: what does not fit comes back with `is_parsed=False`."""
     prefix, separator, rest = text.partition(" | ")
     tier = prefix.strip() if separator and prefix.strip() in TIERS else None
+    if separator and tier is None:
+        return LineItem(text, is_parsed=False)
     body = rest.strip() if tier else text.strip()
 
     if body in SERVICES:
@@ -74,6 +76,7 @@ def parse_line_item(text: str) -> LineItem:
         modality = None
         if name and name.rpartition(" ")[2] in MODALITIES:
             name, _, modality = name.rpartition(" ")
+            name = name.strip() or None
         return LineItem(text, name, direction, modality, tier, is_long_context)
     for pattern, modality in OTHER_FORMS:
         if match := pattern.fullmatch(body):

@@ -260,7 +260,7 @@ def _check_number(raw: msgspec.Raw) -> None:
     try:
         parse_amount(bytes(raw))
     except AmountError as error:
-        raise UnreadableResponse(f"OpenAI sent an amount that is not one: {error}") from None
+        raise UnreadableResponse(f"OpenAI sent an amount or quantity that is none: {error}") from None
 
 
 def _decode(decoder: msgspec.json.Decoder[PageT], body: bytes) -> PageT:

@@ -93,8 +93,9 @@ class Simulator:
         if scope["method"] != "GET":
             return await _send_json(send, 405, _error("Only GET is simulated.", "invalid_request_error"))
         faults = self._faults.get(organization.id, ())
-        fault = next((fault for fault in faults if fault.strikes(name)), None)
-        if fault and await _replaced(fault, scope, receive, send):
+        has_page_token = b"page=" in scope["query_string"]
+        fault = next((fault for fault in faults if fault.strikes(name, has_page_token)), None)
+        if fault and await _replaced(fault, receive, send):
             return None
         try:
             body = self._body(endpoint, organization, scope)
@@ -197,7 +198,7 @@ def _refusal(key: str, state: KeyState) -> tuple[int, Any]:
     return 401, _error(text, "invalid_api_key")
 
 
-async def _replaced(fault: Fault, scope: dict[str, Any], receive: Receive, send: Send) -> bool:
+async def _replaced(fault: Fault, receive: Receive, send: Send) -> bool:
     """Sends the bad answer that stands in for the right one; False if the fault only alters it."""
     match fault.kind:
         case FaultKind.RATE_LIMIT:
@@ -213,7 +214,7 @@ async def _replaced(fault: Fault, scope: dict[str, Any], receive: Receive, send:
         case FaultKind.HANG:
             while (await receive())["type"] != "http.disconnect":
                 pass
-        case FaultKind.PAGE_TOKEN if b"page=" in scope["query_string"]:
+        case FaultKind.PAGE_TOKEN:
             message = "The page token is invalid, have you modified the query parameters?"
             await _send_json(send, 400, _error(message, "invalid_request_error"))
         case _:
@@ -233,7 +234,7 @@ async def _send_altered(fault: Fault, body: bytes, key: str, send: Send) -> None
         await asyncio.sleep(fault.seconds or 0)
     elif fault.kind is FaultKind.CUT:
         body = body[: len(body) // 2]
-    elif fault.kind is not FaultKind.PAGE_TOKEN:
+    else:
         page = json.loads(body)
         _spoil(page, fault.kind, key)
         body = json.dumps(page).encode()

@@ -42,9 +42,11 @@ class Fault:
     times: int | None = None
     seconds: float | None = None
 
-    def strikes(self, endpoint: str) -> bool:
+    def strikes(self, endpoint: str, has_page_token: bool) -> bool:
         """Whether this request is hit; counts the hit."""
         if self.endpoint not in (None, endpoint) or self.times == 0:
+            return False
+        if self.kind is FaultKind.PAGE_TOKEN and not has_page_token:
             return False
         if self.times is not None:
             self.times -= 1

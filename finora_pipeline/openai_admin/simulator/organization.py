@@ -254,7 +254,7 @@ def _service_cell(key: SimulatedApiKey, number: int, rng: random.Random) -> Cell
         service.endpoint,
         key,
         service.model,
-        None,
+        "default" if service.endpoint == "decisions" else None,
         {measure: max(1, int(typical * factor)) for measure, typical in service.typical.items()},
         service.lines,
     )

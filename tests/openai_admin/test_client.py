@@ -1,0 +1,419 @@
+"""The client against a simulated OpenAI that misbehaves: what recovers, what ends, what a person reads."""
+
+import asyncio
+import json
+import socket
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+import pytest
+
+from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, _retry_after, open_client
+from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, Endpoint
+from finora_pipeline.openai_admin.errors import (
+    InsufficientPermissions,
+    InvalidKey,
+    OpenAIAdminError,
+    RateLimited,
+    TransientError,
+    Unreachable,
+    UnreadableResponse,
+    UnsupportedRequest,
+)
+from finora_pipeline.openai_admin.keys import AdminKey
+from finora_pipeline.openai_admin.pages import Page, Window, unix_seconds
+from finora_pipeline.openai_admin.simulator import (
+    Fault,
+    FaultKind,
+    KeyState,
+    OrganizationSpec,
+    Simulator,
+    running,
+)
+from tests.conftest import QUICK, OpenAI
+
+T = TypeVar("T")
+StartOpenAI = Callable[..., OpenAI]
+
+# A busy machine must not turn a slow answer into a time-out, nor a repeat into a surrender.
+PATIENT = replace(QUICK, timeout_seconds=20, retry_seconds=20)
+IMPATIENT = replace(QUICK, timeout_seconds=20)
+
+# `read` asks for at most one page's days at a time; pages of four days make OpenAI give cursors.
+COMPLETIONS = ENDPOINTS["completions"]
+SHORT_PAGES = replace(COMPLETIONS, days_per_page=4)
+
+
+@pytest.fixture(scope="module")
+def shared_openai() -> Iterator[OpenAI]:
+    """One server for the module: starting and stopping one takes longer than most tests."""
+    now = datetime(2026, 11, 18, 15, tzinfo=UTC)
+    since = now.date() - timedelta(days=9)
+    simulator = Simulator([OrganizationSpec(number, since=since) for number in range(4)], now=now)
+    with running(simulator) as base_url:
+        yield OpenAI(simulator, base_url)
+
+
+@pytest.fixture
+def openai(shared_openai: OpenAI) -> Iterator[OpenAI]:
+    """A simulated OpenAI of four organizations, in which everything is well."""
+    shared_openai.simulator.requests.clear()
+    yield shared_openai
+    shared_openai.simulator.clear_faults()
+    for organization in shared_openai.organizations:
+        shared_openai.simulator.set_key_state(organization.admin_key, KeyState.ACTIVE)
+
+
+def with_client(
+    base_url: str, use: Callable[[OpenAIAdminClient], Awaitable[T]], limits: Limits = PATIENT
+) -> T:
+    """What `use` makes of a client that is open for as long as it runs."""
+
+    async def run() -> T:
+        async with open_client(base_url, limits) as client:
+            return await use(client)
+
+    return asyncio.run(run())
+
+
+def last_days(openai: OpenAI, days: int) -> Window:
+    """The UTC days up to the simulator's today."""
+    tomorrow = openai.simulator.now.date() + timedelta(days=1)
+    return Window(tomorrow - timedelta(days=days), tomorrow)
+
+
+def key_of(openai: OpenAI, number: int = 0) -> AdminKey:
+    return AdminKey(openai.organizations[number].admin_key)
+
+
+def read(
+    openai: OpenAI, endpoint: Endpoint = COSTS, days: int = 5, limits: Limits = PATIENT
+) -> tuple[list[Page], int]:
+    """The pages of the last days, and how many requests they took."""
+
+    async def use(client: OpenAIAdminClient) -> tuple[list[Page], int]:
+        pages = await client.organization(key_of(openai)).read(endpoint, last_days(openai, days))
+        return pages, client.requests
+
+    return with_client(openai.base_url, use, limits)
+
+
+def read_with_cursor(openai: OpenAI, days: int = 10, limits: Limits = PATIENT) -> tuple[list[Page], int]:
+    """The same, in pages of four days that a cursor leads through."""
+
+    async def use(client: OpenAIAdminClient) -> tuple[list[Page], int]:
+        reader = client.organization(key_of(openai))
+        pages = await reader._read_piece(SHORT_PAGES, last_days(openai, days), SHORT_PAGES.group_by)
+        return pages, client.requests
+
+    return with_client(openai.base_url, use, limits)
+
+
+def failure(openai: OpenAI, run: Callable[[], object]) -> OpenAIAdminError:
+    """The error that `run` ends with, after a look at what a person would read of it."""
+    with pytest.raises(OpenAIAdminError) as caught:
+        run()
+    message = str(caught.value)
+    assert message[0].isupper()
+    assert message.endswith(".")
+    assert "\n" not in message
+    assert len(message) < 300
+    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    for organization in openai.organizations:
+        assert organization.admin_key not in shown
+    return caught.value
+
+
+def starts_of(pages: list[Page]) -> list[int]:
+    """The first second of each bucket, in the order of the pages."""
+    return [bucket["start_time"] for page in pages for bucket in json.loads(page.body)["data"]]
+
+
+def each_day(window: Window) -> list[int]:
+    return [unix_seconds(window.start + timedelta(days=n)) for n in range(window.days)]
+
+
+RECOVERING = [
+    Fault(FaultKind.RATE_LIMIT, seconds=0, times=1),
+    Fault(FaultKind.RATE_LIMIT, times=2),
+    Fault(FaultKind.SERVER_ERROR, times=2),
+    Fault(FaultKind.NOT_FOUND, times=1),
+    Fault(FaultKind.HTML, times=1),
+    Fault(FaultKind.CUT, times=1),
+    Fault(FaultKind.RESET, times=1),
+    Fault(FaultKind.NULL_RESULTS, times=1),
+    Fault(FaultKind.FOREIGN_CURRENCY, times=1),
+    Fault(FaultKind.ECHO_KEY, times=1),
+]
+
+LASTING: list[tuple[Fault, type[OpenAIAdminError], str]] = [
+    (Fault(FaultKind.RATE_LIMIT), RateLimited, "rate limit"),
+    (Fault(FaultKind.RATE_LIMIT, seconds=3600), RateLimited, "rate limit"),
+    (Fault(FaultKind.SERVER_ERROR), Unreachable, "(500)"),
+    (Fault(FaultKind.NOT_FOUND), Unreachable, "(404)"),
+    (Fault(FaultKind.RESET), Unreachable, "could not be reached"),
+    (Fault(FaultKind.HTML), UnreadableResponse, "not a page"),
+    (Fault(FaultKind.CUT), UnreadableResponse, "not a page"),
+    (Fault(FaultKind.NULL_RESULTS), UnreadableResponse, "results"),
+    (Fault(FaultKind.FOREIGN_CURRENCY), UnreadableResponse, "'eur'"),
+    (Fault(FaultKind.NO_CURSOR), UnreadableResponse, "no page token"),
+    (Fault(FaultKind.SAME_CURSOR), UnreadableResponse, "page token"),
+    (Fault(FaultKind.ECHO_KEY), UnreadableResponse, "repeats the key"),
+]
+
+
+@pytest.mark.parametrize("fault", RECOVERING, ids=lambda fault: f"{fault.kind}-{fault.times}")
+def test_passing_fault_leaves_no_trace(openai: OpenAI, fault: Fault) -> None:
+    undisturbed, requests = read(openai)
+    times = fault.times or 0
+    # The row of the table is shared by repeated runs, and a fault counts its strikes.
+    openai.simulator.add_fault(openai.organizations[0], replace(fault))
+
+    pages, requests_with_repeats = read(openai)
+
+    assert [page.body for page in pages] == [page.body for page in undisturbed]
+    assert requests_with_repeats == requests + times
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "words"), LASTING, ids=[f"{fault.kind}-{fault.seconds}" for fault, *_ in LASTING]
+)
+def test_lasting_fault_ends_in_its_error(
+    openai: OpenAI, fault: Fault, error: type[OpenAIAdminError], words: str
+) -> None:
+    openai.simulator.add_fault(openai.organizations[0], replace(fault))
+
+    told = failure(openai, lambda: read(openai, limits=IMPATIENT))
+
+    assert type(told) is error
+    assert isinstance(told, TransientError)
+    assert words in str(told)
+
+
+def test_retry_after_beyond_our_patience_is_not_waited_for(openai: OpenAI) -> None:
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=3600))
+
+    told = failure(openai, lambda: read(openai))
+
+    assert isinstance(told, RateLimited)
+    assert told.retry_after == 3600
+    assert openai.simulator.requests["costs"] == 1
+
+
+def test_retry_after_zero_for_ever_is_not_hammered(openai: OpenAI) -> None:
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=0))
+
+    told = failure(openai, lambda: read(openai, limits=replace(IMPATIENT, retry_seconds=0.3)))
+
+    assert isinstance(told, RateLimited)
+    # Pauses that double from a millisecond fit about ten times.
+    assert openai.simulator.requests["costs"] < 30
+
+
+def test_silence_is_unreachable(openai: OpenAI) -> None:
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.HANG))
+
+    told = failure(openai, lambda: read(openai, limits=replace(QUICK, timeout_seconds=0.2)))
+
+    assert isinstance(told, Unreachable)
+    assert "did not answer within 0.2 s" in str(told)
+
+
+def test_nothing_listening_is_unreachable(openai: OpenAI) -> None:
+    with socket.socket() as bound:
+        # Bound but not listening: the port refuses, and nobody else can take it meanwhile.
+        bound.bind(("127.0.0.1", 0))
+        nobody = OpenAI(openai.simulator, f"http://127.0.0.1:{bound.getsockname()[1]}/v1")
+        told = failure(openai, lambda: read(nobody, limits=IMPATIENT))
+
+    assert isinstance(told, Unreachable)
+    assert "could not be reached" in str(told)
+
+
+def test_slow_answer_within_the_time_limit_is_good(openai: OpenAI) -> None:
+    undisturbed, _ = read(openai)
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SLOW, seconds=0.01))
+
+    pages, requests = read(openai)
+
+    assert [page.body for page in pages] == [page.body for page in undisturbed]
+    assert requests == 1
+
+
+def test_rows_without_amount_are_accepted(openai: OpenAI) -> None:
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.NO_AMOUNT))
+
+    (page,), requests = read(openai)
+
+    rows = [row for bucket in json.loads(page.body)["data"] for row in bucket["results"]]
+    assert rows
+    assert not any("amount" in row for row in rows)
+    assert requests == 1
+
+
+def test_fault_of_one_endpoint_spares_the_others(openai: OpenAI) -> None:
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SERVER_ERROR, endpoint="completions"))
+
+    assert len(read(openai, COSTS)[0]) == 1
+    assert isinstance(failure(openai, lambda: read(openai, COMPLETIONS, limits=IMPATIENT)), Unreachable)
+
+
+@pytest.mark.parametrize(
+    ("state", "error"),
+    [
+        (KeyState.REVOKED, InvalidKey),
+        (KeyState.DEMOTED, InsufficientPermissions),
+        (KeyState.RESTRICTED, InsufficientPermissions),
+    ],
+)
+def test_refused_key_is_not_tried_again(
+    openai: OpenAI, state: KeyState, error: type[OpenAIAdminError]
+) -> None:
+    openai.simulator.set_key_state(openai.organizations[0].admin_key, state)
+
+    async def use(client: OpenAIAdminClient) -> int:
+        with pytest.raises(error):
+            await client.organization(key_of(openai)).read(COSTS, last_days(openai, 5))
+        return client.requests
+
+    assert with_client(openai.base_url, use) == 1
+    assert "Create a fresh Admin key" in str(failure(openai, lambda: read(openai)))
+
+
+def test_refused_key_of_a_long_window_ends_in_one_plain_error(openai: OpenAI) -> None:
+    openai.simulator.set_key_state(openai.organizations[0].admin_key, KeyState.REVOKED)
+
+    assert type(failure(openai, lambda: read(openai, days=400))) is InvalidKey
+
+
+def test_grouping_that_the_organization_lacks_is_refused_at_once(start_openai: StartOpenAI) -> None:
+    openai = start_openai(days=5, cost_groupings=())
+
+    async def use(client: OpenAIAdminClient) -> list[Page]:
+        reader = client.organization(key_of(openai))
+        return await reader.read(COSTS, last_days(openai, 5), group_by=("api_key_id",))
+
+    told = failure(openai, lambda: with_client(openai.base_url, use))
+
+    assert isinstance(told, UnsupportedRequest)
+    assert "api_key_id" in str(told)
+    assert openai.simulator.requests["costs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "days", "lengths"),
+    [
+        (COSTS, 180, [180]),
+        (COSTS, 181, [180, 1]),
+        (COSTS, 400, [180, 180, 40]),
+        (COMPLETIONS, 31, [31]),
+        (COMPLETIONS, 32, [31, 1]),
+        (COMPLETIONS, 70, [31, 31, 8]),
+    ],
+    ids=lambda value: value.name if isinstance(value, Endpoint) else None,
+)
+def test_long_window_is_split_at_the_page_limit(
+    openai: OpenAI, endpoint: Endpoint, days: int, lengths: list[int]
+) -> None:
+    pages, requests = read(openai, endpoint, days)
+
+    assert [page.window.days for page in pages] == lengths
+    assert starts_of(pages) == each_day(last_days(openai, days))
+    assert requests == len(lengths)
+
+
+def test_cursor_leads_through_the_window_once(openai: OpenAI) -> None:
+    (one_page,), _ = read(openai, COMPLETIONS, days=10)
+
+    pages, requests = read_with_cursor(openai)
+
+    assert [page.number for page in pages] == [1, 2, 3]
+    assert requests == 3
+    buckets = [bucket for page in pages for bucket in json.loads(page.body)["data"]]
+    assert buckets == json.loads(one_page.body)["data"]
+
+
+def test_rejected_page_token_starts_the_window_again(openai: OpenAI) -> None:
+    undisturbed, _ = read_with_cursor(openai)
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.PAGE_TOKEN, times=1))
+
+    pages, requests = read_with_cursor(openai)
+
+    assert [page.body for page in pages] == [page.body for page in undisturbed]
+    assert requests == 2 + 3
+
+
+def test_page_tokens_rejected_for_ever_are_unreadable(openai: OpenAI) -> None:
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.PAGE_TOKEN))
+
+    told = failure(openai, lambda: read_with_cursor(openai))
+
+    assert isinstance(told, UnreadableResponse)
+    assert "page tokens" in str(told)
+
+
+def test_endless_cursor_ends(openai: OpenAI) -> None:
+    told = failure(openai, lambda: read_with_cursor(openai, limits=replace(PATIENT, most_pages=2)))
+
+    assert isinstance(told, UnreadableResponse)
+    assert "2 pages" in str(told)
+
+
+def test_fault_on_a_later_page_leaves_no_half_read_window(openai: OpenAI) -> None:
+    # The first strike hits one of the three pieces, which then has no time to ask again.
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=3600, times=1))
+
+    assert isinstance(failure(openai, lambda: read(openai, days=400)), RateLimited)
+
+
+def test_organizations_are_read_side_by_side_and_apart(openai: OpenAI) -> None:
+    window = last_days(openai, 5)
+    openai.simulator.add_fault(openai.organizations[2], Fault(FaultKind.SERVER_ERROR))
+
+    async def use(client: OpenAIAdminClient) -> list[list[Page] | BaseException]:
+        readers = [client.organization(key_of(openai, number)) for number in range(4)]
+        return await asyncio.gather(*(r.read(COSTS, window) for r in readers), return_exceptions=True)
+
+    answers = with_client(openai.base_url, use, IMPATIENT)
+
+    for organization, answer in zip(openai.organizations, answers, strict=True):
+        if organization is openai.organizations[2]:
+            assert isinstance(answer, Unreachable)
+        else:
+            assert isinstance(answer, list)
+            assert organization.id.encode() in answer[0].body
+
+
+def test_every_project_is_listed(start_openai: StartOpenAI) -> None:
+    openai = start_openai(days=2, projects=250, members=1, keys_per_project=1, models=(), services=False)
+    organization = openai.organizations[0]
+    organization.projects[7] = replace(organization.projects[7], archived_at=1)
+
+    projects = with_client(openai.base_url, lambda client: client.organization(key_of(openai)).projects())
+
+    assert [(p.project_id, p.name) for p in projects] == [(p.id, p.name) for p in organization.projects]
+    assert openai.simulator.requests["projects"] == 3
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("17", 17),
+        ("0.5", 0.5),
+        ("0", 0),
+        ("-3", 0),
+        ("soon", None),
+        ("", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        pytest.param("Wed, 21 Oct 2015 07:28:00", 0),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(header: str, seconds: float | None) -> None:
+    assert _retry_after({"retry-after": header}) == seconds
+
+
+def test_no_retry_after_is_none() -> None:
+    assert _retry_after({}) is None

@@ -1,0 +1,138 @@
+"""Admin keys: what is taken from a pasted text, what is refused and how, and that nothing shows a key."""
+
+import copy
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finora_pipeline.openai_admin.keys import PREFIX, AdminKey, KeyFormError, redact
+
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
+KEY = "sk-admin-Zk3_9xQw-7LmN2pRtVbY4cD1"
+SECRET = KEY.removeprefix(PREFIX)[:-4]
+
+# The same examples in every run, on however busy a machine.
+REPEATABLE = settings(derandomize=True, deadline=None)
+
+admin_keys = st.text(ALPHABET, min_size=16, max_size=200).map(PREFIX.__add__)
+
+
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        KEY,
+        f"  {KEY}\n",
+        f"\t{KEY}\r\n",
+        f"\u00a0{KEY}\u00a0",
+        f"\ufeff{KEY}",
+        f"{KEY}\u200b",
+        f" \u200b{KEY}\u2060 ",
+        f"\u200b \n{KEY}\n \u200d",
+        pytest.param(f"\ufeff \u200b{KEY}"),
+    ],
+)
+def test_what_surrounds_a_pasted_key_is_dropped(pasted: str) -> None:
+    assert AdminKey(pasted).reveal() == KEY
+
+
+@pytest.mark.parametrize(
+    ("pasted", "words"),
+    [
+        ("", "No key was given"),
+        (" \n\u200b", "No key was given"),
+        ("sk-proj-Zk39xQw7LmN2pRtVbY4cD1", "project key"),
+        ("sk-svcacct-Zk39xQw7LmN2pRtVbY4cD1", "project key"),
+        ("sk-Zk39xQw7LmN2pRtVbY4cD1", "project key"),
+        ("Zk39xQw7LmN2pRtVbY4cD1", "not an OpenAI Admin key"),
+        ("my password is hunter2", "not an OpenAI Admin key"),
+        ("SK-ADMIN-Zk39xQw7LmN2pRtVbY4cD1", "not an OpenAI Admin key"),
+        ("Bearer " + KEY, "not an OpenAI Admin key"),
+        ("sk-admin-", "incomplete"),
+        ("sk-admin-tooshort", "incomplete"),
+        (f"{KEY} {KEY}", "whole and alone"),
+        (f"{KEY}\n{KEY}", "whole and alone"),
+        (f"{KEY}\u200b{KEY}", "whole and alone"),
+        (f"{KEY}…", "characters that a key cannot have"),
+        ("sk-admin-" + "x" * 501, "whole and alone"),
+        ("sk-admin-Zk39xQw7LmN2é", "characters that a key cannot have"),
+    ],
+)
+def test_rubbish_is_refused_in_a_sentence_that_never_repeats_it(pasted: str, words: str) -> None:
+    with pytest.raises(KeyFormError) as refused:
+        AdminKey(pasted)
+
+    message = str(refused.value)
+    assert words in message
+    assert message.endswith(".")
+    assert "\n" not in message
+    for secret in (KEY, SECRET, "Zk39xQw7LmN2", "hunter2", "tooshort"):
+        assert secret not in message
+
+
+def test_only_reveal_shows_the_key() -> None:
+    key = AdminKey(KEY)
+
+    assert key.reveal() == KEY
+    assert key.hint == "sk-admin-…4cD1"
+    for shown in (repr(key), str(key), f"{key}", f"{key!r}", "%s" % key, repr([key]), repr({"key": key})):  # noqa: UP031
+        assert "sk-admin-…4cD1" in shown
+        assert SECRET not in shown
+    assert not hasattr(key, "__dict__")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_key_is_not_pickled(protocol: int) -> None:
+    with pytest.raises(TypeError, match="not pickled") as refused:
+        pickle.dumps({"key": AdminKey(KEY)}, protocol)
+    assert SECRET not in str(refused.value)
+
+
+def test_key_is_not_copied() -> None:
+    with pytest.raises(TypeError, match="not pickled"):
+        copy.deepcopy(AdminKey(KEY))
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (f"Incorrect API key provided: {KEY}.", "Incorrect API key provided: sk-…."),
+        ("Incorrect API key provided: sk-admin*fake. You", "Incorrect API key provided: sk-…. You"),
+        ("sk-proj-***********abcd is not known", "sk-… is not known"),
+        (f'{{"key":"{KEY}","old":"sk-svcacct-12345678"}}', '{"key":"sk-…","old":"sk-…"}'),
+        ("Missing scopes: api.usage.read.", "Missing scopes: api.usage.read."),
+        ("", ""),
+    ],
+)
+def test_redact_leaves_the_sentence_and_no_key(said: str, shown: str) -> None:
+    assert redact(said) == shown
+    assert redact(shown) == shown
+
+
+@REPEATABLE
+@given(text=admin_keys, before=st.text(" \t\r\n", max_size=3), after=st.text(" \t\r\n", max_size=3))
+def test_every_key_in_the_documented_form_is_taken_and_hidden(text: str, before: str, after: str) -> None:
+    key = AdminKey(before + text + after)
+
+    assert key.reveal() == text
+    assert key.hint == f"{PREFIX}…{text[-4:]}"
+    assert text not in repr(key) + str(key)
+
+
+@REPEATABLE
+@given(key=admin_keys, before=st.text(), after=st.text())
+def test_no_text_keeps_a_key_through_redact(key: str, before: str, after: str) -> None:
+    assert key not in redact(before + key + after)
+
+
+@REPEATABLE
+@given(text=st.text())
+def test_no_refused_text_is_repeated(text: str) -> None:
+    # No message holds the question mark, so that it marks what was pasted.
+    pasted = f"¿{text}?"
+
+    with pytest.raises(KeyFormError) as refused:
+        AdminKey(pasted)
+
+    assert pasted not in str(refused.value)

@@ -1,0 +1,324 @@
+"""Pages of costs and usage: what is accepted, what is refused, and that no digit of money is lost."""
+
+import json
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, REFRESHED_USAGE
+from finora_pipeline.openai_admin.errors import UnreadableResponse
+from finora_pipeline.openai_admin.pages import (
+    Window,
+    canonical_costs,
+    check_page,
+    decode_costs,
+    decode_usage,
+    unix_seconds,
+)
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+COMPLETIONS = ENDPOINTS["completions"]
+DAY = 1_781_395_200
+
+# The same examples in every run, on however busy a machine.
+REPEATABLE = settings(derandomize=True, deadline=None)
+
+
+def captured(name: str) -> bytes:
+    """A captured page; some were published as their buckets alone, and get their page back."""
+    body = (FIXTURES / name).read_bytes()
+    if not body.lstrip().startswith(b"["):
+        return body
+    return b'{"object": "page", "has_more": false, "next_page": null, "data": %s}' % body
+
+
+def row(value: str = '"1.50"', **more: Any) -> str:
+    """One result of costs; `value` is JSON, so that each test says exactly what is sent."""
+    rest = {"object": "organization.costs.result", "project_id": "proj_a", "line_item": "gpt-5, input"} | more
+    return f'{{"amount": {{"value": {value}, "currency": "usd"}}, {json.dumps(rest)[1:]}'
+
+
+def page(*rows: str, start: int = DAY) -> bytes:
+    """A page of one day with these results."""
+    bucket = (
+        f'{{"object":"bucket","start_time":{start},"end_time":{start + 86_400},"results":[{",".join(rows)}]}}'
+    )
+    return f'{{"object":"page","data":[{bucket}],"has_more":false,"next_page":null}}'.encode()
+
+
+def amounts_of(body: bytes) -> list[Decimal]:
+    """The amounts of a page, by another reader than the one under test."""
+    return [
+        Decimal(result["amount"]["value"])
+        for bucket in json.loads(body, parse_float=Decimal)["data"]
+        for result in bucket["results"]
+        if result["amount"]["value"] is not None
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "is_canonical"),
+    [
+        ("captured_costs_string_amounts.json", None, True),
+        ("captured_costs_empty_days.json", 2, True),
+        ("captured_costs_empty_has_more.json", 2, True),
+        ("captured_costs_31_days_number_amounts.json", None, False),
+        ("official_get_costs.json", None, False),
+    ],
+)
+def test_pages_seen_live_are_accepted(name: str, days: int | None, is_canonical: bool) -> None:
+    body = captured(name)
+
+    head = check_page(COSTS, body)
+
+    sent = json.loads(body)
+    assert head.starts == [bucket["start_time"] for bucket in sent["data"]]
+    assert days in (None, len(head.starts))
+    assert (head.has_more, head.next_page) == (sent["has_more"], sent["next_page"])
+    assert head.is_canonical is is_canonical
+
+
+def test_usage_seen_live_is_accepted_but_for_its_clipped_day() -> None:
+    body = captured("captured_usage_completions.json")
+
+    # It was asked for from within a day, which a refresh never does.
+    with pytest.raises(UnreadableResponse, match="starts within a day"):
+        check_page(COMPLETIONS, body)
+    whole = json.loads(body)
+    del whole["data"][0]
+    head = check_page(COMPLETIONS, json.dumps(whole).encode())
+    assert head.starts == [bucket["start_time"] for bucket in whole["data"]]
+
+
+@pytest.mark.parametrize("endpoint", REFRESHED_USAGE, ids=lambda endpoint: endpoint.name)
+def test_documented_example_of_usage_is_typed(endpoint: Any) -> None:
+    sent = json.loads((FIXTURES / f"official_get_usage_{endpoint.name}.json").read_bytes())
+    for bucket in sent["data"]:
+        bucket["start_time"] -= bucket["start_time"] % 86_400
+
+    buckets = decode_usage(json.dumps(sent).encode()).data
+
+    for result, example in zip(buckets[0].results, sent["data"][0]["results"], strict=True):
+        assert result.input_tokens == example["input_tokens"]
+        assert result.num_model_requests == example["num_model_requests"]
+
+
+def test_undocumented_keys_are_ignored() -> None:
+    sent = json.loads(page(row(user_email="ada@example.com", nested={"a": [1]})))
+    sent["organization_id"] = "org-x"
+    sent["data"][0] |= {"start_time_iso": "2026-06-14T00:00:00", "result": "old name"}
+
+    assert check_page(COSTS, json.dumps(sent).encode()).is_canonical
+
+
+def changed(path: list[str | int], value: Any) -> bytes:
+    """A good page with one value replaced."""
+    sent = json.loads(page(row()))
+    place = sent
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return json.dumps(sent).encode()
+
+
+BUCKET: list[str | int] = ["data", 0]
+ROW: list[str | int] = [*BUCKET, "results", 0]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (changed([*BUCKET, "results"], None), "results"),
+        (changed(["object"], "list"), "'list'"),
+        (changed(["data"], None), "data"),
+        (changed(["data"], {}), "data"),
+        (changed(["has_more"], "false"), "has_more"),
+        (changed(["next_page"], 7), "next_page"),
+        (changed([*BUCKET, "start_time"], str(DAY)), "start_time"),
+        (changed([*BUCKET, "start_time"], DAY + 3600), "starts within a day"),
+        (changed([*ROW, "line_item"], 7), "line_item"),
+        (changed([*ROW, "project_id"], ["proj_a"]), "project_id"),
+        (changed([*ROW, "amount"], 1.5), "amount"),
+        (changed([*ROW, "amount", "value"], {"usd": 1}), "not a decimal number"),
+        (changed([*ROW, "amount", "value"], [1]), "not a decimal number"),
+        (changed([*ROW, "amount", "value"], True), "not a decimal number"),
+        (changed([*ROW, "amount", "value"], "twelve"), "not a decimal number"),
+        (changed([*ROW, "amount", "value"], "NaN"), "not a decimal number"),
+        (changed([*ROW, "amount", "value"], "1_000"), "not a decimal number"),
+        (changed([*ROW, "amount", "value"], ""), "not a decimal number"),
+        (changed([*ROW, "amount", "value"], "1e18"), "too large"),
+        (changed([*ROW, "amount", "currency"], "eur"), "'eur'"),
+        (changed([*ROW, "amount", "currency"], 7), "currency"),
+        (changed([*ROW, "quantity"], "many"), "not a decimal number"),
+        (changed([*ROW, "quantity"], True), "not a decimal number"),
+        (page(row())[:-40], "not a page"),
+        (page(row()) + b"{}", "not a page"),
+        (b"<!doctype html><title>502 Bad Gateway</title>", "not a page"),
+        (b"", "not a page"),
+        (b"null", "not a page"),
+        (b"[]", "not a page"),
+        (b'{"error": {"message": "no"}}', "not a page"),
+        (page(row()).replace(b"gpt-5", b"gpt-\xff"), "UTF-8"),
+        (page(row()).replace(b"gpt-5", b"gpt-\xed\xa0\x80"), "UTF-8"),
+    ],
+)
+def test_anything_else_is_refused(body: bytes, words: str) -> None:
+    with pytest.raises(UnreadableResponse) as refused:
+        check_page(COSTS, body)
+    assert words in str(refused.value)
+    assert str(refused.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("measure", "value"), [("input_tokens", "7"), ("input_tokens", 7.5), ("model", 5), ("batch", "false")]
+)
+def test_usage_of_the_wrong_type_is_refused(measure: str, value: Any) -> None:
+    sent = json.loads(page())
+    sent["data"][0]["results"] = [{"object": COMPLETIONS.result_object, measure: value}]
+
+    with pytest.raises(UnreadableResponse, match=measure):
+        check_page(COMPLETIONS, json.dumps(sent).encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        page('{"project_id": "proj_a"}'),
+        page('{"amount": null}'),
+        page('{"amount": {}}'),
+        page('{"amount": {"value": null, "currency": null}}'),
+        page('{"amount": {"currency": "usd"}, "quantity": null}'),
+    ],
+)
+def test_missing_amount_is_accepted(body: bytes) -> None:
+    assert check_page(COSTS, body).is_canonical
+    (bucket,) = json.loads(canonical_costs(body))["data"]
+    assert [result["amount"] for result in bucket["results"]] == [{"value": None}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_canonical"),
+    [
+        ([row('"1.50"')], True),
+        ([row('"-1.50"')], True),
+        ([row('"0E-6176"')], True),
+        ([row('"0.000004500000000000000000000000000000000"', quantity=30.0)], True),
+        ([row(), row(line_item="gpt-5, output")], True),
+        ([row(), row(project_id=None)], True),
+        ([row("1.5")], False),
+        ([row("0")], False),
+        ([row('"1E-7"')], False),
+        ([row('"0.0000000000000000001"')], False),
+        ([row(quantity="30")], False),
+        ([row(quantity=1e15)], False),
+        ([row(), row()], False),
+    ],
+)
+def test_only_plain_texts_of_single_rows_are_canonical(rows: list[str], is_canonical: bool) -> None:
+    assert check_page(COSTS, page(*rows)).is_canonical is is_canonical
+
+
+def test_same_line_on_two_days_is_canonical() -> None:
+    first, second = (json.loads(page(row(), start=start)) for start in (DAY, DAY + 86_400))
+    first["data"] += second["data"]
+
+    head = check_page(COSTS, json.dumps(first).encode())
+
+    assert head.is_canonical
+    assert head.starts == [DAY, DAY + 86_400]
+
+
+def test_currency_in_capitals_is_the_same_currency() -> None:
+    assert check_page(COSTS, changed([*ROW, "amount", "currency"], "USD")).starts == [DAY]
+
+
+def test_text_beyond_ascii_is_kept() -> None:
+    body = page(row(project_name="Überblick – 東京")).replace(rb"\u00dc", "Ü".encode())
+
+    check_page(COSTS, body)
+
+    assert decode_costs(body).data[0].results[0].project_name == "Überblick – 東京"
+
+
+def test_duplicates_are_added_up() -> None:
+    body = page(
+        row('"0.1"', quantity=3.0),
+        row("0.2", quantity=4.5),
+        row('"5"', line_item="gpt-5, output"),
+        row("null", quantity=None),
+    )
+
+    (bucket,) = json.loads(canonical_costs(body))["data"]
+
+    assert [(r["line_item"], Decimal(r["amount"]["value"]), r["quantity"]) for r in bucket["results"]] == [
+        ("gpt-5, input", Decimal("0.3"), "7.500000000000000000"),
+        ("gpt-5, output", Decimal(5), None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["captured_costs_string_amounts.json", "captured_costs_31_days_number_amounts.json"],
+)
+def test_canonical_form_of_captured_pages_keeps_their_sum(name: str) -> None:
+    body = captured(name)
+    canonical = canonical_costs(body)
+
+    before, after = (sum(map(Fraction, amounts_of(text)), Fraction(0)) for text in (body, canonical))
+    assert after == Fraction(round(before * 10**18), 10**18)
+    for result in (r for bucket in json.loads(canonical)["data"] for r in bucket["results"]):
+        assert len(result["amount"]["value"].partition(".")[2]) == 18
+
+
+numbers = st.decimals(-(10**6), 10**6, places=25, allow_nan=False).map(str)
+sent_amounts = numbers | numbers.map(lambda text: f'"{text}"') | st.sampled_from(['"0E-6176"', "null"])
+sent_rows = st.builds(
+    lambda amount, project, line: row(amount, project_id=project, line_item=line),
+    sent_amounts,
+    st.sampled_from(["proj_a", "proj_b", None]),
+    st.sampled_from(["gpt-5, input", "gpt-5, output", None]),
+)
+
+
+@REPEATABLE
+@given(rows=st.lists(sent_rows, max_size=12))
+def test_canonical_form_keeps_the_exact_sum(rows: list[str]) -> None:
+    body = page(*rows)
+    canonical = canonical_costs(body)
+
+    before, after = (sum(map(Fraction, amounts_of(text)), Fraction(0)) for text in (body, canonical))
+    assert after == Fraction(round(before * 10**18), 10**18)
+    days = json.loads(canonical)["data"]
+    grains = [(r["project_id"], r["line_item"]) for day in days for r in day["results"]]
+    assert len(grains) == len(set(grains))
+
+
+def test_window_needs_a_day() -> None:
+    with pytest.raises(ValueError, match="holds no day"):
+        Window(date(2026, 6, 14), date(2026, 6, 14))
+
+
+@REPEATABLE
+@given(
+    start=st.dates(date(2020, 1, 1), date(2030, 1, 1)),
+    days=st.integers(1, 800),
+    most=st.sampled_from([1, 7, 31, 180]),
+)
+def test_pieces_cover_a_window_once_and_in_order(start: date, days: int, most: int) -> None:
+    window = Window(start, date.fromordinal(start.toordinal() + days))
+
+    pieces = list(window.split(most))
+
+    assert (pieces[0].start, pieces[-1].end) == (window.start, window.end)
+    assert all(one.end == other.start for one, other in pairwise(pieces))
+    assert [piece.days for piece in pieces[:-1]] == [most] * (len(pieces) - 1)
+    assert 1 <= pieces[-1].days <= most
+    assert sum(piece.days for piece in pieces) == window.days == (window.last - window.start).days + 1
+    assert unix_seconds(window.end) - unix_seconds(window.start) == days * 86_400
