@@ -2,6 +2,7 @@
 # make test   set up, then the whole test suite
 # make check  ruff and pyright
 # make bench  speed and memory, side by side with dlt
+# make docs   write docs/commands.md from the commands' help
 # make lock   choose and pin versions again
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The lock files pin every package by hash; the project itself is built with what they hold.
 INSTALL := install --require-hashes --no-deps -r
 
-.PHONY: run test check bench lock clean
+.PHONY: run test check bench docs lock clean
 
 run: $(VENV)/.run
 	$(BIN)/finora demo $(ARGS)
@@ -26,6 +27,9 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m tests.commands_page > docs/commands.md
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 …"; exit 1; }

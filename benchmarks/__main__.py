@@ -12,8 +12,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +25,7 @@ from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.endpoints import REFRESHED
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.openai_admin.simulator.process import in_own_process
 from finora_pipeline.refresh.windows import TRAILING_DAYS
 
 console = Console()
@@ -98,23 +98,9 @@ def _run(module: str, workload: Workload, base_url: str) -> dict:
     return told
 
 
-@contextmanager
-def _simulator(workload: Workload) -> Iterator[str]:
-    command = [sys.executable, "-m", "finora_pipeline", "simulate-openai", "--json", "--port", "0"]
-    command += ["--users", str(workload.users), "--days", str(workload.days)]
-    command += ["--freeze-clock", "--completions-only"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        answer = ""
-        assert process.stdout
-        for line in iter(process.stdout.readline, ""):
-            answer += line
-            if line.startswith("}"):
-                break
-        yield json.loads(answer)["base_url"]
-    finally:
-        process.terminate()
-        process.wait()
+def _simulator(workload: Workload) -> AbstractContextManager[str]:
+    sizes = ("--users", str(workload.users), "--days", str(workload.days))
+    return in_own_process(*sizes, "--freeze-clock", "--completions-only")
 
 
 def admin_keys(base_url: str) -> list[str]:

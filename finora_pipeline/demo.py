@@ -29,6 +29,7 @@ from finora_pipeline.cli.terminal import messages, output, progress
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.openai_admin.simulator import OrganizationSpec, SimulatedOrganization
+from finora_pipeline.openai_admin.simulator.process import in_own_process
 from finora_pipeline.plans import PLANS
 from finora_pipeline.reading import connect as connect_reader
 from finora_pipeline.settings import BASE_URL_FILE, Settings
@@ -60,7 +61,8 @@ def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
             _connect_real(settings)
         else:
             since = _since(marker)
-            base_url = stack.enter_context(_simulator(since))
+            options = ("--since", since.isoformat(), "--users", str(len(PLANS)))
+            base_url = stack.enter_context(in_own_process(*options))
             (settings.home / BASE_URL_FILE).write_text(base_url + "\n")
             settings = replace(settings, openai_base_url=base_url)
             _connect_demo_users(settings, since)
@@ -106,29 +108,6 @@ def _since(marker: Path) -> date:
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps({"since": since.isoformat()}) + "\n")
     return since
-
-
-@contextmanager
-def _simulator(since: date) -> Iterator[str]:
-    """The simulator in a process of its own, so that it goes on while Dagster's processes run."""
-    command = [sys.executable, "-m", "finora_pipeline", "simulate-openai", "--json", "--port", "0"]
-    command += ["--since", since.isoformat(), "--users", str(len(PLANS))]
-    # A group of its own: Ctrl-C must reach it last, after Dagster's runs have ended.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        assert process.stdout is not None
-        lines = iter(process.stdout.readline, "")
-        answer = ""
-        for line in lines:
-            answer += line
-            if line.startswith("}"):
-                break
-        if not answer:
-            raise click.ClickException("The OpenAI simulator did not start.")
-        yield json.loads(answer)["base_url"]
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
 
 
 def _connect_demo_users(settings: Settings, since: date) -> None:

@@ -1,0 +1,33 @@
+"""The documents say what the program does."""
+
+import re
+from pathlib import Path
+
+from finora_pipeline.plans import PLANS
+from finora_pipeline.warehouse.warehouse import TABLES
+from tests.commands_page import page
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_commands_reference_is_true():
+    assert (ROOT / "docs" / "commands.md").read_text() == page(), "run make docs"
+
+
+def test_the_readmes_plans_are_the_plans():
+    readme = (ROOT / "README.md").read_text()
+    for plan in PLANS.values():
+        kept = f"{plan.history_days} days" if plan.history_days else "all"
+        assert f"| {plan.name} | {plan.interval_text} | {kept} |" in readme
+
+
+def test_every_published_table_is_explained_to_analysts():
+    text = (ROOT / "docs" / "analysts.md").read_text()
+    for table in TABLES:
+        assert f"| `{table}` |" in text
+
+
+def test_links_between_documents_lead_somewhere():
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
