@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from dagster._vendored.croniter import croniter
+from dagster._vendored.croniter.croniter import croniter
 
 from finora_pipeline.plans import PLANS, Plan, UnknownPlan, plan_named
 from finora_pipeline.settings import BASE_URL_FILE, OPENAI_BASE_URL, Settings

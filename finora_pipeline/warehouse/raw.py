@@ -126,6 +126,7 @@ class RawWriter:
         for endpoint, sets in by_endpoint.items():
             name = f"{endpoint}~{self._run_id}~{next(self._numbers)}.parquet"
             _write_whole(_table(sets, self._run_id), self._folder / name)
+        _sync_folder(self._folder)
 
 
 def _table(sets: list[PageSet], run_id: str) -> pa.Table:
@@ -166,7 +167,11 @@ def _write_whole(table: pa.Table, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.rename(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the names of new files survive a crash."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
