@@ -6,7 +6,7 @@ Nothing here talks to OpenAI: `connections.py` checks a key before it comes here
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
@@ -162,10 +162,11 @@ class Accounts:
             query = query.where(users.c.plan == plan_named(plan).name)
         if changed_after is not None:
             query = query.where(connections.c.changed_at > changed_after)
+        parts = [query]
         if user_ids is not None:
-            query = query.where(connections.c.user_id.in_(user_ids))
+            parts = [query.where(connections.c.user_id.in_(part)) for part in _parts(user_ids)]
         with self._read.connect() as database:
-            return [_connection(row) for row in database.execute(query)]
+            return [_connection(row) for part in parts for row in database.execute(part)]
 
     def connection(self, user_id: str) -> Connection | None:
         """The user's connection, or None."""
@@ -178,11 +179,11 @@ class Accounts:
 
     def key_ring(self, user_ids: Sequence[str]) -> "KeyRing":
         """The Admin keys of these users as they are now, to be decrypted one by one when needed."""
-        query = select(credentials).where(credentials.c.user_id.in_(user_ids))
         with self._read.connect() as database:
             sealed = {
                 row.user_id: (Sealed(row.master_key_id, row.wrapped_key, row.ciphertext), row.version)
-                for row in database.execute(query)
+                for part in _parts(user_ids)
+                for row in database.execute(select(credentials).where(credentials.c.user_id.in_(part)))
             }
         return KeyRing(self._vault, sealed)
 
@@ -405,17 +406,17 @@ class Accounts:
         """For users whose latest attempt failed: what the failure says."""
         newest = (
             select(refreshes.c.user_id, func.max(refreshes.c.started_at).label("started_at"))
-            .where(refreshes.c.user_id.in_(user_ids))
             .group_by(refreshes.c.user_id)
             .subquery()
         )
+        wanted = set(user_ids)
         query = select(refreshes.c.user_id, refreshes.c.message).join(
             newest,
             (refreshes.c.user_id == newest.c.user_id) & (refreshes.c.started_at == newest.c.started_at),
         )
         with self._read.connect() as database:
             rows = database.execute(query.where(refreshes.c.outcome == "failed"))
-            return {row.user_id: row.message for row in rows}
+            return {row.user_id: row.message for row in rows if row.user_id in wanted}
 
     def audit_trail(self, user_id: str) -> list[tuple[datetime, str, str | None]]:
         """What happened to a user's connection, oldest first: when, what, detail."""
@@ -446,6 +447,13 @@ def check_user_id(user_id: str) -> str:
             "beginning with a letter or digit."
         )
     return user_id
+
+
+def _parts(user_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The ids in parts that fit a statement: SQLite takes 32,766 parameters."""
+    ordered = sorted(set(user_ids))
+    for first in range(0, len(ordered), 10_000):
+        yield ordered[first : first + 10_000]
 
 
 def _after(connection: Connection, outcome: Refresh, now: datetime) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A new connection's history is loaded, and an updated one refreshed, within seconds."""
 
+import json
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -13,6 +14,8 @@ from finora_pipeline.schedules.jobs import history_job, refresh_job
 from finora_pipeline.schedules.refresh import refresh_config
 
 POLL_SECONDS = 5
+# A change is stamped before it is committed, so that an earlier one may become visible after a later one.
+OVERLAP = timedelta(minutes=2)
 # Users whose history one run loads; more new ones at once become several runs.
 USERS_A_RUN = 100
 
@@ -26,9 +29,10 @@ USERS_A_RUN = 100
 def connection_changes(
     context: dg.SensorEvaluationContext, accounts: AccountsResource
 ) -> dg.SensorResult | dg.SkipReason:
-    """Its cursor is the moment up to which changed connections have been seen."""
-    since = datetime.fromisoformat(context.cursor) if context.cursor else None
-    changed = accounts.accounts.connections(changed_after=since)
+    """Its cursor is the moment up to which changes have been seen, and those seen shortly before it."""
+    since, seen = _read_cursor(context.cursor)
+    recent = accounts.accounts.connections(changed_after=since and since - OVERLAP)
+    changed = [c for c in recent if _change_of(c) not in seen]
     if not changed:
         return dg.SkipReason("No connection is new or updated.")
     waiting = [c for c in changed if c.status is not Status.REMOVED and not _is_served(c)]
@@ -43,8 +47,25 @@ def connection_changes(
     return dg.SensorResult(
         run_requests=requests,
         dynamic_partitions_requests=[USERS.build_add_request(added)] if added else [],
-        cursor=max(c.changed_at for c in changed).isoformat(),
+        cursor=_cursor_after(recent),
     )
+
+
+def _change_of(connection: Connection) -> str:
+    return f"{connection.user_id}/{connection.key_version}"
+
+
+def _read_cursor(cursor: str | None) -> tuple[datetime | None, set[str]]:
+    if not cursor:
+        return None, set()
+    read = json.loads(cursor)
+    return datetime.fromisoformat(read["since"]), set(read["seen"])
+
+
+def _cursor_after(recent: list[Connection]) -> str:
+    since = max(c.changed_at for c in recent)
+    seen = [_change_of(c) for c in recent if c.changed_at > since - OVERLAP]
+    return json.dumps({"since": since.isoformat(), "seen": seen})
 
 
 def _is_served(connection: Connection) -> bool:

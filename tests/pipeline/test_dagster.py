@@ -1,6 +1,7 @@
 """Dagster as an operator finds it: graph, jobs, schedules, sensor, partitions, nothing secret."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ import pytest
 from finora_pipeline import runs
 from finora_pipeline.assets.partitions import USERS_NAME
 from finora_pipeline.definitions import build_defs
+from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.simulator import KeyState
 from finora_pipeline.plans import PLANS
 from finora_pipeline.refresh.windows import trailing_window
@@ -111,8 +113,6 @@ def test_the_sensor_loads_new_connections_and_refreshes_updated_ones(start_opena
     rotated = organization.new_admin_key(2)
     installation.openai.simulator.add_key(organization, rotated)
     known = installation.accounts.connection("user-1")
-    from finora_pipeline.openai_admin.keys import AdminKey
-
     installation.accounts.save_connection("user-1", AdminKey(rotated), known.organization, known=known)
     second = evaluate_sensor(installation, instance, first.cursor)
     assert isinstance(second, dg.SensorResult)
@@ -123,6 +123,25 @@ def test_the_sensor_loads_new_connections_and_refreshes_updated_ones(start_opena
     third = evaluate_sensor(installation, instance, first.cursor)
     assert isinstance(third, dg.SensorResult)
     assert third.run_requests == []
+
+
+def test_the_sensor_sees_a_change_that_was_committed_after_a_later_one(start_openai, install, instance):
+    installation = install(start_openai(organizations=2, days=2))
+    (later, earlier) = ["user-0", "user-1"]
+    installation.connect(plan="trial", users=[later])
+    first = evaluate_sensor(installation, instance, None)
+    assert isinstance(first, dg.SensorResult)
+    stamped = installation.accounts.connection(later).changed_at - timedelta(seconds=1)
+    known = installation.accounts.connection(later)
+    key = AdminKey(installation.openai.organizations[1].admin_key)
+    installation.accounts.save_connection(earlier, key, known.organization, known=None)
+    with sqlite3.connect(installation.settings.home / "accounts.sqlite") as database:
+        moment = stamped.replace(tzinfo=None).isoformat(sep=" ")
+        database.execute("UPDATE connections SET changed_at = ? WHERE user_id = ?", (moment, earlier))
+    second = evaluate_sensor(installation, instance, first.cursor)
+    assert isinstance(second, dg.SensorResult)
+    assert [request.partition_key for request in second.run_requests or []] == [earlier]
+    assert isinstance(evaluate_sensor(installation, instance, second.cursor), dg.SkipReason)
 
 
 def metadata_of(instance: dg.DagsterInstance, asset: str) -> dict[str, Any]:
