@@ -7,6 +7,7 @@ import asyncio
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -41,7 +42,7 @@ REAL_USER = "my-company"
 MARKER = "demo.json"
 QUESTION = (
     "SELECT model, sum(amount_usd) AS usd, sum(input_tokens + output_tokens) AS tokens "
-    "FROM daily_model_costs GROUP BY model ORDER BY usd DESC"
+    "FROM daily_model_costs WHERE NOT is_sample GROUP BY model ORDER BY usd DESC"
 )
 
 
@@ -166,7 +167,14 @@ def _print_summary(settings: Settings) -> None:
     table.add_row("DuckDB file", str(settings.published_database))
     output.print(Panel(table, title="Published", expand=False))
     # Unwrapped, so that it can be copied.
-    output.print(f'Try: finora sql "{QUESTION}"', soft_wrap=True)
+    output.print(f'Try: {_command()} sql "{QUESTION}"', soft_wrap=True)
+
+
+def _command() -> str:
+    """How this shell calls `finora`: by its name only where the virtual environment is active."""
+    if shutil.which("finora"):
+        return "finora"
+    return os.path.relpath(Path(sys.executable).with_name("finora"))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def test_the_demo_runs_from_nothing_and_again(tmp_path: Path):
     home = tmp_path / "home"
     first = run_demo(home)
     assert first.returncode == 0, first.stderr
-    for words in ("Connected demo-growth", "users", "days", "total", "$", "per 1k tokens", "Try: finora sql"):
+    for words in ("Connected demo-growth", "users", "days", "total", "$", "per 1k tokens", "finora sql"):
         assert words in first.stdout
     expected = [("demo-enterprise", 90), ("demo-growth", 90), ("demo-scale", 90), ("demo-trial", 7)]
     assert published(home) == expected
@@ -55,6 +55,7 @@ def test_the_question_of_the_summary_can_be_asked(tmp_path: Path):
     with duckdb.connect(tmp_path / "x.duckdb") as connection:
         connection.execute(
             "CREATE TABLE daily_model_costs AS "
-            "SELECT 'm' AS model, 1.5 AS amount_usd, 2 AS input_tokens, 3 AS output_tokens"
+            "SELECT 'm' AS model, 1.5 AS amount_usd, 2 AS input_tokens, 3 AS output_tokens, "
+            "false AS is_sample"
         )
         assert len(connection.execute(QUESTION).fetchall()) == 1
