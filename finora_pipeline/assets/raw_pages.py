@@ -68,7 +68,9 @@ def raw_openai_pages(
     on_progress: dg.ResourceParam[ProgressCallback],
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     started = time.monotonic()
-    connections = select_connections(accounts.accounts, plan=config.plan, user_ids=config.users)
+    connections = select_connections(
+        accounts.accounts, plan=config.plan, user_ids=config.users, skip_missing=True
+    )
     time_window = context.partition_time_window
     asked = Window(time_window.start.date(), min(time_window.end.date(), _tomorrow()))
     fetched = fetch_and_land(

@@ -35,7 +35,7 @@ def user_history(
     on_progress: dg.ResourceParam[ProgressCallback],
 ) -> dg.MaterializeResult:
     started = time.monotonic()
-    chosen = select_connections(accounts.accounts, user_ids=context.partition_keys)
+    chosen = select_connections(accounts.accounts, user_ids=context.partition_keys, skip_missing=True)
     whole = [replace(connection, history_from=None) for connection in chosen]
     asked = trailing_window(datetime.now(UTC).date())
     fetched = fetch_and_land(context.run.run_id, whole, asked, accounts, openai_admin, warehouse, on_progress)

@@ -50,15 +50,18 @@ def select_connections(
     plan: str | None = None,
     user_ids: Sequence[str] | None = None,
     now: datetime | None = None,
+    skip_missing: bool = False,
 ) -> list[Connection]:
     """The connections a refresh reads: the named users', else all that are due, of one plan or of all.
 
-    Raises `AccountsError` for a named user without a connection.
+    Raises `AccountsError` for a named user without a connection, unless `skip_missing`: a user who is
+    removed between a run's request and its start must not fail it for the others.
     """
     if user_ids:
         found = accounts.connections(plan=plan, user_ids=user_ids)
         readable = [c for c in found if c.next_refresh_at is not None]
-        if missing := sorted(set(user_ids) - {c.user_id for c in readable}):
+        missing = sorted(set(user_ids) - {c.user_id for c in readable})
+        if missing and not skip_missing:
             raise AccountsError(f"There is no OpenAI connection to refresh for {', '.join(missing)}.")
         return readable
     moment = now or datetime.now(UTC)

@@ -4,6 +4,7 @@ import json
 
 from click.testing import CliRunner
 
+from finora_pipeline import runs
 from finora_pipeline.cli import main
 from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState
 
@@ -80,3 +81,18 @@ def test_a_failing_day_keeps_what_was_there(start_openai, install):
         result = installation.refresh()
         assert [row["outcome"] for row in result.refreshes] == ["failed"]
         assert installation.costs("user-0") == before
+
+
+def test_a_user_removed_before_the_run_starts_fails_nobody_else(start_openai, install):
+    installation = install(start_openai(organizations=2, days=4))
+    installation.connect(plan="trial")
+    installation.accounts.remove_connection("user-0")
+    result = installation.refresh(users=["user-0", "user-1"])
+    assert result.succeeded, result.errors
+    assert [row["user_id"] for row in result.refreshes] == ["user-1"]
+    installation.assert_exact("user-1", 1, installation.history(7))
+    (again,) = runs.load_history(
+        installation.settings, ["user-0", "user-1"], openai_admin=installation.openai_admin
+    )
+    assert again.succeeded, again.errors
+    assert [row["user_id"] for row in again.refreshes] == ["user-1"]
