@@ -15,7 +15,8 @@ import dagster as dg
 from benchmarks.__main__ import admin_keys, window_of
 from finora_pipeline import runs
 from finora_pipeline.accounts.connections import NewConnection, connect_many
-from finora_pipeline.accounts.store import Accounts, Refresh
+from finora_pipeline.accounts.model import Refresh
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.reading import connect
 from finora_pipeline.settings import Settings

@@ -24,7 +24,8 @@ from rich.table import Table
 
 from finora_pipeline import runs
 from finora_pipeline.accounts import connections as connecting
-from finora_pipeline.accounts.store import Accounts, AccountsError
+from finora_pipeline.accounts.model import AccountsError
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.metadata import dollars
 from finora_pipeline.cli.terminal import messages, output, progress
 from finora_pipeline.openai_admin.client import open_client

@@ -14,7 +14,8 @@ import pytest
 
 from finora_pipeline import runs
 from finora_pipeline.accounts.connections import NewConnection, connect_many
-from finora_pipeline.accounts.store import Accounts, Connection
+from finora_pipeline.accounts.model import Connection
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.openai_admin.client import Limits, open_client
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.openai_admin.simulator import OrganizationSpec, SimulatedOrganization, Simulator, running

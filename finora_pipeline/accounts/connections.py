@@ -9,15 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from finora_pipeline.accounts.store import (
-    Accounts,
-    AccountsError,
-    Connection,
-    KeyRing,
-    Organization,
-    Status,
-    check_user_id,
-)
+from finora_pipeline.accounts.model import AccountsError, Connection, Organization, Status, check_user_id
+from finora_pipeline.accounts.store import Accounts, KeyRing
 from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, OrganizationClient
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
 from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError

@@ -5,11 +5,8 @@ Nothing here talks to OpenAI: `connections.py` checks a key before it comes here
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
-from enum import StrEnum
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,106 +14,14 @@ from sqlalchemy import Engine, bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import Connection as DatabaseConnection
 from sqlalchemy.engine import make_url
 
+from finora_pipeline.accounts.model import PROVIDER, AccountsError, Connection, Organization, Refresh, Status
 from finora_pipeline.accounts.schema import audit, connections, credentials, open_database, refreshes, users
 from finora_pipeline.accounts.vault import Sealed, Vault, load_vault
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.plans import PLANS, Plan, plan_named
 
-PROVIDER = "openai"
-# A connection that needs attention is tried again once a day; the hour less keeps a daily tick from missing.
-RETRY_ATTENTION_AFTER = timedelta(hours=23)
-
 _log = logging.getLogger(__name__)
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
-_USER_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_@+-]|\.(?!\.)){0,99}")
-
-
-class AccountsError(Exception):
-    """A request that cannot be done; the message is one sentence for the person who asked."""
-
-
-class Status(StrEnum):
-    """The state of a connection, in the words a person reads."""
-
-    ACTIVE = "active"
-    NEEDS_ATTENTION = "needs attention"
-    REMOVED = "removed"
-
-
-@dataclass(frozen=True, slots=True)
-class Organization:
-    """What is known of the organization behind a key: its id (from cost rows, so None while it has no
-    costs), its name and the ids of its projects (empty if the key may not list them)."""
-
-    organization_id: str | None = None
-    name: str | None = None
-    project_ids: frozenset[str] = field(default_factory=frozenset)
-
-    def is_same_as(self, other: "Organization") -> bool | None:
-        """Whether both are one organization; None if nothing tells."""
-        if self.organization_id and other.organization_id:
-            return self.organization_id == other.organization_id
-        if self.project_ids and other.project_ids:
-            return bool(self.project_ids & other.project_ids)
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """A user's connection to OpenAI, without its secret."""
-
-    user_id: str
-    email: str | None
-    plan: Plan
-    status: Status
-    status_reason: str | None
-    status_since: datetime
-    key_hint: str
-    key_version: int
-    organization: Organization
-    connected_at: datetime
-    changed_at: datetime
-    history_from: date | None
-    last_attempt_at: datetime | None
-    last_refresh_at: datetime | None
-
-    @property
-    def next_refresh_at(self) -> datetime | None:
-        """Until when the plan promises the next refresh; None if the connection is not refreshed."""
-        if self.status is Status.REMOVED:
-            return None
-        return self.plan.next_refresh(self.last_refresh_at or self.connected_at)
-
-    def is_due(self, now: datetime) -> bool:
-        """Whether a scheduled refresh should read this connection."""
-        if self.status is Status.NEEDS_ATTENTION:
-            return self.last_attempt_at is None or now - self.last_attempt_at >= RETRY_ATTENTION_AFTER
-        return self.status is Status.ACTIVE
-
-
-@dataclass(frozen=True, slots=True)
-class Refresh:
-    """One attempt to refresh one user: what was asked for, and how it ended.
-
-    `window_start` and `window_end` are UTC days, the end exclusive. `reason` is a code of
-    `openai_admin.errors` and `message` its sentence, both None if the read was complete. `permanent`
-    tells that only a person can help. `plan` is the one that the window was made for.
-    """
-
-    user_id: str
-    window_start: date
-    window_end: date
-    started_at: datetime
-    finished_at: datetime
-    pages: int
-    reason: str | None = None
-    message: str | None = None
-    permanent: bool = False
-    plan: str | None = None
-
-    @property
-    def is_complete(self) -> bool:
-        return self.reason is None
 
 
 class KeyRing:
@@ -434,19 +339,6 @@ def open_accounts(url: str, master_key_variable: str, master_key_file: Path) -> 
     if database.get_backend_name() == "sqlite" and database.database:
         Path(database.database).parent.mkdir(parents=True, exist_ok=True)
     return Accounts(open_database(url), load_vault(master_key_variable, master_key_file))
-
-
-def check_user_id(user_id: str) -> str:
-    """The id without surrounding white space. Raises `AccountsError` for one that cannot be used."""
-    user_id = user_id.strip()
-    if user_id.startswith("sk-"):
-        raise AccountsError("A user id cannot start with sk-, as keys do: are the columns in order?")
-    if not _USER_ID.fullmatch(user_id):
-        raise AccountsError(
-            f"“{user_id[:100]}” cannot be a user id: take up to 100 letters, digits and . _ - + @, "
-            "beginning with a letter or digit."
-        )
-    return user_id
 
 
 def _parts(user_ids: Sequence[str]) -> Iterator[Sequence[str]]:

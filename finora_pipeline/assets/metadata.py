@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from finora_pipeline.accounts.store import Refresh
+from finora_pipeline.accounts.model import Refresh
 from finora_pipeline.refresh.fetch import Fetched
 from finora_pipeline.warehouse.load import Loaded
 from finora_pipeline.warehouse.warehouse import table_columns, table_comments

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 from pydantic import Field
 
-from finora_pipeline.accounts.store import Connection
+from finora_pipeline.accounts.model import Connection
 from finora_pipeline.assets.metadata import fetched_metadata
 from finora_pipeline.assets.partitions import DAYS
 from finora_pipeline.openai_admin.endpoints import COSTS, REFRESHED_USAGE

@@ -24,7 +24,7 @@ from finora_pipeline.plans import PLANS
 
 if TYPE_CHECKING:
     from finora_pipeline.accounts.connections import NewConnection
-    from finora_pipeline.accounts.store import Connection
+    from finora_pipeline.accounts.model import Connection
 
 plan_choice = click.Choice(list(PLANS), case_sensitive=False)
 user_option = click.option("--user", "user_id", required=True, help="Your own id of the user, e.g. acme.")
@@ -91,7 +91,7 @@ def update(user_id: str, as_json: bool) -> None:
 @json_option
 def remove(user_id: str, yes: bool, as_json: bool) -> None:
     """Delete a user's stored key. Past cost data stays."""
-    from finora_pipeline.accounts.store import AccountsError
+    from finora_pipeline.accounts.model import AccountsError
 
     with plain_errors():
         accounts = _accounts()

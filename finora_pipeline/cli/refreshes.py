@@ -47,7 +47,7 @@ def refresh(
     if history and (not users or first or last or plan):
         raise click.UsageError("--history goes with --user alone.")
     from finora_pipeline import runs
-    from finora_pipeline.accounts.store import AccountsError
+    from finora_pipeline.accounts.model import AccountsError
     from finora_pipeline.refresh.fetch import select_connections
     from finora_pipeline.settings import Settings
 

@@ -27,7 +27,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turns the domain's errors, whose messages are sentences for a person, into the command's error."""
-    from finora_pipeline.accounts.store import AccountsError
+    from finora_pipeline.accounts.model import AccountsError
     from finora_pipeline.accounts.vault import VaultError
     from finora_pipeline.openai_admin.errors import OpenAIAdminError
     from finora_pipeline.openai_admin.keys import KeyFormError

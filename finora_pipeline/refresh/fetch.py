@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
 from finora_pipeline.accounts.connections import Organizations
-from finora_pipeline.accounts.store import Accounts, AccountsError, Connection, Refresh
+from finora_pipeline.accounts.model import AccountsError, Connection, Refresh
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
 from finora_pipeline.openai_admin.client import OrganizationClient
 from finora_pipeline.openai_admin.endpoints import COSTS, REFRESHED_USAGE

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from datetime import datetime
 
-from finora_pipeline.accounts.store import PROVIDER, Accounts, Connection
+from finora_pipeline.accounts.model import PROVIDER, Connection
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.warehouse.publish import Published, publish
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.warehouse import Warehouse

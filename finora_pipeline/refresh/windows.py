@@ -2,7 +2,7 @@
 
 from datetime import date, timedelta
 
-from finora_pipeline.accounts.store import Connection
+from finora_pipeline.accounts.model import Connection
 from finora_pipeline.openai_admin.pages import Window
 
 # OpenAI restates the last two days; one more covers what arrives late. (API facts, delay and restatement.)

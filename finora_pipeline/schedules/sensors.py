@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from finora_pipeline.accounts.store import Connection, Status
+from finora_pipeline.accounts.model import Connection, Status
 from finora_pipeline.assets.partitions import USERS, USERS_NAME, day_range_tags
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.accounts import AccountsResource

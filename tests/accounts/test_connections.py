@@ -13,8 +13,7 @@ from sqlalchemy.pool import Pool
 
 from finora_pipeline.accounts import connections
 from finora_pipeline.accounts.connections import NewConnection
-from finora_pipeline.accounts.store import (
-    Accounts,
+from finora_pipeline.accounts.model import (
     AccountsError,
     Connection,
     Organization,
@@ -22,6 +21,7 @@ from finora_pipeline.accounts.store import (
     Status,
     check_user_id,
 )
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
 from finora_pipeline.openai_admin.client import OpenAIAdminClient, open_client
 from finora_pipeline.openai_admin.errors import (

@@ -1,0 +1,115 @@
+"""What the accounts speak of: connections and their states, organizations, refreshes. Plain data."""
+
+import re
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+
+from finora_pipeline.plans import Plan
+
+PROVIDER = "openai"
+# A connection that needs attention is tried again once a day; the hour less keeps a daily tick from missing.
+RETRY_ATTENTION_AFTER = timedelta(hours=23)
+
+_USER_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_@+-]|\.(?!\.)){0,99}")
+
+
+class AccountsError(Exception):
+    """A request that cannot be done; the message is one sentence for the person who asked."""
+
+
+class Status(StrEnum):
+    """The state of a connection, in the words a person reads."""
+
+    ACTIVE = "active"
+    NEEDS_ATTENTION = "needs attention"
+    REMOVED = "removed"
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """What is known of the organization behind a key: its id (from cost rows, so None while it has no
+    costs), its name and the ids of its projects (empty if the key may not list them)."""
+
+    organization_id: str | None = None
+    name: str | None = None
+    project_ids: frozenset[str] = field(default_factory=frozenset)
+
+    def is_same_as(self, other: "Organization") -> bool | None:
+        """Whether both are one organization; None if nothing tells."""
+        if self.organization_id and other.organization_id:
+            return self.organization_id == other.organization_id
+        if self.project_ids and other.project_ids:
+            return bool(self.project_ids & other.project_ids)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A user's connection to OpenAI, without its secret."""
+
+    user_id: str
+    email: str | None
+    plan: Plan
+    status: Status
+    status_reason: str | None
+    status_since: datetime
+    key_hint: str
+    key_version: int
+    organization: Organization
+    connected_at: datetime
+    changed_at: datetime
+    history_from: date | None
+    last_attempt_at: datetime | None
+    last_refresh_at: datetime | None
+
+    @property
+    def next_refresh_at(self) -> datetime | None:
+        """Until when the plan promises the next refresh; None if the connection is not refreshed."""
+        if self.status is Status.REMOVED:
+            return None
+        return self.plan.next_refresh(self.last_refresh_at or self.connected_at)
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether a scheduled refresh should read this connection."""
+        if self.status is Status.NEEDS_ATTENTION:
+            return self.last_attempt_at is None or now - self.last_attempt_at >= RETRY_ATTENTION_AFTER
+        return self.status is Status.ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """One attempt to refresh one user: what was asked for, and how it ended.
+
+    `window_start` and `window_end` are UTC days, the end exclusive. `reason` is a code of
+    `openai_admin.errors` and `message` its sentence, both None if the read was complete. `permanent`
+    tells that only a person can help. `plan` is the one that the window was made for.
+    """
+
+    user_id: str
+    window_start: date
+    window_end: date
+    started_at: datetime
+    finished_at: datetime
+    pages: int
+    reason: str | None = None
+    message: str | None = None
+    permanent: bool = False
+    plan: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.reason is None
+
+
+def check_user_id(user_id: str) -> str:
+    """The id without surrounding white space. Raises `AccountsError` for one that cannot be used."""
+    user_id = user_id.strip()
+    if user_id.startswith("sk-"):
+        raise AccountsError("A user id cannot start with sk-, as keys do: are the columns in order?")
+    if not _USER_ID.fullmatch(user_id):
+        raise AccountsError(
+            f"“{user_id[:100]}” cannot be a user id: take up to 100 letters, digits and . _ - + @, "
+            "beginning with a letter or digit."
+        )
+    return user_id
