@@ -24,6 +24,7 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TypeVar
 
+import aiohttp
 import httpx
 import msgspec
 from httpx_aiohttp import AiohttpTransport
@@ -164,7 +165,8 @@ class OpenAIAdminClient:
                 raise Unreachable(
                     f"OpenAI did not answer within {self._limits.timeout_seconds:g} s; try again later."
                 ) from None
-            except (httpx.TransportError, httpx.DecodingError) as error:
+            except (httpx.TransportError, httpx.DecodingError, aiohttp.ClientError) as error:
+                # aiohttp's own errors, where the transport does not translate them, hold the request's key.
                 raise Unreachable(
                     f"OpenAI could not be reached ({type(error).__name__}); try again later."
                 ) from None
@@ -329,7 +331,7 @@ def _error_of(status: int, body: bytes, headers: Mapping[str, str]) -> OpenAIAdm
     if status == 400:
         if "page token" in said.lower():
             return _PageTokenRejected("OpenAI refused a page token.")
-        return UnsupportedRequest(f"OpenAI refuses this query: {said or 'it gave no reason'}.")
+        return UnsupportedRequest(f"OpenAI refuses this query: {said.rstrip('.') or 'it gave no reason'}.")
     if status == 429:
         return RateLimited(
             "OpenAI's rate limit for this organization is used up; the next refresh tries again.",
@@ -353,7 +355,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         pass
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     # A date without a zone is UTC (RFC 9110).
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)

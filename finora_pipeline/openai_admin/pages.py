@@ -17,13 +17,15 @@ import msgspec
 from finora_pipeline.openai_admin.amounts import AmountError, add_exactly, parse_amount, round_to_total
 from finora_pipeline.openai_admin.endpoints import COSTS, Endpoint
 from finora_pipeline.openai_admin.errors import UnreadableResponse
+from finora_pipeline.openai_admin.keys import redact
 
 SECONDS_PER_DAY = 86_400
 CURRENCY = "usd"
 # What nearly all amounts and quantities of a day look like, joined by commas: a decimal128 text with at most
 # 18 places before its trailing zeros, and a number that a double holds.
-_CANONICAL_AMOUNTS = re.compile(rb'(?:(?:"-?\d{1,18}\.\d{1,18}0*"|"0E-6176"|null)?(?:,|$))*').fullmatch
-_CANONICAL_QUANTITIES = re.compile(rb"(?:(?:-?\d{1,12}(?:\.\d{1,3})?|null)?(?:,|$))*").fullmatch
+# Possessive throughout: a pattern that may go back would do so for every amount before an odd one.
+_CANONICAL_AMOUNTS = re.compile(rb'(?:(?>"-?\d{1,18}+\.\d{1,18}+0*+"|"0E-6176"|null)?+(?:,|$))*+').fullmatch
+_CANONICAL_QUANTITIES = re.compile(rb"(?:(?>-?\d{1,12}+(?:\.\d{1,3}+)?+|null)?+(?:,|$))*+").fullmatch
 
 
 def unix_seconds(day: date) -> int:
@@ -252,7 +254,7 @@ def _check_currencies(amounts: list[Amount]) -> None:
     for amount in amounts:
         if amount.currency and amount.currency.lower() != CURRENCY:
             raise UnreadableResponse(
-                f"OpenAI sent an amount in {amount.currency!r}; only US dollars are understood."
+                f"OpenAI sent an amount in {_told(amount.currency)}; only US dollars are understood."
             )
 
 
@@ -260,16 +262,24 @@ def _check_number(raw: msgspec.Raw) -> None:
     try:
         parse_amount(bytes(raw))
     except AmountError as error:
-        raise UnreadableResponse(f"OpenAI sent an amount or quantity that is none: {error}") from None
+        raise UnreadableResponse(
+            f"OpenAI sent an amount or quantity that is none: {redact(str(error))}"
+        ) from None
+
+
+def _told(text: str) -> str:
+    """What OpenAI sent, fit for a message: short, and without anything that looks like a key."""
+    return repr(redact(text)[:60])
 
 
 def _decode(decoder: msgspec.json.Decoder[PageT], body: bytes) -> PageT:
     try:
         page = decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UnreadableResponse(f"OpenAI's answer is not a page of daily buckets: {error}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        said = redact(str(error))[:200]
+        raise UnreadableResponse(f"OpenAI's answer is not a page of daily buckets: {said}.") from None
     if page.object != "page":
-        raise UnreadableResponse(f"OpenAI's answer is a {page.object!r} where a page was asked for.")
+        raise UnreadableResponse(f"OpenAI's answer is a {_told(page.object)} where a page was asked for.")
     for bucket in page.data:
         if bucket.start_time % SECONDS_PER_DAY:
             raise UnreadableResponse(f"OpenAI sent a bucket that starts within a day ({bucket.start_time}).")

@@ -355,6 +355,28 @@ def test_page_tokens_rejected_for_ever_are_unreadable(openai: OpenAI) -> None:
     assert "page tokens" in str(told)
 
 
+def test_rejected_page_token_is_tried_three_times(openai: OpenAI) -> None:
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.PAGE_TOKEN))
+
+    failure(openai, lambda: read_with_cursor(openai))
+
+    # Each time the first page and the refused second one.
+    assert openai.simulator.requests["completions"] == 3 * 2
+
+
+@pytest.mark.parametrize(
+    "kind", [FaultKind.RATE_LIMIT, FaultKind.SERVER_ERROR, FaultKind.CUT, FaultKind.RESET, FaultKind.HTML]
+)
+def test_passing_fault_does_not_lose_the_cursor(openai: OpenAI, kind: FaultKind) -> None:
+    undisturbed, _ = read_with_cursor(openai)
+    openai.simulator.add_fault(openai.organizations[0], Fault(kind, times=2))
+
+    pages, requests = read_with_cursor(openai)
+
+    assert [page.body for page in pages] == [page.body for page in undisturbed]
+    assert requests == 3 + 2
+
+
 def test_endless_cursor_ends(openai: OpenAI) -> None:
     told = failure(openai, lambda: read_with_cursor(openai, limits=replace(PATIENT, most_pages=2)))
 
@@ -396,6 +418,78 @@ def test_every_project_is_listed(start_openai: StartOpenAI) -> None:
 
     assert [(p.project_id, p.name) for p in projects] == [(p.id, p.name) for p in organization.projects]
     assert openai.simulator.requests["projects"] == 3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [fault for fault in RECOVERING if fault.kind not in (FaultKind.NULL_RESULTS, FaultKind.FOREIGN_CURRENCY)],
+    ids=lambda fault: f"{fault.kind}-{fault.times}",
+)
+def test_passing_fault_leaves_no_trace_in_the_projects(openai: OpenAI, fault: Fault) -> None:
+    def projects() -> list[str]:
+        listed = with_client(openai.base_url, lambda client: client.organization(key_of(openai)).projects())
+        return [project.project_id for project in listed]
+
+    undisturbed = projects()
+    openai.simulator.add_fault(openai.organizations[0], replace(fault))
+
+    assert projects() == undisturbed
+    assert openai.simulator.requests["projects"] == 2 + (fault.times or 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        (FaultKind.RATE_LIMIT, RateLimited),
+        (FaultKind.SERVER_ERROR, Unreachable),
+        (FaultKind.NOT_FOUND, Unreachable),
+        (FaultKind.RESET, Unreachable),
+        (FaultKind.HTML, UnreadableResponse),
+        (FaultKind.CUT, UnreadableResponse),
+        (FaultKind.ECHO_KEY, UnreadableResponse),
+    ],
+)
+def test_lasting_fault_ends_the_list_of_projects(
+    openai: OpenAI, kind: FaultKind, error: type[OpenAIAdminError]
+) -> None:
+    openai.simulator.add_fault(openai.organizations[0], Fault(kind, endpoint="projects"))
+
+    async def use(client: OpenAIAdminClient) -> object:
+        return await client.organization(key_of(openai)).projects()
+
+    assert type(failure(openai, lambda: with_client(openai.base_url, use, IMPATIENT))) is error
+
+
+def test_refused_key_lists_no_projects(openai: OpenAI) -> None:
+    openai.simulator.set_key_state(openai.organizations[0].admin_key, KeyState.DEMOTED)
+
+    async def use(client: OpenAIAdminClient) -> int:
+        with pytest.raises(InsufficientPermissions):
+            await client.organization(key_of(openai)).projects()
+        return client.requests
+
+    assert with_client(openai.base_url, use) == 1
+
+
+def test_refused_query_is_told_in_one_sentence(start_openai: StartOpenAI) -> None:
+    openai = start_openai(days=5, cost_groupings=())
+
+    async def use(client: OpenAIAdminClient) -> list[Page]:
+        reader = client.organization(key_of(openai))
+        return await reader.read(COSTS, last_days(openai, 5), group_by=("api_key_id",))
+
+    told = failure(openai, lambda: with_client(openai.base_url, use))
+
+    assert not str(told).endswith("..")
+
+
+def test_foreign_currency_spares_usage(openai: OpenAI) -> None:
+    undisturbed, _ = read(openai, COMPLETIONS)
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.FOREIGN_CURRENCY))
+
+    assert [page.body for page in read(openai, COMPLETIONS, limits=IMPATIENT)[0]] == [
+        page.body for page in undisturbed
+    ]
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,25 @@ def test_no_text_keeps_a_key_through_redact(key: str, before: str, after: str) -
 
 
 @REPEATABLE
+@given(
+    key=admin_keys,
+    # Characters that no key has, in the middle of one or in place of the rest of it.
+    rubbish=st.text(st.characters(exclude_characters=ALPHABET), min_size=1).map("{}?".format),
+    whole=st.booleans(),
+)
+def test_no_refused_admin_key_is_repeated(key: str, rubbish: str, whole: bool) -> None:
+    half = len(key) // 2
+    pasted = f"{key[:half]}{rubbish}{key[half:] if whole else ''}?"
+
+    with pytest.raises(KeyFormError) as refused:
+        AdminKey(pasted)
+
+    shown = str(refused.value) + repr(refused.value)
+    assert key.removeprefix(PREFIX)[:12] not in shown
+    assert rubbish not in shown
+
+
+@REPEATABLE
 @given(text=st.text())
 def test_no_refused_text_is_repeated(text: str) -> None:
     # No message holds the question mark, so that it marks what was pasted.

@@ -1,6 +1,9 @@
 """Pages of costs and usage: what is accepted, what is refused, and that no digit of money is lost."""
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
@@ -24,6 +27,7 @@ from finora_pipeline.openai_admin.pages import (
 )
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
+EXAMPLES = sorted(path.name for path in FIXTURES.glob("official_get_usage_*.json"))
 COMPLETIONS = ENDPOINTS["completions"]
 DAY = 1_781_395_200
 
@@ -110,6 +114,19 @@ def test_documented_example_of_usage_is_typed(endpoint: Any) -> None:
         assert result.num_model_requests == example["num_model_requests"]
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_documented_example_of_every_usage_endpoint_is_accepted(name: str) -> None:
+    endpoint = ENDPOINTS[name.removeprefix("official_get_usage_").removesuffix(".json")]
+    body = (FIXTURES / name).read_bytes()
+
+    head = check_page(endpoint, body)
+
+    sent = json.loads(body)
+    assert head.starts == [bucket["start_time"] for bucket in sent["data"]]
+    assert (head.has_more, head.next_page) == (sent["has_more"], sent["next_page"])
+    assert {row["object"] for bucket in sent["data"] for row in bucket["results"]} == {endpoint.result_object}
+
+
 def test_undocumented_keys_are_ignored() -> None:
     sent = json.loads(page(row(user_email="ada@example.com", nested={"a": [1]})))
     sent["organization_id"] = "org-x"
@@ -174,6 +191,69 @@ def test_anything_else_is_refused(body: bytes, words: str) -> None:
         check_page(COSTS, body)
     assert words in str(refused.value)
     assert str(refused.value).endswith(".")
+
+
+def test_page_cut_anywhere_is_refused() -> None:
+    body = captured("captured_costs_string_amounts.json").rstrip()
+
+    for length in range(len(body)):
+        with pytest.raises(UnreadableResponse, match="not a page"):
+            check_page(COSTS, body[:length])
+    assert check_page(COSTS, body).starts
+
+
+@REPEATABLE
+@given(body=st.binary() | st.text().map(str.encode), is_costs=st.booleans())
+def test_any_other_bytes_are_refused(body: bytes, is_costs: bool) -> None:
+    with pytest.raises(UnreadableResponse):
+        check_page(COSTS if is_costs else COMPLETIONS, body)
+
+
+SOMEONES_KEY = "sk-admin-Zk3_9xQw-7LmN2pRtVbY4cD1"
+
+
+@pytest.mark.parametrize(
+    "path", [["object"], [*ROW, "amount", "currency"], [*ROW, "amount", "value"]], ids=lambda path: path[-1]
+)
+def test_refusal_repeats_no_key(path: list[str | int]) -> None:
+    with pytest.raises(UnreadableResponse) as refused:
+        check_page(COSTS, changed(path, SOMEONES_KEY))
+    assert SOMEONES_KEY not in str(refused.value)
+
+
+@pytest.mark.parametrize("path", [["object"], [*ROW, "amount", "currency"]], ids=lambda path: path[-1])
+def test_refusal_is_one_short_sentence(path: list[str | int]) -> None:
+    with pytest.raises(UnreadableResponse) as refused:
+        check_page(COSTS, changed(path, "x" * 10_000))
+    assert len(str(refused.value)) < 300
+
+
+@contextmanager
+def processor_seconds(most: float) -> Iterator[None]:
+    """Ends a computation that never would, by this process's own time and not by a busy machine's clock."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"still busy after {most:g} s")
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, most)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@pytest.mark.parametrize("odd", ["1.5", '"1E-7"', '"0.0000000000000000001"', '"twelve"'])
+def test_one_odd_amount_after_many_plain_ones_is_found_at_once(odd: str) -> None:
+    plain = [row('"0.02579200000000000000000000000000000"', line_item=f"line {n}") for n in range(30)]
+    body = page(*plain, row(odd))
+
+    with processor_seconds(0.2):
+        try:
+            assert not check_page(COSTS, body).is_canonical
+        except UnreadableResponse:
+            assert odd == '"twelve"'
 
 
 @pytest.mark.parametrize(
@@ -260,6 +340,18 @@ def test_duplicates_are_added_up() -> None:
     assert [(r["line_item"], Decimal(r["amount"]["value"]), r["quantity"]) for r in bucket["results"]] == [
         ("gpt-5, input", Decimal("0.3"), "7.500000000000000000"),
         ("gpt-5, output", Decimal(5), None),
+    ]
+
+
+def test_a_float_on_the_way_would_be_seen() -> None:
+    texts = ["0.1234567890123456789", '"123456789012345678.000000000000000001"', "12345678901234.123456"]
+
+    (bucket,) = json.loads(canonical_costs(page(*(row(t, line_item=t) for t in texts))))["data"]
+
+    assert [result["amount"]["value"] for result in bucket["results"]] == [
+        "0.123456789012345679",
+        "123456789012345678.000000000000000001",
+        "12345678901234.123456000000000000",
     ]
 
 

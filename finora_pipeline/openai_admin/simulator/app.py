@@ -237,7 +237,7 @@ async def _send_altered(fault: Fault, body: bytes, key: str, send: Send) -> None
     else:
         page = json.loads(body)
         _spoil(page, fault.kind, key)
-        body = json.dumps(page).encode()
+        body = msgspec.json.encode(page)
     await _send_body(send, 200, body)
 
 
@@ -251,7 +251,8 @@ def _spoil(page: dict[str, Any], kind: FaultKind, key: str) -> None:
                 row.pop("amount", None)
         case FaultKind.FOREIGN_CURRENCY:
             for row in rows:
-                row["amount"]["currency"] = "eur"
+                if "amount" in row:
+                    row["amount"]["currency"] = "eur"
         case FaultKind.NO_CURSOR:
             page |= {"has_more": True, "next_page": None}
         case FaultKind.SAME_CURSOR:
