@@ -62,6 +62,11 @@ def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
                 )
             _connect_real(settings)
         else:
+            if not marker.exists() and runs.accounts_of(settings).connections():
+                raise AccountsError(
+                    f"The data folder {settings.home} holds real connections: set FINORA_HOME to another "
+                    "folder for the demo."
+                )
             since = _since(marker)
             options = ("--since", since.isoformat(), "--users", str(len(PLANS)))
             base_url = stack.enter_context(in_own_process(*options))

@@ -20,6 +20,8 @@ from finora_pipeline.warehouse.raw import PageSet, RawPages, RawWriter
 
 # Pages that wait in memory before they are landed; a raw file is about this long before compression.
 BATCH_BYTES = 6_000_000
+# Failed reads bring no pages; their outcomes are recorded all the same before they are many.
+BATCH_OUTCOMES = 500
 # Users read at the same time: as many as keep the requests in flight, fewer when their windows are long, so
 # that memory holds about as many days of pages either way.
 MOST_USERS_AT_ONCE = 36
@@ -139,7 +141,7 @@ class _Landing:
         self._fetched.pages += outcome.pages
         if not outcome.is_complete:
             self._fetched.failures.append(outcome)
-        if self._bytes >= BATCH_BYTES:
+        if self._bytes >= BATCH_BYTES or len(self._outcomes) >= BATCH_OUTCOMES:
             await self.flush()
 
     async def flush(self) -> None:

@@ -16,8 +16,9 @@ def publish_refreshes(accounts: Accounts, warehouse: Warehouse) -> Published:
 
     def connection_rows() -> Iterator[dict[str, object]]:
         # Under the lock nothing is loaded, so a recorded run with no pending file is in the facts.
-        pending = {file.run_id for file in RawPages(warehouse.raw).pending()}
+        # Recorded runs first: what is recorded has landed, so it is then either pending or loaded.
         waiting = accounts.unpublished_runs()
+        pending = {file.run_id for file in RawPages(warehouse.raw).pending()}
         runs.update({run_id: users for run_id, users in waiting.items() if run_id not in pending})
         for connection in accounts.connections():
             yield _row(connection, runs)
