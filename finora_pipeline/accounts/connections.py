@@ -130,7 +130,8 @@ async def connect_many(
     async def one(index: int) -> tuple[int, Connection | str]:
         line = lines[index]
         if first_of[line.user_id.strip()] != index:
-            return index, redact(f"User {line.user_id.strip()} is named twice; only the first line counts.")
+            user_id = redact(line.user_id.strip())
+            return index, f"User {user_id} is named twice; only the first line counts."
         try:
             return index, await connect(accounts, client, line.user_id, line.key, plan=line.plan)
         except (KeyFormError, OpenAIAdminError, AccountsError, UnknownPlan) as error:

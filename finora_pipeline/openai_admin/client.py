@@ -315,7 +315,7 @@ def _error_of(status: int, body: bytes, headers: Mapping[str, str]) -> OpenAIAdm
     """What an answer other than 200 means (API facts: both body shapes of 401 and 403 occur live)."""
     try:
         said = msgspec.json.decode(body, type=_ErrorBody).text
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         said = ""
     said = redact(said)[:300]
     if status in (401, 403):
