@@ -112,7 +112,8 @@ def _loaded_by(connection: duckdb.DuckDBPyConnection, run_id: str, endpoints: li
     if COSTS.name in endpoints:
         rows, amount, unparsed = connection.execute(
             "SELECT count(*), coalesce(sum(amount_usd), 0)::DECIMAL(38, 18), "
-            "coalesce(list(DISTINCT line_item ORDER BY line_item) FILTER (NOT is_parsed AND line_item IS NOT NULL), []) "
+            "coalesce(list(DISTINCT line_item ORDER BY line_item) "
+            "FILTER (NOT is_parsed AND line_item IS NOT NULL), []) "
             f"FROM daily_costs {of_run}",
             {"run_id": run_id},
         ).fetchall()[0]
