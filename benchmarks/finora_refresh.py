@@ -40,7 +40,7 @@ def main(base_url: str, days: int, home: str) -> None:
     now = datetime.now(UTC)
     read = [Refresh(c.user_id, window.start, window.end, now, now, 0) for c in accounts.connections()]
     accounts.record_refreshes("before", read)
-    accounts.mark_published(accounts.unpublished_runs(), now)
+    accounts.mark_published(accounts.unpublished_reads(), now)
     # The first run in a home creates Dagster's own databases, which an installation does once.
     runs.prepare_instance(settings)
     with dg.DagsterInstance.get() as instance:

@@ -14,6 +14,7 @@ import dagster as dg
 from finora_pipeline.accounts.store import Accounts, open_accounts
 from finora_pipeline.assets.partitions import USERS_NAME, day_range_tags
 from finora_pipeline.definitions import build_defs
+from finora_pipeline.liveness import release
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.refresh.fetch import ProgressCallback
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
@@ -122,6 +123,7 @@ def _run(
         result = defs.resolve_job_def(job).execute_in_process(
             run_config=config | _QUIET, instance=instance, tags=tags, raise_on_error=False
         )
+    release(settings.home, result.run_id)
     rows = accounts_of(settings).refreshes_of(result.run_id)
     errors = [_failure_of(event) for event in result.all_events if event.is_step_failure]
     return RunResult(result.run_id, result.success, rows, errors)

@@ -3,9 +3,10 @@ except the vault, which reads the one variable that holds the master key."""
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+ACCOUNTS_URL = "FINORA_ACCOUNTS_URL"
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 # A data folder that is connected to another OpenAI than the real one, as the demo's is, says so in this
 # file: no command may by mistake send its keys elsewhere.
@@ -26,7 +27,8 @@ class Settings:
     home: Path
     dagster_home: Path
     openai_base_url: str
-    accounts_url: str
+    accounts_url: str = field(repr=False)
+    has_own_accounts: bool = False
     master_key_variable: str = "FINORA_MASTER_KEY"
 
     @classmethod
@@ -41,7 +43,8 @@ class Settings:
             home=home,
             dagster_home=Path(dagster_home).expanduser().resolve() if dagster_home else home / "dagster",
             openai_base_url=base_url.rstrip("/"),
-            accounts_url=environment.get("FINORA_ACCOUNTS_URL") or f"sqlite:///{home / 'accounts.sqlite'}",
+            accounts_url=environment.get(ACCOUNTS_URL) or f"sqlite:///{home / 'accounts.sqlite'}",
+            has_own_accounts=bool(environment.get(ACCOUNTS_URL)),
         )
 
     @property

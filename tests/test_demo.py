@@ -48,6 +48,17 @@ def test_the_demo_runs_from_nothing_and_again(tmp_path: Path):
     assert key not in refused.stdout + refused.stderr
 
 
+def test_a_folder_with_real_connections_is_no_place_for_the_demo(install, start_openai):
+    installation = install(start_openai(days=2))
+    installation.connect()
+    refused = run_demo(installation.settings.home)
+    assert refused.returncode == 1
+    assert "holds real connections: set FINORA_HOME to another folder for the demo" in " ".join(
+        refused.stderr.split()
+    )
+    assert [c.user_id for c in installation.accounts.connections()] == ["user-0"]
+
+
 def test_the_question_of_the_summary_can_be_asked(tmp_path: Path):
     from finora_pipeline.demo import QUESTION
 

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 
 from finora_pipeline.plans import Plan
@@ -46,7 +46,11 @@ class Organization:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A user's connection to OpenAI, without its secret."""
+    """A user's connection to OpenAI, without its secret.
+
+    The UTC days from `history_from` up to `read_until` (exclusive) have been read without a gap; both are
+    None while the history that the plan keeps has not been read whole.
+    """
 
     user_id: str
     email: str | None
@@ -60,6 +64,7 @@ class Connection:
     connected_at: datetime
     changed_at: datetime
     history_from: date | None
+    read_until: date | None
     last_attempt_at: datetime | None
     last_refresh_at: datetime | None
 
@@ -100,6 +105,21 @@ class Refresh:
     @property
     def is_complete(self) -> bool:
         return self.reason is None
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A complete read of one user in one run, when it began and up to which UTC day (exclusive)."""
+
+    run_id: str
+    user_id: str
+    started_at: datetime
+    window_end: date
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """Whether it reached the day on which it began: a read of old days makes nothing fresh."""
+        return self.window_end > self.started_at.astimezone(UTC).date()
 
 
 def check_user_id(user_id: str) -> str:

@@ -6,6 +6,8 @@ SQLite in WAL mode or Postgres, through SQLAlchemy. All times are UTC.
 from datetime import UTC, datetime
 from typing import Any
 
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from sqlalchemy import (
     Column,
     Date,
@@ -20,6 +22,7 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    inspect,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -48,7 +51,8 @@ users = Table(
     Column("created_at", UtcDateTime, nullable=False),
 )
 
-# `history_from` is the oldest UTC day that has been read; `changed_at` the moment the key was saved.
+# The UTC days from `history_from` up to `read_until` (exclusive) have been read without a gap; `changed_at`
+# is the moment the key was saved.
 connections = Table(
     "connections",
     metadata,
@@ -65,6 +69,7 @@ connections = Table(
     Column("connected_at", UtcDateTime, nullable=False),
     Column("changed_at", UtcDateTime, nullable=False),
     Column("history_from", Date),
+    Column("read_until", Date),
     Column("last_attempt_at", UtcDateTime),
     Column("last_refresh_at", UtcDateTime),
     Index("connections_changed_at", "changed_at"),
@@ -119,7 +124,20 @@ def open_database(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     metadata.create_all(engine)
+    _add_new_columns(engine)
     return engine
+
+
+def _add_new_columns(engine: Engine) -> None:
+    """Brings an older database up to date: new columns may be empty, so adding them is all it takes."""
+    known = inspect(engine)
+    for table in metadata.sorted_tables:
+        there = {column["name"] for column in known.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                with engine.begin() as database:
+                    operations = Operations(MigrationContext.configure(database))
+                    operations.add_column(table.name, Column(column.name, column.type))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

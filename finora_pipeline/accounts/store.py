@@ -14,13 +14,23 @@ from sqlalchemy import Engine, bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import Connection as DatabaseConnection
 from sqlalchemy.engine import make_url
 
-from finora_pipeline.accounts.model import PROVIDER, AccountsError, Connection, Organization, Refresh, Status
+from finora_pipeline.accounts.model import (
+    PROVIDER,
+    AccountsError,
+    Connection,
+    Organization,
+    Read,
+    Refresh,
+    Status,
+)
 from finora_pipeline.accounts.schema import audit, connections, credentials, open_database, refreshes, users
 from finora_pipeline.accounts.vault import Sealed, Vault, load_vault
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.plans import PLANS, Plan, plan_named
 
 _log = logging.getLogger(__name__)
+# As of a connection whose history has not been read.
+_UNREAD: dict[str, None] = {"history_from": None, "read_until": None}
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -110,7 +120,8 @@ class Accounts:
         """
         now = _now()
         with self._write.begin() as database:
-            row = database.execute(_CONNECTIONS.where(connections.c.user_id == user_id)).first()
+            mine = _CONNECTIONS.where(connections.c.user_id == user_id)
+            row = database.execute(mine.with_for_update()).first()
             current = _connection(row) if row else None
             if _state(current) != _state(known):
                 raise AccountsError(f"The connection of {user_id} was changed meanwhile: look and try again.")
@@ -138,7 +149,7 @@ class Accounts:
                 if known.status is Status.REMOVED:
                     values["connected_at"] = now
                 if keeps_more:
-                    values["history_from"] = None
+                    values |= _UNREAD
                 database.execute(update(connections).where(connections.c.user_id == user_id).values(values))
             database.execute(delete(credentials).where(credentials.c.user_id == user_id))
             database.execute(
@@ -202,17 +213,16 @@ class Accounts:
             database.execute(update(users).where(users.c.user_id == user_id).values(plan=chosen.name))
             if chosen.keeps_more_than(plan_named(row.plan)):
                 # The next refresh reads what is now kept.
-                database.execute(
-                    update(connections).where(connections.c.user_id == user_id).values(history_from=None)
-                )
+                database.execute(update(connections).where(connections.c.user_id == user_id).values(_UNREAD))
             _note(database, now, user_id, "plan", chosen.name)
         return chosen
 
     def record_refreshes(self, run_id: str, outcomes: Iterable[Refresh]) -> None:
         """Stores how each user's read ended, and brings the connections' states up to date.
 
-        A complete read makes a connection that needed attention active again and moves `history_from`
-        back; a permanent failure makes it need attention. A user who was removed meanwhile stays removed.
+        A complete read makes a connection that needed attention active again and widens what has been read
+        without a gap; a permanent failure makes it need attention. A user who was removed meanwhile stays
+        removed.
         """
         outcomes = list(outcomes)
         if not outcomes:
@@ -266,39 +276,36 @@ class Accounts:
             if notes:
                 database.execute(insert(audit), notes)
 
-    def unpublished_runs(self) -> dict[str, dict[str, datetime]]:
-        """Runs with complete reads that are not in the published copy yet: user → when its read began."""
-        query = select(refreshes.c.run_id, refreshes.c.user_id, refreshes.c.started_at).where(
-            (refreshes.c.outcome == "complete") & refreshes.c.published_at.is_(None)
-        )
-        runs: dict[str, dict[str, datetime]] = {}
+    def unpublished_reads(self) -> list[Read]:
+        """Complete reads that are not in the published copy yet."""
+        query = select(
+            refreshes.c.run_id, refreshes.c.user_id, refreshes.c.started_at, refreshes.c.window_end
+        ).where((refreshes.c.outcome == "complete") & refreshes.c.published_at.is_(None))
         with self._read.connect() as database:
-            for row in database.execute(query):
-                runs.setdefault(row.run_id, {})[row.user_id] = row.started_at
-        return runs
+            return [Read(*row) for row in database.execute(query)]
 
-    def mark_published(self, runs: Mapping[str, Mapping[str, datetime]], published_at: datetime) -> None:
-        """Notes that these runs' complete reads can be read by everybody since that moment."""
-        newest: dict[str, datetime] = {}
-        for started in runs.values():
-            for user_id, moment in started.items():
-                newest[user_id] = max(moment, newest.get(user_id, moment))
-        if not newest:
+    def mark_published(self, reads: Iterable[Read], published_at: datetime) -> None:
+        """Notes that everybody can see these reads since that moment, and how fresh their users' data is."""
+        reads = list(reads)
+        if not reads:
             return
+        fresh = [{"user": r.user_id, "started": r.started_at} for r in reads if r.is_up_to_date]
         with self._write.begin() as database:
-            database.execute(
-                update(connections)
-                .where(
-                    connections.c.user_id == bindparam("user"),
-                    func.coalesce(connections.c.last_refresh_at, _LONG_AGO) < bindparam("started"),
+            if fresh:
+                database.execute(
+                    update(connections)
+                    .where(
+                        connections.c.user_id == bindparam("user"),
+                        func.coalesce(connections.c.last_refresh_at, _LONG_AGO) < bindparam("started"),
+                    )
+                    .values(last_refresh_at=bindparam("started")),
+                    fresh,
                 )
-                .values(last_refresh_at=bindparam("started")),
-                [{"user": user_id, "started": moment} for user_id, moment in newest.items()],
-            )
             database.execute(
                 update(refreshes)
-                .where(refreshes.c.run_id.in_(list(runs)), refreshes.c.published_at.is_(None))
-                .values(published_at=published_at)
+                .where(refreshes.c.run_id == bindparam("run"), refreshes.c.user_id == bindparam("user"))
+                .values(published_at=published_at),
+                [{"run": r.run_id, "user": r.user_id} for r in reads],
             )
 
     def refreshes_of(self, run_id: str) -> list[dict[str, Any]]:
@@ -363,21 +370,24 @@ def _after(connection: Connection, outcome: Refresh, now: datetime) -> dict[str,
         "status": status,
         "status_reason": reason,
         "status_since": since,
-        "history_from": _history_after(connection, outcome),
+        **_read_after(connection, outcome),
         "last_attempt_at": outcome.started_at,
     }
 
 
-def _history_after(connection: Connection, outcome: Refresh) -> date | None:
-    """The oldest day that has been read, None while the plan's whole history has not been."""
-    if not outcome.is_complete:
-        return connection.history_from
-    if connection.history_from is None:
-        # The plan may have changed while fewer days were being read.
-        kept_from = connection.plan.first_day_kept(outcome.started_at.date())
-        is_whole = kept_from is None or outcome.window_start <= kept_from
-        return outcome.window_start if is_whole and outcome.plan in (None, connection.plan.name) else None
-    return min(connection.history_from, outcome.window_start)
+def _read_after(connection: Connection, outcome: Refresh) -> dict[str, date | None]:
+    """The days that have been read without a gap, None while the plan's whole history has not been."""
+    first, end = connection.history_from, connection.read_until
+    if outcome.is_complete:
+        if first is None or end is None:
+            # The plan may have changed while fewer days were being read.
+            kept_from = connection.plan.first_day_kept(outcome.started_at.date())
+            is_whole = kept_from is None or outcome.window_start <= kept_from
+            if is_whole and outcome.plan in (None, connection.plan.name):
+                first, end = outcome.window_start, outcome.window_end
+        elif outcome.window_start <= end and outcome.window_end >= first:
+            first, end = min(first, outcome.window_start), max(end, outcome.window_end)
+    return {"history_from": first, "read_until": end}
 
 
 def _state(connection: Connection | None) -> tuple[int, bool] | None:
@@ -424,6 +434,7 @@ def _connection(row: Any) -> Connection:
         connected_at=row.connected_at,
         changed_at=row.changed_at,
         history_from=row.history_from,
+        read_until=row.read_until,
         last_attempt_at=row.last_attempt_at,
         last_refresh_at=row.last_refresh_at,
     )

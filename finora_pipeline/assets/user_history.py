@@ -36,7 +36,7 @@ def user_history(
 ) -> dg.MaterializeResult:
     started = time.monotonic()
     chosen = select_connections(accounts.accounts, user_ids=context.partition_keys, skip_missing=True)
-    whole = [replace(connection, history_from=None) for connection in chosen]
+    whole = [replace(connection, history_from=None, read_until=None) for connection in chosen]
     asked = trailing_window(datetime.now(UTC).date())
     fetched = fetch_and_land(context.run.run_id, whole, asked, accounts, openai_admin, warehouse, on_progress)
     loaded = load_pending(warehouse.warehouse, REFRESHED, context.run.run_id)

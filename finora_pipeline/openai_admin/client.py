@@ -5,7 +5,8 @@ Contract
 2. A window is read as page requests of at most the endpoint's page limit, each with its exact `start_time`
    and `end_time`; a cursor is followed with all parameters of its first request, since OpenAI binds it to
    them (400 `The page token is invalid` otherwise; the range is then asked for again from its start).
-3. All pages of a window come back, or an `OpenAIAdminError`: there is no half-read window.
+3. All pages of a window come back, or an `OpenAIAdminError`: there is no half-read window. Every day has a
+   bucket, also one without use, from the first bucket on; only today's may be lacking.
 4. 408, 409, 429, 5xx, 404 on a valid path, time-outs, broken connections and unreadable bodies are asked
    again with growing, jittered pauses, `Retry-After` first, until `Limits.retry_seconds` are spent.
    401 and 403 end at once.
@@ -19,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TypeVar
@@ -41,7 +42,7 @@ from finora_pipeline.openai_admin.errors import (
     UnsupportedRequest,
 )
 from finora_pipeline.openai_admin.keys import AdminKey, redact
-from finora_pipeline.openai_admin.pages import Page, Window, check_page, unix_seconds
+from finora_pipeline.openai_admin.pages import SECONDS_PER_DAY, Page, Window, check_page, unix_seconds
 
 T = TypeVar("T")
 QueryParams = tuple[tuple[str, str], ...]
@@ -241,24 +242,15 @@ class OrganizationClient:
                     self._key,
                     lambda body: (body, check_page(endpoint, body)),
                 )
-            pages.append(
-                Page(
-                    endpoint,
-                    window,
-                    grouping,
-                    len(pages) + 1,
-                    datetime.now(UTC),
-                    body,
-                    head.is_canonical,
-                    head.line_items,
-                )
-            )
+            now = datetime.now(UTC)
+            pages.append(Page(endpoint, window, grouping, len(pages) + 1, now, body, head))
             for start in head.starts:
                 # A day twice would count twice; a day that was not asked for would replace another.
                 if not last_start < start < end:
                     raise UnreadableResponse("OpenAI sent other days than those asked for, or one twice.")
                 last_start = start
             if not head.has_more:
+                _check_whole(pages, window, now.date())
                 return pages
             if not head.next_page or head.next_page in cursors:
                 raise UnreadableResponse(
@@ -287,6 +279,19 @@ class OrganizationClient:
             ):
                 return projects
             after = listed.data[-1].id
+
+
+def _check_whole(pages: list[Page], window: Window, today: date) -> None:
+    """Refuses an answer that says it is complete and leaves days out: they would pass for read."""
+    starts = [start for page in pages for start in page.head.starts]
+    past = unix_seconds(min(window.end, today))
+    if starts:
+        is_whole = sum(start < past for start in starts) >= (past - starts[0]) // SECONDS_PER_DAY
+    else:
+        # Of long ago there may be nothing at all: the time before the organization.
+        is_whole = window.end < today or window.start >= today
+    if not is_whole:
+        raise UnreadableResponse("OpenAI left out days that were asked for.")
 
 
 @asynccontextmanager

@@ -63,9 +63,21 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class PageHead:
+    """What is known of a checked page: whether and where it goes on, the days it holds, whether SQL can
+    read its numbers as they stand (`canonical_costs` otherwise), and the line items it names."""
+
+    has_more: bool
+    next_page: str | None
+    starts: list[int]
+    is_canonical: bool = True
+    line_items: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
-    """One page as received. `body` is OpenAI's text, verbatim; `grouping` the `group_by` values that were
-    asked for; `number` counts from 1 in its window; the rest is that of its `PageHead`."""
+    """One page as received. `body` is OpenAI's text, verbatim, and `head` what its check found; `grouping`
+    the `group_by` values that were asked for; `number` counts from 1 in its window."""
 
     endpoint: Endpoint
     window: Window
@@ -73,8 +85,7 @@ class Page:
     number: int
     fetched_at: datetime
     body: bytes
-    is_canonical: bool = True
-    line_items: frozenset[str] = frozenset()
+    head: PageHead
 
 
 class Amount(msgspec.Struct, frozen=True, gc=False):
@@ -196,18 +207,6 @@ def _total(numbers: Iterable[msgspec.Raw]) -> Decimal | None:
 def decode_usage(body: bytes) -> _UsagePage:
     """A page of any usage endpoint. Raises `UnreadableResponse` if it is not one."""
     return _decode(_USAGE_DECODER, body)
-
-
-@dataclass(frozen=True, slots=True)
-class PageHead:
-    """What is known of a checked page: whether and where it goes on, the days it holds, whether SQL can
-    read its numbers as they stand (`canonical_costs` otherwise), and the line items it names."""
-
-    has_more: bool
-    next_page: str | None
-    starts: list[int]
-    is_canonical: bool = True
-    line_items: frozenset[str] = frozenset()
 
 
 def check_page(endpoint: Endpoint, body: bytes) -> PageHead:

@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 
 from finora_pipeline.accounts.connections import Organizations
 from finora_pipeline.accounts.model import AccountsError, Connection, Refresh
@@ -15,7 +15,7 @@ from finora_pipeline.openai_admin.client import OrganizationClient
 from finora_pipeline.openai_admin.endpoints import COSTS, REFRESHED_USAGE
 from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError
 from finora_pipeline.openai_admin.pages import Window, decode_costs
-from finora_pipeline.refresh.windows import FIRST_DAY, window_of
+from finora_pipeline.refresh.windows import FIRST_DAY, trailing_window, window_of
 from finora_pipeline.warehouse.raw import PageSet, RawPages, RawWriter
 
 # Pages that wait in memory before they are landed; a raw file is about this long before compression.
@@ -173,16 +173,16 @@ async def _read_user(
 
 
 async def _from_first_costs(organization: OrganizationClient, window: Window) -> Window:
-    """The window from the organization's first costs on: walks back half a year at a time until one is
-    empty, in ungrouped pages."""
-    start = window.end
-    while start > window.start:
-        piece = Window(max(window.start, start - timedelta(days=COSTS.days_per_page)), start)
-        pages = await organization.read(COSTS, piece, ())
-        if not any(bucket.results for page in pages for bucket in decode_costs(page.body).data):
-            break
-        start = piece.start
-    return Window(min(start, window.end - timedelta(days=1)), window.end)
+    """The window from the organization's first costs on, found in ungrouped pages of half a year each."""
+    buckets = [
+        bucket
+        for page in await organization.read(COSTS, window, ())
+        for bucket in decode_costs(page.body).data
+        if bucket.results
+    ]
+    if not buckets:
+        return trailing_window(window.last)
+    return Window(datetime.fromtimestamp(buckets[0].start_time, UTC).date(), window.end)
 
 
 def _ended(

@@ -1,9 +1,9 @@
 """Publishes the warehouse with the connections' states, and notes which refreshes everybody can now see."""
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 
-from finora_pipeline.accounts.model import PROVIDER, Connection
+from finora_pipeline.accounts.model import PROVIDER, Connection, Read
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.warehouse.publish import Published, publish
 from finora_pipeline.warehouse.raw import RawPages
@@ -12,27 +12,29 @@ from finora_pipeline.warehouse.warehouse import Warehouse
 
 def publish_refreshes(accounts: Accounts, warehouse: Warehouse) -> Published:
     """Publishes, then marks the refreshes whose pages are all in the published copy."""
-    runs: dict[str, dict[str, datetime]] = {}
+    reads: list[Read] = []
 
     def connection_rows() -> Iterator[dict[str, object]]:
-        # Under the lock nothing is loaded, so a recorded run with no pending file is in the facts.
-        # Recorded runs first: what is recorded has landed, so it is then either pending or loaded.
-        waiting = accounts.unpublished_runs()
+        # Under the lock nothing is loaded, so a recorded read with no pending file is in the facts.
+        # Recorded reads first: what is recorded has landed, so it is then either pending or loaded.
+        waiting = accounts.unpublished_reads()
         pending = {file.run_id for file in RawPages(warehouse.raw).pending()}
-        runs.update({run_id: users for run_id, users in waiting.items() if run_id not in pending})
+        reads.extend(read for read in waiting if read.run_id not in pending)
+        newest: dict[str, datetime] = {}
+        for read in reads:
+            if read.is_up_to_date:
+                newest[read.user_id] = max(read.started_at, newest.get(read.user_id, read.started_at))
         for connection in accounts.connections():
-            yield _row(connection, runs)
+            yield _row(connection, newest.get(connection.user_id))
 
-    copy = publish(warehouse, connection_rows)
-    accounts.mark_published(runs, copy.at)
+    copy = publish(warehouse, accounts.user_ids(), connection_rows, datetime.now(UTC).date())
+    accounts.mark_published(reads, copy.at)
     return copy
 
 
-def _row(connection: Connection, runs: dict[str, dict[str, datetime]]) -> dict[str, object]:
-    moments = [users[connection.user_id] for users in runs.values() if connection.user_id in users]
-    if connection.last_refresh_at:
-        moments.append(connection.last_refresh_at)
-    refreshed = max(moments) if moments else None
+def _row(connection: Connection, read_at: datetime | None) -> dict[str, object]:
+    moments = [moment for moment in (connection.last_refresh_at, read_at) if moment]
+    refreshed = max(moments, default=None)
     due = connection.next_refresh_at
     return {
         "user_id": connection.user_id,

@@ -19,12 +19,17 @@ def trailing_window(today: date) -> Window:
 def window_of(connection: Connection, asked: Window, today: date) -> Window | None:
     """The days to read: those asked for that the plan keeps, or the whole history if it is missing.
 
-    None if the plan keeps none of the days asked for. For a plan that keeps everything, missing history
-    starts at `FIRST_DAY`; the caller looks where the organization's own begins.
+    A refresh that goes further than the one before starts where that one's days were not final yet, so that
+    no pause, however long, leaves a gap. None if the plan keeps none of the days asked for. For a plan that
+    keeps everything, missing history starts at `FIRST_DAY`; the caller looks where the organization's own
+    begins.
     """
     kept_from = connection.plan.first_day_kept(today) or FIRST_DAY
-    if connection.history_from is None:
+    if connection.read_until is None:
         # Up to today, whatever was asked for: no gap may stay behind the trailing window.
         return Window(kept_from, max(asked.end, today + timedelta(days=1)))
-    start = max(asked.start, kept_from)
+    start = asked.start
+    if asked.end > connection.read_until:
+        start = min(start, connection.read_until - timedelta(days=TRAILING_DAYS))
+    start = max(start, kept_from)
     return Window(start, asked.end) if start < asked.end else None

@@ -6,18 +6,14 @@ import dagster as dg
 from pydantic import Field, PrivateAttr
 
 from finora_pipeline.accounts.store import Accounts, open_accounts
-from finora_pipeline.settings import Settings
+from finora_pipeline.settings import ACCOUNTS_URL, Settings
 
 
 class AccountsResource(dg.ConfigurableResource):
-    """Users, plans and connections. The master key is named here, never held."""
+    """Users, plans and connections. The master key and a database's password are named here, never held:
+    Dagster shows a resource's configuration and keeps it."""
 
-    url: str = Field(
-        description="SQLAlchemy URL of the accounts database",
-        repr=False,
-        # A Postgres URL may hold a password.
-        json_schema_extra={"dagster__is_secret": True},
-    )
+    url: str = Field(description="SQLAlchemy URL of the accounts database", repr=False)
     master_key_variable: str = Field(description="Environment variable that holds the master key")
     master_key_file: str = Field(description="File that holds the master key if the environment does not")
     _accounts: Accounts | None = PrivateAttr(default=None)
@@ -25,7 +21,7 @@ class AccountsResource(dg.ConfigurableResource):
     @classmethod
     def of(cls, settings: Settings) -> "AccountsResource":
         return cls(
-            url=settings.accounts_url,
+            url=dg.EnvVar(ACCOUNTS_URL) if settings.has_own_accounts else settings.accounts_url,
             master_key_variable=settings.master_key_variable,
             master_key_file=str(settings.master_key_file),
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
+from finora_pipeline.liveness import hold
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.warehouse import Warehouse
 
@@ -17,6 +18,11 @@ class WarehouseResource(dg.ConfigurableResource):
     @classmethod
     def of(cls, settings: Settings) -> "WarehouseResource":
         return cls(home=str(settings.home))
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        # The first resource that any of our runs asks for.
+        if context.run:
+            hold(Path(self.home), context.run.run_id)
 
     @property
     def warehouse(self) -> Warehouse:

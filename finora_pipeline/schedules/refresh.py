@@ -1,14 +1,20 @@
 """One schedule a plan, from the table of plans. A tick is skipped while a refresh of the plan is going."""
 
+import time
 from datetime import UTC
+from pathlib import Path
 
 import dagster as dg
 
 from finora_pipeline.assets.partitions import day_range_tags
+from finora_pipeline.liveness import is_alive
 from finora_pipeline.plans import PLANS, Plan
 from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.resources.warehouse import WarehouseResource
 from finora_pipeline.schedules.jobs import refresh_job
 
+# After which a run that was started holds its lock.
+START_SECONDS = 120
 PLAN_TAG = "finora/plan"
 
 _UNFINISHED = [
@@ -37,9 +43,15 @@ def schedule_of(plan: Plan) -> dg.ScheduleDefinition:
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description=f"Refreshes every connection of the {plan.name} plan, {plan.interval_text}.",
     )
-    def refresh_plan(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    def refresh_plan(
+        context: dg.ScheduleEvaluationContext, warehouse: WarehouseResource
+    ) -> dg.RunRequest | dg.SkipReason:
         filters = dg.RunsFilter(job_name=refresh_job.name, tags={PLAN_TAG: plan.name}, statuses=_UNFINISHED)
-        if context.instance.get_run_records(filters, limit=1):
+        unfinished = context.instance.get_run_records(filters)
+        dead = [record for record in unfinished if _is_dead(record, Path(warehouse.home))]
+        for record in dead:
+            context.instance.report_run_failed(record.dagster_run, "The process of this run is gone.")
+        if len(dead) < len(unfinished):
             return dg.SkipReason(f"A refresh of the {plan.name} plan is still going.")
         moment = context.scheduled_execution_time
         window = trailing_window(moment.astimezone(UTC).date())
@@ -50,6 +62,14 @@ def schedule_of(plan: Plan) -> dg.ScheduleDefinition:
         )
 
     return refresh_plan
+
+
+def _is_dead(record: dg.RunRecord, home: Path) -> bool:
+    """Whether a run that Dagster believes to be going has lost its process, in a power failure, say."""
+    if record.dagster_run.status is not dg.DagsterRunStatus.STARTED or record.start_time is None:
+        return False
+    has_begun = time.time() - record.start_time > START_SECONDS
+    return has_begun and not is_alive(home, record.dagster_run.run_id)
 
 
 def plan_schedules() -> list[dg.ScheduleDefinition]:

@@ -24,21 +24,36 @@ def refresh_daily_model_costs(warehouse: Warehouse, user_ids: Iterable[str], tod
 
     Users among `user_ids` without any real row get sample rows, and lose them with their first real one.
     """
-    users = pa.table({"user_id": pa.array(list(user_ids), pa.string())})
     with warehouse.writing() as connection, transaction(connection):
-        connection.register("sample_users", users)
-        connection.register("sample_models", SAMPLE_MODELS)
-        run(connection, "sample_data", "refresh", today=today)
-        stale = _count(connection, "pipeline.stale_days")
-        run(connection, "daily_model_costs", "refresh")
-    return stale
+        return _model_costs(connection, user_ids, today)
 
 
 def refresh_user_metrics(warehouse: Warehouse, today: date) -> int:
-    """Recomputes `user_metrics` as of a UTC day; returns the number of rows."""
+    """Brings `user_metrics` up to a UTC day and to changed costs; returns the number of its rows."""
     with warehouse.writing() as connection, transaction(connection):
         run(connection, "user_metrics", "refresh", today=today)
         return _count(connection, "user_metrics")
+
+
+def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> None:
+    """Computes what another run's load has left to be computed, so that facts and metrics are of one moment.
+
+    Called under the lock, in a transaction.
+    """
+    if _count(connection, "pipeline.stale_days"):
+        _model_costs(connection, user_ids, today)
+    if _count(connection, "pipeline.stale_users"):
+        run(connection, "user_metrics", "refresh", today=today)
+
+
+def _model_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> int:
+    users = pa.table({"user_id": pa.array(list(user_ids), pa.string())})
+    connection.register("sample_users", users)
+    connection.register("sample_models", SAMPLE_MODELS)
+    run(connection, "sample_data", "refresh", today=today)
+    stale = _count(connection, "pipeline.stale_days")
+    run(connection, "daily_model_costs", "refresh")
+    return stale
 
 
 def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:

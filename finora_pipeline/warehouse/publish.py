@@ -14,6 +14,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from finora_pipeline.warehouse.metrics import catch_up
 from finora_pipeline.warehouse.warehouse import MONTHLY_TABLES, Warehouse, transaction
 
 CONNECTION_SCHEMA = pa.schema(
@@ -42,16 +43,23 @@ class Published:
     at: datetime
 
 
-def publish(warehouse: Warehouse, connection_rows: Callable[[], Iterable[dict[str, object]]]) -> Published:
+def publish(
+    warehouse: Warehouse,
+    user_ids: Iterable[str],
+    connection_rows: Callable[[], Iterable[dict[str, object]]],
+    today: date,
+) -> Published:
     """Publishes the warehouse as it is now, with the connections' states.
 
-    `connection_rows` is called under the lock and gives rows of `CONNECTION_SCHEMA`.
+    `user_ids` are all users there are; `connection_rows` is called under the lock and gives rows of
+    `CONNECTION_SCHEMA`.
     """
     database = warehouse.published / "finora.duckdb"
     database.parent.mkdir(parents=True, exist_ok=True)
     with warehouse.lock():
         with warehouse.connect() as connection:
             with transaction(connection):
+                catch_up(connection, user_ids, today)
                 rows = pa.Table.from_pylist(list(connection_rows()), CONNECTION_SCHEMA)
                 connection.register("connection_rows", rows)
                 connection.execute("TRUNCATE connections")

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finora_pipeline.openai_admin.pages import Page, canonical_costs
+from finora_pipeline.openai_admin.pages import SECONDS_PER_DAY, Page, canonical_costs
 
 PROVIDER = "openai"
 SCHEMA = pa.schema(
@@ -39,6 +39,8 @@ SCHEMA = pa.schema(
         pa.field("body", pa.string(), nullable=False),
         # The same costs in the form that SQL reads exactly, where `body` has another: `canonical_costs`.
         pa.field("canonical", pa.string()),
+        # The UTC days that the page has a bucket of, empty ones included: no other day is replaced.
+        pa.field("days", pa.list_(pa.date32()), nullable=False),
         # The distinct line items of the page, so that they can be parsed without reading all bodies.
         pa.field("line_items", pa.list_(pa.string()), nullable=False),
     ]
@@ -144,8 +146,9 @@ def _table(sets: list[PageSet], run_id: str) -> pa.Table:
         [run_id] * len(rows),
         [hashlib.sha256(page.body).hexdigest() for page in pages],
         [page.body for page in pages],
-        [None if page.is_canonical else canonical_costs(page.body) for page in pages],
-        [sorted(page.line_items) for page in pages],
+        [None if page.head.is_canonical else canonical_costs(page.body) for page in pages],
+        [[start // SECONDS_PER_DAY for start in page.head.starts] for page in pages],
+        [sorted(page.head.line_items) for page in pages],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -599,6 +600,32 @@ def test_a_complete_read_moves_the_history_back_and_never_forward(home, openai):
     assert stored(home, "acme").last_attempt_at == a_read(connection).started_at
 
 
+def test_what_has_been_read_without_a_gap_grows_only_where_reads_meet(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    whole = a_read(connection, days=90)
+    home.accounts.record_refreshes("run-1", [whole])
+    first, end = whole.window_start, whole.window_end
+    reads = [
+        # A day is left out between what was read and these.
+        ((end + timedelta(days=1), end + timedelta(days=3)), (first, end)),
+        ((end, end + timedelta(days=2)), (first, end + timedelta(days=2))),
+        ((first - timedelta(days=9), first - timedelta(days=2)), (first, end + timedelta(days=2))),
+    ]
+    for number, ((start, until), expected) in enumerate(reads):
+        read = replace(whole, window_start=start, window_end=until)
+        home.accounts.record_refreshes(f"later-{number}", [read])
+        after = stored(home, "acme")
+        assert (after.history_from, after.read_until) == expected
+
+
+def test_an_older_database_gets_the_new_columns(home, openai):
+    before = connect(home, "acme", openai.organizations[0].admin_key)
+    with closing(database(home)) as connection:
+        connection.execute("ALTER TABLE connections DROP COLUMN read_until")
+    reopened = accounts_of(home.settings)
+    assert reopened.connection("acme") == before
+
+
 def test_a_permanent_failure_needs_attention_and_says_since_when_and_why(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     home.accounts.record_refreshes("run-1", [refused_read(connection)])
@@ -735,28 +762,55 @@ def test_runs_are_unpublished_until_they_are_marked(home):
     second = a_read(acme, after=timedelta(hours=1))
     home.accounts.record_refreshes("run-1", [first, failed])
     home.accounts.record_refreshes("run-2", [second])
-    waiting = home.accounts.unpublished_runs()
-    assert waiting == {"run-1": {"acme": first.started_at}, "run-2": {"acme": second.started_at}}
+    waiting = {read.run_id: read for read in home.accounts.unpublished_reads()}
+    assert {run_id: (read.user_id, read.started_at) for run_id, read in waiting.items()} == {
+        "run-1": ("acme", first.started_at),
+        "run-2": ("acme", second.started_at),
+    }
 
     published_at = second.finished_at + timedelta(seconds=5)
-    home.accounts.mark_published({"run-2": waiting["run-2"]}, published_at)
-    assert list(home.accounts.unpublished_runs()) == ["run-1"]
+    home.accounts.mark_published([waiting["run-2"]], published_at)
+    assert home.accounts.unpublished_reads() == [waiting["run-1"]]
     assert stored(home, "acme").last_refresh_at == second.started_at
     assert stored(home, "acme").next_refresh_at == second.started_at + timedelta(hours=24)
 
-    home.accounts.mark_published({"run-1": waiting["run-1"]}, published_at + timedelta(seconds=5))
-    assert home.accounts.unpublished_runs() == {}
+    home.accounts.mark_published([waiting["run-1"]], published_at + timedelta(seconds=5))
+    assert home.accounts.unpublished_reads() == []
     # The older run came later into the copy: it makes nobody's data older.
     assert stored(home, "acme").last_refresh_at == second.started_at
     assert stored(home, "globex").last_refresh_at is None
     assert home.accounts.refreshes_of("run-2")[0]["published_at"] == published_at
+    failed_row = home.accounts.refreshes_of("run-1")[1]
+    assert (failed_row["user_id"], failed_row["published_at"]) == ("globex", None)
+
+
+def test_only_the_reads_that_are_published_are_marked(home):
+    """Two users of one run: the copy was taken before the second one's read was recorded."""
+    home.connect(users=["acme", "globex"])
+    acme, globex = a_read(stored(home, "acme")), a_read(stored(home, "globex"))
+    home.accounts.record_refreshes("run-1", [acme])
+    in_the_copy = home.accounts.unpublished_reads()
+    home.accounts.record_refreshes("run-1", [globex])
+    home.accounts.mark_published(in_the_copy, acme.finished_at)
+    assert [read.user_id for read in home.accounts.unpublished_reads()] == ["globex"]
+    assert stored(home, "globex").last_refresh_at is None
+
+
+def test_a_read_of_old_days_makes_nothing_fresh(home):
+    home.connect(users=["acme"])
+    read = a_read(stored(home, "acme"))
+    old = replace(read, window_start=date(2026, 1, 1), window_end=date(2026, 1, 31))
+    home.accounts.record_refreshes("run-1", [old])
+    home.accounts.mark_published(home.accounts.unpublished_reads(), read.finished_at)
+    assert stored(home, "acme").last_refresh_at is None
+    assert home.accounts.unpublished_reads() == []
 
 
 def test_marking_nothing_as_published_changes_nothing(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     home.accounts.record_refreshes("run-1", [a_read(connection)])
-    home.accounts.mark_published({}, datetime.now(UTC))
-    assert list(home.accounts.unpublished_runs()) == ["run-1"]
+    home.accounts.mark_published([], datetime.now(UTC))
+    assert [read.run_id for read in home.accounts.unpublished_reads()] == ["run-1"]
 
 
 # The audit trail

@@ -158,9 +158,10 @@ LASTING: list[tuple[Fault, type[OpenAIAdminError], str]] = [
     (Fault(FaultKind.HTML), UnreadableResponse, "not a page"),
     (Fault(FaultKind.CUT), UnreadableResponse, "not a page"),
     (Fault(FaultKind.NULL_RESULTS), UnreadableResponse, "results"),
+    (Fault(FaultKind.LEFT_OUT), UnreadableResponse, "left out days"),
     (Fault(FaultKind.FOREIGN_CURRENCY), UnreadableResponse, "'eur'"),
     (Fault(FaultKind.NO_CURSOR), UnreadableResponse, "no page token"),
-    (Fault(FaultKind.SAME_CURSOR), UnreadableResponse, "page token"),
+    (Fault(FaultKind.SAME_CURSOR), UnreadableResponse, "repeated a page token"),
     (Fault(FaultKind.ECHO_KEY), UnreadableResponse, "repeats the key"),
 ]
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from openai import (
     AuthenticationError,
@@ -178,19 +179,26 @@ def test_pages_hold_the_rows_of_one_page(sdk: OpenAI) -> None:
     assert [bucket for page in pages for bucket in page.data] == whole.data
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=BadRequestError,
-    reason="the token that never moves belongs to no query, so that the simulator refuses it as forged",
-)
 def test_cursor_that_never_moves_is_taken_back(simulated: conftest.OpenAI, sdk: OpenAI) -> None:
     simulated.simulator.add_fault(simulated.organizations[0], Fault(FaultKind.SAME_CURSOR))
     params = whole_window(limit=4)
 
     first = ask(sdk, "costs", **params)
-    second = ask(sdk, "costs", **params, page=first.next_page)
+    second, third = (ask(sdk, "costs", **params, page=first.next_page) for _ in range(2))
 
+    assert len(first.data) == 4
+    assert second == third
+    assert second.data == []
+    assert second.has_more
     assert second.next_page == first.next_page
+
+
+def test_fault_of_results_spares_a_page_without_any(simulated: conftest.OpenAI, sdk: OpenAI) -> None:
+    simulated.simulator.add_fault(simulated.organizations[0], Fault(FaultKind.NULL_RESULTS))
+
+    assert ask(sdk, "costs", **whole_window(end_time=unix_seconds(FIRST))).data == []
+    project = simulated.organizations[0].projects[0]
+    assert sdk.admin.organization.projects.retrieve(project.id).id == project.id
 
 
 def test_default_limit_is_a_week(sdk: OpenAI) -> None:
@@ -236,19 +244,35 @@ def test_limit_ends_at_the_documented_maximum(sdk: OpenAI, name: str) -> None:
         ask(sdk, name, **whole_window(limit=most + 1))
 
 
-LENIENT = pytest.mark.xfail(
-    strict=True, reason="the simulator takes zero for no limit and does not check the limit of a list"
-)
-
-
-@LENIENT
 @pytest.mark.parametrize("name", ENDPOINTS)
 def test_limit_starts_at_one(sdk: OpenAI, name: str) -> None:
     with pytest.raises(BadRequestError, match="limit"):
         ask(sdk, name, **whole_window(limit=0))
 
 
-@LENIENT
+@pytest.mark.parametrize("start", [-(10**9), 10**11])
+@pytest.mark.parametrize("name", ["costs", "completions"])
+def test_times_without_any_booking_are_paged_all_the_same(sdk: OpenAI, name: str, start: int) -> None:
+    params = {"start_time": start, "end_time": start + 10 * 24 * HOUR, "limit": 4}
+
+    first = ask(sdk, name, **params)
+    second = ask(sdk, name, **params, page=first.next_page)
+
+    assert [bucket.results for bucket in first.data + second.data] == [[]] * 8
+    assert first.data[-1].end_time == second.data[0].start_time
+
+
+@pytest.mark.parametrize("start", [-(10**30), -(10**11), 10**12])
+@pytest.mark.parametrize("name", ["costs", "completions"])
+def test_start_beyond_the_calendar_is_refused(sdk: OpenAI, name: str, start: int) -> None:
+    with pytest.raises(BadRequestError, match="start_time"):
+        ask(sdk, name, start_time=start)
+
+
+def test_window_that_ends_in_1970_is_empty(sdk: OpenAI) -> None:
+    assert ask(sdk, "costs", **whole_window(end_time=0)).data == []
+
+
 @pytest.mark.parametrize("limit", [-1, 0, 101])
 def test_lists_have_one_to_a_hundred_objects(sdk: OpenAI, limit: int) -> None:
     with pytest.raises(BadRequestError, match="limit"):
@@ -379,6 +403,10 @@ ONE_BY_ONE = [
     ("completions", "user_ids", "user_id"),
     ("completions", "api_key_ids", "api_key_id"),
     ("vector_stores", "project_ids", "project_id"),
+    ("images", "sizes", "size"),
+    ("images", "sources", "source"),
+    ("web_search_calls", "context_levels", "context_level"),
+    ("file_search_calls", "vector_store_ids", "vector_store_id"),
 ]
 
 
@@ -404,9 +432,16 @@ def test_filter_leaves_what_it_names(sdk: OpenAI, name: str, parameter: str, dim
         ("file_search_calls", {"vector_store_ids": ["vs_of_nobody"]}),
     ],
 )
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the simulator ignores these filters")
 def test_filter_that_nothing_fits_leaves_nothing(sdk: OpenAI, name: str, filtered: dict[str, Any]) -> None:
     assert results_of(ask(sdk, name, **whole_window(**filtered))) == []
+
+
+def test_batch_is_true_or_false(sdk: OpenAI) -> None:
+    every = results_of(ask(sdk, "completions", **whole_window()))
+
+    assert results_of(ask(sdk, "completions", **whole_window(batch=False))) == every
+    with pytest.raises(BadRequestError, match="batch"):
+        ask(sdk, "completions", **whole_window(), extra_query={"batch": "perhaps"})
 
 
 def test_directory_of_the_organization(simulated: conftest.OpenAI, sdk: OpenAI) -> None:
@@ -534,3 +569,57 @@ def test_rate_limit_says_when_to_come_back(simulated: conftest.OpenAI, sdk: Open
     assert refused.value.response.headers["retry-after"] == "1"
     assert refused.value.code == captured_error("429_rate_limit")["code"]
     assert ask(sdk, "costs", **whole_window()).data
+
+
+def side_door(simulated: conftest.OpenAI, action: str, body: bytes) -> httpx.Response:
+    return httpx.post(f"{simulated.base_url.removesuffix('/v1')}/_simulator/{action}", content=body)
+
+
+@pytest.mark.parametrize(
+    ("action", "body"),
+    [
+        ("clock", b"{"),
+        ("clock", b"\xff"),
+        ("clock", b"[]"),
+        ("clock", b"[" * 20_000),
+        ("clock", b'{"now": 5}'),
+        ("clock", b'{"now": "0001-01-01T00:00:00+14:00"}'),
+        ("keys", b'{"organization": 0}'),
+        ("keys", b'{"organization": 0, "state": 1}'),
+        ("keys", b'{"organization": 0, "state": "revoked", "key": "sk-admin-of-nobody"}'),
+        ("keys", b'{"organization": 7, "state": "revoked"}'),
+        ("keys", b'{"organization": null, "state": "revoked"}'),
+        ("truth", b'{"organization": 0, "start": 1, "end": 2}'),
+        ("faults", b'{"organization": 0}'),
+        ("faults", b'{"organization": [], "kind": "html"}'),
+        ("faults", b'{"organization": 0, "kind": "html", "times": "twice"}'),
+        ("faults", b'{"organization": 0, "kind": "html", "often": 2}'),
+        ("nothing", b"{}"),
+    ],
+)
+def test_side_door_refuses_what_it_cannot_read(
+    simulated: conftest.OpenAI, sdk: OpenAI, action: str, body: bytes
+) -> None:
+    refused = side_door(simulated, action, body)
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]
+    assert simulated.simulator.now == NOW
+    assert ask(sdk, "costs", **whole_window()).data
+
+
+def test_side_door_takes_json_and_a_query_alike(simulated: conftest.OpenAI, sdk: OpenAI) -> None:
+    for action, body in (
+        ("faults", b'{"organization": 0, "kind": "rate_limit", "times": 1, "seconds": 0.5}'),
+        ("faults?organization=0&kind=rate_limit&times=1&seconds=0.5&endpoint=costs", b""),
+        (
+            "faults",
+            b'{"organization": "0", "kind": "rate_limit", "times": 1, "seconds": 0.5, "endpoint": null}',
+        ),
+    ):
+        assert side_door(simulated, action, body).status_code == 200
+
+        with pytest.raises(RateLimitError) as refused:
+            ask(sdk, "costs", **whole_window())
+        assert refused.value.response.headers["retry-after"] == "0.5"
+        assert ask(sdk, "costs", **whole_window()).data

@@ -14,12 +14,15 @@ import pytest
 from finora_pipeline import runs
 from finora_pipeline.assets.partitions import USERS_NAME
 from finora_pipeline.definitions import build_defs
+from finora_pipeline.liveness import is_alive
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.simulator import KeyState
 from finora_pipeline.plans import PLANS
 from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.schedules import refresh
 from finora_pipeline.schedules.refresh import PLAN_TAG
 from finora_pipeline.schedules.sensors import connection_changes
+from finora_pipeline.settings import Settings
 from tests.conftest import Installation
 
 ROOT = Path(__file__).parent.parent.parent
@@ -56,16 +59,27 @@ def test_every_asset_says_what_it_is(definitions: dg.Definitions):
 
 def test_a_schedule_for_each_plan(definitions: dg.Definitions):
     for name, plan in PLANS.items():
-        schedule = definitions.get_schedule_def(f"refresh_{name}")
+        schedule = definitions.get_repository_def().get_schedule_def(f"refresh_{name}")
         assert schedule.cron_schedule == plan.cron
         assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
 
 
+def tick(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, plan: str, moment: datetime | None = None
+) -> Any:
+    """What the plan's schedule does at a moment."""
+    schedule = definitions.get_repository_def().get_schedule_def(f"refresh_{plan}")
+    context = dg.build_schedule_context(
+        instance=instance,
+        scheduled_execution_time=moment or datetime.now(UTC),
+        resources={"warehouse": (definitions.resources or {})["warehouse"]},
+    )
+    return schedule.evaluate_tick(context)
+
+
 def test_a_tick_asks_for_the_trailing_days_of_its_plan(definitions: dg.Definitions, instance):
-    tick = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
-    schedule = definitions.get_schedule_def("refresh_growth")
-    context = dg.build_schedule_context(instance=instance, scheduled_execution_time=tick)
-    (request,) = schedule.evaluate_tick(context).run_requests or []
+    moment = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
+    (request,) = tick(definitions, instance, "growth", moment).run_requests
     assert request.tags[PLAN_TAG] == "growth"
     assert request.tags["dagster/asset_partition_range_start"] == "2026-11-21"
     assert request.tags["dagster/asset_partition_range_end"] == "2026-11-24"
@@ -75,12 +89,46 @@ def test_a_tick_asks_for_the_trailing_days_of_its_plan(definitions: dg.Definitio
 def test_a_tick_is_skipped_while_a_refresh_of_the_plan_is_going(definitions: dg.Definitions, instance):
     job = definitions.resolve_job_def("refresh")
     instance.create_run_for_job(job, tags={PLAN_TAG: "scale"}, status=dg.DagsterRunStatus.STARTED)
-    context = dg.build_schedule_context(instance=instance, scheduled_execution_time=datetime.now(UTC))
-    busy = definitions.get_schedule_def("refresh_scale").evaluate_tick(context)
+    busy = tick(definitions, instance, "scale")
     assert busy.run_requests == []
     assert "still going" in (busy.skip_message or "")
-    other = definitions.get_schedule_def("refresh_enterprise").evaluate_tick(context)
-    assert len(other.run_requests or []) == 1
+    assert len(tick(definitions, instance, "enterprise").run_requests) == 1
+
+
+def test_a_tick_ends_a_run_whose_process_is_gone(
+    definitions: dg.Definitions, instance, monkeypatch, tmp_path
+):
+    """As after a power failure: Dagster would believe it to be going for hours."""
+    monkeypatch.setattr(refresh, "START_SECONDS", 0)
+    job = definitions.resolve_job_def("refresh")
+    living, dead = (instance.create_run_for_job(job, tags={PLAN_TAG: plan}) for plan in ("scale", "growth"))
+    for run in (living, dead):
+        event = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, job.name)
+        instance.report_dagster_event(event, run.run_id)
+
+    program = f"""
+from pathlib import Path
+from finora_pipeline.liveness import hold
+hold(Path("{tmp_path / "home"}"), "{living.run_id}")
+print("held", flush=True)
+input()"""
+    with subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert tick(definitions, instance, "scale").run_requests == []
+        assert len(tick(definitions, instance, "growth").run_requests) == 1
+        assert instance.get_run_by_id(dead.run_id).status is dg.DagsterRunStatus.FAILURE
+        assert instance.get_run_by_id(living.run_id).status is dg.DagsterRunStatus.STARTED
+        process.kill()
+    assert len(tick(definitions, instance, "scale").run_requests) == 1
+
+
+def test_a_run_in_this_process_is_not_held_after_it(start_openai, install):
+    installation = install(start_openai(days=2))
+    installation.connect(plan="trial")
+    result = installation.refresh()
+    assert not is_alive(installation.settings.home, result.run_id)
+    assert list((installation.settings.home / "runs").iterdir()) == []
 
 
 def evaluate_sensor(
@@ -206,8 +254,22 @@ def test_configuration_shows_no_secret(start_openai, install):
     assert installation.openai.organizations[0].admin_key not in shown
     accounts = (defs.resources or {})["accounts"]
     assert installation.settings.accounts_url not in repr(accounts)
-    fields = accounts.__class__.model_fields
-    assert fields["url"].json_schema_extra == {"dagster__is_secret": True}
+
+
+def test_a_databases_password_is_not_in_what_dagster_keeps_of_the_definitions(monkeypatch, tmp_path):
+    url = f"sqlite:///{tmp_path}/accounts.sqlite?hunter2"
+    monkeypatch.setenv("FINORA_ACCOUNTS_URL", url)
+    program = """
+import dagster as dg
+from dagster._core.remote_representation.external_data import RepositorySnap
+from finora_pipeline.definitions import defs
+print(dg.serialize_value(RepositorySnap.from_def(defs.get_repository_def())))"""
+    snapshot = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert "FINORA_ACCOUNTS_URL" in snapshot
+    assert "hunter2" not in snapshot
+    assert "hunter2" not in repr(Settings.from_environment())
 
 
 def test_both_ways_to_find_the_definitions_name_one_location():

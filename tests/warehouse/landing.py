@@ -54,8 +54,7 @@ def land(
         days = [datetime.fromtimestamp(start, UTC).date() for start in head.starts]
         window = Window(min(days), max(days) + timedelta(days=1))
     moment = fetched_at or datetime.now(UTC)
-    known = (head.is_canonical, head.line_items)
-    page = Page(endpoint, window, endpoint.group_by, 1, moment, raw_body, *known)
+    page = Page(endpoint, window, endpoint.group_by, 1, moment, raw_body, head)
     RawPages(warehouse.raw).writer(run_id).land([PageSet(user_id, [page])])
 
 

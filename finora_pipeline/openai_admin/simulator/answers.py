@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Context, Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,10 +20,15 @@ from finora_pipeline.openai_admin.simulator.organization import Cell, SimulatedO
 
 Params = dict[str, list[str]]
 Row = dict[str, Any]
+Default = TypeVar("Default")
 
 _DECIMAL128 = Context(prec=34)
 DAY = 86_400
 DEFAULT_LIMIT = 7
+# OpenAI documents no oldest and no newest time; the calendar of `datetime` has both.
+_TIMES = range(
+    int(datetime(1, 1, 1, tzinfo=UTC).timestamp()), int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
+)
 # Filters: query parameter → the dimension it filters.
 FILTERS = {
     "project_ids": "project_id",
@@ -31,6 +36,11 @@ FILTERS = {
     "api_key_ids": "api_key_id",
     "models": "model",
     "line_items": "line_item",
+    "batch": "batch",
+    "sizes": "size",
+    "sources": "source",
+    "context_levels": "context_level",
+    "vector_store_ids": "vector_store_id",
 }
 
 
@@ -54,7 +64,7 @@ class Query:
     end: int
     limit: int
     group_by: tuple[str, ...]
-    filters: dict[str, frozenset[str]]
+    filters: dict[str, frozenset[str | bool]]
     fingerprint: int
 
 
@@ -63,17 +73,15 @@ def read_query(
 ) -> Query:
     """Checks the parameters as OpenAI does. Raises `BadRequest`."""
     clean = {name.removesuffix("[]"): values for name, values in params.items()}
-    start = _whole_number(clean, "start_time")
+    start = _whole_number(clean, "start_time", _TIMES, None)
     if start is None:
         raise BadRequest("Missing required parameter: 'start_time'.")
-    end = _whole_number(clean, "end_time") or int(now.timestamp())
+    end = _whole_number(clean, "end_time", _TIMES, int(now.timestamp()))
     if endpoint is COSTS:
         start -= start % DAY
     if clean.get("bucket_width", ["1d"]) != ["1d"]:
         raise BadRequest("This simulator has daily buckets only.")
-    limit = _whole_number(clean, "limit") or DEFAULT_LIMIT
-    if not 1 <= limit <= endpoint.days_per_page:
-        raise BadRequest(f"Invalid 'limit': expected a value from 1 to {endpoint.days_per_page}.")
+    limit = _whole_number(clean, "limit", range(1, endpoint.days_per_page + 1), DEFAULT_LIMIT)
     group_by = tuple(clean.get("group_by", ()))
     if unknown := set(group_by) - set(endpoint.dimensions):
         raise BadRequest(f"Invalid 'group_by': {sorted(unknown)}.")
@@ -81,7 +89,15 @@ def read_query(
         refused = set(group_by) & {"user_id", "api_key_id"} - set(organization.spec.cost_groupings)
         if refused:
             raise BadRequest(f"Grouping by {sorted(refused)} is not supported for this organization.")
-    filters = {dimension: frozenset(clean[name]) for name, dimension in FILTERS.items() if clean.get(name)}
+    filters: dict[str, frozenset[str | bool]] = {
+        dimension: frozenset(clean[name])
+        for name, dimension in FILTERS.items()
+        if dimension in endpoint.dimensions and clean.get(name)
+    }
+    if asked := filters.get("batch"):
+        if not asked <= {"true", "false"}:
+            raise BadRequest("Invalid 'batch': expected a boolean.")
+        filters["batch"] = frozenset(text == "true" for text in asked)
     bound = sorted((name, value) for name, value in clean.items() if name != "page")
     digest = hashlib.sha256(repr((organization.id, endpoint.name, bound)).encode()).digest()
     return Query(start, end, limit, group_by, filters, int.from_bytes(digest[:4], "big"))
@@ -205,7 +221,7 @@ def _usage_rows(endpoint: Endpoint, cells: list[Cell], query: Query) -> list[Row
         if cell.service != endpoint.name:
             continue
         dimensions = _dimensions(cell)
-        if any(dimensions.get(name) not in wanted for name, wanted in query.filters.items()):
+        if any(dimensions[name] not in wanted for name, wanted in query.filters.items()):
             continue
         group = tuple(dimensions[name] for name in query.group_by)
         total = sums.setdefault(group, dict.fromkeys(endpoint.measures, 0))
@@ -224,12 +240,12 @@ def _usage_rows(endpoint: Endpoint, cells: list[Cell], query: Query) -> list[Row
 
 def _token(start: int, fingerprint: int, now: datetime) -> str:
     """As decoded from live tokens: issue time, query fingerprint and start of the next bucket."""
-    return "page_" + base64.b64encode(struct.pack(">QIQ", int(now.timestamp()), fingerprint, start)).decode()
+    return "page_" + base64.b64encode(struct.pack(">qIq", int(now.timestamp()), fingerprint, start)).decode()
 
 
 def _start_of_token(token: str, fingerprint: int) -> int:
     try:
-        _, bound, start = struct.unpack(">QIQ", base64.b64decode(token.removeprefix("page_"), validate=True))
+        _, bound, start = struct.unpack(">qIq", base64.b64decode(token.removeprefix("page_"), validate=True))
     except (ValueError, struct.error):
         bound, start = None, 0
     if bound != fingerprint:
@@ -237,14 +253,17 @@ def _start_of_token(token: str, fingerprint: int) -> int:
     return start
 
 
-def _whole_number(params: Params, name: str) -> int | None:
+def _whole_number(params: Params, name: str, allowed: range, default: Default) -> int | Default:
     values = params.get(name)
     if not values:
-        return None
+        return default
     try:
-        return int(values[0])
+        number = int(values[0])
     except ValueError:
         raise BadRequest(f"Invalid '{name}': expected an integer.") from None
+    if number not in allowed:
+        raise BadRequest(f"Invalid '{name}': expected a value from {allowed[0]} to {allowed[-1]}.")
+    return number
 
 
 def directory(organization: SimulatedOrganization, path: tuple[str, ...], params: Params) -> Row | None:
@@ -278,7 +297,7 @@ _PROJECT_MEMBER = {"object": "organization.project.user", "role": "member"}
 
 
 def _listed(objects: list[Row], params: Params) -> Row:
-    limit = _whole_number(params, "limit") or 20
+    limit = _whole_number(params, "limit", range(1, 101), 20)
     after = params.get("after", [None])[0]
     ids = [item["id"] for item in objects]
     first = ids.index(after) + 1 if after in ids else 0

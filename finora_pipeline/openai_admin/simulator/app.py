@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, date, datetime
 from typing import Any
 from urllib.parse import parse_qs
@@ -32,6 +32,9 @@ _MISSING_SCOPES = (
     "have the correct role in your organization (Reader, Writer, Owner) and project (Member, Owner), and if "
     "you're using a restricted API key, that it has the necessary scopes."
 )
+_STUCK = {"has_more": True, "next_page": "page_AAAAAGqD469KskwwAAAAAGqCTwA="}
+# No values of values: what the side door is told must fit into a query, too.
+_TOLD = msgspec.json.Decoder(dict[str, str | int | float | None])
 CACHE_BYTES = 400_000_000
 
 
@@ -95,7 +98,7 @@ class Simulator:
         faults = self._faults.get(organization.id, ())
         has_page_token = b"page=" in scope["query_string"]
         fault = next((fault for fault in faults if fault.strikes(name, has_page_token)), None)
-        if fault and await _replaced(fault, receive, send):
+        if fault and await _replaced(fault, has_page_token, receive, send):
             return None
         try:
             body = self._body(endpoint, organization, scope)
@@ -114,7 +117,7 @@ class Simulator:
         if asked in self._cache:
             self._cache.move_to_end(asked)
             return self._cache[asked]
-        params = parse_qs(scope["query_string"].decode())
+        params = parse_qs(scope["query_string"].decode("latin-1"))
         if endpoint:
             answer = page_of(endpoint, organization, params, self.now, self.amounts_as_numbers)
         else:
@@ -130,16 +133,18 @@ class Simulator:
 
     async def _side_door(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         action = scope["path"].rpartition("/")[2]
-        params = {name: values[0] for name, values in parse_qs(scope["query_string"].decode()).items()}
-        if scope["method"] == "POST":
-            params |= json.loads(await _read_body(receive) or b"{}")
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        params = {name: values[0] for name, values in query.items()}
         try:
+            if scope["method"] == "POST":
+                told = _TOLD.decode(await _read_body(receive) or b"{}")
+                params |= {name: str(value) for name, value in told.items() if value is not None}
             answer = self._act(action, params)
-        except (KeyError, ValueError, IndexError) as error:
+        except (KeyError, ValueError, IndexError, OverflowError, msgspec.DecodeError) as error:
             return await _send_json(send, 400, {"error": f"{type(error).__name__}: {error}"})
         return await _send_json(send, 200, answer)
 
-    def _act(self, action: str, params: dict[str, Any]) -> Any:
+    def _act(self, action: str, params: dict[str, str]) -> Any:
         """One action of the side door; `organization` is its number in the list, from 0."""
         match action:
             case "organizations":
@@ -161,7 +166,9 @@ class Simulator:
             case "keys":
                 self.set_key_state(params.get("key", organization.admin_key), KeyState(params["state"]))
             case "faults":
-                self.add_fault(organization, Fault(FaultKind(params.pop("kind")), **params))
+                if unknown := params.keys() - {field.name for field in fields(Fault)}:
+                    raise ValueError(f"a fault has no {sorted(unknown)}")
+                self.add_fault(organization, msgspec.convert(params, Fault, strict=False))
             case _:
                 raise ValueError(f"there is no action {action!r}")
         return {"ok": True}
@@ -198,7 +205,7 @@ def _refusal(key: str, state: KeyState) -> tuple[int, Any]:
     return 401, _error(text, "invalid_api_key")
 
 
-async def _replaced(fault: Fault, receive: Receive, send: Send) -> bool:
+async def _replaced(fault: Fault, has_page_token: bool, receive: Receive, send: Send) -> bool:
     """Sends the bad answer that stands in for the right one; False if the fault only alters it."""
     match fault.kind:
         case FaultKind.RATE_LIMIT:
@@ -217,6 +224,9 @@ async def _replaced(fault: Fault, receive: Receive, send: Send) -> bool:
         case FaultKind.PAGE_TOKEN:
             message = "The page token is invalid, have you modified the query parameters?"
             await _send_json(send, 400, _error(message, "invalid_request_error"))
+        case FaultKind.SAME_CURSOR if has_page_token:
+            # The same days again would be a second fault, and hide this one.
+            await _send_json(send, 200, {"object": "page", "data": [], **_STUCK})
         case _:
             return False
     return True
@@ -245,7 +255,10 @@ def _spoil(page: dict[str, Any], kind: FaultKind, key: str) -> None:
     rows = [row for bucket in page.get("data", ()) for row in bucket.get("results", ())]
     match kind:
         case FaultKind.NULL_RESULTS:
-            page["data"][0]["results"] = None
+            for bucket in page.get("data", [])[:1]:
+                bucket["results"] = None
+        case FaultKind.LEFT_OUT:
+            del page.get("data", [])[-2:-1]
         case FaultKind.NO_AMOUNT:
             for row in rows:
                 row.pop("amount", None)
@@ -256,7 +269,7 @@ def _spoil(page: dict[str, Any], kind: FaultKind, key: str) -> None:
         case FaultKind.NO_CURSOR:
             page |= {"has_more": True, "next_page": None}
         case FaultKind.SAME_CURSOR:
-            page |= {"has_more": True, "next_page": "page_AAAAAGqD469KskwwAAAAAGqCTwA="}
+            page |= _STUCK
         case FaultKind.ECHO_KEY:
             page["debug"] = key
 

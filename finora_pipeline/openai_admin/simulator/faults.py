@@ -26,10 +26,11 @@ class FaultKind(StrEnum):
     CUT = "cut"  # 200 with the first half of the right answer
     RESET = "reset"  # the connection closes in the middle of the right answer
     NULL_RESULTS = "null_results"  # `results` is null
+    LEFT_OUT = "left_out"  # the page's last day but today has no bucket
     NO_AMOUNT = "no_amount"  # rows without `amount`
     FOREIGN_CURRENCY = "foreign_currency"
     NO_CURSOR = "no_cursor"  # has_more without next_page
-    SAME_CURSOR = "same_cursor"  # the cursor never moves
+    SAME_CURSOR = "same_cursor"  # the cursor never moves; the pages after it are empty
     ECHO_KEY = "echo_key"  # the answer repeats the caller's key
 
 

@@ -31,7 +31,8 @@ _LAST_NAMES = ("Adams", "Baker", "Castro", "Dubois", "Eriksen", "Fischer", "Gupt
 class OrganizationSpec:
     """The size of an organization. `daily_requests` is the typical number of completions of one project
     and model on a working day; `services` tells whether it uses the endpoints besides completions;
-    `cost_groupings` are the `group_by` values besides project and line item that its costs accept."""
+    `cost_groupings` are the `group_by` values besides project and line item that its costs accept.
+    `until` is the last day of use, for an organization that has stopped."""
 
     number: int
     since: date
@@ -43,6 +44,7 @@ class OrganizationSpec:
     daily_requests: int = 60
     services: bool = True
     cost_groupings: tuple[str, ...] = ("api_key_id", "user_id")
+    until: date | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +149,9 @@ class SimulatedOrganization:
         return SimulatedMember(f"user-{self._id('member', number)}", f"{first} {last}", email, role, created)
 
     def cells(self, day: date, now: datetime) -> list[Cell]:
-        """All that is booked of a day at the moment `now`; nothing before `spec.since` or after today."""
-        if not self.spec.since <= day <= now.date():
+        """All that is booked of a day at the moment `now`; nothing before `spec.since` or after today
+        or `spec.until`."""
+        if not self.spec.since <= day <= min(now.date(), self.spec.until or now.date()):
             return []
         hours = (now - datetime.combine(day, time(), UTC)).total_seconds() / 3600
         booked = min(hours / 24, 1.0) * (

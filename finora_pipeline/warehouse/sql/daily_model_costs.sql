@@ -125,4 +125,9 @@ SELECT DISTINCT 'daily_model_costs', date_trunc('month', date)::DATE FROM stale
 EXCEPT
 FROM pipeline.unpublished_months;
 
+INSERT INTO pipeline.stale_users
+SELECT DISTINCT user_id, provider FROM stale
+EXCEPT
+FROM pipeline.stale_users;
+
 TRUNCATE pipeline.stale_days;

@@ -29,12 +29,15 @@ CREATE TABLE pipeline.loaded_days (
 -- Days whose facts changed since the metrics were computed.
 CREATE TABLE pipeline.stale_days (user_id VARCHAR NOT NULL, provider VARCHAR NOT NULL, date DATE NOT NULL);
 
+-- Users whose daily_model_costs changed since user_metrics were computed.
+CREATE TABLE pipeline.stale_users (user_id VARCHAR NOT NULL, provider VARCHAR NOT NULL);
+
 -- Months of a table that changed since they were last written as Parquet.
 CREATE TABLE pipeline.unpublished_months (table_name VARCHAR NOT NULL, month DATE NOT NULL);
 
 -- [begin_load]
--- The days that the pages in the raw files cover, empty ones included. A day counts only if the warehouse
--- does not hold a newer read of it.
+-- The days that the pages in the raw files have a bucket of, empty ones included. A day counts only if the
+-- warehouse does not hold a newer read of it.
 CREATE OR REPLACE TEMP TABLE new_days AS
 WITH page_days AS (
     SELECT DISTINCT
@@ -42,7 +45,7 @@ WITH page_days AS (
         provider,
         fetched_at,
         parse_filename(filename) AS raw_file,
-        unnest(range(window_start, window_end, INTERVAL 1 DAY))::DATE AS date
+        unnest(days) AS date
     FROM read_parquet(getvariable('raw_files'), filename = true)
 )
 SELECT user_id, provider, date, max(fetched_at) AS fetched_at, arg_max(raw_file, fetched_at) AS raw_file

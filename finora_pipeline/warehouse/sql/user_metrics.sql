@@ -70,9 +70,16 @@ SELECT
     least(previous_start + ($today::DATE - period_start)::INTEGER, period_start - 1) AS previous_end
 FROM before;
 
+-- Whom to compute: users whose costs changed, and everybody whose figures are of another day.
+CREATE OR REPLACE TEMP TABLE computed_users AS
+FROM pipeline.stale_users
+UNION
+SELECT DISTINCT user_id, provider FROM user_metrics WHERE period_end <> $today::DATE;
+
 CREATE OR REPLACE TEMP TABLE user_spans AS
 SELECT user_id, provider, min(date) AS first_date, bool_or(is_sample) AS is_sample
 FROM daily_model_costs
+SEMI JOIN computed_users USING (user_id, provider)
 GROUP BY user_id, provider;
 
 -- What is summed up: each period (side 1) and the period before it (0), and each sparkline day (2).
@@ -99,6 +106,7 @@ WITH model_sums AS (
         sum(cost.output_tokens)::BIGINT AS output_tokens
     FROM daily_model_costs AS cost
     JOIN metric_spans AS span ON cost.date BETWEEN span.span_start AND span.span_end
+    SEMI JOIN computed_users USING (user_id, provider)
     WHERE cost.date >= $today::DATE - 180
     GROUP BY ALL
 )
@@ -144,7 +152,8 @@ UNPIVOT (
 ON COLUMNS(* EXCLUDE (user_id, provider, period, side, span_start, covered_share, top_model))
 INTO NAME metric VALUE value;
 
-TRUNCATE user_metrics;
+DELETE FROM user_metrics AS old USING computed_users AS computed
+WHERE old.user_id = computed.user_id AND old.provider = computed.provider;
 
 INSERT INTO user_metrics
 WITH grid AS (
@@ -227,3 +236,5 @@ SELECT
     NULL, NULL, NULL, is_sample
 FROM compared
 WHERE metric = 'total_spend' AND period = 'month';
+
+TRUNCATE pipeline.stale_users;
