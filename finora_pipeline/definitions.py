@@ -1,5 +1,6 @@
 """The one Dagster entry point: assets, jobs, schedules, sensors and resources of this installation."""
 
+import gc
 import warnings
 
 import dagster as dg
@@ -62,3 +63,7 @@ def _no_progress(done: int, total: int, failed: int) -> None:
 
 
 defs = build_defs()
+
+# Modules live as long as the process: a run need not have them searched for garbage, a tenth of a second each
+# time.
+gc.freeze()

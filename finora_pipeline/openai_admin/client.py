@@ -70,6 +70,13 @@ class Limits:
     most_pages: int = 200
 
 
+_HEADERS = [
+    (b"Accept", b"application/json"),
+    (b"Accept-Encoding", b"gzip, deflate"),
+    (b"User-Agent", b"finora-pipeline"),
+]
+
+
 class _PageTokenRejected(TransientError):
     """The cursor is no longer good; the window must be asked for again from its start."""
 
@@ -115,13 +122,12 @@ class OpenAIAdminClient:
         pages = await client.organization(key).read(COSTS, Window(start, end))
     """
 
-    def __init__(self, http: httpx.AsyncClient, base_url: str, limits: Limits) -> None:
-        self._http = http
+    def __init__(self, transport: httpx.AsyncBaseTransport, base_url: str, limits: Limits) -> None:
+        self._transport = transport
         self._base_url = base_url.rstrip("/")
         self._limits = limits
         self._in_flight = asyncio.Semaphore(limits.concurrency)
-        self._headers = list(http.headers.raw)
-        self._extensions = {"timeout": http.timeout.as_dict()}
+        self._extensions = {"timeout": httpx.Timeout(limits.timeout_seconds).as_dict()}
         self.requests = 0
 
     def organization(self, key: AdminKey) -> "OrganizationClient":
@@ -151,14 +157,18 @@ class OpenAIAdminClient:
         async with self._in_flight:
             self.requests += 1
             try:
-                answer = await self._http.send(
+                answer = await self._transport.handle_async_request(
                     httpx.Request(
                         "GET",
                         _url(self._base_url + path, params),
-                        headers=[*self._headers, (b"Authorization", b"Bearer " + key.reveal().encode())],
+                        headers=[*_HEADERS, (b"Authorization", b"Bearer " + key.reveal().encode())],
                         extensions=self._extensions,
                     )
                 )
+                try:
+                    body = await answer.aread()
+                finally:
+                    await answer.aclose()
             except httpx.ConnectTimeout:
                 # The transport says so of refused connections and unknown hosts, too.
                 raise Unreachable("OpenAI could not be reached; try again later.") from None
@@ -172,8 +182,7 @@ class OpenAIAdminClient:
                     f"OpenAI could not be reached ({type(error).__name__}); try again later."
                 ) from None
         if answer.status_code != 200:
-            raise _error_of(answer.status_code, answer.content, answer.headers)
-        body = answer.content
+            raise _error_of(answer.status_code, body, answer.headers)
         if key.reveal().encode() in body:
             raise UnreadableResponse("The answer repeats the key that asked for it, so it is not kept.")
         return body
@@ -298,9 +307,15 @@ def _check_whole(pages: list[Page], window: Window, today: date) -> None:
 async def open_client(base_url: str, limits: Limits | None = None) -> AsyncIterator[OpenAIAdminClient]:
     """A client for the length of a run; its connections are closed at the end."""
     limits = limits or Limits()
-    transport = AiohttpTransport(limits=httpx.Limits(max_connections=limits.concurrency))
-    async with httpx.AsyncClient(transport=transport, timeout=limits.timeout_seconds) as http:
-        yield OpenAIAdminClient(http, base_url, limits)
+
+    def session() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=limits.concurrency, ssl=transport.ssl_context)
+        # No organization's cookies go out with another's requests.
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    # The transport without httpx's client above it: no redirects, cookies or log lines, half the time.
+    async with AiohttpTransport(client=session) as transport:
+        yield OpenAIAdminClient(transport, base_url, limits)
 
 
 @lru_cache(maxsize=1024)

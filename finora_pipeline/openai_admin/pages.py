@@ -5,6 +5,7 @@ whole page unreadable, so that nothing half-understood is ever stored. Numbers o
 the text OpenAI sent (`msgspec.Raw`): no float is ever made of them.
 """
 
+import operator
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ CURRENCY = "usd"
 # 18 places before its trailing zeros, and a number that a double holds.
 # Possessive throughout: a pattern that may go back would do so for every amount before an odd one.
 _CANONICAL_AMOUNTS = re.compile(rb'(?:(?>"-?\d{1,18}+\.\d{1,18}+0*+"|"0E-6176"|null)?+(?:,|$))*+').fullmatch
+_GRAIN = operator.attrgetter("project_id", "line_item")
+_LINE_ITEM = operator.attrgetter("line_item")
 _CANONICAL_QUANTITIES = re.compile(rb"(?:(?>-?\d{1,12}+(?:\.\d{1,3}+)?+|null)?+(?:,|$))*+").fullmatch
 
 
@@ -231,8 +234,8 @@ def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
             is_canonical = False
             for number in (*values, *quantities):
                 _check_number(number)
-        grains = {(result.project_id, result.line_item) for result in bucket.results}
-        line_items.update(line_item for _, line_item in grains)
+        grains = set(map(_GRAIN, bucket.results))
+        line_items.update(map(_LINE_ITEM, bucket.results))
         if len(grains) < len(bucket.results):
             is_canonical = False
         if {amount.currency for amount in amounts} - {CURRENCY, None}:

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+
+import pyarrow as pa
 
 from finora_pipeline.accounts.connections import Organizations
 from finora_pipeline.accounts.model import AccountsError, Connection, Refresh
@@ -115,6 +117,8 @@ async def fetch(
         for _ in range(min(workers, len(planned))):
             group.create_task(read_users())
     await landing.flush()
+    # What Arrow keeps for its next pages is better given to DuckDB now.
+    pa.default_memory_pool().release_unused()
     fetched.requests = organizations.client.requests
     return fetched
 
@@ -141,18 +145,26 @@ class _Landing:
         self._fetched.pages += outcome.pages
         if not outcome.is_complete:
             self._fetched.failures.append(outcome)
-        if self._bytes >= BATCH_BYTES or len(self._outcomes) >= BATCH_OUTCOMES:
-            await self.flush()
+        if self._is_full:
+            async with self._one_at_a_time:
+                # While it waited for its turn, another worker may have landed all there was.
+                if self._is_full:
+                    await self.flush()
+
+    @property
+    def _is_full(self) -> bool:
+        return self._bytes >= BATCH_BYTES or len(self._outcomes) >= BATCH_OUTCOMES
 
     async def flush(self) -> None:
-        async with self._one_at_a_time:
-            sets, outcomes = self._sets, self._outcomes
-            self._sets, self._outcomes, self._bytes = [], [], 0
-            await asyncio.to_thread(self._land, sets, outcomes)
+        """Lands what waits; no other flush may be going."""
+        sets, outcomes = self._sets, self._outcomes
+        self._sets, self._outcomes, self._bytes = [], [], 0
+        # Made here and not in the thread: two threads that both need Python only wait for each other.
+        await asyncio.to_thread(self._land, self._writer.tables(sets), outcomes)
 
-    def _land(self, sets: list[PageSet], outcomes: Iterable[Refresh]) -> None:
+    def _land(self, tables: Mapping[str, pa.Table], outcomes: Iterable[Refresh]) -> None:
         # Landed before it is recorded: a recorded read with nothing pending is taken for loaded.
-        self._writer.land(sets)
+        self._writer.write(tables)
         self._accounts.record_refreshes(self._run_id, outcomes)
 
 

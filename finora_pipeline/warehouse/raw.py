@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -45,6 +45,8 @@ SCHEMA = pa.schema(
         pa.field("line_items", pa.list_(pa.string()), nullable=False),
     ]
 )
+# Statistics of whole pages would take longer than their compression.
+_SMALL_COLUMNS = [field.name for field in SCHEMA if field.name not in ("body", "canonical")]
 # DuckDB takes in a row group's bodies at once, in each of its threads, several times over.
 ROW_GROUP_BYTES = 1_000_000
 _NAME = re.compile(r"(?P<endpoint>\w+)~(?P<run_id>[\w-]+)~(?P<number>\d+)\.parquet")
@@ -122,13 +124,21 @@ class RawWriter:
 
     def land(self, page_sets: Iterable[PageSet]) -> None:
         """Writes complete reads to disk, a file an endpoint; when it returns they survive a crash."""
+        self.write(self.tables(page_sets))
+
+    def tables(self, page_sets: Iterable[PageSet]) -> dict[str, pa.Table]:
+        """The reads as they will be written, by endpoint: the half of landing that needs Python."""
         by_endpoint: dict[str, list[PageSet]] = {}
         for page_set in page_sets:
             by_endpoint.setdefault(page_set.pages[0].endpoint.name, []).append(page_set)
-        for endpoint, sets in by_endpoint.items():
+        return {endpoint: _table(sets, self._run_id) for endpoint, sets in by_endpoint.items()}
+
+    def write(self, tables: Mapping[str, pa.Table]) -> None:
+        """Writes a file a table: the half of landing that another thread can do meanwhile."""
+        for endpoint, table in tables.items():
             name = f"{endpoint}~{self._run_id}~{next(self._numbers)}.parquet"
-            _write_whole(_table(sets, self._run_id), self._folder / name)
-        _sync_folder(self._folder)
+            _write_whole(table, self._folder / name)
+        _sync(self._folder)
 
 
 def _table(sets: list[PageSet], run_id: str) -> pa.Table:
@@ -157,24 +167,24 @@ def _table(sets: list[PageSet], run_id: str) -> pa.Table:
 def _write_whole(table: pa.Table, path: Path) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     pages_a_group = max(1, ROW_GROUP_BYTES * table.num_rows // table.nbytes)
-    with aside.open("wb") as file:
-        # Bodies repeat themselves within a page only: a dictionary would just be built and dropped.
-        pq.write_table(
-            table,
-            file,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=False,
-            row_group_size=pages_a_group,
-        )
-        file.flush()
-        os.fsync(file.fileno())
+    # Bodies repeat themselves within a page only: a dictionary would just be built and dropped. Arrow writes
+    # the file itself, since a Python file would make it wait for the interpreter at every write.
+    pq.write_table(
+        table,
+        aside,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=False,
+        write_statistics=_SMALL_COLUMNS,  # pyright: ignore[reportArgumentType]
+        row_group_size=pages_a_group,
+    )
+    _sync(aside)
     aside.rename(path)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the names of new files survive a crash."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Makes a file, or the names of the files in a folder, survive a crash."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

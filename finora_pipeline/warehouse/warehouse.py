@@ -91,12 +91,12 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
 
 def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
     """Creates the tables in a database that has none."""
-    query = "SELECT count(*) FROM duckdb_schemas() WHERE schema_name = 'pipeline' AND NOT internal"
-    if connection.execute(query).fetchall()[0][0]:
-        return
-    with transaction(connection):
-        for name in (*CREATED, *TABLES):
-            connection.execute(section(name, "create"))
+    try:
+        connection.execute("FROM pipeline.loaded_files LIMIT 0")
+    except duckdb.CatalogException:
+        with transaction(connection):
+            for name in (*CREATED, *TABLES):
+                connection.execute(section(name, "create"))
 
 
 def run(connection: duckdb.DuckDBPyConnection, table: str, name: str, **parameters: Any) -> None:

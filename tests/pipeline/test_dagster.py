@@ -4,16 +4,20 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 
 from finora_pipeline import runs
 from finora_pipeline.assets.partitions import USERS_NAME
 from finora_pipeline.definitions import build_defs
+from finora_pipeline.instance_storage import KEPT_DATABASES, KeptEventLogStorage
 from finora_pipeline.liveness import is_alive
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.simulator import KeyState
@@ -69,12 +73,13 @@ def tick(
 ) -> Any:
     """What the plan's schedule does at a moment."""
     schedule = definitions.get_repository_def().get_schedule_def(f"refresh_{plan}")
-    context = dg.build_schedule_context(
+    # Left open, its instance would be taken for the process's one after it has gone.
+    with dg.build_schedule_context(
         instance=instance,
         scheduled_execution_time=moment or datetime.now(UTC),
         resources={"warehouse": (definitions.resources or {})["warehouse"]},
-    )
-    return schedule.evaluate_tick(context)
+    ) as context:
+        return schedule.evaluate_tick(context)
 
 
 def test_a_tick_asks_for_the_trailing_days_of_its_plan(definitions: dg.Definitions, instance):
@@ -136,8 +141,10 @@ def evaluate_sensor(
 ) -> dg.SensorResult | dg.SkipReason:
     defs = build_defs(installation.settings)
     resources = {"accounts": (defs.resources or {})["accounts"]}
-    context = dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources, definitions=defs)
-    return connection_changes(context)  # type: ignore[return-value]
+    with dg.build_sensor_context(
+        instance=instance, cursor=cursor, resources=resources, definitions=defs
+    ) as context:
+        return connection_changes(context)  # type: ignore[return-value]
 
 
 def test_the_sensor_loads_new_connections_and_refreshes_updated_ones(start_openai, install, instance):
@@ -270,6 +277,27 @@ print(dg.serialize_value(RepositorySnap.from_def(defs.get_repository_def())))"""
     assert "FINORA_ACCOUNTS_URL" in snapshot
     assert "hunter2" not in snapshot
     assert "hunter2" not in repr(Settings.from_environment())
+
+
+def test_the_kept_event_log_is_dagsters_own(tmp_path: Path):
+    """More databases than are kept open; written by the one class and read by the other."""
+    runs_written = KEPT_DATABASES + 3
+    kept = KeptEventLogStorage(str(tmp_path))
+    for turn in range(2):
+        for number in range(runs_written):
+            kept.store_event(an_event(f"run-{number}", f"turn {turn}"))
+    assert len(kept._kept) <= KEPT_DATABASES
+    kept.dispose()
+    plain = SqliteEventLogStorage(str(tmp_path))
+    for number in range(runs_written):
+        said = [entry.user_message for entry in plain.get_logs_for_run(f"run-{number}")]
+        assert said == ["turn 0", "turn 1"]
+
+
+def an_event(run_id: str, message: str) -> EventLogEntry:
+    return EventLogEntry(
+        error_info=None, level="INFO", user_message=message, run_id=run_id, timestamp=time.time()
+    )
 
 
 def test_both_ways_to_find_the_definitions_name_one_location():
