@@ -22,13 +22,15 @@ from rich.console import Console
 from rich.table import Table
 
 from finora_pipeline.openai_admin.client import open_client
-from finora_pipeline.openai_admin.endpoints import REFRESHED
+from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.openai_admin.simulator.process import in_own_process
 from finora_pipeline.refresh.windows import TRAILING_DAYS
 
 console = Console()
+# What the peer reads, too.
+READ = (COSTS, ENDPOINTS["completions"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ async def _warm(base_url: str, workload: Workload) -> None:
             reads = [
                 client.organization(key).read(endpoint, window)
                 for key in keys[first : first + 50]
-                for endpoint in REFRESHED
+                for endpoint in READ
             ]
             await asyncio.gather(*reads)
 

@@ -23,14 +23,9 @@ import dlt
 import duckdb
 from dlt.sources.helpers import requests
 
-from benchmarks.__main__ import admin_keys, window_of
-from finora_pipeline.openai_admin.endpoints import COSTS, REFRESHED, Endpoint
+from benchmarks.__main__ import READ, admin_keys, window_of
+from finora_pipeline.openai_admin.endpoints import COSTS, Endpoint
 from finora_pipeline.openai_admin.pages import Window, unix_seconds
-
-NATURAL_KEY = {
-    "costs": ("user", "date", "project_id", "line_item"),
-    "completions": ("user", "date", "project_id", "model"),
-}
 
 
 def pages(base_url: str, key: str, endpoint: Endpoint, window: Window) -> Iterator[dict[str, Any]]:
@@ -75,7 +70,7 @@ def resource_of(base_url: str, user_id: str, key: str, endpoint: Endpoint, windo
         name=f"{endpoint.name}_{user_id}",
         table_name=endpoint.name,
         write_disposition="merge",
-        primary_key=NATURAL_KEY[endpoint.name],
+        primary_key=("user", "date", *endpoint.group_by),
         columns=hints,
         parallelized=True,
     )
@@ -96,7 +91,7 @@ def main(base_url: str, days: int, home: str) -> None:
         return [
             resource_of(base_url, f"user_{number:05d}", key, endpoint, window)
             for number, key in enumerate(keys)
-            for endpoint in REFRESHED
+            for endpoint in READ
         ]
 
     pipeline = dlt.pipeline(

@@ -12,13 +12,16 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from benchmarks.__main__ import admin_keys, window_of
+from benchmarks.__main__ import READ, admin_keys, window_of
 from finora_pipeline import runs
 from finora_pipeline.accounts.connections import NewConnection, connect_many
 from finora_pipeline.accounts.model import Refresh
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.openai_admin.client import open_client
+from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.reading import connect
+from finora_pipeline.resources.accounts import AccountsResource
+from finora_pipeline.resources.openai_admin import OpenAIAdminResource
 from finora_pipeline.settings import Settings
 
 
@@ -46,11 +49,17 @@ def main(base_url: str, days: int, home: str) -> None:
     with dg.DagsterInstance.get() as instance:
         instance.get_runs_count()
 
+    openai_admin = OpenAIAdminResource(
+        accounts=AccountsResource.of(settings),
+        base_url=settings.openai_base_url,
+        usage=[endpoint.name for endpoint in READ if endpoint is not COSTS],
+    )
     started = time.time()
     if days > 30:
-        (result,) = runs.load_history(settings, [c.user_id for c in accounts.connections()])
+        users = [c.user_id for c in accounts.connections()]
+        (result,) = runs.load_history(settings, users, openai_admin=openai_admin)
     else:
-        result = runs.refresh(settings, window)
+        result = runs.refresh(settings, window, openai_admin=openai_admin)
     whole_call = time.time() - started
     assert result.succeeded, result.errors
     assert not result.failed_users, result.failed_users

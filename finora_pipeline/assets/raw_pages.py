@@ -11,7 +11,7 @@ from pydantic import Field
 from finora_pipeline.accounts.model import Connection
 from finora_pipeline.assets.metadata import fetched_metadata
 from finora_pipeline.assets.partitions import DAYS
-from finora_pipeline.openai_admin.endpoints import COSTS, REFRESHED_USAGE
+from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.refresh.fetch import Fetched, ProgressCallback, fetch, select_connections
 from finora_pipeline.resources.accounts import AccountsResource
@@ -42,7 +42,8 @@ class RefreshConfig(dg.Config):
         ),
         dg.AssetSpec(
             USAGE_PAGES,
-            description="Pages of OpenAI's usage endpoints as received, grouped by project and model. "
+            description="Pages of OpenAI's usage endpoints as received, grouped by project, member, "
+            "API key, model, batch and service tier. "
             "Parquet, one row a page; a page set lands only when it is complete.",
             kinds={"openai", "parquet"},
         ),
@@ -77,7 +78,7 @@ def raw_openai_pages(
         context.run.run_id, connections, asked, accounts, openai_admin, warehouse, on_progress
     )
     seconds = time.monotonic() - started
-    for key, endpoints in ((COST_PAGES, [COSTS]), (USAGE_PAGES, REFRESHED_USAGE)):
+    for key, endpoints in ((COST_PAGES, [COSTS]), (USAGE_PAGES, openai_admin.services)):
         names = ", ".join(endpoint.name for endpoint in endpoints)
         yield dg.MaterializeResult(asset_key=key, metadata=fetched_metadata(fetched, names, seconds))
     yield read_check(fetched)
@@ -105,6 +106,7 @@ def fetch_and_land(
                 datetime.now(UTC).date(),
                 run_id,
                 on_progress,
+                openai_admin.services,
             )
 
     return asyncio.run(run())

@@ -213,7 +213,7 @@ class OrganizationClient:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._read_piece(endpoint, p, grouping)) for p in pieces]
         except ExceptionGroup as failures:
-            raise _first_openai_error(failures) from None
+            raise first_failure(failures.exceptions) from None
         return [page for task in tasks for page in task.result()]
 
     async def _read_piece(self, endpoint: Endpoint, window: Window, grouping: tuple[str, ...]) -> list[Page]:
@@ -382,9 +382,11 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
-def _first_openai_error(failures: ExceptionGroup) -> Exception:
-    """The one failure to tell of several at once: a permanent one before a passing one."""
-    errors = [e for e in failures.exceptions if isinstance(e, OpenAIAdminError)]
-    if len(errors) != len(failures.exceptions):
-        return failures
-    return min(errors, key=lambda error: isinstance(error, TransientError))
+def first_failure(failures: Sequence[BaseException]) -> BaseException:
+    """The one failure to tell of several at once: our own before OpenAI's, a permanent one before a passing
+    one."""
+
+    def rank(error: BaseException) -> int:
+        return 0 if not isinstance(error, OpenAIAdminError) else 1 + isinstance(error, TransientError)
+
+    return min(failures, key=rank)

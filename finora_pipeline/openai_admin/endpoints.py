@@ -7,6 +7,8 @@ document. All are GET with `start_time` (inclusive) and `end_time` (exclusive) i
 
 from dataclasses import dataclass
 
+COSTS_RESULT = "organization.costs.result"
+USAGE_KIND = "usage"
 COSTS_DAYS_PER_PAGE = 180
 USAGE_DAYS_PER_PAGE = 31
 
@@ -28,6 +30,8 @@ TOKEN_MEASURES = (
     "input_cached_image_tokens",
     "output_image_tokens",
 )
+# The dimensions of daily_usage, in the names of OpenAI's `group_by`.
+USAGE_DIMENSIONS = ("project_id", "user_id", "api_key_id", "model", "batch", "service_tier")
 _BY_KEY = ("project_id", "user_id", "api_key_id", "model")
 
 
@@ -37,29 +41,35 @@ class Endpoint:
 
     `name` is the last part of its path and the `service` of its usage rows; `dimensions` are the
     `group_by` values OpenAI takes, `group_by` those we ask for; `measures` the numbers of a result.
-    An endpoint with no `group_by` is known but not read by a refresh yet.
     """
 
     name: str
     result_object: str
     dimensions: tuple[str, ...]
     measures: tuple[str, ...]
-    group_by: tuple[str, ...] = ()
+    group_by: tuple[str, ...]
     days_per_page: int = USAGE_DAYS_PER_PAGE
+
+    @property
+    def is_costs(self) -> bool:
+        """Whether its rows are money; otherwise they are use."""
+        return self.result_object == COSTS_RESULT
 
     @property
     def path(self) -> str:
         """The path below the base address."""
-        return "/organization/costs" if self.name == "costs" else f"/organization/usage/{self.name}"
+        return "/organization/costs" if self.is_costs else f"/organization/usage/{self.name}"
+
+    @property
+    def kind(self) -> str:
+        """What is loaded together: all services' usage, or one reading of the costs."""
+        return self.name if self.is_costs else USAGE_KIND
 
 
 def _usage(
-    name: str,
-    dimensions: tuple[str, ...],
-    measures: tuple[str, ...],
-    result: str | None = None,
-    group_by: tuple[str, ...] = (),
+    name: str, dimensions: tuple[str, ...], measures: tuple[str, ...], result: str | None = None
 ) -> Endpoint:
+    group_by = tuple(dimension for dimension in dimensions if dimension in USAGE_DIMENSIONS)
     return Endpoint(name, f"organization.usage.{result or name}.result", dimensions, measures, group_by)
 
 
@@ -68,7 +78,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     for endpoint in (
         Endpoint(
             "costs",
-            "organization.costs.result",
+            COSTS_RESULT,
             ("project_id", "user_id", "line_item", "api_key_id", "api_source"),
             ("amount", "quantity"),
             ("project_id", "line_item"),
@@ -78,7 +88,6 @@ ENDPOINTS: dict[str, Endpoint] = {
             "completions",
             (*_BY_KEY, "batch", "service_tier", "api_source"),
             (*TOKEN_MEASURES, "num_model_requests"),
-            group_by=("project_id", "model"),
         ),
         _usage("embeddings", _BY_KEY, ("input_tokens", "num_model_requests")),
         _usage("moderations", _BY_KEY, ("input_tokens", "num_model_requests")),
@@ -109,5 +118,5 @@ ENDPOINTS: dict[str, Endpoint] = {
 }
 
 COSTS = ENDPOINTS["costs"]
-REFRESHED: tuple[Endpoint, ...] = tuple(endpoint for endpoint in ENDPOINTS.values() if endpoint.group_by)
-REFRESHED_USAGE: tuple[Endpoint, ...] = tuple(e for e in REFRESHED if e is not COSTS)
+USAGE: tuple[Endpoint, ...] = tuple(endpoint for endpoint in ENDPOINTS.values() if endpoint is not COSTS)
+USAGE_MEASURES: tuple[str, ...] = tuple(dict.fromkeys(measure for e in USAGE for measure in e.measures))

@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from finora_pipeline.openai_admin.amounts import AmountError, add_exactly, parse_amount, round_to_total
-from finora_pipeline.openai_admin.endpoints import COSTS, Endpoint
+from finora_pipeline.openai_admin.endpoints import Endpoint
 from finora_pipeline.openai_admin.errors import UnreadableResponse
 from finora_pipeline.openai_admin.keys import redact
 
@@ -120,13 +120,29 @@ class UsageResult(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     batch: bool | None = None
     service_tier: str | None = None
+    num_model_requests: int | None = None
+    num_requests: int | None = None
     input_tokens: int | None = None
     input_cached_tokens: int | None = None
+    input_uncached_tokens: int | None = None
     input_cache_write_tokens: int | None = None
-    input_audio_tokens: int | None = None
+    input_cache_write_30m_tokens: int | None = None
+    input_cache_write_12h_tokens: int | None = None
+    input_text_tokens: int | None = None
+    input_cached_text_tokens: int | None = None
     output_tokens: int | None = None
+    output_text_tokens: int | None = None
+    input_audio_tokens: int | None = None
+    input_cached_audio_tokens: int | None = None
     output_audio_tokens: int | None = None
-    num_model_requests: int | None = None
+    input_image_tokens: int | None = None
+    input_cached_image_tokens: int | None = None
+    output_image_tokens: int | None = None
+    images: int | None = None
+    seconds: int | None = None
+    characters: int | None = None
+    usage_bytes: int | None = None
+    num_sessions: int | None = None
 
 
 class CostBucket(msgspec.Struct, frozen=True, gc=False):
@@ -220,7 +236,7 @@ def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
     """
     if not body.isascii():
         _check_text(body)
-    if endpoint is not COSTS:
+    if not endpoint.is_costs:
         used = decode_usage(body)
         return PageHead(used.has_more, used.next_page, [bucket.start_time for bucket in used.data])
     page = decode_costs(body)

@@ -13,8 +13,8 @@ from finora_pipeline.accounts.connections import Organizations
 from finora_pipeline.accounts.model import AccountsError, Connection, Refresh
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
-from finora_pipeline.openai_admin.client import OrganizationClient
-from finora_pipeline.openai_admin.endpoints import COSTS, REFRESHED_USAGE
+from finora_pipeline.openai_admin.client import OrganizationClient, first_failure
+from finora_pipeline.openai_admin.endpoints import COSTS, USAGE, Endpoint
 from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError
 from finora_pipeline.openai_admin.pages import Window, decode_costs
 from finora_pipeline.refresh.windows import FIRST_DAY, trailing_window, window_of
@@ -82,9 +82,11 @@ async def fetch(
     today: date,
     run_id: str,
     on_progress: ProgressCallback | None = None,
+    services: Sequence[Endpoint] = USAGE,
 ) -> Fetched:
     """Reads each connection's window and lands every complete page set; records how each read ended.
 
+    `services` are the usage endpoints that are read besides the costs.
     `on_progress(done, total, failed)` is called after each user.
     """
     planned = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
@@ -99,7 +101,7 @@ async def fetch(
             began = datetime.now(UTC)
             try:
                 organization = organizations.of(connection.user_id)
-                outcome, sets = await _read_user(organization, connection, window, began)
+                outcome, sets = await _read_user(organization, connection, window, services, began)
             except (AccountsError, VaultError) as error:
                 outcome, sets = _ended(connection, window, began, [], "vault", str(error), False), []
             except Exception as error:
@@ -169,15 +171,28 @@ class _Landing:
 
 
 async def _read_user(
-    organization: OrganizationClient, connection: Connection, window: Window, began: datetime
+    organization: OrganizationClient,
+    connection: Connection,
+    window: Window,
+    services: Sequence[Endpoint],
+    began: datetime,
 ) -> tuple[Refresh, list[PageSet]]:
-    """One user's read. Costs first: if the key is refused, nothing more is asked."""
+    """One user's read. Costs first: if the key is refused, nothing more is asked. Then the usage of every
+    service at the same time; what could be read lands, whatever failed beside it."""
     sets: list[PageSet] = []
     try:
         if window.start == FIRST_DAY:
             window = await _from_first_costs(organization, window)
-        for endpoint in (COSTS, *REFRESHED_USAGE):
-            sets.append(PageSet(connection.user_id, await organization.read(endpoint, window)))
+        sets.append(PageSet(connection.user_id, await organization.read(COSTS, window)))
+        reads = (organization.read(endpoint, window) for endpoint in services)
+        failures = []
+        for read in await asyncio.gather(*reads, return_exceptions=True):
+            if isinstance(read, BaseException):
+                failures.append(read)
+            else:
+                sets.append(PageSet(connection.user_id, read))
+        if failures:
+            raise first_failure(failures)
     except OpenAIAdminError as error:
         permanent = isinstance(error, PermanentError)
         return _ended(connection, window, began, sets, error.reason, str(error), permanent), sets

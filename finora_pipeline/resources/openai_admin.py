@@ -8,6 +8,7 @@ from pydantic import Field
 
 from finora_pipeline.accounts.connections import Organizations
 from finora_pipeline.openai_admin.client import Limits, open_client
+from finora_pipeline.openai_admin.endpoints import ENDPOINTS, USAGE, Endpoint
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.settings import Settings
 
@@ -33,6 +34,15 @@ class OpenAIAdminResource(dg.ConfigurableResource):
     first_pause_seconds: float = Field(
         default=_DEFAULTS.first_pause_seconds, description="Before the first repeat"
     )
+
+    usage: list[str] = Field(
+        default=[endpoint.name for endpoint in USAGE], description="Services whose usage is read"
+    )
+
+    @property
+    def services(self) -> list[Endpoint]:
+        """The usage endpoints that are read."""
+        return [ENDPOINTS[name] for name in self.usage]
 
     @classmethod
     def of(cls, settings: Settings, accounts: AccountsResource) -> "OpenAIAdminResource":

@@ -13,7 +13,7 @@ from decimal import Decimal
 import duckdb
 import pyarrow as pa
 
-from finora_pipeline.openai_admin.endpoints import COSTS, Endpoint
+from finora_pipeline.openai_admin.endpoints import COSTS, USAGE_KIND
 from finora_pipeline.openai_admin.line_items import parse_line_item
 from finora_pipeline.warehouse.raw import RawFile, RawPages
 from finora_pipeline.warehouse.sql import section
@@ -21,6 +21,8 @@ from finora_pipeline.warehouse.warehouse import Warehouse, run, transaction
 
 # Raw files that are loaded in one transaction: its end waits for the disk, and DuckDB reads them in parallel.
 FILES_A_TRANSACTION = 16
+# The table that the pages of a kind become.
+TABLE_OF_KIND = {COSTS.kind: "daily_costs", USAGE_KIND: "daily_usage"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +39,27 @@ class Loaded:
     amount_usd: Decimal = Decimal(0)
 
 
-def load_pending(warehouse: Warehouse, endpoints: Iterable[Endpoint], run_id: str) -> Loaded:
-    """Loads every landed file of the endpoints, some files a transaction, under the warehouse's lock.
+def load_pending(warehouse: Warehouse, kinds: Iterable[str], run_id: str) -> Loaded:
+    """Loads every landed file of these kinds, some files a transaction, under the warehouse's lock.
 
     Returns what the pages that the run fetched became, whoever loaded them.
     """
     raw = RawPages(warehouse.raw)
-    names = [endpoint.name for endpoint in endpoints]
+    kinds = list(kinds)
     with warehouse.writing() as connection:
-        for name in names:
+        for kind in kinds:
             # Listed under the lock: another process may have loaded them a moment ago.
-            files = raw.pending(name)
+            files = raw.pending(kind)
             moved = _already_loaded(connection, files)
             for file, fetched_on in moved.items():
                 raw.archive(file, fetched_on)
             waiting = [file for file in files if file not in moved]
             for first in range(0, len(waiting), FILES_A_TRANSACTION):
                 batch = waiting[first : first + FILES_A_TRANSACTION]
-                _load(connection, name, batch)
+                _load(connection, kind, batch)
                 for file, fetched_on in _already_loaded(connection, batch).items():
                     raw.archive(file, fetched_on)
-        return _loaded_by(connection, run_id, names)
+        return _loaded_by(connection, run_id, kinds)
 
 
 def _already_loaded(connection: duckdb.DuckDBPyConnection, files: list[RawFile]) -> dict[RawFile, date]:
@@ -67,16 +69,16 @@ def _already_loaded(connection: duckdb.DuckDBPyConnection, files: list[RawFile])
     return {file: known[file.name] for file in files if file.name in known}
 
 
-def _load(connection: duckdb.DuckDBPyConnection, endpoint: str, files: list[RawFile]) -> None:
+def _load(connection: duckdb.DuckDBPyConnection, kind: str, files: list[RawFile]) -> None:
     """Replaces the days that the files' pages cover, and notes the files as loaded; all or nothing."""
-    table = "daily_costs" if endpoint == COSTS.name else "daily_usage"
-    parameters = {"endpoint": endpoint, "table_name": table}
+    table = TABLE_OF_KIND[kind]
+    parameters = {"kind": kind, "table_name": table}
     connection.execute("SET VARIABLE raw_files = $files", {"files": [str(file.path) for file in files]})
     with transaction(connection):
-        run(connection, "pipeline", "begin_load", **parameters)
-        if endpoint == COSTS.name:
+        run(connection, "pipeline", "begin_load")
+        if kind == COSTS.kind:
             connection.register("line_items", _parsed_line_items(connection))
-        run(connection, table, "load", **parameters)
+        run(connection, table, "load")
         run(connection, "pipeline", "end_load", **parameters)
 
 
@@ -97,19 +99,18 @@ def _parsed_line_items(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     )
 
 
-def _loaded_by(connection: duckdb.DuckDBPyConnection, run_id: str, endpoints: list[str]) -> Loaded:
+def _loaded_by(connection: duckdb.DuckDBPyConnection, run_id: str, kinds: list[str]) -> Loaded:
     files, pages, users = connection.execute(
         "SELECT count(*), coalesce(sum(pages), 0)::BIGINT, coalesce(sum(users), 0)::BIGINT "
-        "FROM pipeline.loaded_files WHERE run_id = $run_id AND list_contains($endpoints, endpoint)",
-        {"run_id": run_id, "endpoints": endpoints},
+        "FROM pipeline.loaded_files WHERE run_id = $run_id AND list_contains($kinds, kind)",
+        {"run_id": run_id, "kinds": kinds},
     ).fetchall()[0]
     of_run = "WHERE raw_file IN (SELECT raw_file FROM pipeline.loaded_files WHERE run_id = $run_id)"
     loaded = Loaded(files, pages, users)
-    if used := [name for name in endpoints if name != COSTS.name]:
-        query = f"SELECT count(*) FROM daily_usage {of_run} AND list_contains($services, service)"
-        parameters = {"run_id": run_id, "services": used}
-        loaded = replace(loaded, usage_rows=connection.execute(query, parameters).fetchall()[0][0])
-    if COSTS.name in endpoints:
+    if USAGE_KIND in kinds:
+        query = f"SELECT count(*) FROM daily_usage {of_run}"
+        loaded = replace(loaded, usage_rows=connection.execute(query, {"run_id": run_id}).fetchall()[0][0])
+    if COSTS.kind in kinds:
         rows, amount, unparsed = connection.execute(
             "SELECT count(*), coalesce(sum(amount_usd), 0)::DECIMAL(38, 18), "
             "coalesce(list(DISTINCT line_item ORDER BY line_item) "

@@ -1,7 +1,7 @@
 """Raw pages on disk: Parquet, one row a page as OpenAI sent it.
 
-    raw/pending/<endpoint>~<run>~<number>.parquet       landed, not loaded yet
-    raw/pages/<endpoint>/<day fetched>/<same name>      loaded
+    raw/pending/<kind>~<run>~<number>.parquet       landed, not loaded yet
+    raw/pages/<kind>/<day fetched>/<same name>      loaded
 
 A file appears under its name only when it is whole and on disk, and holds complete page sets only. It is
 moved after the transaction that loads it; a file whose move was lost is recognised by the ledger.
@@ -49,7 +49,7 @@ SCHEMA = pa.schema(
 _SMALL_COLUMNS = [field.name for field in SCHEMA if field.name not in ("body", "canonical")]
 # DuckDB takes in a row group's bodies at once, in each of its threads, several times over.
 ROW_GROUP_BYTES = 1_000_000
-_NAME = re.compile(r"(?P<endpoint>\w+)~(?P<run_id>[\w-]+)~(?P<number>\d+)\.parquet")
+_NAME = re.compile(r"(?P<kind>\w+)~(?P<run_id>[\w-]+)~(?P<number>\d+)\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class RawFile:
     """A raw file by its name's parts."""
 
     path: Path
-    endpoint: str
+    kind: str
     run_id: str
 
     @property
@@ -89,28 +89,28 @@ class RawPages:
         self._pending.mkdir(parents=True, exist_ok=True)
         return RawWriter(self._pending, run_id)
 
-    def pending(self, endpoint: str | None = None) -> list[RawFile]:
-        """Files that have landed and are not moved yet, of one endpoint or all, by name."""
+    def pending(self, kind: str | None = None) -> list[RawFile]:
+        """Files that have landed and are not moved yet, of one kind or all, by name."""
         if not self._pending.exists():
             return []
         found = [(path, _NAME.fullmatch(path.name)) for path in sorted(self._pending.iterdir())]
         return [
-            RawFile(path, match["endpoint"], match["run_id"])
+            RawFile(path, match["kind"], match["run_id"])
             for path, match in found
-            if match and endpoint in (None, match["endpoint"])
+            if match and kind in (None, match["kind"])
         ]
 
     def archive(self, file: RawFile, fetched_on: date) -> None:
         """Moves a loaded file out of the way."""
-        folder = self._pages / file.endpoint / fetched_on.isoformat()
+        folder = self._pages / file.kind / fetched_on.isoformat()
         folder.mkdir(parents=True, exist_ok=True)
         file.path.rename(folder / file.name)
 
     def archived(self) -> Iterator[RawFile]:
-        """Every loaded file, oldest day first within an endpoint."""
+        """Every loaded file, oldest day first within a kind."""
         for path in sorted(self._pages.glob("*/*/*.parquet")):
             if match := _NAME.fullmatch(path.name):
-                yield RawFile(path, match["endpoint"], match["run_id"])
+                yield RawFile(path, match["kind"], match["run_id"])
 
 
 class RawWriter:
@@ -123,20 +123,20 @@ class RawWriter:
         self._numbers = itertools.count(int(datetime.now(UTC).timestamp() * 1000))
 
     def land(self, page_sets: Iterable[PageSet]) -> None:
-        """Writes complete reads to disk, a file an endpoint; when it returns they survive a crash."""
+        """Writes complete reads to disk, a file a kind; when it returns they survive a crash."""
         self.write(self.tables(page_sets))
 
     def tables(self, page_sets: Iterable[PageSet]) -> dict[str, pa.Table]:
-        """The reads as they will be written, by endpoint: the half of landing that needs Python."""
-        by_endpoint: dict[str, list[PageSet]] = {}
+        """The reads as they will be written, by kind: the half of landing that needs Python."""
+        by_kind: dict[str, list[PageSet]] = {}
         for page_set in page_sets:
-            by_endpoint.setdefault(page_set.pages[0].endpoint.name, []).append(page_set)
-        return {endpoint: _table(sets, self._run_id) for endpoint, sets in by_endpoint.items()}
+            by_kind.setdefault(page_set.pages[0].endpoint.kind, []).append(page_set)
+        return {kind: _table(sets, self._run_id) for kind, sets in by_kind.items()}
 
     def write(self, tables: Mapping[str, pa.Table]) -> None:
         """Writes a file a table: the half of landing that another thread can do meanwhile."""
-        for endpoint, table in tables.items():
-            name = f"{endpoint}~{self._run_id}~{next(self._numbers)}.parquet"
+        for kind, table in tables.items():
+            name = f"{kind}~{self._run_id}~{next(self._numbers)}.parquet"
             _write_whole(table, self._folder / name)
         _sync(self._folder)
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, REFRESHED_USAGE
+from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, USAGE
 from finora_pipeline.openai_admin.errors import UnreadableResponse
 from finora_pipeline.openai_admin.pages import (
     Window,
@@ -101,7 +101,8 @@ def test_usage_seen_live_is_accepted_but_for_its_clipped_day() -> None:
     assert head.starts == [bucket["start_time"] for bucket in whole["data"]]
 
 
-@pytest.mark.parametrize("endpoint", REFRESHED_USAGE, ids=lambda endpoint: endpoint.name)
+# No example of the newest one is published.
+@pytest.mark.parametrize("endpoint", [e for e in USAGE if e.name != "decisions"], ids=lambda e: e.name)
 def test_documented_example_of_usage_is_typed(endpoint: Any) -> None:
     sent = json.loads((FIXTURES / f"official_get_usage_{endpoint.name}.json").read_bytes())
     for bucket in sent["data"]:
@@ -110,8 +111,9 @@ def test_documented_example_of_usage_is_typed(endpoint: Any) -> None:
     buckets = decode_usage(json.dumps(sent).encode()).data
 
     for result, example in zip(buckets[0].results, sent["data"][0]["results"], strict=True):
-        assert result.input_tokens == example["input_tokens"]
-        assert result.num_model_requests == example["num_model_requests"]
+        told = {measure: getattr(result, measure) for measure in endpoint.measures}
+        assert told == {measure: example.get(measure) for measure in endpoint.measures}
+        assert any(told.values())
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -59,7 +59,7 @@ def land(
 
 
 def load(warehouse: Warehouse, endpoint: str = "costs", run_id: str = "run-1") -> Loaded:
-    return load_pending(warehouse, [ENDPOINTS[endpoint]], run_id)
+    return load_pending(warehouse, [ENDPOINTS[endpoint].kind], run_id)
 
 
 def rows(warehouse: Warehouse, query: str) -> list[tuple[Any, ...]]:

@@ -16,7 +16,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from finora_pipeline.openai_admin.endpoints import COSTS, Endpoint
-from finora_pipeline.openai_admin.simulator.organization import Cell, SimulatedOrganization
+from finora_pipeline.openai_admin.simulator.organization import (
+    Cell,
+    SimulatedApiKey,
+    SimulatedMember,
+    SimulatedOrganization,
+    SimulatedProject,
+    SimulatedServiceAccount,
+)
 
 Params = dict[str, list[str]]
 Row = dict[str, Any]
@@ -154,7 +161,7 @@ def _dimensions(cell: Cell) -> dict[str, Any]:
     key = cell.api_key
     return {
         "project_id": key.project.id,
-        "user_id": key.owner.id,
+        "user_id": key.member_id,
         "api_key_id": key.id,
         "model": cell.model,
         "batch": False,
@@ -266,7 +273,9 @@ def _whole_number(params: Params, name: str, allowed: range, default: Default) -
     return number
 
 
-def directory(organization: SimulatedOrganization, path: tuple[str, ...], params: Params) -> Row | None:
+def directory(
+    organization: SimulatedOrganization, path: tuple[str, ...], params: Params, now: datetime
+) -> Row | None:
     """A list or object of the organization's directory, or None where OpenAI has no such object.
 
     `path` is what follows `/organization/`, split at its slashes.
@@ -275,25 +284,46 @@ def directory(organization: SimulatedOrganization, path: tuple[str, ...], params
     match path:
         case ("projects",):
             archived = params.get("include_archived", ["false"])[0].lower() == "true"
-            shown = [_project(p) for p in organization.projects if archived or p.archived_at is None]
-            return _listed(shown, params)
+            shown = [p for p in organization.projects if archived or not _is_past(p.archived_at, now)]
+            return _listed([_project(p, now) for p in shown], params)
         case ("users",):
-            return _listed([_member(m) for m in organization.members], params)
+            present = [m for m in organization.members if not _is_past(m.left_at, now)]
+            return _listed([_member(m) for m in present], params)
         case ("admin_api_keys",):
             return _listed([_admin_key(organization)], params)
         case ("projects", project_id) if project_id in projects:
-            return _project(projects[project_id])
-        case ("projects", project_id, "api_keys") if project_id in projects:
-            return _listed([_api_key(k) for k in organization.api_keys if k.project.id == project_id], params)
-        case ("projects", project_id, "users") if project_id in projects:
-            owners = {k.owner.id: k.owner for k in organization.api_keys if k.project.id == project_id}
-            return _listed([_member(m) | _PROJECT_MEMBER for m in owners.values()], params)
-        case ("projects", project_id, "service_accounts") if project_id in projects:
-            return _listed([], params)
+            return _project(projects[project_id], now)
+        case ("projects", project_id, kind) if project_id in projects:
+            keys = [key for key in organization.api_keys if key.project.id == project_id]
+            return _of_project(kind, keys, params, now)
     return None
 
 
+def _of_project(kind: str, keys: list[SimulatedApiKey], params: Params, now: datetime) -> Row | None:
+    owners = {key.owner.id: key.owner for key in keys}.values()
+    match kind:
+        case "api_keys":
+            # By default OpenAI leaves out the keys of owners without access.
+            access = params.get("owner_project_access", ["active"])[0]
+            if access not in ("active", "inactive", "any"):
+                raise BadRequest("Invalid 'owner_project_access': expected active, inactive or any.")
+            shown = [_api_key(key, now) for key in keys if not _is_past(key.deleted_at, now)]
+            return _listed([k for k in shown if access in ("any", k["owner_project_access"])], params)
+        case "users":
+            members = [o for o in owners if isinstance(o, SimulatedMember) and not _is_past(o.left_at, now)]
+            return _listed([_member(m) | _PROJECT_MEMBER for m in members], params)
+        case "service_accounts":
+            accounts = [o for o in owners if isinstance(o, SimulatedServiceAccount)]
+            return _listed([_service_account(a) | _PROJECT_ACCOUNT for a in accounts], params)
+    return None
+
+
+def _is_past(moment: int | None, now: datetime) -> bool:
+    return moment is not None and moment <= now.timestamp()
+
+
 _PROJECT_MEMBER = {"object": "organization.project.user", "role": "member"}
+_PROJECT_ACCOUNT = {"object": "organization.project.service_account"}
 
 
 def _listed(objects: list[Row], params: Params) -> Row:
@@ -311,18 +341,19 @@ def _listed(objects: list[Row], params: Params) -> Row:
     }
 
 
-def _project(project: Any) -> Row:
+def _project(project: SimulatedProject, now: datetime) -> Row:
+    is_archived = _is_past(project.archived_at, now)
     return {
         "id": project.id,
         "object": "organization.project",
         "name": project.name,
         "created_at": project.created_at,
-        "archived_at": project.archived_at,
-        "status": "archived" if project.archived_at else "active",
+        "archived_at": project.archived_at if is_archived else None,
+        "status": "archived" if is_archived else "active",
     }
 
 
-def _member(member: Any) -> Row:
+def _member(member: SimulatedMember) -> Row:
     return {
         "object": "organization.user",
         "id": member.id,
@@ -333,7 +364,32 @@ def _member(member: Any) -> Row:
     }
 
 
-def _api_key(key: Any) -> Row:
+def _service_account(account: SimulatedServiceAccount) -> Row:
+    return {
+        "id": account.id,
+        "name": account.name,
+        "role": account.role,
+        "created_at": account.created_at,
+    }
+
+
+def _owner(owner: SimulatedMember | SimulatedServiceAccount) -> Row:
+    if isinstance(owner, SimulatedServiceAccount):
+        return {"type": "service_account", "service_account": _service_account(owner)}
+    return {
+        "type": "user",
+        "user": {
+            "id": owner.id,
+            "name": owner.name,
+            "email": owner.email,
+            "role": "member",
+            "created_at": owner.added_at,
+        },
+    }
+
+
+def _api_key(key: SimulatedApiKey, now: datetime) -> Row:
+    has_left = isinstance(key.owner, SimulatedMember) and _is_past(key.owner.left_at, now)
     return {
         "object": "organization.project.api_key",
         "id": key.id,
@@ -341,17 +397,8 @@ def _api_key(key: Any) -> Row:
         "redacted_value": f"sk-proj-***{key.id[-4:]}",
         "created_at": key.created_at,
         "last_used_at": key.created_at,
-        "owner_project_access": "active",
-        "owner": {
-            "type": "user",
-            "user": {
-                "id": key.owner.id,
-                "name": key.owner.name,
-                "email": key.owner.email,
-                "role": "member",
-                "created_at": key.owner.added_at,
-            },
-        },
+        "owner_project_access": "inactive" if has_left else "active",
+        "owner": _owner(key.owner),
     }
 
 

@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import UTC, date, datetime
 from typing import Any
 from urllib.parse import parse_qs
@@ -121,7 +121,7 @@ class Simulator:
         if endpoint:
             answer = page_of(endpoint, organization, params, self.now, self.amounts_as_numbers)
         else:
-            answer = directory(organization, tuple(scope["path"].split("/")[3:]), params)
+            answer = directory(organization, tuple(scope["path"].split("/")[3:]), params, self.now)
         if answer is None:
             return None
         body = msgspec.json.encode(answer)
@@ -162,7 +162,8 @@ class Simulator:
         match action:
             case "truth":
                 start, end = (date.fromisoformat(params[name]) for name in ("start", "end"))
-                return _plain(asdict(organization.truth(start, end, self.now)))
+                truth = organization.truth(start, end, self.now)
+                return {field.name: _plain(getattr(truth, field.name)) for field in fields(truth)}
             case "keys":
                 self.set_key_state(params.get("key", organization.admin_key), KeyState(params["state"]))
             case "faults":
@@ -177,10 +178,13 @@ class Simulator:
 def _plain(value: Any) -> Any:
     """JSON without floats: amounts as text, keys of several parts joined by `|`."""
     if isinstance(value, dict):
-        return {
-            "|".join(map(str, k)) if isinstance(k, tuple) else str(k): _plain(v) for k, v in value.items()
-        }
-    return value if isinstance(value, (tuple, list)) else str(value)
+        return {_plain_key(k): _plain(v) for k, v in value.items()}
+    return value if isinstance(value, (tuple, list, int)) else str(value)
+
+
+def _plain_key(key: Any) -> str:
+    parts = key if isinstance(key, tuple) else (key,)
+    return "|".join("" if part is None else str(part) for part in parts)
 
 
 def _bearer(scope: dict[str, Any]) -> str:

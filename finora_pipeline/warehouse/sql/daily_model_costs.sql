@@ -115,7 +115,11 @@ SELECT
     usage.requests,
     usage.input_tokens,
     usage.output_tokens,
-    exact_ratio(costs.token_priced_usd, usage.input_tokens + usage.output_tokens, per := 1000),
+    exact_ratio(
+        costs.token_priced_usd,
+        coalesce(usage.input_tokens, 0) + coalesce(usage.output_tokens, 0),
+        per := 1000
+    ),
     coalesce(costs.is_sample, usage.is_sample)
 FROM costs
 FULL JOIN usage USING (user_id, provider, date, model);

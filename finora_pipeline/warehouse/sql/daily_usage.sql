@@ -1,38 +1,55 @@
 -- daily_usage: what was used, as OpenAI's usage endpoints count it.
 --
 -- Grain: user, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier; a
--- dimension that was not asked for is NULL.
+-- dimension that the service does not have is NULL.
 -- Rules
---   1. Token counts are OpenAI's own. `input_tokens` includes cached, cache-write and audio tokens: those
---      columns are parts of it and are never added to it again.
+--   1. Counts are OpenAI's own; a measure that the service does not have, or that OpenAI did not tell, is NULL.
+--      input_tokens = cached + uncached + cache writes; uncached, cached and output each = text + audio +
+--      image. The parts are never added to their whole again.
 --   2. Usage and costs are counted apart by OpenAI and need not agree on recent days; money comes from
 --      daily_costs.
 --   3. A day of an organization and service is replaced whole by its newest complete page set.
 
 -- [create]
 CREATE TABLE daily_usage (
-    user_id                   VARCHAR NOT NULL,
-    provider                  VARCHAR NOT NULL,
-    date                      DATE NOT NULL,
-    service                   VARCHAR NOT NULL,
-    project_id                VARCHAR,
-    member_id                 VARCHAR,
-    api_key_id                VARCHAR,
-    model                     VARCHAR,
-    batch                     BOOLEAN,
-    service_tier              VARCHAR,
-    requests                  BIGINT,
-    input_tokens              BIGINT,
-    input_cached_tokens       BIGINT,
-    input_cache_write_tokens  BIGINT,
-    input_audio_tokens        BIGINT,
-    output_tokens             BIGINT,
-    output_audio_tokens       BIGINT,
-    fetched_at                TIMESTAMPTZ NOT NULL,
-    raw_file                  VARCHAR NOT NULL,
-    is_sample                 BOOLEAN NOT NULL
+    user_id                       VARCHAR NOT NULL,
+    provider                      VARCHAR NOT NULL,
+    date                          DATE NOT NULL,
+    service                       VARCHAR NOT NULL,
+    project_id                    VARCHAR,
+    member_id                     VARCHAR,
+    api_key_id                    VARCHAR,
+    model                         VARCHAR,
+    batch                         BOOLEAN,
+    service_tier                  VARCHAR,
+    requests                      BIGINT,
+    calls                         BIGINT,
+    input_tokens                  BIGINT,
+    input_cached_tokens           BIGINT,
+    input_uncached_tokens         BIGINT,
+    input_cache_write_tokens      BIGINT,
+    input_cache_write_30m_tokens  BIGINT,
+    input_cache_write_12h_tokens  BIGINT,
+    input_text_tokens             BIGINT,
+    input_cached_text_tokens      BIGINT,
+    output_tokens                 BIGINT,
+    output_text_tokens            BIGINT,
+    input_audio_tokens            BIGINT,
+    input_cached_audio_tokens     BIGINT,
+    output_audio_tokens           BIGINT,
+    input_image_tokens            BIGINT,
+    input_cached_image_tokens     BIGINT,
+    output_image_tokens           BIGINT,
+    images                        BIGINT,
+    seconds                       BIGINT,
+    characters                    BIGINT,
+    usage_bytes                   BIGINT,
+    sessions                      BIGINT,
+    fetched_at                    TIMESTAMPTZ NOT NULL,
+    raw_file                      VARCHAR NOT NULL,
+    is_sample                     BOOLEAN NOT NULL
 );
-COMMENT ON TABLE daily_usage IS 'What was used: tokens and requests, one row a user, UTC day, service, project and model.';
+COMMENT ON TABLE daily_usage IS 'What was used, of every service: one row a user, UTC day, service, project, member, API key, model, batch and tier.';
 COMMENT ON COLUMN daily_usage.user_id IS 'Our user';
 COMMENT ON COLUMN daily_usage.provider IS 'Whose service: openai';
 COMMENT ON COLUMN daily_usage.date IS 'UTC day of the use; today is partial';
@@ -44,21 +61,37 @@ COMMENT ON COLUMN daily_usage.model IS 'Model as the usage endpoint names it; co
 COMMENT ON COLUMN daily_usage.batch IS 'Whether through the Batch API';
 COMMENT ON COLUMN daily_usage.service_tier IS 'Service tier, e.g. default, priority';
 COMMENT ON COLUMN daily_usage.requests IS 'Requests to the model';
-COMMENT ON COLUMN daily_usage.input_tokens IS 'Tokens in, cached ones included';
+COMMENT ON COLUMN daily_usage.calls IS 'Calls of a tool: file searches, web searches';
+COMMENT ON COLUMN daily_usage.input_tokens IS 'Tokens in, all of them: cached, uncached and cache writes';
 COMMENT ON COLUMN daily_usage.input_cached_tokens IS 'Part of input_tokens that was read from the cache';
+COMMENT ON COLUMN daily_usage.input_uncached_tokens IS 'Part of input_tokens that was neither read from the cache nor written to it';
 COMMENT ON COLUMN daily_usage.input_cache_write_tokens IS 'Part of input_tokens that was written to the cache';
-COMMENT ON COLUMN daily_usage.input_audio_tokens IS 'Part of input_tokens that is audio';
-COMMENT ON COLUMN daily_usage.output_tokens IS 'Tokens out';
+COMMENT ON COLUMN daily_usage.input_cache_write_30m_tokens IS 'Part of input_cache_write_tokens that is kept for 30 minutes';
+COMMENT ON COLUMN daily_usage.input_cache_write_12h_tokens IS 'Part of input_cache_write_tokens that is kept for 12 hours';
+COMMENT ON COLUMN daily_usage.input_text_tokens IS 'Part of input_uncached_tokens that is text';
+COMMENT ON COLUMN daily_usage.input_cached_text_tokens IS 'Part of input_cached_tokens that is text';
+COMMENT ON COLUMN daily_usage.output_tokens IS 'Tokens out, all of them';
+COMMENT ON COLUMN daily_usage.output_text_tokens IS 'Part of output_tokens that is text';
+COMMENT ON COLUMN daily_usage.input_audio_tokens IS 'Part of input_uncached_tokens that is audio';
+COMMENT ON COLUMN daily_usage.input_cached_audio_tokens IS 'Part of input_cached_tokens that is audio';
 COMMENT ON COLUMN daily_usage.output_audio_tokens IS 'Part of output_tokens that is audio';
+COMMENT ON COLUMN daily_usage.input_image_tokens IS 'Part of input_uncached_tokens that is images';
+COMMENT ON COLUMN daily_usage.input_cached_image_tokens IS 'Part of input_cached_tokens that is images';
+COMMENT ON COLUMN daily_usage.output_image_tokens IS 'Part of output_tokens that is images';
+COMMENT ON COLUMN daily_usage.images IS 'Images made';
+COMMENT ON COLUMN daily_usage.seconds IS 'Seconds of audio transcribed';
+COMMENT ON COLUMN daily_usage.characters IS 'Characters spoken';
+COMMENT ON COLUMN daily_usage.usage_bytes IS 'Bytes held in vector stores';
+COMMENT ON COLUMN daily_usage.sessions IS 'Code interpreter sessions';
 COMMENT ON COLUMN daily_usage.fetched_at IS 'When OpenAI said so (UTC)';
 COMMENT ON COLUMN daily_usage.raw_file IS 'Raw file that holds the page';
 COMMENT ON COLUMN daily_usage.is_sample IS 'Made-up row of a user without real data';
 
 -- [load]
--- From the raw files' pages of one service ($endpoint), as OpenAI sent them.
+-- From the raw files' pages, as OpenAI sent them.
 DELETE FROM daily_usage AS old
 USING new_days AS new
-WHERE old.service = $endpoint
+WHERE old.service = new.endpoint
   AND old.user_id = new.user_id
   AND old.provider = new.provider
   AND old.date = new.date;
@@ -68,14 +101,22 @@ WITH pages AS (
     SELECT
         user_id,
         provider,
+        endpoint,
         fetched_at,
         parse_filename(filename) AS raw_file,
         unnest(from_json(body, '{"data": [{"start_time": "BIGINT", "results": [{
             "project_id": "VARCHAR", "user_id": "VARCHAR", "api_key_id": "VARCHAR", "model": "VARCHAR",
             "batch": "BOOLEAN", "service_tier": "VARCHAR", "num_model_requests": "BIGINT",
-            "input_tokens": "BIGINT", "input_cached_tokens": "BIGINT",
-            "input_cache_write_tokens": "BIGINT", "input_audio_tokens": "BIGINT",
-            "output_tokens": "BIGINT", "output_audio_tokens": "BIGINT"}]}]}').data) AS bucket
+            "num_requests": "BIGINT", "input_tokens": "BIGINT", "input_cached_tokens": "BIGINT",
+            "input_uncached_tokens": "BIGINT", "input_cache_write_tokens": "BIGINT",
+            "input_cache_write_30m_tokens": "BIGINT", "input_cache_write_12h_tokens": "BIGINT",
+            "input_text_tokens": "BIGINT", "input_cached_text_tokens": "BIGINT",
+            "output_tokens": "BIGINT", "output_text_tokens": "BIGINT",
+            "input_audio_tokens": "BIGINT", "input_cached_audio_tokens": "BIGINT",
+            "output_audio_tokens": "BIGINT", "input_image_tokens": "BIGINT",
+            "input_cached_image_tokens": "BIGINT", "output_image_tokens": "BIGINT",
+            "images": "BIGINT", "seconds": "BIGINT", "characters": "BIGINT",
+            "usage_bytes": "BIGINT", "num_sessions": "BIGINT"}]}]}').data) AS bucket
     FROM read_parquet(getvariable('raw_files'), filename = true)
 ),
 buckets AS (
@@ -84,6 +125,7 @@ buckets AS (
     JOIN new_days AS new
         ON new.user_id = pages.user_id
         AND new.provider = pages.provider
+        AND new.endpoint = pages.endpoint
         AND new.date = DATE '1970-01-01' + (bucket.start_time // 86400)::INTEGER
         AND new.fetched_at = pages.fetched_at
         AND new.raw_file = pages.raw_file
@@ -92,7 +134,7 @@ SELECT
     user_id,
     provider,
     date,
-    $endpoint,
+    endpoint AS service,
     result.project_id AS project_id,
     result.user_id AS member_id,
     result.api_key_id AS api_key_id,
@@ -100,12 +142,28 @@ SELECT
     result.batch AS batch,
     result.service_tier AS service_tier,
     sum(result.num_model_requests)::BIGINT,
+    sum(result.num_requests)::BIGINT,
     sum(result.input_tokens)::BIGINT,
     sum(result.input_cached_tokens)::BIGINT,
+    sum(result.input_uncached_tokens)::BIGINT,
     sum(result.input_cache_write_tokens)::BIGINT,
-    sum(result.input_audio_tokens)::BIGINT,
+    sum(result.input_cache_write_30m_tokens)::BIGINT,
+    sum(result.input_cache_write_12h_tokens)::BIGINT,
+    sum(result.input_text_tokens)::BIGINT,
+    sum(result.input_cached_text_tokens)::BIGINT,
     sum(result.output_tokens)::BIGINT,
+    sum(result.output_text_tokens)::BIGINT,
+    sum(result.input_audio_tokens)::BIGINT,
+    sum(result.input_cached_audio_tokens)::BIGINT,
     sum(result.output_audio_tokens)::BIGINT,
+    sum(result.input_image_tokens)::BIGINT,
+    sum(result.input_cached_image_tokens)::BIGINT,
+    sum(result.output_image_tokens)::BIGINT,
+    sum(result.images)::BIGINT,
+    sum(result.seconds)::BIGINT,
+    sum(result.characters)::BIGINT,
+    sum(result.usage_bytes)::BIGINT,
+    sum(result.num_sessions)::BIGINT,
     fetched_at,
     raw_file,
     false

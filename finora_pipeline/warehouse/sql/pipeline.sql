@@ -8,7 +8,7 @@ CREATE SCHEMA pipeline;
 CREATE TABLE pipeline.loaded_files (
     raw_file     VARCHAR NOT NULL PRIMARY KEY,
     run_id       VARCHAR NOT NULL,
-    endpoint     VARCHAR NOT NULL,
+    kind         VARCHAR NOT NULL,
     fetched_on   DATE NOT NULL,
     loaded_at    TIMESTAMPTZ NOT NULL,
     pages        BIGINT NOT NULL,
@@ -43,36 +43,43 @@ WITH page_days AS (
     SELECT DISTINCT
         user_id,
         provider,
+        endpoint,
         fetched_at,
         parse_filename(filename) AS raw_file,
         unnest(days) AS date
     FROM read_parquet(getvariable('raw_files'), filename = true)
 )
-SELECT user_id, provider, date, max(fetched_at) AS fetched_at, arg_max(raw_file, fetched_at) AS raw_file
+SELECT
+    user_id,
+    provider,
+    endpoint,
+    date,
+    max(fetched_at) AS fetched_at,
+    arg_max(raw_file, fetched_at) AS raw_file
 FROM page_days
 WHERE NOT EXISTS (
     FROM pipeline.loaded_days AS loaded
-    WHERE loaded.endpoint = $endpoint
+    WHERE loaded.endpoint = page_days.endpoint
       AND loaded.user_id = page_days.user_id
       AND loaded.provider = page_days.provider
       AND loaded.date = page_days.date
       AND loaded.fetched_at >= page_days.fetched_at
 )
-GROUP BY user_id, provider, date;
+GROUP BY user_id, provider, endpoint, date;
 
 -- [end_load]
 DELETE FROM pipeline.loaded_days AS loaded
 USING new_days AS new
-WHERE loaded.endpoint = $endpoint
+WHERE loaded.endpoint = new.endpoint
   AND loaded.user_id = new.user_id
   AND loaded.provider = new.provider
   AND loaded.date = new.date;
 
 INSERT INTO pipeline.loaded_days
-SELECT user_id, provider, $endpoint, date, fetched_at, raw_file FROM new_days;
+SELECT user_id, provider, endpoint, date, fetched_at, raw_file FROM new_days;
 
 INSERT INTO pipeline.stale_days
-SELECT user_id, provider, date FROM new_days AS new
+SELECT DISTINCT user_id, provider, date FROM new_days AS new
 WHERE NOT EXISTS (
     FROM pipeline.stale_days AS stale
     WHERE stale.user_id = new.user_id AND stale.provider = new.provider AND stale.date = new.date
@@ -94,4 +101,4 @@ WITH files AS (
     FROM read_parquet(getvariable('raw_files'), filename = true)
     GROUP BY raw_file
 )
-SELECT raw_file, run_id, $endpoint, fetched_on, now(), pages, users FROM files;
+SELECT raw_file, run_id, $kind, fetched_on, now(), pages, users FROM files;

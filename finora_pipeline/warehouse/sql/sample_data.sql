@@ -56,10 +56,22 @@ FROM (
     FROM sample_use
 );
 
-INSERT INTO daily_usage
+INSERT INTO daily_usage BY NAME
 SELECT
-    user_id, 'openai', date, 'completions', 'proj_sample', NULL, NULL, model, NULL, NULL,
-    input_tokens // 900 + 1, input_tokens, 0, 0, 0, input_tokens // 4, 0, now(), 'sample', true
+    user_id,
+    'openai' AS provider,
+    date,
+    'completions' AS service,
+    'proj_sample' AS project_id,
+    model,
+    input_tokens // 900 + 1 AS requests,
+    input_tokens,
+    0 AS input_cached_tokens,
+    input_tokens AS input_uncached_tokens,
+    input_tokens // 4 AS output_tokens,
+    now() AS fetched_at,
+    'sample' AS raw_file,
+    true AS is_sample
 FROM sample_use;
 
 INSERT INTO pipeline.stale_days

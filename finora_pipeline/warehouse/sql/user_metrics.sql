@@ -100,7 +100,7 @@ WITH model_sums AS (
         span.span_start,
         cost.model,
         sum(cost.amount_usd) AS amount_usd,
-        sum(cost.token_priced_usd) FILTER (coalesce(cost.input_tokens + cost.output_tokens, 0) > 0)
+        sum(cost.token_priced_usd) FILTER (coalesce(cost.input_tokens, 0) + coalesce(cost.output_tokens, 0) > 0)
             AS covered_usd,
         sum(cost.input_tokens)::BIGINT AS input_tokens,
         sum(cost.output_tokens)::BIGINT AS output_tokens
