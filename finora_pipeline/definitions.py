@@ -9,7 +9,7 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 from finora_pipeline.assets.facts import daily_costs, daily_usage  # noqa: E402
-from finora_pipeline.assets.metrics import daily_model_costs, user_metrics  # noqa: E402
+from finora_pipeline.assets.metrics import split_costs, user_metrics  # noqa: E402
 from finora_pipeline.assets.raw_pages import raw_openai_pages  # noqa: E402
 from finora_pipeline.assets.serving import published  # noqa: E402
 from finora_pipeline.assets.user_history import user_history  # noqa: E402
@@ -27,7 +27,7 @@ ASSETS = [
     daily_costs,
     daily_usage,
     user_history,
-    daily_model_costs,
+    split_costs,
     user_metrics,
     published,
 ]

@@ -1,6 +1,7 @@
 """What the accounts speak of: connections and their states, organizations, refreshes. Plain data."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
@@ -49,7 +50,8 @@ class Connection:
     """A user's connection to OpenAI, without its secret.
 
     The UTC days from `history_from` up to `read_until` (exclusive) have been read without a gap; both are
-    None while the history that the plan keeps has not been read whole.
+    None while the history that the plan keeps has not been read whole. `cost_groupings` tells by which
+    further dimensions the organization's API splits costs, as far as that is known.
     """
 
     user_id: str
@@ -65,6 +67,7 @@ class Connection:
     changed_at: datetime
     history_from: date | None
     read_until: date | None
+    cost_groupings: Mapping[str, bool]
     last_attempt_at: datetime | None
     last_refresh_at: datetime | None
 
@@ -88,7 +91,8 @@ class Refresh:
 
     `window_start` and `window_end` are UTC days, the end exclusive. `reason` is a code of
     `openai_admin.errors` and `message` its sentence, both None if the read was complete. `permanent`
-    tells that only a person can help. `plan` is the one that the window was made for.
+    tells that only a person can help. `plan` is the one that the window was made for; `cost_groupings` what
+    the read learned of the splits of costs that the API takes.
     """
 
     user_id: str
@@ -101,6 +105,7 @@ class Refresh:
     message: str | None = None
     permanent: bool = False
     plan: str | None = None
+    cost_groupings: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:

@@ -70,6 +70,7 @@ connections = Table(
     Column("changed_at", UtcDateTime, nullable=False),
     Column("history_from", Date),
     Column("read_until", Date),
+    Column("cost_groupings", Text),
     Column("last_attempt_at", UtcDateTime),
     Column("last_refresh_at", UtcDateTime),
     Index("connections_changed_at", "changed_at"),

@@ -1,6 +1,7 @@
 """Metrics: what the facts add up to, by model and by user."""
 
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -10,27 +11,55 @@ from finora_pipeline.assets.metadata import table_description, table_metadata
 from finora_pipeline.assets.user_history import user_history
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.warehouse import WarehouseResource
-from finora_pipeline.warehouse.metrics import refresh_daily_model_costs, refresh_user_metrics
+from finora_pipeline.warehouse.metrics import refresh_costs, refresh_user_metrics
+
+COST_TABLES = ("daily_model_costs", "daily_member_costs", "daily_key_costs")
 
 
-@dg.asset(
-    deps=[daily_costs, daily_usage, user_history],
+@dg.multi_asset(
+    specs=[
+        dg.AssetSpec(
+            table,
+            deps=[daily_costs, daily_usage, user_history],
+            description=table_description(table),
+            metadata=table_metadata(table),
+            kinds={"duckdb"},
+        )
+        for table in COST_TABLES
+    ],
+    name="split_costs",
     group_name="metrics",
-    kinds={"duckdb"},
-    description=table_description("daily_model_costs"),
-    metadata=table_metadata("daily_model_costs"),
+    check_specs=[
+        dg.AssetCheckSpec(
+            "parts_add_up_to_the_bill",
+            asset="daily_model_costs",
+            blocking=True,
+            description="Of every recomputed day the rows by model, by member and by API key each add up to "
+            "daily_costs, to the last digit.",
+        )
+    ],
 )
-def daily_model_costs(accounts: AccountsResource, warehouse: WarehouseResource) -> dg.MaterializeResult:
+def split_costs(
+    accounts: AccountsResource, warehouse: WarehouseResource
+) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     started = time.monotonic()
     today = datetime.now(UTC).date()
-    days = refresh_daily_model_costs(warehouse.warehouse, accounts.accounts.user_ids(), today)
-    return dg.MaterializeResult(
-        metadata={"recomputed user-days": days, "seconds": round(time.monotonic() - started, 3)}
+    computed = refresh_costs(warehouse.warehouse, accounts.accounts.user_ids(), today)
+    seconds = round(time.monotonic() - started, 3)
+    for table in COST_TABLES:
+        yield dg.MaterializeResult(
+            asset_key=table, metadata={"recomputed user-days": computed.days, "seconds": seconds}
+        )
+    yield dg.AssetCheckResult(
+        check_name="parts_add_up_to_the_bill",
+        asset_key="daily_model_costs",
+        passed=not computed.unequal,
+        metadata={"days that do not add up": len(computed.unequal), "first": str(computed.unequal[:10])},
     )
 
 
 @dg.asset(
-    deps=[daily_model_costs],
+    deps=list(COST_TABLES),
     group_name="metrics",
     kinds={"duckdb"},
     description=table_description("user_metrics"),

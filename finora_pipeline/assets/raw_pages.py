@@ -17,6 +17,7 @@ from finora_pipeline.refresh.fetch import Fetched, ProgressCallback, fetch, sele
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
 from finora_pipeline.resources.warehouse import WarehouseResource
+from finora_pipeline.warehouse.load import load_ahead
 from finora_pipeline.warehouse.raw import RawPages
 
 COST_PAGES = dg.AssetKey("raw_openai_cost_pages")
@@ -36,7 +37,8 @@ class RefreshConfig(dg.Config):
     specs=[
         dg.AssetSpec(
             COST_PAGES,
-            description="Pages of OpenAI's costs endpoint as received, grouped by project and line item. "
+            description="Pages of OpenAI's costs endpoint as received: by project and line item, in total, "
+            "and by member and API key where the organization's API takes that. "
             "Parquet, one row a page; a page set lands only when it is complete.",
             kinds={"openai", "parquet"},
         ),
@@ -78,8 +80,9 @@ def raw_openai_pages(
         context.run.run_id, connections, asked, accounts, openai_admin, warehouse, on_progress
     )
     seconds = time.monotonic() - started
-    for key, endpoints in ((COST_PAGES, [COSTS]), (USAGE_PAGES, openai_admin.services)):
-        names = ", ".join(endpoint.name for endpoint in endpoints)
+    read = (COSTS, *openai_admin.readings)
+    for key, is_costs in ((COST_PAGES, True), (USAGE_PAGES, False)):
+        names = ", ".join(endpoint.name for endpoint in read if endpoint.is_costs is is_costs)
         yield dg.MaterializeResult(asset_key=key, metadata=fetched_metadata(fetched, names, seconds))
     yield read_check(fetched)
 
@@ -106,7 +109,8 @@ def fetch_and_land(
                 datetime.now(UTC).date(),
                 run_id,
                 on_progress,
-                openai_admin.services,
+                openai_admin.readings,
+                lambda: load_ahead(warehouse.warehouse),
             )
 
     return asyncio.run(run())

@@ -9,13 +9,13 @@ import dagster as dg
 from finora_pipeline.assets.metadata import fetched_metadata, loaded_metadata
 from finora_pipeline.assets.partitions import USERS
 from finora_pipeline.assets.raw_pages import fetch_and_land
-from finora_pipeline.openai_admin.endpoints import COSTS, USAGE_KIND
+from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.refresh.fetch import ProgressCallback, select_connections
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
 from finora_pipeline.resources.warehouse import WarehouseResource
-from finora_pipeline.warehouse.load import load_pending
+from finora_pipeline.warehouse.load import KINDS, load_pending
 
 
 @dg.asset(
@@ -39,9 +39,9 @@ def user_history(
     whole = [replace(connection, history_from=None, read_until=None) for connection in chosen]
     asked = trailing_window(datetime.now(UTC).date())
     fetched = fetch_and_land(context.run.run_id, whole, asked, accounts, openai_admin, warehouse, on_progress)
-    loaded = load_pending(warehouse.warehouse, [COSTS.kind, USAGE_KIND], context.run.run_id)
+    loaded = load_pending(warehouse.warehouse, KINDS, context.run.run_id)
     seconds = time.monotonic() - started
-    names = ", ".join(endpoint.name for endpoint in (COSTS, *openai_admin.services))
+    names = ", ".join(endpoint.name for endpoint in (COSTS, *openai_admin.readings))
     return dg.MaterializeResult(
         metadata=loaded_metadata(loaded, seconds, with_money=True)
         | {"usage rows": loaded.usage_rows}

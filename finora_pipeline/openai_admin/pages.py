@@ -26,7 +26,8 @@ CURRENCY = "usd"
 # 18 places before its trailing zeros, and a number that a double holds.
 # Possessive throughout: a pattern that may go back would do so for every amount before an odd one.
 _CANONICAL_AMOUNTS = re.compile(rb'(?:(?>"-?\d{1,18}+\.\d{1,18}+0*+"|"0E-6176"|null)?+(?:,|$))*+').fullmatch
-_GRAIN = operator.attrgetter("project_id", "line_item")
+# What makes a row of costs one of its own, however they were grouped.
+_GRAIN = operator.attrgetter("project_id", "line_item", "user_id", "api_key_id")
 _LINE_ITEM = operator.attrgetter("line_item")
 _CANONICAL_QUANTITIES = re.compile(rb"(?:(?>-?\d{1,12}+(?:\.\d{1,3}+)?+|null)?+(?:,|$))*+").fullmatch
 
@@ -107,6 +108,9 @@ class CostResult(msgspec.Struct, frozen=True, gc=False):
     project_name: str | None = None
     organization_id: str | None = None
     organization_name: str | None = None
+    user_id: str | None = None
+    user_email: str | None = None
+    api_key_id: str | None = None
     quantity: msgspec.Raw = msgspec.Raw()
     quantity_unit: str | None = None
 
@@ -190,14 +194,15 @@ def canonical_costs(body: bytes) -> bytes:
     """A checked page of costs in the one form that SQL reads without losing a digit.
 
     Each amount and quantity becomes a string of a plain decimal with 18 places, each project and line item
-    of a day one row. The page's amounts keep their exact sum, rounded once (`amounts.round_to_total`).
+    (and member or API key) of a day one row. The page's amounts keep their exact sum, rounded once
+    (`amounts.round_to_total`).
     """
     days: list[int] = []
     grains: list[list[CostResult]] = []
     for bucket in decode_costs(body).data:
-        of_day: dict[tuple[str | None, str | None], list[CostResult]] = {}
+        of_day: dict[tuple[str | None, ...], list[CostResult]] = {}
         for result in bucket.results:
-            of_day.setdefault((result.project_id, result.line_item), []).append(result)
+            of_day.setdefault(_GRAIN(result), []).append(result)
         days += [bucket.start_time] * len(of_day)
         grains += of_day.values()
     amounts = round_to_total([_total(r.amount.value for r in grain if r.amount) for grain in grains])

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 
 import pyarrow as pa
@@ -14,8 +14,8 @@ from finora_pipeline.accounts.model import AccountsError, Connection, Refresh
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
 from finora_pipeline.openai_admin.client import OrganizationClient, first_failure
-from finora_pipeline.openai_admin.endpoints import COSTS, USAGE, Endpoint
-from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError
+from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, COSTS, COSTS_BY, Endpoint
+from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError, UnsupportedRequest
 from finora_pipeline.openai_admin.pages import Window, decode_costs
 from finora_pipeline.refresh.windows import FIRST_DAY, trailing_window, window_of
 from finora_pipeline.warehouse.raw import PageSet, RawPages, RawWriter
@@ -29,6 +29,7 @@ BATCH_OUTCOMES = 500
 MOST_USERS_AT_ONCE = 36
 DAYS_AT_ONCE = 1_500
 
+_DIMENSION_OF = {endpoint.name: dimension for dimension, endpoint in COSTS_BY.items()}
 ProgressCallback = Callable[[int, int, int], None]
 _log = logging.getLogger(__name__)
 
@@ -82,16 +83,18 @@ async def fetch(
     today: date,
     run_id: str,
     on_progress: ProgressCallback | None = None,
-    services: Sequence[Endpoint] = USAGE,
+    readings: Sequence[Endpoint] = tuple(BESIDES_COSTS.values()),
+    load_ahead: Callable[[], None] | None = None,
 ) -> Fetched:
     """Reads each connection's window and lands every complete page set; records how each read ended.
 
-    `services` are the usage endpoints that are read besides the costs.
+    `readings` is what is read besides the costs. `load_ahead` is called in a thread now and then, to load
+    what has landed while OpenAI is still being asked.
     `on_progress(done, total, failed)` is called after each user.
     """
     planned = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
     fetched = Fetched(users=len(planned))
-    landing = _Landing(accounts, raw.writer(run_id), run_id, fetched)
+    landing = _Landing(accounts, raw.writer(run_id), run_id, fetched, load_ahead)
     waiting = iter(planned)
     done = 0
 
@@ -101,7 +104,7 @@ async def fetch(
             began = datetime.now(UTC)
             try:
                 organization = organizations.of(connection.user_id)
-                outcome, sets = await _read_user(organization, connection, window, services, began)
+                outcome, sets = await _read_user(organization, connection, window, readings, began)
             except (AccountsError, VaultError) as error:
                 outcome, sets = _ended(connection, window, began, [], "vault", str(error), False), []
             except Exception as error:
@@ -118,7 +121,7 @@ async def fetch(
     async with asyncio.TaskGroup() as group:
         for _ in range(min(workers, len(planned))):
             group.create_task(read_users())
-    await landing.flush()
+    await landing.finish()
     # What Arrow keeps for its next pages is better given to DuckDB now.
     pa.default_memory_pool().release_unused()
     fetched.requests = organizations.client.requests
@@ -128,7 +131,14 @@ async def fetch(
 class _Landing:
     """Gathers what workers read and lands it in batches, off the event loop."""
 
-    def __init__(self, accounts: Accounts, writer: RawWriter, run_id: str, fetched: Fetched) -> None:
+    def __init__(
+        self,
+        accounts: Accounts,
+        writer: RawWriter,
+        run_id: str,
+        fetched: Fetched,
+        load_ahead: Callable[[], None] | None,
+    ) -> None:
         self._accounts = accounts
         self._writer = writer
         self._run_id = run_id
@@ -137,6 +147,8 @@ class _Landing:
         self._sets: list[PageSet] = []
         self._bytes = 0
         self._one_at_a_time = asyncio.Lock()
+        self._load_ahead = load_ahead
+        self._loading: asyncio.Task[None] | None = None
 
     async def add(self, outcome: Refresh, sets: list[PageSet]) -> None:
         self._outcomes.append(outcome)
@@ -163,6 +175,18 @@ class _Landing:
         self._sets, self._outcomes, self._bytes = [], [], 0
         # Made here and not in the thread: two threads that both need Python only wait for each other.
         await asyncio.to_thread(self._land, self._writer.tables(sets), outcomes)
+        if self._load_ahead and (self._loading is None or self._loading.done()):
+            await self._loaded()
+            self._loading = asyncio.create_task(asyncio.to_thread(self._load_ahead))
+
+    async def finish(self) -> None:
+        """Lands the rest, and waits until nothing is being loaded."""
+        await self.flush()
+        await self._loaded()
+
+    async def _loaded(self) -> None:
+        if self._loading:
+            await self._loading
 
     def _land(self, tables: Mapping[str, pa.Table], outcomes: Iterable[Refresh]) -> None:
         # Landed before it is recorded: a recorded read with nothing pending is taken for loaded.
@@ -174,29 +198,46 @@ async def _read_user(
     organization: OrganizationClient,
     connection: Connection,
     window: Window,
-    services: Sequence[Endpoint],
+    readings: Sequence[Endpoint],
     began: datetime,
 ) -> tuple[Refresh, list[PageSet]]:
-    """One user's read. Costs first: if the key is refused, nothing more is asked. Then the usage of every
-    service at the same time; what could be read lands, whatever failed beside it."""
+    """One user's read. Costs first: if the key is refused, nothing more is asked. Then all else at the same
+    time; what could be read lands, whatever failed beside it."""
     sets: list[PageSet] = []
+    groupings: dict[str, bool] = {}
     try:
         if window.start == FIRST_DAY:
             window = await _from_first_costs(organization, window)
         sets.append(PageSet(connection.user_id, await organization.read(COSTS, window)))
-        reads = (organization.read(endpoint, window) for endpoint in services)
+        wanted = [endpoint for endpoint in readings if _is_taken(connection, endpoint, began)]
+        reads = (organization.read(endpoint, window) for endpoint in wanted)
         failures = []
-        for read in await asyncio.gather(*reads, return_exceptions=True):
-            if isinstance(read, BaseException):
-                failures.append(read)
-            else:
-                sets.append(PageSet(connection.user_id, read))
+        answers = await asyncio.gather(*reads, return_exceptions=True)
+        for endpoint, answer in zip(wanted, answers, strict=True):
+            dimension = _DIMENSION_OF.get(endpoint.name)
+            if not isinstance(answer, BaseException):
+                sets.append(PageSet(connection.user_id, answer))
+            elif not (dimension and isinstance(answer, UnsupportedRequest)):
+                failures.append(answer)
+                continue
+            if dimension:
+                groupings[dimension] = not isinstance(answer, BaseException)
         if failures:
             raise first_failure(failures)
     except OpenAIAdminError as error:
         permanent = isinstance(error, PermanentError)
-        return _ended(connection, window, began, sets, error.reason, str(error), permanent), sets
-    return _ended(connection, window, began, sets), sets
+        ended = _ended(connection, window, began, sets, error.reason, str(error), permanent)
+        return replace(ended, cost_groupings=groupings), sets
+    return replace(_ended(connection, window, began, sets), cost_groupings=groupings), sets
+
+
+def _is_taken(connection: Connection, endpoint: Endpoint, now: datetime) -> bool:
+    """Whether to ask for it: not for a split of the costs that the organization's API has refused today."""
+    dimension = _DIMENSION_OF.get(endpoint.name)
+    if dimension is None or connection.cost_groupings.get(dimension, True):
+        return True
+    tried = connection.last_attempt_at
+    return tried is None or tried.date() < now.date()
 
 
 async def _from_first_costs(organization: OrganizationClient, window: Window) -> Window:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from finora_pipeline.accounts.connections import Organizations
 from finora_pipeline.openai_admin.client import Limits, open_client
-from finora_pipeline.openai_admin.endpoints import ENDPOINTS, USAGE, Endpoint
+from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, Endpoint
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.settings import Settings
 
@@ -35,14 +35,15 @@ class OpenAIAdminResource(dg.ConfigurableResource):
         default=_DEFAULTS.first_pause_seconds, description="Before the first repeat"
     )
 
-    usage: list[str] = Field(
-        default=[endpoint.name for endpoint in USAGE], description="Services whose usage is read"
+    besides_costs: list[str] = Field(
+        default=list(BESIDES_COSTS),
+        description="What is read besides the costs: usage of services, cost splits",
     )
 
     @property
-    def services(self) -> list[Endpoint]:
-        """The usage endpoints that are read."""
-        return [ENDPOINTS[name] for name in self.usage]
+    def readings(self) -> list[Endpoint]:
+        """What is read besides the costs."""
+        return [BESIDES_COSTS[name] for name in self.besides_costs]
 
     @classmethod
     def of(cls, settings: Settings, accounts: AccountsResource) -> "OpenAIAdminResource":

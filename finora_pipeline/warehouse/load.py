@@ -13,16 +13,19 @@ from decimal import Decimal
 import duckdb
 import pyarrow as pa
 
-from finora_pipeline.openai_admin.endpoints import COSTS, USAGE_KIND
+from finora_pipeline.openai_admin.endpoints import BILLED_KIND, COSTS, USAGE_KIND
 from finora_pipeline.openai_admin.line_items import parse_line_item
 from finora_pipeline.warehouse.raw import RawFile, RawPages
 from finora_pipeline.warehouse.sql import section
-from finora_pipeline.warehouse.warehouse import Warehouse, run, transaction
+from finora_pipeline.warehouse.warehouse import MONTHLY_TABLES, Warehouse, run, transaction
 
 # Raw files that are loaded in one transaction: its end waits for the disk, and DuckDB reads them in parallel.
 FILES_A_TRANSACTION = 16
+# Raw files of a kind that are worth a transaction of their own before all have landed.
+FILES_AHEAD = 6
 # The table that the pages of a kind become.
-TABLE_OF_KIND = {COSTS.kind: "daily_costs", USAGE_KIND: "daily_usage"}
+TABLE_OF_KIND = {COSTS.kind: "daily_costs", USAGE_KIND: "daily_usage", BILLED_KIND: "billed_costs"}
+KINDS = tuple(TABLE_OF_KIND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +47,37 @@ def load_pending(warehouse: Warehouse, kinds: Iterable[str], run_id: str) -> Loa
 
     Returns what the pages that the run fetched became, whoever loaded them.
     """
-    raw = RawPages(warehouse.raw)
     kinds = list(kinds)
     with warehouse.writing() as connection:
         for kind in kinds:
-            # Listed under the lock: another process may have loaded them a moment ago.
-            files = raw.pending(kind)
-            moved = _already_loaded(connection, files)
-            for file, fetched_on in moved.items():
-                raw.archive(file, fetched_on)
-            waiting = [file for file in files if file not in moved]
-            for first in range(0, len(waiting), FILES_A_TRANSACTION):
-                batch = waiting[first : first + FILES_A_TRANSACTION]
-                _load(connection, kind, batch)
-                for file, fetched_on in _already_loaded(connection, batch).items():
-                    raw.archive(file, fetched_on)
+            _load_all(connection, RawPages(warehouse.raw), kind)
         return _loaded_by(connection, run_id, kinds)
+
+
+def load_ahead(warehouse: Warehouse) -> None:
+    """Loads landed files where there are enough for a transaction, on one core, while pages still arrive."""
+    raw = RawPages(warehouse.raw)
+    waiting = [kind for kind in KINDS if len(raw.pending(kind)) >= FILES_AHEAD]
+    if not waiting:
+        return
+    with warehouse.writing() as connection:
+        connection.execute("SET threads = 1")
+        for kind in waiting:
+            _load_all(connection, raw, kind)
+
+
+def _load_all(connection: duckdb.DuckDBPyConnection, raw: RawPages, kind: str) -> None:
+    # Listed under the lock: another process may have loaded them a moment ago.
+    files = raw.pending(kind)
+    moved = _already_loaded(connection, files)
+    for file, fetched_on in moved.items():
+        raw.archive(file, fetched_on)
+    waiting = [file for file in files if file not in moved]
+    for first in range(0, len(waiting), FILES_A_TRANSACTION):
+        batch = waiting[first : first + FILES_A_TRANSACTION]
+        _load(connection, kind, batch)
+        for file, fetched_on in _already_loaded(connection, batch).items():
+            raw.archive(file, fetched_on)
 
 
 def _already_loaded(connection: duckdb.DuckDBPyConnection, files: list[RawFile]) -> dict[RawFile, date]:
@@ -72,7 +90,7 @@ def _already_loaded(connection: duckdb.DuckDBPyConnection, files: list[RawFile])
 def _load(connection: duckdb.DuckDBPyConnection, kind: str, files: list[RawFile]) -> None:
     """Replaces the days that the files' pages cover, and notes the files as loaded; all or nothing."""
     table = TABLE_OF_KIND[kind]
-    parameters = {"kind": kind, "table_name": table}
+    parameters = {"kind": kind, "table_name": table, "is_monthly": table in MONTHLY_TABLES}
     connection.execute("SET VARIABLE raw_files = $files", {"files": [str(file.path) for file in files]})
     with transaction(connection):
         run(connection, "pipeline", "begin_load")

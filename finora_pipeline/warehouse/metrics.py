@@ -1,11 +1,13 @@
 """Metrics from facts: each function brings one table up to date, under the warehouse's lock."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import date
 
 import duckdb
 import pyarrow as pa
 
+from finora_pipeline.warehouse.sql import section
 from finora_pipeline.warehouse.warehouse import Warehouse, run, transaction
 
 # What the sample organization uses: tokens on a working day, USD per million tokens in and out.
@@ -17,43 +19,64 @@ SAMPLE_MODELS = pa.table(
         "output_price_per_million": ["10.00", "2.00", "0.60"],
     }
 )
+# User-days that are computed at the same time; memory grows with them.
+DAYS_AT_ONCE = 1_500
 
 
-def refresh_daily_model_costs(warehouse: Warehouse, user_ids: Iterable[str], today: date) -> int:
-    """Recomputes `daily_model_costs` for the days whose facts changed; returns how many user-days.
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """How many user-days were computed, and those (user, day) whose parts do not add up to the bill."""
+
+    days: int
+    unequal: list[tuple[str, date]]
+
+
+def refresh_costs(warehouse: Warehouse, user_ids: Iterable[str], today: date) -> Recomputed:
+    """Recomputes the costs by model, member and API key for the days whose facts changed.
 
     Users among `user_ids` without any real row get sample rows, and lose them with their first real one.
     """
-    with warehouse.writing() as connection, transaction(connection):
-        return _model_costs(connection, user_ids, today)
+    with warehouse.writing() as connection:
+        return _refresh_costs(connection, user_ids, today)
 
 
 def refresh_user_metrics(warehouse: Warehouse, today: date) -> int:
     """Brings `user_metrics` up to a UTC day and to changed costs; returns the number of its rows."""
-    with warehouse.writing() as connection, transaction(connection):
-        run(connection, "user_metrics", "refresh", today=today)
+    with warehouse.writing() as connection:
+        with transaction(connection):
+            run(connection, "user_metrics", "refresh", today=today)
         return _count(connection, "user_metrics")
 
 
 def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> None:
-    """Computes what another run's load has left to be computed, so that facts and metrics are of one moment.
-
-    Called under the lock, in a transaction.
-    """
+    """Computes, under the lock, what another run's load has left to be computed, so that facts and metrics
+    are of one moment."""
     if _count(connection, "pipeline.stale_days"):
-        _model_costs(connection, user_ids, today)
+        _refresh_costs(connection, user_ids, today)
     if _count(connection, "pipeline.stale_users"):
-        run(connection, "user_metrics", "refresh", today=today)
+        with transaction(connection):
+            run(connection, "user_metrics", "refresh", today=today)
 
 
-def _model_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> int:
+def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> Recomputed:
     users = pa.table({"user_id": pa.array(list(user_ids), pa.string())})
     connection.register("sample_users", users)
     connection.register("sample_models", SAMPLE_MODELS)
-    run(connection, "sample_data", "refresh", today=today)
+    with transaction(connection):
+        run(connection, "sample_data", "refresh", today=today)
     stale = _count(connection, "pipeline.stale_days")
-    run(connection, "daily_model_costs", "refresh")
-    return stale
+    unequal: list[tuple[str, date]] = []
+    for _ in range(0, stale, DAYS_AT_ONCE):
+        # A transaction each: until its end DuckDB keeps what a replaced temporary table held.
+        with transaction(connection):
+            run(connection, "attribution", "prepare", days=DAYS_AT_ONCE)
+            for table in ("daily_member_costs", "daily_key_costs"):
+                run(connection, table, "shared_use")
+                run(connection, "attribution", "split")
+                run(connection, table, "refresh")
+            run(connection, "daily_model_costs", "refresh")
+            unequal += connection.execute(section("attribution", "check")).fetchall()
+    return Recomputed(stale, unequal)
 
 
 def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:

@@ -58,8 +58,8 @@ def publish(
     database.parent.mkdir(parents=True, exist_ok=True)
     with warehouse.lock():
         with warehouse.connect() as connection:
+            catch_up(connection, user_ids, today)
             with transaction(connection):
-                catch_up(connection, user_ids, today)
                 rows = pa.Table.from_pylist(list(connection_rows()), CONNECTION_SCHEMA)
                 connection.register("connection_rows", rows)
                 connection.execute("TRUNCATE connections")

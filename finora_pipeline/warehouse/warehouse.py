@@ -18,12 +18,12 @@ import duckdb
 from finora_pipeline.warehouse.sql import section
 
 # In the order in which they are created.
-CREATED = ("pipeline", "macros")
-TABLES = ("daily_costs", "daily_usage", "daily_model_costs", "user_metrics", "connections")
+CREATED = ("pipeline", "macros", "billed_costs", "attribution")
 # The tables that are also published as Parquet, a file a month.
-MONTHLY_TABLES = ("daily_costs", "daily_usage", "daily_model_costs")
+MONTHLY_TABLES = ("daily_costs", "daily_usage", "daily_model_costs", "daily_member_costs", "daily_key_costs")
+TABLES = (*MONTHLY_TABLES, "user_metrics", "connections")
 # Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
-MEMORY_LIMIT = "512MB"
+MEMORY_LIMIT = "256MB"
 
 
 @dataclass(frozen=True, slots=True)

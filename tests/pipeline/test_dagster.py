@@ -15,6 +15,7 @@ from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 
 from finora_pipeline import runs
+from finora_pipeline.assets.metrics import COST_TABLES
 from finora_pipeline.assets.partitions import USERS_NAME
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.instance_storage import KEPT_DATABASES, KeptEventLogStorage
@@ -49,13 +50,13 @@ def instance(tmp_path: Path):
 def test_every_asset_says_what_it_is(definitions: dg.Definitions):
     graph = definitions.resolve_asset_graph()
     names = {key.to_user_string() for key in graph.get_all_asset_keys()}
-    assert names == {*DAILY, "user_history", "daily_model_costs", "user_metrics", "published"}
+    assert names == {*DAILY, "user_history", *COST_TABLES, "user_metrics", "published"}
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description
         assert node.group_name in {"raw", "facts", "history", "metrics", "serving"}
         assert node.kinds
-    for table in ("daily_costs", "daily_usage", "daily_model_costs", "user_metrics"):
+    for table in ("daily_costs", "daily_usage", *COST_TABLES, "user_metrics"):
         schema = graph.get(dg.AssetKey(table)).metadata["dagster/column_schema"]
         assert all(column.description for column in schema.columns)
         assert {"user_id", "provider"} <= {column.name for column in schema.columns}

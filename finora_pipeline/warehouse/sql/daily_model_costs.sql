@@ -40,11 +40,9 @@ COMMENT ON COLUMN daily_model_costs.cost_per_1k_tokens IS 'USD per 1,000 tokens,
 COMMENT ON COLUMN daily_model_costs.is_sample IS 'Made-up row of a user without real data';
 
 -- [refresh]
--- Recomputes the days in `pipeline.stale_days`.
-CREATE OR REPLACE TEMP TABLE stale AS FROM pipeline.stale_days;
-
+-- Recomputes the days in `split_days`, the last of the tables that do so; they are stale no more.
 DELETE FROM daily_model_costs AS old
-USING stale
+USING split_days AS stale
 WHERE old.user_id = stale.user_id AND old.provider = stale.provider AND old.date = stale.date;
 
 INSERT INTO daily_model_costs
@@ -63,7 +61,7 @@ WITH costs AS (
         ) AS token_priced_usd,
         bool_or(is_sample) AS is_sample
     FROM daily_costs
-    SEMI JOIN stale USING (user_id, provider, date)
+    SEMI JOIN split_days USING (user_id, provider, date)
     GROUP BY ALL
 ),
 only_of_base AS (
@@ -83,7 +81,7 @@ used AS (
         sum(output_tokens)::BIGINT AS output_tokens,
         bool_or(is_sample) AS is_sample
     FROM daily_usage
-    SEMI JOIN stale USING (user_id, provider, date)
+    SEMI JOIN split_days USING (user_id, provider, date)
     GROUP BY ALL
 ),
 usage AS (
@@ -125,13 +123,15 @@ FROM costs
 FULL JOIN usage USING (user_id, provider, date, model);
 
 INSERT INTO pipeline.unpublished_months
-SELECT DISTINCT 'daily_model_costs', date_trunc('month', date)::DATE FROM stale
+SELECT DISTINCT 'daily_model_costs', date_trunc('month', date)::DATE FROM split_days
 EXCEPT
 FROM pipeline.unpublished_months;
 
 INSERT INTO pipeline.stale_users
-SELECT DISTINCT user_id, provider FROM stale
+SELECT DISTINCT user_id, provider FROM split_days
 EXCEPT
 FROM pipeline.stale_users;
 
-TRUNCATE pipeline.stale_days;
+DELETE FROM pipeline.stale_days AS done
+USING split_days AS split
+WHERE done.user_id = split.user_id AND done.provider = split.provider AND done.date = split.date;

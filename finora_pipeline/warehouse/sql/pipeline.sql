@@ -86,7 +86,7 @@ WHERE NOT EXISTS (
 );
 
 INSERT INTO pipeline.unpublished_months
-SELECT DISTINCT $table_name, date_trunc('month', date)::DATE AS month FROM new_days
+SELECT DISTINCT $table_name, date_trunc('month', date)::DATE AS month FROM new_days WHERE $is_monthly
 EXCEPT
 FROM pipeline.unpublished_months;
 
