@@ -52,6 +52,7 @@ def main(base_url: str, days: int, home: str) -> None:
     openai_admin = OpenAIAdminResource(
         accounts=AccountsResource.of(settings),
         base_url=settings.openai_base_url,
+        directory=False,
         besides_costs=[endpoint.name for endpoint in READ if endpoint is not COSTS],
     )
     started = time.time()

@@ -1,5 +1,6 @@
 """Runs the Dagster jobs in this process, recorded in the instance that the UI shows."""
 
+import fcntl
 import logging
 import os
 import shutil
@@ -57,6 +58,22 @@ def prepare_instance(settings: Settings) -> None:
     if not target.exists():
         shutil.copyfile(Path(__file__).parent / INSTANCE_FILE, target)
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
+    _create_databases(settings.dagster_home)
+
+
+def _create_databases(dagster_home: Path) -> None:
+    """Dagster creates its databases at the first use, which two processes must not do at the same time."""
+    created = dagster_home / ".created"
+    if created.exists():
+        return
+    descriptor = os.open(dagster_home / ".create.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with dg.DagsterInstance.get() as instance:
+            instance.get_runs_count()
+        created.touch()
+    finally:
+        os.close(descriptor)
 
 
 def accounts_of(settings: Settings) -> Accounts:

@@ -66,7 +66,7 @@ async def check_key(client: OpenAIAdminClient, key: AdminKey) -> Organization:
     if not isinstance(projects, PermanentError):
         if isinstance(projects, BaseException):
             raise projects
-        project_ids = frozenset(project.project_id for project in projects)
+        project_ids = frozenset(projects)
     rows = [row for page in costs for bucket in decode_costs(page.body).data for row in bucket.results]
     named = next((row for row in rows if row.organization_id), None)
     if named is None:

@@ -68,6 +68,7 @@ class Connection:
     history_from: date | None
     read_until: date | None
     cost_groupings: Mapping[str, bool]
+    directory_read_at: datetime | None
     last_attempt_at: datetime | None
     last_refresh_at: datetime | None
 
@@ -92,7 +93,8 @@ class Refresh:
     `window_start` and `window_end` are UTC days, the end exclusive. `reason` is a code of
     `openai_admin.errors` and `message` its sentence, both None if the read was complete. `permanent`
     tells that only a person can help. `plan` is the one that the window was made for; `cost_groupings` what
-    the read learned of the splits of costs that the API takes.
+    the read learned of the splits of costs that the API takes; `directory_read_at` when it read the
+    directory.
     """
 
     user_id: str
@@ -106,6 +108,7 @@ class Refresh:
     permanent: bool = False
     plan: str | None = None
     cost_groupings: Mapping[str, bool] = field(default_factory=dict)
+    directory_read_at: datetime | None = None
 
     @property
     def is_complete(self) -> bool:

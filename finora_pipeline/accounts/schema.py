@@ -71,6 +71,7 @@ connections = Table(
     Column("history_from", Date),
     Column("read_until", Date),
     Column("cost_groupings", Text),
+    Column("directory_read_at", UtcDateTime),
     Column("last_attempt_at", UtcDateTime),
     Column("last_refresh_at", UtcDateTime),
     Index("connections_changed_at", "changed_at"),

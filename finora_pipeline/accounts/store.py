@@ -372,6 +372,7 @@ def _after(connection: Connection, outcome: Refresh, now: datetime) -> dict[str,
         "status_since": since,
         **_read_after(connection, outcome),
         "last_attempt_at": outcome.started_at,
+        "directory_read_at": outcome.directory_read_at or connection.directory_read_at,
         "cost_groupings": json.dumps({**connection.cost_groupings, **outcome.cost_groupings}),
     }
 
@@ -436,6 +437,7 @@ def _connection(row: Any) -> Connection:
         changed_at=row.changed_at,
         history_from=row.history_from,
         read_until=row.read_until,
+        directory_read_at=row.directory_read_at,
         cost_groupings=json.loads(row.cost_groupings or "{}"),
         last_attempt_at=row.last_attempt_at,
         last_refresh_at=row.last_refresh_at,

@@ -7,7 +7,7 @@ import dagster as dg
 from finora_pipeline.assets.metadata import loaded_metadata, table_description, table_metadata
 from finora_pipeline.assets.partitions import DAYS
 from finora_pipeline.assets.raw_pages import COST_PAGES, USAGE_PAGES
-from finora_pipeline.openai_admin.endpoints import BILLED_KIND, COSTS, USAGE_KIND
+from finora_pipeline.openai_admin.endpoints import BILLED_KIND, COSTS, DIRECTORY_KIND, USAGE_KIND
 from finora_pipeline.resources.warehouse import WarehouseResource
 from finora_pipeline.warehouse.load import load_pending
 
@@ -38,7 +38,7 @@ def daily_costs(context: dg.AssetExecutionContext, warehouse: WarehouseResource)
 )
 def daily_usage(context: dg.AssetExecutionContext, warehouse: WarehouseResource) -> dg.MaterializeResult:
     started = time.monotonic()
-    loaded = load_pending(warehouse.warehouse, [USAGE_KIND], context.run.run_id)
+    loaded = load_pending(warehouse.warehouse, [USAGE_KIND, DIRECTORY_KIND], context.run.run_id)
     return dg.MaterializeResult(
         metadata=loaded_metadata(loaded, time.monotonic() - started, with_money=False)
     )

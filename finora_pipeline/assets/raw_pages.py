@@ -110,6 +110,7 @@ def fetch_and_land(
                 run_id,
                 on_progress,
                 openai_admin.readings,
+                openai_admin.directory,
                 lambda: load_ahead(warehouse.warehouse),
             )
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TypeVar
@@ -30,10 +30,11 @@ import httpx
 import msgspec
 from httpx_aiohttp import AiohttpTransport
 
-from finora_pipeline.openai_admin.endpoints import Endpoint
+from finora_pipeline.openai_admin.endpoints import API_KEYS, MEMBERS, PROJECTS, Endpoint, Listing
 from finora_pipeline.openai_admin.errors import (
     InsufficientPermissions,
     InvalidKey,
+    NotFound,
     OpenAIAdminError,
     RateLimited,
     TransientError,
@@ -42,7 +43,14 @@ from finora_pipeline.openai_admin.errors import (
     UnsupportedRequest,
 )
 from finora_pipeline.openai_admin.keys import AdminKey, redact
-from finora_pipeline.openai_admin.pages import SECONDS_PER_DAY, Page, Window, check_page, unix_seconds
+from finora_pipeline.openai_admin.pages import (
+    SECONDS_PER_DAY,
+    Page,
+    PageHead,
+    Window,
+    check_page,
+    unix_seconds,
+)
 
 T = TypeVar("T")
 QueryParams = tuple[tuple[str, str], ...]
@@ -85,7 +93,6 @@ class _PageTokenRejected(TransientError):
 
 class _ListedObject(msgspec.Struct, frozen=True):
     id: str
-    name: str | None = None
 
 
 class _ObjectList(msgspec.Struct, frozen=True):
@@ -107,14 +114,6 @@ class _ErrorBody(msgspec.Struct, frozen=True):
         return self.error or self.message or ""
 
 
-@dataclass(frozen=True, slots=True)
-class Project:
-    """A project of the organization, archived ones included."""
-
-    project_id: str
-    name: str | None
-
-
 class OpenAIAdminClient:
     """One for a run: holds the connections and the limits for all organizations.
 
@@ -134,8 +133,16 @@ class OpenAIAdminClient:
         """A client that reads the one organization the key belongs to."""
         return OrganizationClient(self, key, self._limits)
 
-    async def get(self, path: str, params: QueryParams, key: AdminKey, read: Callable[[bytes], T]) -> T:
-        """What `read` makes of a successful answer; repeated as the contract says.
+    async def get(
+        self,
+        path: str,
+        params: QueryParams,
+        key: AdminKey,
+        read: Callable[[bytes], T],
+        is_optional: bool = False,
+    ) -> T:
+        """What `read` makes of a successful answer; repeated as the contract says, but not for a 404 on
+        something optional.
 
         `read` raises `UnreadableResponse` for a body that is not what was asked for; like any passing
         fault, that is asked for again. Raises `OpenAIAdminError`.
@@ -146,6 +153,8 @@ class OpenAIAdminClient:
             try:
                 return read(await self._get_once(path, params, key))
             except (RateLimited, Unreachable, UnreadableResponse) as error:
+                if is_optional and isinstance(error, NotFound):
+                    raise
                 # Never without a pause, whatever `Retry-After` says.
                 wait = max(error.retry_after or 0, pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, self._limits.longest_pause_seconds)
@@ -271,23 +280,49 @@ class OrganizationClient:
             cursors.add(head.next_page)
             cursor = head.next_page
 
-    async def projects(self) -> list[Project]:
-        """Every project of the organization, archived ones included. Raises `OpenAIAdminError`."""
-        projects: list[Project] = []
+    async def projects(self) -> list[str]:
+        """The ids of the organization's projects, archived ones included. Raises `OpenAIAdminError`."""
+        return [item.id for _, listed in await self._list(PROJECTS) for item in listed.data]
+
+    async def directory(self) -> list[Page]:
+        """Projects, members and each project's API keys, as pages. Raises `OpenAIAdminError`."""
+        projects, members = await asyncio.gather(self._list(PROJECTS), self._list(MEMBERS))
+        project_ids = [item.id for _, listed in projects for item in listed.data]
+        keys = await asyncio.gather(*(self._list(API_KEYS, project_id) for project_id in project_ids))
+        return [page for lists in (projects, members, *keys) for page, _ in lists]
+
+    async def _list(self, listing: Listing, project_id: str = "") -> list[tuple[Page, _ObjectList]]:
+        """All pages of a list. A project that OpenAI no longer knows has none."""
+        today = datetime.now(UTC).date()
+        window = Window(today, today + timedelta(days=1))
+        path = listing.path.format(project_id=project_id)
+        pages: list[tuple[Page, _ObjectList]] = []
         after: str | None = None
-        while True:
-            params = (("limit", str(LIST_LIMIT)), ("include_archived", "true"))
+        while len(pages) < self._limits.most_pages:
+            params = (("limit", str(LIST_LIMIT)), *listing.params)
             if after:
                 params = (*params, ("after", after))
-            listed = await self._client.get("/organization/projects", params, self._key, _read_list)
-            projects += (Project(item.id, item.name) for item in listed.data)
-            if (
-                not listed.has_more
-                or not listed.data
-                or len(projects) >= LIST_LIMIT * self._limits.most_pages
-            ):
-                return projects
+            try:
+                async with self._in_flight:
+                    body, listed = await self._client.get(
+                        path,
+                        params,
+                        self._key,
+                        lambda body: (body, _read_list(body)),
+                        is_optional=bool(project_id),
+                    )
+            except NotFound:
+                if not project_id:
+                    raise
+                return pages
+            grouping = (project_id,) if project_id else ()
+            head = PageHead(listed.has_more, None, [])
+            moment = datetime.now(UTC)
+            pages.append((Page(listing, window, grouping, len(pages) + 1, moment, body, head), listed))
+            if not listed.has_more or not listed.data:
+                return pages
             after = listed.data[-1].id
+        raise UnreadableResponse(f"OpenAI sent over {self._limits.most_pages} pages of one list.")
 
 
 def _check_whole(pages: list[Page], window: Window, today: date) -> None:
@@ -358,9 +393,9 @@ def _error_of(status: int, body: bytes, headers: Mapping[str, str]) -> OpenAIAdm
             _retry_after(headers),
         )
     if status == 404 or status in (408, 409) or status >= 500:
-        return Unreachable(
-            f"OpenAI answered with an error ({status}); the next refresh tries again.", _retry_after(headers)
-        )
+        kind = NotFound if status == 404 else Unreachable
+        said = f"OpenAI answered with an error ({status}); the next refresh tries again."
+        return kind(said, _retry_after(headers))
     return UnreadableResponse(f"OpenAI answered with an unexpected status ({status}).")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 COSTS_RESULT = "organization.costs.result"
 USAGE_KIND = "usage"
 BILLED_KIND = "billed"
+DIRECTORY_KIND = "directory"
 COSTS_DAYS_PER_PAGE = 180
 USAGE_DAYS_PER_PAGE = 31
 
@@ -76,6 +77,20 @@ def _usage(
     return Endpoint(name, f"organization.usage.{result or name}.result", dimensions, measures, group_by)
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A list of the organization's directory: names for the ids of costs and usage. `name` is its table."""
+
+    name: str
+    path: str
+    params: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """What is landed and loaded together: the whole directory."""
+        return DIRECTORY_KIND
+
+
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.name: endpoint
     for endpoint in (
@@ -119,6 +134,13 @@ ENDPOINTS: dict[str, Endpoint] = {
         ),
     )
 }
+
+PROJECTS = Listing("projects", "/organization/projects", (("include_archived", "true"),))
+MEMBERS = Listing("members", "/organization/users")
+# Without `any` the keys of members who have left are missing.
+API_KEYS = Listing(
+    "api_keys", "/organization/projects/{project_id}/api_keys", (("owner_project_access", "any"),)
+)
 
 COSTS = ENDPOINTS["costs"]
 # The same costs once more: their total as OpenAI adds it up, and by member and by API key where the

@@ -7,7 +7,8 @@
     │   └── UnsupportedRequest      this organization's API refuses the query
     └── TransientError              the next refresh may well succeed
         ├── RateLimited             429 until the time for retries was spent
-        ├── Unreachable             no connection, time-outs, or 5xx and 404 answers to valid requests
+        ├── Unreachable             no connection, time-outs, or 5xx answers to valid requests
+        │   └── NotFound            404 on a path that exists
         └── UnreadableResponse      an answer that is not the documented page: HTML, cut JSON, wrong types
 
 Messages are sentences for a person. They never hold a key: whatever OpenAI says is redacted first.
@@ -63,6 +64,10 @@ class Unreachable(TransientError):
     """OpenAI could not be reached, was too slow, or answered with a server error."""
 
     reason = "unreachable"
+
+
+class NotFound(Unreachable):
+    """404: passing on the paths of costs and usage, final for a project that may have been deleted."""
 
 
 class UnreadableResponse(TransientError):

@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from finora_pipeline.openai_admin.amounts import AmountError, add_exactly, parse_amount, round_to_total
-from finora_pipeline.openai_admin.endpoints import Endpoint
+from finora_pipeline.openai_admin.endpoints import Endpoint, Listing
 from finora_pipeline.openai_admin.errors import UnreadableResponse
 from finora_pipeline.openai_admin.keys import redact
 
@@ -81,9 +81,10 @@ class PageHead:
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page as received. `body` is OpenAI's text, verbatim, and `head` what its check found; `grouping`
-    the `group_by` values that were asked for; `number` counts from 1 in its window."""
+    the `group_by` values that were asked for, or the project of a list; `number` counts from 1 in its
+    window."""
 
-    endpoint: Endpoint
+    endpoint: Endpoint | Listing
     window: Window
     grouping: tuple[str, ...]
     number: int

@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import pyarrow as pa
 
@@ -28,6 +28,8 @@ BATCH_OUTCOMES = 500
 # that memory holds about as many days of pages either way.
 MOST_USERS_AT_ONCE = 36
 DAYS_AT_ONCE = 1_500
+# Names change rarely; an hour less than a day, so that a daily refresh does not miss its turn.
+DIRECTORY_AFTER = timedelta(hours=23)
 
 _DIMENSION_OF = {endpoint.name: dimension for dimension, endpoint in COSTS_BY.items()}
 ProgressCallback = Callable[[int, int, int], None]
@@ -84,12 +86,13 @@ async def fetch(
     run_id: str,
     on_progress: ProgressCallback | None = None,
     readings: Sequence[Endpoint] = tuple(BESIDES_COSTS.values()),
+    with_directory: bool = True,
     load_ahead: Callable[[], None] | None = None,
 ) -> Fetched:
     """Reads each connection's window and lands every complete page set; records how each read ended.
 
-    `readings` is what is read besides the costs. `load_ahead` is called in a thread now and then, to load
-    what has landed while OpenAI is still being asked.
+    `readings` is what is read besides the costs, and once a day the directory. `load_ahead` is called in a
+    thread now and then, to load what has landed while OpenAI is still being asked.
     `on_progress(done, total, failed)` is called after each user.
     """
     planned = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
@@ -104,7 +107,9 @@ async def fetch(
             began = datetime.now(UTC)
             try:
                 organization = organizations.of(connection.user_id)
-                outcome, sets = await _read_user(organization, connection, window, readings, began)
+                outcome, sets = await _read_user(
+                    organization, connection, window, readings, with_directory, began
+                )
             except (AccountsError, VaultError) as error:
                 outcome, sets = _ended(connection, window, began, [], "vault", str(error), False), []
             except Exception as error:
@@ -199,6 +204,7 @@ async def _read_user(
     connection: Connection,
     window: Window,
     readings: Sequence[Endpoint],
+    with_directory: bool,
     began: datetime,
 ) -> tuple[Refresh, list[PageSet]]:
     """One user's read. Costs first: if the key is refused, nothing more is asked. Then all else at the same
@@ -228,7 +234,23 @@ async def _read_user(
         permanent = isinstance(error, PermanentError)
         ended = _ended(connection, window, began, sets, error.reason, str(error), permanent)
         return replace(ended, cost_groupings=groupings), sets
-    return replace(_ended(connection, window, began, sets), cost_groupings=groupings), sets
+    directory_read_at = None
+    if with_directory and _is_directory_old(connection, began):
+        directory_read_at = began
+        try:
+            sets.append(PageSet(connection.user_id, await organization.directory()))
+        except OpenAIAdminError as error:
+            # Names are no reason to call costs that were read a failure. A key that may not list them is
+            # asked again tomorrow, anything else at the next refresh.
+            _log.warning("The names of user %s could not be read: %s", connection.user_id, error)
+            directory_read_at = began if isinstance(error, PermanentError) else None
+    ended = _ended(connection, window, began, sets)
+    return replace(ended, cost_groupings=groupings, directory_read_at=directory_read_at), sets
+
+
+def _is_directory_old(connection: Connection, now: datetime) -> bool:
+    read_at = connection.directory_read_at
+    return read_at is None or now - read_at >= DIRECTORY_AFTER
 
 
 def _is_taken(connection: Connection, endpoint: Endpoint, now: datetime) -> bool:

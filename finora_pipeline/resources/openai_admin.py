@@ -40,6 +40,8 @@ class OpenAIAdminResource(dg.ConfigurableResource):
         description="What is read besides the costs: usage of services, cost splits",
     )
 
+    directory: bool = Field(default=True, description="Read names of projects, members and keys once a day")
+
     @property
     def readings(self) -> list[Endpoint]:
         """What is read besides the costs."""

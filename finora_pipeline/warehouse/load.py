@@ -13,7 +13,7 @@ from decimal import Decimal
 import duckdb
 import pyarrow as pa
 
-from finora_pipeline.openai_admin.endpoints import BILLED_KIND, COSTS, USAGE_KIND
+from finora_pipeline.openai_admin.endpoints import BILLED_KIND, COSTS, DIRECTORY_KIND, USAGE_KIND
 from finora_pipeline.openai_admin.line_items import parse_line_item
 from finora_pipeline.warehouse.raw import RawFile, RawPages
 from finora_pipeline.warehouse.sql import section
@@ -23,9 +23,14 @@ from finora_pipeline.warehouse.warehouse import MONTHLY_TABLES, Warehouse, run, 
 FILES_A_TRANSACTION = 16
 # Raw files of a kind that are worth a transaction of their own before all have landed.
 FILES_AHEAD = 6
-# The table that the pages of a kind become.
-TABLE_OF_KIND = {COSTS.kind: "daily_costs", USAGE_KIND: "daily_usage", BILLED_KIND: "billed_costs"}
-KINDS = tuple(TABLE_OF_KIND)
+# The tables that the pages of a kind become.
+TABLES_OF_KIND = {
+    COSTS.kind: ("daily_costs",),
+    USAGE_KIND: ("daily_usage",),
+    BILLED_KIND: ("billed_costs",),
+    DIRECTORY_KIND: ("projects", "members", "api_keys"),
+}
+KINDS = tuple(TABLES_OF_KIND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +94,15 @@ def _already_loaded(connection: duckdb.DuckDBPyConnection, files: list[RawFile])
 
 def _load(connection: duckdb.DuckDBPyConnection, kind: str, files: list[RawFile]) -> None:
     """Replaces the days that the files' pages cover, and notes the files as loaded; all or nothing."""
-    table = TABLE_OF_KIND[kind]
-    parameters = {"kind": kind, "table_name": table, "is_monthly": table in MONTHLY_TABLES}
+    tables = TABLES_OF_KIND[kind]
+    parameters = {"kind": kind, "table_name": tables[0], "is_monthly": tables[0] in MONTHLY_TABLES}
     connection.execute("SET VARIABLE raw_files = $files", {"files": [str(file.path) for file in files]})
     with transaction(connection):
         run(connection, "pipeline", "begin_load")
         if kind == COSTS.kind:
             connection.register("line_items", _parsed_line_items(connection))
-        run(connection, table, "load")
+        for table in tables:
+            run(connection, table, "load")
         run(connection, "pipeline", "end_load", **parameters)
 
 

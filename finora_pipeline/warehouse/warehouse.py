@@ -21,7 +21,9 @@ from finora_pipeline.warehouse.sql import section
 CREATED = ("pipeline", "macros", "billed_costs", "attribution")
 # The tables that are also published as Parquet, a file a month.
 MONTHLY_TABLES = ("daily_costs", "daily_usage", "daily_model_costs", "daily_member_costs", "daily_key_costs")
-TABLES = (*MONTHLY_TABLES, "user_metrics", "connections")
+TABLES = (*MONTHLY_TABLES, "user_metrics", "projects", "members", "api_keys", "connections")
+# What is created after the tables.
+VIEWS = ("named",)
 # Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
 MEMORY_LIMIT = "256MB"
 
@@ -95,7 +97,7 @@ def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute("FROM pipeline.loaded_files LIMIT 0")
     except duckdb.CatalogException:
         with transaction(connection):
-            for name in (*CREATED, *TABLES):
+            for name in (*CREATED, *TABLES, *VIEWS):
                 connection.execute(section(name, "create"))
 
 
@@ -107,16 +109,16 @@ def run(connection: duckdb.DuckDBPyConnection, table: str, name: str, **paramete
 
 
 def table_columns() -> dict[str, list[Column]]:
-    """The published tables' columns with their documentation, read from their `.sql` files."""
+    """The columns of published tables and views with their documentation, read from their `.sql` files."""
     with duckdb.connect(":memory:") as connection:
         create_tables(connection)
         rows = connection.execute(
             "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() "
             "WHERE schema_name = 'main' AND NOT internal ORDER BY table_name, column_index"
         ).fetchall()
-    columns: dict[str, list[Column]] = {table: [] for table in TABLES}
+    columns: dict[str, list[Column]] = {}
     for table, name, type_, comment in rows:
-        columns[table].append(Column(name, type_, comment))
+        columns.setdefault(table, []).append(Column(name, type_, comment))
     return columns
 
 

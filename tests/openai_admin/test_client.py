@@ -16,6 +16,7 @@ from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, Endpoint
 from finora_pipeline.openai_admin.errors import (
     InsufficientPermissions,
     InvalidKey,
+    NotFound,
     OpenAIAdminError,
     RateLimited,
     TransientError,
@@ -153,7 +154,7 @@ LASTING: list[tuple[Fault, type[OpenAIAdminError], str]] = [
     (Fault(FaultKind.RATE_LIMIT), RateLimited, "rate limit"),
     (Fault(FaultKind.RATE_LIMIT, seconds=3600), RateLimited, "rate limit"),
     (Fault(FaultKind.SERVER_ERROR), Unreachable, "(500)"),
-    (Fault(FaultKind.NOT_FOUND), Unreachable, "(404)"),
+    (Fault(FaultKind.NOT_FOUND), NotFound, "(404)"),
     (Fault(FaultKind.RESET), Unreachable, "could not be reached"),
     (Fault(FaultKind.HTML), UnreadableResponse, "not a page"),
     (Fault(FaultKind.CUT), UnreadableResponse, "not a page"),
@@ -417,7 +418,7 @@ def test_every_project_is_listed(start_openai: StartOpenAI) -> None:
 
     projects = with_client(openai.base_url, lambda client: client.organization(key_of(openai)).projects())
 
-    assert [(p.project_id, p.name) for p in projects] == [(p.id, p.name) for p in organization.projects]
+    assert projects == [project.id for project in organization.projects]
     assert openai.simulator.requests["projects"] == 3
 
 
@@ -428,8 +429,7 @@ def test_every_project_is_listed(start_openai: StartOpenAI) -> None:
 )
 def test_passing_fault_leaves_no_trace_in_the_projects(openai: OpenAI, fault: Fault) -> None:
     def projects() -> list[str]:
-        listed = with_client(openai.base_url, lambda client: client.organization(key_of(openai)).projects())
-        return [project.project_id for project in listed]
+        return with_client(openai.base_url, lambda client: client.organization(key_of(openai)).projects())
 
     undisturbed = projects()
     openai.simulator.add_fault(openai.organizations[0], replace(fault))
@@ -443,7 +443,7 @@ def test_passing_fault_leaves_no_trace_in_the_projects(openai: OpenAI, fault: Fa
     [
         (FaultKind.RATE_LIMIT, RateLimited),
         (FaultKind.SERVER_ERROR, Unreachable),
-        (FaultKind.NOT_FOUND, Unreachable),
+        (FaultKind.NOT_FOUND, NotFound),
         (FaultKind.RESET, Unreachable),
         (FaultKind.HTML, UnreadableResponse),
         (FaultKind.CUT, UnreadableResponse),

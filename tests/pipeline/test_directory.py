@@ -1,0 +1,80 @@
+"""Names beside ids: of projects, members and API keys, also of those that OpenAI lists no more."""
+
+from datetime import timedelta
+
+from finora_pipeline.openai_admin.simulator import Fault, FaultKind
+from tests.conftest import Installation, now_in_the_middle_of_today
+
+
+def names(installation: Installation, table: str) -> list[tuple[object, ...]]:
+    return installation.sql(f"SELECT name, is_listed FROM {table} WHERE user_id = 'user-0' ORDER BY name")
+
+
+def read_again(installation: Installation) -> None:
+    """As a day later: the directory is due again."""
+    connection = installation.accounts.connection("user-0")
+    assert connection is not None
+    with installation.accounts._write.begin() as database:
+        database.exec_driver_sql("UPDATE connections SET directory_read_at = NULL")
+    assert installation.refresh().failed_users == []
+
+
+def test_names_stay_when_their_bearers_go(start_openai, install):
+    now = now_in_the_middle_of_today()
+    gone = {"archived_projects": 1, "vanished_members": 1, "deleted_keys": 1, "service_accounts": 1}
+    openai = start_openai(days=20, gone_since=now.date() - timedelta(days=2), **gone)
+    openai.simulator.frozen_now = now - timedelta(days=5)
+    installation = install(openai)
+    installation.connect(plan="growth")
+    assert installation.refresh().failed_users == []
+    organization = openai.organizations[0]
+    assert {name for name, _ in names(installation, "members")} == {m.name for m in organization.members}
+    assert {
+        listed for table in ("projects", "members", "api_keys") for _, listed in names(installation, table)
+    } == {True}
+
+    openai.simulator.frozen_now = now
+    read_again(installation)
+    gone_members = [name for name, listed in names(installation, "members") if not listed]
+    assert gone_members == [organization.members[-1].name]
+    assert len([name for name, listed in names(installation, "api_keys") if not listed]) == 1
+    archived = installation.sql("SELECT name, is_listed FROM projects WHERE status = 'archived'")
+    assert archived == [(organization.projects[-1].name, True)]
+    assert installation.sql("SELECT DISTINCT owner_type FROM api_keys ORDER BY ALL") == [
+        ("service_account",),
+        ("user",),
+    ]
+    # Every id of a fact has a name, of those who are gone, too.
+    for view, columns in (
+        ("named_usage", ("project_name", "member_name", "member_email", "api_key_name")),
+        ("named_member_costs", ("project_name", "member_name")),
+        ("named_key_costs", ("project_name", "api_key_name", "owner_name")),
+    ):
+        told = ", ".join(f"count(*) FILTER ({column} = 'unknown')" for column in columns)
+        assert installation.sql(f"SELECT count(*) > 0, {told} FROM {view}") == [(True, *[0] * len(columns))]
+    members = dict(installation.sql("SELECT DISTINCT member_id, member_name FROM named_member_costs"))
+    assert members[organization.members[-1].id] == organization.members[-1].name
+
+
+def test_what_openai_told_nobody_is_unknown(start_openai, install):
+    openai = start_openai(days=10, deleted_keys=1, gone_since=now_in_the_middle_of_today().date())
+    installation = install(openai)
+    installation.connect(plan="growth")
+    installation.refresh()
+    unknown = installation.sql("SELECT DISTINCT api_key_name FROM named_usage WHERE api_key_name = 'unknown'")
+    assert unknown == [("unknown",)]
+
+
+def test_the_directory_is_read_once_a_day_and_never_fails_a_refresh(start_openai, install):
+    openai = start_openai(days=4)
+    installation = install(openai)
+    installation.connect(plan="trial")
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SERVER_ERROR, endpoint="users"))
+    assert installation.refresh().failed_users == []
+    assert names(installation, "members") == []
+    openai.simulator.clear_faults()
+    for times in (1, 0):
+        openai.simulator.requests.clear()
+        assert installation.refresh().failed_users == []
+        assert openai.simulator.requests["users"] == times
+    assert len(names(installation, "members")) == len(openai.organizations[0].members)
