@@ -9,10 +9,16 @@
 --   3. cost_per_1k_tokens = cost charged by the token of models whose tokens are known ÷ (input + output
 --      tokens) × 1000; `covered_share` is that cost's share of total_spend.
 --   4. top_model_share = spend of the model that cost most (`detail` names it) ÷ total_spend.
---   5. month_over_month (period month only) = (month so far − same days of the previous month) ÷ the latter.
---   6. No denominator, no value: NULL, never 0 or infinity. `previous_value` is NULL unless the user's data
---      reaches back to the start of the period before; `change` = (value − previous_value) ÷ previous_value.
---   7. Money and tokens are exact; shares and changes are rounded to 12 decimals.
+--   5. tokens_per_hour = (input + output tokens) ÷ (24 × days of the period); today counts as a whole day.
+--   6. cost_per_request = total_spend ÷ requests to models.
+--   7. provider_share = total_spend ÷ the user's total_spend over all providers.
+--   8. month_over_month = (total_spend − that of the period before) ÷ the latter: for `month` the month so far
+--      against the same days of the month before, for the other periods likewise.
+--   9. No denominator, no value: NULL, never 0 or infinity. `previous_value` is NULL unless the user's data
+--      reaches back to the start of the period before (month_over_month: of the one before that);
+--      `change` = (value − previous_value) ÷ previous_value.
+--  10. `sparkline` is the figure of each of the last 14 days taken as a period of its own.
+--  11. Money and tokens are exact; shares and changes are rounded to 12 decimals.
 
 -- [create]
 CREATE TABLE user_metrics (
@@ -34,11 +40,11 @@ CREATE TABLE user_metrics (
 COMMENT ON TABLE user_metrics IS 'A user''s key figures for the last 7, 30 and 90 days and the month, with the period before and 14 days of history.';
 COMMENT ON COLUMN user_metrics.user_id IS 'Our user';
 COMMENT ON COLUMN user_metrics.provider IS 'openai';
-COMMENT ON COLUMN user_metrics.metric IS 'total_spend, average_daily_cost, cost_per_1k_tokens, input_tokens, output_tokens, tokens, top_model_share, month_over_month';
+COMMENT ON COLUMN user_metrics.metric IS 'total_spend, average_daily_cost, cost_per_1k_tokens, top_model_share, tokens_per_hour, cost_per_request, provider_share, month_over_month; and input_tokens, output_tokens, tokens, requests';
 COMMENT ON COLUMN user_metrics.period IS '7d, 30d, 90d or month (so far)';
 COMMENT ON COLUMN user_metrics.period_start IS 'First UTC day of the period';
 COMMENT ON COLUMN user_metrics.period_end IS 'Last UTC day of the period: today, which is partial';
-COMMENT ON COLUMN user_metrics.unit IS 'usd, usd_per_1k_tokens, tokens or ratio';
+COMMENT ON COLUMN user_metrics.unit IS 'usd, usd_per_1k_tokens, usd_per_request, tokens, tokens_per_hour, requests or ratio';
 COMMENT ON COLUMN user_metrics.value IS 'The figure, NULL where it has no denominator';
 COMMENT ON COLUMN user_metrics.previous_value IS 'The same figure of the period before, NULL unless the data reaches back that far';
 COMMENT ON COLUMN user_metrics.change IS '(value - previous_value) / previous_value';
@@ -64,11 +70,19 @@ before AS (
             ELSE (period_start - ($today::DATE - period_start + 1)::INTEGER)::DATE
         END AS previous_start
     FROM named
+),
+ends AS (
+    SELECT
+        *,
+        least(previous_start + ($today::DATE - period_start)::INTEGER, period_start - 1) AS previous_end,
+        CASE period
+            WHEN 'month' THEN (previous_start - INTERVAL 1 MONTH)::DATE
+            ELSE (previous_start - (period_start - previous_start)::INTEGER)::DATE
+        END AS before_start
+    FROM before
 )
-SELECT
-    *,
-    least(previous_start + ($today::DATE - period_start)::INTEGER, period_start - 1) AS previous_end
-FROM before;
+SELECT *, least(before_start + ($today::DATE - period_start)::INTEGER, previous_start - 1) AS before_end
+FROM ends;
 
 -- Whom to compute: users whose costs changed, and everybody whose figures are of another day.
 CREATE OR REPLACE TEMP TABLE computed_users AS
@@ -82,13 +96,19 @@ FROM daily_model_costs
 SEMI JOIN computed_users USING (user_id, provider)
 GROUP BY user_id, provider;
 
--- What is summed up: each period (side 1) and the period before it (0), and each sparkline day (2).
+-- What is summed up: each period (side 1), the period before it (0) and the one before that (-1), and each
+-- day of the sparklines (2); each with the side and start of the span before it.
 CREATE OR REPLACE TEMP TABLE metric_spans AS
-SELECT period, 1 AS side, period_start AS span_start, $today::DATE AS span_end FROM metric_periods
+SELECT period, 1 AS side, period_start AS span_start, $today::DATE AS span_end, 0 AS prior_side,
+    previous_start AS prior_start
+FROM metric_periods
 UNION ALL
-SELECT period, 0, previous_start, previous_end FROM metric_periods
+SELECT period, 0, previous_start, previous_end, -1, before_start FROM metric_periods
 UNION ALL
-SELECT 'day', 2, day, day FROM (SELECT ($today::DATE - i::INTEGER)::DATE AS day FROM range(14) AS r(i));
+SELECT period, -1, before_start, before_end, NULL, NULL FROM metric_periods
+UNION ALL
+SELECT 'day', 2, day, day, 2, day - 1
+FROM (SELECT ($today::DATE - i::INTEGER)::DATE AS day FROM range(15) AS r(i));
 
 CREATE OR REPLACE TEMP TABLE span_sums AS
 WITH model_sums AS (
@@ -103,11 +123,12 @@ WITH model_sums AS (
         sum(cost.token_priced_usd) FILTER (coalesce(cost.input_tokens, 0) + coalesce(cost.output_tokens, 0) > 0)
             AS covered_usd,
         sum(cost.input_tokens)::BIGINT AS input_tokens,
-        sum(cost.output_tokens)::BIGINT AS output_tokens
+        sum(cost.output_tokens)::BIGINT AS output_tokens,
+        sum(cost.requests)::BIGINT AS requests
     FROM daily_model_costs AS cost
     JOIN metric_spans AS span ON cost.date BETWEEN span.span_start AND span.span_end
     SEMI JOIN computed_users USING (user_id, provider)
-    WHERE cost.date >= $today::DATE - 180
+    WHERE cost.date >= $today::DATE - 270
     GROUP BY ALL
 )
 SELECT
@@ -122,7 +143,8 @@ SELECT
     max(model.amount_usd) AS top_usd,
     arg_max(model.model, model.amount_usd) AS top_model,
     coalesce(sum(model.input_tokens), 0)::BIGINT AS input_tokens,
-    coalesce(sum(model.output_tokens), 0)::BIGINT AS output_tokens
+    coalesce(sum(model.output_tokens), 0)::BIGINT AS output_tokens,
+    coalesce(sum(model.requests), 0)::BIGINT AS requests
 FROM user_spans AS user
 CROSS JOIN metric_spans AS span
 LEFT JOIN model_sums AS model USING (user_id, provider, period, side, span_start)
@@ -131,23 +153,43 @@ GROUP BY ALL;
 CREATE OR REPLACE TEMP TABLE span_values AS
 UNPIVOT (
     SELECT
-        user_id,
-        provider,
-        period,
-        side,
-        span_start,
-        CASE WHEN total > 0 THEN round(covered::DOUBLE / total::DOUBLE, 12) END::DECIMAL(38, 18)
+        this.user_id,
+        this.provider,
+        this.period,
+        this.side,
+        this.span_start,
+        CASE WHEN this.total > 0 THEN round(this.covered::DOUBLE / this.total::DOUBLE, 12) END::DECIMAL(38, 18)
             AS covered_share,
-        top_model,
-        total::DECIMAL(38, 18) AS total_spend,
-        exact_ratio(total, days) AS average_daily_cost,
-        exact_ratio(covered, input_tokens + output_tokens, per := 1000) AS cost_per_1k_tokens,
-        input_tokens::DECIMAL(38, 18) AS input_tokens,
-        output_tokens::DECIMAL(38, 18) AS output_tokens,
-        (input_tokens + output_tokens)::DECIMAL(38, 18) AS tokens,
-        CASE WHEN total > 0 THEN round(top_usd::DOUBLE / total::DOUBLE, 12) END::DECIMAL(38, 18)
-            AS top_model_share
-    FROM span_sums
+        this.top_model,
+        this.total::DECIMAL(38, 18) AS total_spend,
+        exact_ratio(this.total, this.days) AS average_daily_cost,
+        exact_ratio(this.covered, this.input_tokens + this.output_tokens, per := 1000) AS cost_per_1k_tokens,
+        this.input_tokens::DECIMAL(38, 18) AS input_tokens,
+        this.output_tokens::DECIMAL(38, 18) AS output_tokens,
+        (this.input_tokens + this.output_tokens)::DECIMAL(38, 18) AS tokens,
+        this.requests::DECIMAL(38, 18) AS requests,
+        round((this.input_tokens + this.output_tokens)::DOUBLE / (24 * this.days), 6)::DECIMAL(38, 18)
+            AS tokens_per_hour,
+        exact_ratio(this.total, this.requests) AS cost_per_request,
+        CASE WHEN this.total > 0 THEN round(this.top_usd::DOUBLE / this.total::DOUBLE, 12) END::DECIMAL(38, 18)
+            AS top_model_share,
+        CASE WHEN everywhere.total > 0 THEN round(this.total::DOUBLE / everywhere.total::DOUBLE, 12)
+        END::DECIMAL(38, 18) AS provider_share,
+        CASE WHEN prior.total > 0
+            THEN round((this.total - prior.total)::DOUBLE / prior.total::DOUBLE, 12)
+        END::DECIMAL(38, 18) AS month_over_month
+    FROM span_sums AS this
+    JOIN metric_spans AS span USING (period, side, span_start)
+    JOIN (
+        SELECT user_id, period, side, span_start, sum(total) AS total FROM span_sums GROUP BY ALL
+    ) AS everywhere USING (user_id, period, side, span_start)
+    LEFT JOIN span_sums AS prior
+        ON prior.user_id = this.user_id
+        AND prior.provider = this.provider
+        AND prior.period = this.period
+        AND prior.side = span.prior_side
+        AND prior.span_start = span.prior_start
+    WHERE this.side >= 0
 )
 ON COLUMNS(* EXCLUDE (user_id, provider, period, side, span_start, covered_share, top_model))
 INTO NAME metric VALUE value;
@@ -168,7 +210,12 @@ WITH grid AS (
             ('input_tokens', 'tokens'),
             ('output_tokens', 'tokens'),
             ('tokens', 'tokens'),
-            ('top_model_share', 'ratio')
+            ('requests', 'requests'),
+            ('tokens_per_hour', 'tokens_per_hour'),
+            ('cost_per_request', 'usd_per_request'),
+            ('top_model_share', 'ratio'),
+            ('provider_share', 'ratio'),
+            ('month_over_month', 'ratio')
     ) AS units(metric, unit)
 ),
 sparks AS (
@@ -182,7 +229,7 @@ sparks AS (
         AND spark.provider = user.provider
         AND spark.span_start = day.span_start
         AND spark.metric = metrics.metric
-    WHERE day.side = 2
+    WHERE day.side = 2 AND day.span_start > $today::DATE - 14
     GROUP BY ALL
 ),
 figures AS (
@@ -193,8 +240,13 @@ figures AS (
         grid.period,
         grid.period_start,
         grid.unit,
-        this.value,
-        CASE WHEN grid.first_date <= grid.previous_start THEN before.value END AS previous_value,
+        CASE WHEN grid.metric <> 'month_over_month' OR grid.first_date <= grid.previous_start THEN this.value END
+            AS value,
+        CASE
+            WHEN grid.metric <> 'month_over_month' AND grid.first_date <= grid.previous_start
+                OR grid.first_date <= grid.before_start
+            THEN before.value
+        END AS previous_value,
         CASE grid.metric WHEN 'cost_per_1k_tokens' THEN this.covered_share END AS covered_share,
         CASE grid.metric WHEN 'top_model_share' THEN this.top_model END AS detail,
         sparks.sparkline,
@@ -229,12 +281,6 @@ compared AS (
 SELECT
     user_id, provider, metric, period, period_start, $today::DATE, unit, value, previous_value, change,
     covered_share, detail, sparkline, is_sample
-FROM compared
-UNION ALL
-SELECT
-    user_id, provider, 'month_over_month', period, period_start, $today::DATE, 'ratio', change, NULL, NULL,
-    NULL, NULL, NULL, is_sample
-FROM compared
-WHERE metric = 'total_spend' AND period = 'month';
+FROM compared;
 
 TRUNCATE pipeline.stale_users;
