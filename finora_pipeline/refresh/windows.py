@@ -7,6 +7,8 @@ from finora_pipeline.openai_admin.pages import Window
 
 # OpenAI restates the last two days; one more covers what arrives late. (API facts, delay and restatement.)
 TRAILING_DAYS = 3
+# Until this day of a month OpenAI may still restate the month before.
+CLOSING_DAYS = 7
 # No organization has costs from before OpenAI charged for its API.
 FIRST_DAY = date(2020, 6, 1)
 
@@ -19,17 +21,24 @@ def trailing_window(today: date) -> Window:
 def window_of(connection: Connection, asked: Window, today: date) -> Window | None:
     """The days to read: those asked for that the plan keeps, or the whole history if it is missing.
 
-    A refresh that goes further than the one before starts where that one's days were not final yet, so that
-    no pause, however long, leaves a gap. None if the plan keeps none of the days asked for. For a plan that
-    keeps everything, missing history starts at `FIRST_DAY`; the caller looks where the organization's own
-    begins.
+    A refresh up to today starts where the days of the one before were not final yet, so that no pause,
+    however long, leaves a gap; the first of a day also reads the whole month before until the
+    `CLOSING_DAYS`th, since OpenAI may restate it until the invoice is made. None if the plan keeps none of
+    the days asked for. For a plan that keeps everything, missing history starts at `FIRST_DAY`; the caller
+    looks where the organization's own begins.
     """
     kept_from = connection.plan.first_day_kept(today) or FIRST_DAY
     if connection.read_until is None:
         # Up to today, whatever was asked for: no gap may stay behind the trailing window.
         return Window(kept_from, max(asked.end, today + timedelta(days=1)))
     start = asked.start
-    if asked.end > connection.read_until:
+    if asked.end > today:
         start = min(start, connection.read_until - timedelta(days=TRAILING_DAYS))
+        if today.day <= CLOSING_DAYS and not _was_tried_on(connection, today):
+            start = min(start, (today.replace(day=1) - timedelta(days=1)).replace(day=1))
     start = max(start, kept_from)
     return Window(start, asked.end) if start < asked.end else None
+
+
+def _was_tried_on(connection: Connection, day: date) -> bool:
+    return connection.last_attempt_at is not None and connection.last_attempt_at.date() >= day

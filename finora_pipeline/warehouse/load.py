@@ -103,6 +103,8 @@ def _load(connection: duckdb.DuckDBPyConnection, kind: str, files: list[RawFile]
             connection.register("line_items", _parsed_line_items(connection))
         for table in tables:
             run(connection, table, "load")
+        if kind != DIRECTORY_KIND and connection.execute("FROM reread_days LIMIT 1").fetchall():
+            run(connection, tables[0], "compare")
         run(connection, "pipeline", "end_load", **parameters)
 
 

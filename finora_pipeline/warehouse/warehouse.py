@@ -21,9 +21,18 @@ from finora_pipeline.warehouse.sql import section
 CREATED = ("pipeline", "macros", "billed_costs", "attribution")
 # The tables that are also published as Parquet, a file a month.
 MONTHLY_TABLES = ("daily_costs", "daily_usage", "daily_model_costs", "daily_member_costs", "daily_key_costs")
-TABLES = (*MONTHLY_TABLES, "user_metrics", "projects", "members", "api_keys", "connections")
+TABLES = (
+    *MONTHLY_TABLES,
+    "cost_revisions",
+    "usage_revisions",
+    "user_metrics",
+    "projects",
+    "members",
+    "api_keys",
+    "connections",
+)
 # What is created after the tables.
-VIEWS = ("named",)
+VIEWS = ("named", "as_of")
 # Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
 MEMORY_LIMIT = "256MB"
 

@@ -1,13 +1,18 @@
 """OpenAI restates days: facts follow, whole days at a time."""
 
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 
+import dagster as dg
+import pytest
 from sqlalchemy import update
 
+from finora_pipeline import runs
 from finora_pipeline.accounts.schema import connections
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.openai_admin.simulator.organization import PROVISIONAL_MODEL
+from finora_pipeline.refresh.windows import TRAILING_DAYS, trailing_window, window_of
 
 
 def test_restated_days_and_a_vanished_line_item(start_openai, install):
@@ -26,6 +31,67 @@ def test_restated_days_and_a_vanished_line_item(start_openai, install):
     vanished = set(before) - set(after)
     assert any(item.startswith(PROVISIONAL_MODEL) for _, _, item in vanished)
     assert sum(after.values(), Decimal(0)) > sum(before.values(), Decimal(0))
+
+
+def test_any_earlier_view_can_be_had_again(start_openai, install):
+    openai = start_openai(days=8)
+    installation = install(openai)
+    installation.connect(plan="trial")
+    before_all = datetime.now(UTC)
+    views = []
+    for hours in (0, 7, 0, 30):
+        openai.simulator.frozen_now += timedelta(hours=hours)
+        assert installation.refresh().failed_users == []
+        views.append((datetime.now(UTC), installation.costs("user-0")))
+    assert len({frozenset(costs.items()) for _, costs in views}) == 3
+
+    query = "SELECT date, project_id, line_item, amount_usd FROM costs_as_of(?) WHERE user_id = 'user-0'"
+    for moment, costs in views:
+        rows = installation.sql(query, moment)
+        assert {(day, project, item): amount for day, project, item, amount in rows} == costs
+    assert installation.sql(query, before_all) == []
+
+    # What vanished is among the revisions.
+    kinds = installation.sql("SELECT DISTINCT was_there, is_there FROM cost_revisions ORDER BY ALL")
+    assert kinds == [(True, False), (True, True)]
+    changed = installation.sql(
+        "SELECT count(*) > 0, count(*) FILTER (old_input_tokens IS NOT DISTINCT FROM new_input_tokens "
+        "AND old_requests IS NOT DISTINCT FROM new_requests AND old_output_tokens IS NOT DISTINCT FROM "
+        "new_output_tokens AND old_other IS NOT DISTINCT FROM new_other) FROM usage_revisions"
+    )
+    assert changed == [(True, 0)]
+
+
+@pytest.mark.parametrize("day", [1, 7, 8])
+def test_until_the_seventh_the_month_before_is_read_once_a_day(day: int, start_openai, install):
+    installation = install(start_openai(days=2))
+    installation.connect(plan="growth")
+    installation.refresh()
+    connection = installation.accounts.connection("user-0")
+    today = date(2026, 11, day)
+    yesterday = replace(
+        connection,
+        read_until=today,
+        last_attempt_at=datetime.combine(today - timedelta(days=1), time(9), UTC),
+    )
+    expected = date(2026, 10, 1) if day <= 7 else today - timedelta(days=TRAILING_DAYS)
+    assert window_of(yesterday, trailing_window(today), today).start == expected
+    already = replace(yesterday, read_until=today, last_attempt_at=datetime.combine(today, time(1), UTC))
+    assert window_of(already, trailing_window(today), today).start == today - timedelta(days=TRAILING_DAYS)
+
+
+def test_days_that_did_not_change_are_not_computed_again(start_openai, install):
+    installation = install(start_openai(days=8))
+    installation.connect(plan="trial")
+    installation.refresh()
+    installation.refresh()
+    assert installation.sql("SELECT count(*) FROM cost_revisions") == [(0,)]
+    runs.prepare_instance(installation.settings)
+    with dg.DagsterInstance.get() as instance:
+        event = instance.get_latest_materialization_event(dg.AssetKey("daily_model_costs"))
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert event.asset_materialization.metadata["recomputed user-days"].value == 0
 
 
 def test_number_amounts_are_as_exact_as_texts(start_openai, install):

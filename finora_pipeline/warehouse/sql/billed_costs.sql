@@ -23,6 +23,15 @@ CREATE TABLE pipeline.billed_costs (
 );
 
 -- [load]
+CREATE OR REPLACE TEMP TABLE old_billed AS
+SELECT billed.* EXCLUDE (fetched_at, raw_file)
+FROM pipeline.billed_costs AS billed
+SEMI JOIN reread_days AS reread
+    ON reread.user_id = billed.user_id
+    AND reread.provider = billed.provider
+    AND reread.endpoint = billed.reading
+    AND reread.date = billed.date;
+
 DELETE FROM pipeline.billed_costs AS old
 USING new_days AS new
 WHERE old.reading = new.endpoint
@@ -67,3 +76,21 @@ SELECT
     fetched_at,
     raw_file
 FROM buckets;
+
+-- [compare]
+INSERT INTO changed_days
+WITH reread_billed AS (
+    SELECT billed.* EXCLUDE (fetched_at, raw_file)
+    FROM pipeline.billed_costs AS billed
+    SEMI JOIN reread_days AS reread
+        ON reread.user_id = billed.user_id
+        AND reread.provider = billed.provider
+        AND reread.endpoint = billed.reading
+        AND reread.date = billed.date
+)
+SELECT DISTINCT user_id, provider, reading, date
+FROM (
+    (FROM reread_billed EXCEPT FROM old_billed)
+    UNION ALL
+    (FROM old_billed EXCEPT FROM reread_billed)
+);

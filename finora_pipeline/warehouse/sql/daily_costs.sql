@@ -58,6 +58,11 @@ SELECT DISTINCT unnest(line_items) FROM read_parquet(getvariable('raw_files'));
 -- From the raw files' pages, as OpenAI sent them. `canonical` stands in for a page whose numbers SQL would
 -- not read exactly as they are, or that names a project and line item of a day twice. `line_items` (an Arrow
 -- table) holds each distinct text, parsed.
+CREATE OR REPLACE TEMP TABLE old_costs AS
+SELECT user_id, provider, date, project_id, line_item, amount_usd, quantity
+FROM daily_costs
+SEMI JOIN reread_days USING (user_id, provider, date);
+
 DELETE FROM daily_costs AS old
 USING new_days AS new
 WHERE old.user_id = new.user_id AND old.provider = new.provider AND old.date = new.date;
@@ -107,3 +112,43 @@ SELECT
     false
 FROM buckets
 LEFT JOIN line_items AS item ON item.line_item = result.line_item;
+
+-- [compare]
+-- What was restated: the rows of days read before that are not as they were.
+CREATE OR REPLACE TEMP TABLE restated AS
+WITH changes AS (
+    SELECT
+        user_id,
+        provider,
+        date,
+        project_id,
+        line_item,
+        any_value(amount_usd) FILTER (is_new) AS new_amount_usd,
+        any_value(amount_usd) FILTER (NOT is_new) AS old_amount_usd,
+        any_value(quantity) FILTER (is_new) AS new_quantity,
+        any_value(quantity) FILTER (NOT is_new) AS old_quantity,
+        bool_or(is_new) AS is_in_new,
+        bool_or(NOT is_new) AS was_in_old
+    FROM (
+        SELECT *, false AS is_new FROM old_costs
+        UNION ALL
+        SELECT user_id, provider, date, project_id, line_item, amount_usd, quantity, true
+        FROM daily_costs
+        SEMI JOIN reread_days USING (user_id, provider, date)
+    )
+    GROUP BY user_id, provider, date, project_id, line_item
+)
+SELECT changes.*, reread.fetched_at AS observed_at
+FROM changes
+JOIN reread_days AS reread USING (user_id, provider, date)
+WHERE is_in_new <> was_in_old
+   OR old_amount_usd IS DISTINCT FROM new_amount_usd
+   OR old_quantity IS DISTINCT FROM new_quantity;
+
+INSERT INTO cost_revisions
+SELECT
+    user_id, provider, date, project_id, line_item, observed_at, old_amount_usd, new_amount_usd, old_quantity,
+    new_quantity, was_in_old, is_in_new
+FROM restated;
+
+INSERT INTO changed_days SELECT DISTINCT user_id, provider, 'costs', date FROM restated;

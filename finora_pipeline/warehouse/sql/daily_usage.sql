@@ -89,6 +89,15 @@ COMMENT ON COLUMN daily_usage.is_sample IS 'Made-up row of a user without real d
 
 -- [load]
 -- From the raw files' pages, as OpenAI sent them.
+CREATE OR REPLACE TEMP TABLE old_usage AS
+SELECT daily_usage.* EXCLUDE (fetched_at, raw_file, is_sample)
+FROM daily_usage
+SEMI JOIN reread_days AS reread
+    ON reread.user_id = daily_usage.user_id
+    AND reread.provider = daily_usage.provider
+    AND reread.endpoint = daily_usage.service
+    AND reread.date = daily_usage.date;
+
 DELETE FROM daily_usage AS old
 USING new_days AS new
 WHERE old.service = new.endpoint
@@ -169,3 +178,58 @@ SELECT
     false
 FROM buckets
 GROUP BY ALL;
+
+-- [compare]
+-- What was restated: the rows of days read before that are not as they were, in any measure.
+CREATE OR REPLACE TEMP TABLE restated AS
+WITH reread_usage AS (
+    SELECT daily_usage.* EXCLUDE (fetched_at, raw_file, is_sample)
+    FROM daily_usage
+    SEMI JOIN reread_days AS reread
+        ON reread.user_id = daily_usage.user_id
+        AND reread.provider = daily_usage.provider
+        AND reread.endpoint = daily_usage.service
+        AND reread.date = daily_usage.date
+),
+differences AS (
+    (SELECT *, true AS is_new FROM reread_usage EXCEPT SELECT *, true FROM old_usage)
+    UNION ALL
+    (SELECT *, false FROM old_usage EXCEPT SELECT *, false FROM reread_usage)
+),
+counted AS (
+    SELECT
+        *,
+        coalesce(calls, 0) + coalesce(images, 0) + coalesce(seconds, 0) + coalesce(characters, 0)
+            + coalesce(usage_bytes, 0) + coalesce(sessions, 0) AS other
+    FROM differences
+)
+SELECT
+    user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier,
+    any_value(requests) FILTER (NOT is_new) AS old_requests,
+    any_value(requests) FILTER (is_new) AS new_requests,
+    any_value(input_tokens) FILTER (NOT is_new) AS old_input_tokens,
+    any_value(input_tokens) FILTER (is_new) AS new_input_tokens,
+    any_value(output_tokens) FILTER (NOT is_new) AS old_output_tokens,
+    any_value(output_tokens) FILTER (is_new) AS new_output_tokens,
+    any_value(other) FILTER (NOT is_new) AS old_other,
+    any_value(other) FILTER (is_new) AS new_other
+FROM counted
+GROUP BY ALL;
+
+INSERT INTO usage_revisions
+SELECT
+    restated.* EXCLUDE (
+        old_requests, new_requests, old_input_tokens, new_input_tokens, old_output_tokens, new_output_tokens,
+        old_other, new_other
+    ),
+    reread.fetched_at,
+    old_requests, new_requests, old_input_tokens, new_input_tokens, old_output_tokens, new_output_tokens,
+    old_other, new_other
+FROM restated
+JOIN reread_days AS reread
+    ON reread.user_id = restated.user_id
+    AND reread.provider = restated.provider
+    AND reread.endpoint = restated.service
+    AND reread.date = restated.date;
+
+INSERT INTO changed_days SELECT DISTINCT user_id, provider, service, date FROM restated;

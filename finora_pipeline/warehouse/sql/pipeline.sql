@@ -18,12 +18,13 @@ CREATE TABLE pipeline.loaded_files (
 -- One row a day of an organization that has been read, empty days included, with the moment of the read
 -- that counts: a page set that is older than this does not replace the day.
 CREATE TABLE pipeline.loaded_days (
-    user_id     VARCHAR NOT NULL,
-    provider    VARCHAR NOT NULL,
-    endpoint    VARCHAR NOT NULL,
-    date        DATE NOT NULL,
-    fetched_at  TIMESTAMPTZ NOT NULL,
-    raw_file    VARCHAR NOT NULL
+    user_id           VARCHAR NOT NULL,
+    provider          VARCHAR NOT NULL,
+    endpoint          VARCHAR NOT NULL,
+    date              DATE NOT NULL,
+    first_fetched_at  TIMESTAMPTZ NOT NULL,
+    fetched_at        TIMESTAMPTZ NOT NULL,
+    raw_file          VARCHAR NOT NULL
 );
 
 -- Days whose facts changed since the metrics were computed.
@@ -67,6 +68,17 @@ WHERE NOT EXISTS (
 )
 GROUP BY user_id, provider, endpoint, date;
 
+-- Those of them that had been read before.
+CREATE OR REPLACE TEMP TABLE reread_days AS
+SELECT new.user_id, new.provider, new.endpoint, new.date, new.fetched_at, loaded.first_fetched_at
+FROM new_days AS new
+JOIN pipeline.loaded_days AS loaded USING (user_id, provider, endpoint, date);
+
+-- Filled by each table's load: the days that were read again and are not as they were.
+CREATE OR REPLACE TEMP TABLE changed_days (
+    user_id VARCHAR, provider VARCHAR, endpoint VARCHAR, date DATE
+);
+
 -- [end_load]
 DELETE FROM pipeline.loaded_days AS loaded
 USING new_days AS new
@@ -76,10 +88,18 @@ WHERE loaded.endpoint = new.endpoint
   AND loaded.date = new.date;
 
 INSERT INTO pipeline.loaded_days
-SELECT user_id, provider, endpoint, date, fetched_at, raw_file FROM new_days;
+SELECT user_id, provider, endpoint, date, coalesce(first_fetched_at, new.fetched_at), new.fetched_at, raw_file
+FROM new_days AS new
+LEFT JOIN reread_days USING (user_id, provider, endpoint, date);
 
 INSERT INTO pipeline.stale_days
-SELECT DISTINCT user_id, provider, date FROM new_days AS new
+SELECT DISTINCT user_id, provider, date
+FROM (
+    FROM changed_days
+    UNION ALL
+    SELECT user_id, provider, endpoint, date FROM new_days
+    ANTI JOIN reread_days USING (user_id, provider, endpoint, date)
+) AS new
 WHERE NOT EXISTS (
     FROM pipeline.stale_days AS stale
     WHERE stale.user_id = new.user_id AND stale.provider = new.provider AND stale.date = new.date
