@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 
 import duckdb
 import pyarrow as pa
@@ -25,10 +26,12 @@ DAYS_AT_ONCE = 1_500
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
-    """How many user-days were computed, and those (user, day) whose parts do not add up to the bill."""
+    """How many user-days were computed; those (user, day) whose parts do not add up to the bill; and by severity
+    how many of all days do not reconcile with OpenAI's totals, with their residual in USD."""
 
     days: int
     unequal: list[tuple[str, date]]
+    residuals: dict[str, tuple[int, Decimal]]
 
 
 def refresh_costs(warehouse: Warehouse, user_ids: Iterable[str], today: date) -> Recomputed:
@@ -74,9 +77,11 @@ def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str
                 run(connection, table, "shared_use")
                 run(connection, "attribution", "split")
                 run(connection, table, "refresh")
+            run(connection, "reconciliation", "refresh")
             run(connection, "daily_model_costs", "refresh")
             unequal += connection.execute(section("attribution", "check")).fetchall()
-    return Recomputed(stale, unequal)
+    open_days = connection.execute(section("reconciliation", "check")).fetchall()
+    return Recomputed(stale, unequal, {severity: (days, usd) for severity, days, usd in open_days})
 
 
 def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:

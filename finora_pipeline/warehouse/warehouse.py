@@ -32,7 +32,7 @@ TABLES = (
     "connections",
 )
 # What is created after the tables.
-VIEWS = ("named", "as_of")
+VIEWS = ("named", "as_of", "reconciliation")
 # Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
 MEMORY_LIMIT = "256MB"
 
@@ -132,8 +132,12 @@ def table_columns() -> dict[str, list[Column]]:
 
 
 def table_comments() -> dict[str, str]:
-    """What each published table is, in a sentence, read from its `.sql` file."""
+    """What each published table or view is, in a sentence, read from its `.sql` file."""
     with duckdb.connect(":memory:") as connection:
         create_tables(connection)
-        query = "SELECT table_name, comment FROM duckdb_tables() WHERE schema_name = 'main' AND NOT internal"
+        query = (
+            "SELECT table_name, comment FROM duckdb_tables() WHERE schema_name = 'main' AND NOT internal "
+            "UNION ALL "
+            "SELECT view_name, comment FROM duckdb_views() WHERE schema_name = 'main' AND NOT internal"
+        )
         return dict(connection.execute(query).fetchall())

@@ -1,0 +1,150 @@
+-- reconciliation: what we hold of a day against what OpenAI says otherwise, with what is left over.
+--
+-- Grain: user, provider, date.
+-- Rules
+--   1. residual_usd = OpenAI's own total of the day, read ungrouped, − Σ daily_costs. The total is read a moment
+--      later, so that a day still being booked may differ.
+--   2. token_residual = tokens billed (Σ quantity of lines in tokens with a direction) − tokens used (Σ input +
+--      output of daily_usage without moderations, which are free). OpenAI counts the two apart.
+--   3. price_residual_usd = Σ |amount − quantity × price| over the lines that had a price in the seven days before;
+--      a line's price is amount ÷ quantity of the last of those days on which it had one. A price list that
+--      changes shows here, once.
+--   4. `severity` is of residual_usd: ok (0), info (a day that is not final), warning (under a cent) or error.
+--      A day is final when it is 3 days old. NULL where the total has not been read.
+--   5. `month_state`: open while the month goes on, closing until the 7th of the next (it is read again daily),
+--      then closed.
+
+-- [create]
+CREATE TABLE pipeline.reconciled_days (
+    user_id             VARCHAR NOT NULL,
+    provider            VARCHAR NOT NULL,
+    date                DATE NOT NULL,
+    api_total_usd       DECIMAL(38, 18),
+    facts_usd           DECIMAL(38, 18) NOT NULL,
+    billed_tokens       DECIMAL(38, 18),
+    used_tokens         BIGINT,
+    price_residual_usd  DECIMAL(38, 18)
+);
+
+CREATE VIEW reconciliation AS
+SELECT
+    user_id,
+    provider,
+    date,
+    api_total_usd,
+    facts_usd,
+    api_total_usd - facts_usd AS residual_usd,
+    billed_tokens,
+    used_tokens,
+    (billed_tokens - used_tokens)::DECIMAL(38, 18) AS token_residual,
+    price_residual_usd,
+    CASE
+        WHEN api_total_usd IS NULL THEN NULL
+        WHEN api_total_usd = facts_usd THEN 'ok'
+        WHEN date > current_date - 3 THEN 'info'
+        WHEN abs(api_total_usd - facts_usd) < 0.01 THEN 'warning'
+        ELSE 'error'
+    END AS severity,
+    CASE
+        WHEN date >= date_trunc('month', current_date) THEN 'open'
+        WHEN date >= date_trunc('month', current_date) - INTERVAL 1 MONTH AND day(current_date) <= 7 THEN 'closing'
+        ELSE 'closed'
+    END AS month_state
+FROM pipeline.reconciled_days;
+COMMENT ON VIEW reconciliation IS 'What we hold of each day against what OpenAI says otherwise: its own total, tokens used, prices of the days before.';
+
+-- [refresh]
+-- Recomputes the days in `split_days`.
+DELETE FROM pipeline.reconciled_days AS old
+USING split_days AS split
+WHERE old.user_id = split.user_id AND old.provider = split.provider AND old.date = split.date;
+
+INSERT INTO pipeline.reconciled_days
+WITH totals AS (
+    SELECT user_id, provider, date, coalesce(sum(amount_usd), 0) AS api_total_usd
+    FROM pipeline.loaded_days AS loaded
+    SEMI JOIN split_days USING (user_id, provider, date)
+    LEFT JOIN (FROM pipeline.billed_costs WHERE reading = 'cost_totals') AS total USING (user_id, provider, date)
+    WHERE loaded.endpoint = 'cost_totals'
+    GROUP BY ALL
+),
+lines AS (
+    SELECT user_id, provider, date, project_id, line_item, amount_usd, quantity, quantity_unit, direction
+    FROM daily_costs
+    SEMI JOIN split_days USING (user_id, provider, date)
+    WHERE NOT is_sample
+),
+facts AS (
+    SELECT
+        user_id,
+        provider,
+        date,
+        coalesce(sum(amount_usd), 0) AS facts_usd,
+        sum(quantity) FILTER (direction IS NOT NULL AND coalesce(quantity_unit, 'tokens') = 'tokens')
+            AS billed_tokens
+    FROM lines
+    GROUP BY ALL
+),
+used AS (
+    SELECT
+        user_id,
+        provider,
+        date,
+        sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0))::BIGINT AS used_tokens
+    FROM daily_usage
+    SEMI JOIN split_days USING (user_id, provider, date)
+    WHERE NOT is_sample AND service <> 'moderations'
+    GROUP BY ALL
+),
+spans AS (
+    SELECT user_id, provider, min(date) - 7 AS first_date, max(date) AS last_date FROM split_days GROUP BY ALL
+),
+prices AS (
+    SELECT costs.user_id, costs.provider, costs.date, costs.project_id, costs.line_item,
+        costs.amount_usd::DOUBLE / costs.quantity::DOUBLE AS price
+    FROM daily_costs AS costs
+    JOIN spans
+        ON spans.user_id = costs.user_id
+        AND spans.provider = costs.provider
+        AND costs.date BETWEEN spans.first_date AND spans.last_date
+    WHERE costs.quantity > 0 AND NOT costs.is_sample
+),
+priced AS (
+    SELECT
+        lines.user_id,
+        lines.provider,
+        lines.date,
+        abs(lines.amount_usd::DOUBLE - lines.quantity::DOUBLE * prices.price) AS difference
+    FROM lines
+    ASOF JOIN prices
+        ON prices.user_id = lines.user_id
+        AND prices.provider = lines.provider
+        AND prices.project_id = lines.project_id
+        AND prices.line_item = lines.line_item
+        AND prices.date < lines.date
+    WHERE lines.quantity IS NOT NULL AND lines.amount_usd IS NOT NULL AND prices.date >= lines.date - 7
+),
+price_residuals AS (
+    SELECT user_id, provider, date, round(sum(difference), 9)::DECIMAL(38, 18) AS price_residual_usd
+    FROM priced
+    GROUP BY ALL
+)
+SELECT
+    split.user_id,
+    split.provider,
+    split.date,
+    totals.api_total_usd,
+    coalesce(facts.facts_usd, 0),
+    facts.billed_tokens,
+    used.used_tokens,
+    price_residuals.price_residual_usd
+FROM split_days AS split
+LEFT JOIN totals USING (user_id, provider, date)
+LEFT JOIN facts USING (user_id, provider, date)
+LEFT JOIN used USING (user_id, provider, date)
+LEFT JOIN price_residuals USING (user_id, provider, date)
+WHERE totals.api_total_usd IS NOT NULL OR facts.facts_usd IS NOT NULL OR used.used_tokens IS NOT NULL;
+
+-- [check]
+-- How many days do not reconcile, by severity.
+SELECT severity, count(*), sum(abs(residual_usd)) FROM reconciliation WHERE severity <> 'ok' GROUP BY severity;
