@@ -50,7 +50,7 @@ COST_TABLES = ("daily_model_costs", "daily_member_costs", "daily_key_costs")
         dg.AssetCheckSpec(
             "facts_equal_openais_totals",
             asset="reconciliation",
-            description="Of every day that is final, daily_costs add up to the total that OpenAI gives for it.",
+            description="Of every final day, daily_costs add up to the total that OpenAI gives for it.",
         ),
     ],
 )

@@ -26,8 +26,8 @@ DAYS_AT_ONCE = 1_500
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
-    """How many user-days were computed; those (user, day) whose parts do not add up to the bill; and by severity
-    how many of all days do not reconcile with OpenAI's totals, with their residual in USD."""
+    """How many user-days were computed; those (user, day) whose parts do not add up to the bill; and by
+    severity how many of all days do not reconcile with OpenAI's totals, with their residual in USD."""
 
     days: int
     unequal: list[tuple[str, date]]
@@ -73,11 +73,12 @@ def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str
         # A transaction each: until its end DuckDB keeps what a replaced temporary table held.
         with transaction(connection):
             run(connection, "attribution", "prepare", days=DAYS_AT_ONCE)
-            for table in ("daily_member_costs", "daily_key_costs"):
+            shared = connection.execute(section("attribution", "shared")).fetchall()[0]
+            for table, is_shared in zip(("daily_member_costs", "daily_key_costs"), shared, strict=True):
                 run(connection, table, "shared_use")
-                run(connection, "attribution", "split")
+                run(connection, "attribution", "split" if is_shared else "none_shared")
                 run(connection, table, "refresh")
-            run(connection, "reconciliation", "refresh")
+            run(connection, "reconciliation", "refresh", today=today)
             run(connection, "daily_model_costs", "refresh")
             unequal += connection.execute(section("attribution", "check")).fetchall()
     open_days = connection.execute(section("reconciliation", "check")).fetchall()

@@ -17,10 +17,11 @@ def test_every_day_reconciles_with_openais_total(start_openai, install):
     result = installation.refresh()
     assert result.succeeded
     days = installation.sql(
-        "SELECT severity, count(*), sum(residual_usd), count(api_total_usd) FROM reconciliation GROUP BY severity"
+        "SELECT severity, count(*), sum(residual_usd), count(api_total_usd) FROM reconciliation "
+        "GROUP BY severity"
     )
     assert days == [("ok", 90, Decimal(0), 90)]
-    # The simulator's prices never change, and what it bills by the token it also counts as used, but for images.
+    # The simulator's prices never change; what it bills by the token it also counts as used, but for images.
     ((most,),) = installation.sql("SELECT max(price_residual_usd) FROM reconciliation")
     assert most < Decimal("1e-6")
     billed = installation.sql(

@@ -56,26 +56,21 @@ GROUP BY ALL;
 -- What was used of one model in one project on one day, and by whom if by one alone.
 CREATE OR REPLACE TEMP TABLE pools AS
 SELECT
-    row_number() OVER () AS pool,
-    *
-FROM (
-    SELECT
-        user_id,
-        provider,
-        date,
-        project_id,
-        used_model,
-        min(coalesce(member_id, '')) <> max(coalesce(member_id, '')) AS has_members,
-        min(coalesce(api_key_id, '')) <> max(coalesce(api_key_id, '')) AS has_keys,
-        any_value(member_id) AS only_member,
-        any_value(api_key_id) AS only_key
-    FROM used
-    GROUP BY ALL
-);
+    user_id,
+    provider,
+    date,
+    project_id,
+    used_model,
+    min(coalesce(member_id, '')) <> max(coalesce(member_id, '')) AS has_members,
+    min(coalesce(api_key_id, '')) <> max(coalesce(api_key_id, '')) AS has_keys,
+    any_value(member_id) AS only_member,
+    any_value(api_key_id) AS only_key
+FROM used
+GROUP BY ALL;
 
 -- Each charge (a row of daily_costs) with the use that it is split by.
 CREATE OR REPLACE TEMP TABLE charge_pools AS
-SELECT costs.rowid AS charge, pools.pool
+SELECT costs.rowid AS charge, pools.rowid AS pool
 FROM daily_costs AS costs
 SEMI JOIN split_days USING (user_id, provider, date)
 JOIN pools
@@ -86,7 +81,7 @@ JOIN pools
     AND pools.used_model = coalesce(costs.model, costs.line_item);
 
 INSERT INTO charge_pools
-SELECT costs.rowid, min(pools.pool)
+SELECT costs.rowid, min(pools.rowid)
 FROM daily_costs AS costs
 SEMI JOIN split_days USING (user_id, provider, date)
 JOIN pools
@@ -98,6 +93,13 @@ JOIN pools
 WHERE costs.rowid NOT IN (SELECT charge FROM charge_pools)
 GROUP BY costs.rowid
 HAVING count(*) = 1;
+
+-- [shared]
+-- Whether several members, or several keys, share some use.
+SELECT coalesce(bool_or(has_members), false), coalesce(bool_or(has_keys), false) FROM pools;
+
+-- [none_shared]
+CREATE OR REPLACE TEMP TABLE attributed (charge BIGINT, id VARCHAR, amount_usd DECIMAL(38, 18));
 
 -- [split]
 -- The charges whose use several share, by the column `id` of `split_used`: `attributed`.

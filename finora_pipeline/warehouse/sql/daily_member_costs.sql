@@ -28,7 +28,7 @@ COMMENT ON COLUMN daily_member_costs.is_sample IS 'Made-up row of a user without
 
 -- [shared_use]
 CREATE OR REPLACE TEMP VIEW split_used AS
-SELECT pools.pool, used.* EXCLUDE (used_model), used.member_id AS id
+SELECT pools.rowid AS pool, used.* EXCLUDE (used_model), used.member_id AS id
 FROM pools
 JOIN used
     ON used.user_id = pools.user_id
@@ -66,7 +66,7 @@ FROM daily_costs AS costs
 SEMI JOIN split_days USING (user_id, provider, date)
 ANTI JOIN billed_days USING (user_id, provider, date)
 LEFT JOIN charge_pools ON charge_pools.charge = costs.rowid
-LEFT JOIN pools USING (pool)
+LEFT JOIN pools ON pools.rowid = charge_pools.pool
 WHERE costs.amount_usd IS NOT NULL AND pools.has_members IS NOT true
 GROUP BY ALL;
 

@@ -6,9 +6,9 @@
 --      later, so that a day still being booked may differ.
 --   2. token_residual = tokens billed (Σ quantity of lines in tokens with a direction) − tokens used (Σ input +
 --      output of daily_usage without moderations, which are free). OpenAI counts the two apart.
---   3. price_residual_usd = Σ |amount − quantity × price| over the lines that had a price in the seven days before;
---      a line's price is amount ÷ quantity of the last of those days on which it had one. A price list that
---      changes shows here, once.
+--   3. price_residual_usd = Σ |amount − quantity × price| over the lines of a final day that had a price in the
+--      seven days before; a line's price is amount ÷ quantity of the last of those days on which it had one. A
+--      price list that changes shows here, once.
 --   4. `severity` is of residual_usd: ok (0), info (a day that is not final), warning (under a cent) or error.
 --      A day is final when it is 3 days old. NULL where the total has not been read.
 --   5. `month_state`: open while the month goes on, closing until the 7th of the next (it is read again daily),
@@ -107,7 +107,7 @@ prices AS (
         ON spans.user_id = costs.user_id
         AND spans.provider = costs.provider
         AND costs.date BETWEEN spans.first_date AND spans.last_date
-    WHERE costs.quantity > 0 AND NOT costs.is_sample
+    WHERE costs.quantity > 0 AND costs.date < $today::DATE - 3 AND NOT costs.is_sample
 ),
 priced AS (
     SELECT
@@ -122,7 +122,10 @@ priced AS (
         AND prices.project_id = lines.project_id
         AND prices.line_item = lines.line_item
         AND prices.date < lines.date
-    WHERE lines.quantity IS NOT NULL AND lines.amount_usd IS NOT NULL AND prices.date >= lines.date - 7
+    WHERE lines.quantity IS NOT NULL
+      AND lines.amount_usd IS NOT NULL
+      AND lines.date <= $today::DATE - 3
+      AND prices.date >= lines.date - 7
 ),
 price_residuals AS (
     SELECT user_id, provider, date, round(sum(difference), 9)::DECIMAL(38, 18) AS price_residual_usd
