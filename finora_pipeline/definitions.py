@@ -11,13 +11,14 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 from finora_pipeline.assets.facts import daily_costs, daily_usage  # noqa: E402
 from finora_pipeline.assets.metrics import split_costs, user_metrics  # noqa: E402
 from finora_pipeline.assets.raw_pages import raw_openai_pages  # noqa: E402
+from finora_pipeline.assets.retention import retention  # noqa: E402
 from finora_pipeline.assets.serving import published  # noqa: E402
 from finora_pipeline.assets.user_history import user_history  # noqa: E402
 from finora_pipeline.refresh.fetch import ProgressCallback  # noqa: E402
 from finora_pipeline.resources.accounts import AccountsResource  # noqa: E402
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource  # noqa: E402
 from finora_pipeline.resources.warehouse import WarehouseResource  # noqa: E402
-from finora_pipeline.schedules.jobs import history_job, refresh_job  # noqa: E402
+from finora_pipeline.schedules.jobs import history_job, nightly_upkeep, refresh_job, upkeep_job  # noqa: E402
 from finora_pipeline.schedules.refresh import plan_schedules  # noqa: E402
 from finora_pipeline.schedules.sensors import connection_changes  # noqa: E402
 from finora_pipeline.settings import Settings  # noqa: E402
@@ -30,6 +31,7 @@ ASSETS = [
     split_costs,
     user_metrics,
     published,
+    retention,
 ]
 
 
@@ -44,8 +46,8 @@ def build_defs(
     accounts = AccountsResource.of(settings)
     return dg.Definitions(
         assets=ASSETS,
-        jobs=[refresh_job, history_job],
-        schedules=plan_schedules(),
+        jobs=[refresh_job, history_job, upkeep_job],
+        schedules=[*plan_schedules(), nightly_upkeep],
         sensors=[connection_changes],
         resources={
             "accounts": accounts,

@@ -155,6 +155,13 @@ def _failure_of(event: dg.DagsterEvent) -> str:
     return f"{event.step_key}: {said}"
 
 
+def forget_user(settings: Settings, user_id: str) -> None:
+    """Removes a user's partition from Dagster."""
+    prepare_instance(settings)
+    with dg.DagsterInstance.get() as instance:
+        instance.delete_dynamic_partition(USERS_NAME, user_id)
+
+
 def step_seconds(settings: Settings, run_id: str) -> dict[str, float]:
     """How long each step of a run took, by its name."""
     prepare_instance(settings)

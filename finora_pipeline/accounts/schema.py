@@ -49,6 +49,7 @@ users = Table(
     Column("email", Text),
     Column("plan", String(20), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("plan_since", UtcDateTime),
 )
 
 # The UTC days from `history_from` up to `read_until` (exclusive) have been read without a gap; `changed_at`

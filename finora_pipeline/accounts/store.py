@@ -6,7 +6,7 @@ Nothing here talks to OpenAI: `connections.py` checks a key before it comes here
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from finora_pipeline.plans import PLANS, Plan, plan_named
 _log = logging.getLogger(__name__)
 # As of a connection whose history has not been read.
 _UNREAD: dict[str, None] = {"history_from": None, "read_until": None}
+# For so long after a day, or a plan, has ended nothing is removed.
+PRUNE_GRACE = timedelta(days=7)
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -91,6 +93,38 @@ class Accounts:
         """Every user there is, connected or not."""
         with self._read.connect() as database:
             return list(database.scalars(select(users.c.user_id).order_by(users.c.user_id)))
+
+    def kept_from(self, now: datetime) -> dict[str, date]:
+        """The oldest UTC day that is kept of each user whose plan does not keep everything.
+
+        A plan that keeps less than the one before takes effect `PRUNE_GRACE` after the change.
+        """
+        with self._read.connect() as database:
+            rows = database.execute(select(users.c.user_id, users.c.plan, users.c.plan_since)).all()
+        kept: dict[str, date] = {}
+        for row in rows:
+            first = plan_named(row.plan).first_day_kept(now.date())
+            if first and (row.plan_since is None or now - row.plan_since >= PRUNE_GRACE):
+                kept[row.user_id] = first - PRUNE_GRACE
+        return kept
+
+    def purge(self, user_id: str) -> dict[str, int]:
+        """Deletes all that is stored of a user but the note that it was done; rows deleted by table.
+
+        Raises `AccountsError` for a user that nothing is known of.
+        """
+        deleted: dict[str, int] = {}
+        with self._write.begin() as database:
+            for table in (credentials, connections, refreshes, audit, users):
+                deleted[table.name] = database.execute(
+                    delete(table).where(table.c.user_id == user_id)
+                ).rowcount
+            if not any(deleted.values()):
+                raise AccountsError(f"There is no user {user_id}.")
+            _note(database, _now(), user_id, "purge", None)
+        if self._write.dialect.name == "sqlite":
+            self._cut_log(user_id)
+        return deleted
 
     def key_ring(self, user_ids: Sequence[str]) -> "KeyRing":
         """The Admin keys of these users as they are now, to be decrypted one by one when needed."""
@@ -210,7 +244,9 @@ class Accounts:
             row = database.execute(select(users.c.plan).where(users.c.user_id == user_id)).first()
             if row is None:
                 raise AccountsError(f"There is no user {user_id}: connect one with finora connect.")
-            database.execute(update(users).where(users.c.user_id == user_id).values(plan=chosen.name))
+            if chosen.name != row.plan:
+                values = {"plan": chosen.name, "plan_since": now}
+                database.execute(update(users).where(users.c.user_id == user_id).values(values))
             if chosen.keeps_more_than(plan_named(row.plan)):
                 # The next refresh reads what is now kept.
                 database.execute(update(connections).where(connections.c.user_id == user_id).values(_UNREAD))
@@ -402,11 +438,15 @@ def _save_user(
 ) -> bool:
     """Creates or changes a user; tells whether the user's plan now keeps more than before."""
     known = database.execute(select(users).where(users.c.user_id == user_id)).first()
-    changes = {name: value for name, value in (("plan", plan), ("email", email)) if value is not None}
+    changes: dict[str, Any] = {
+        name: value for name, value in (("plan", plan), ("email", email)) if value is not None
+    }
     if known is None:
         changes.setdefault("plan", next(iter(PLANS)))
-        database.execute(insert(users).values(user_id=user_id, created_at=now, **changes))
+        database.execute(insert(users).values(user_id=user_id, created_at=now, plan_since=now, **changes))
         return False
+    if plan is not None and plan != known.plan:
+        changes["plan_since"] = now
     if changes:
         database.execute(update(users).where(users.c.user_id == user_id).values(changes))
     return plan is not None and plan_named(plan).keeps_more_than(plan_named(known.plan))

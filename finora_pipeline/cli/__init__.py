@@ -10,6 +10,7 @@ from finora_pipeline.cli.demo import demo
 from finora_pipeline.cli.queries import sql
 from finora_pipeline.cli.refreshes import refresh
 from finora_pipeline.cli.simulation import simulate_openai
+from finora_pipeline.cli.upkeep import purge, rebuild
 
 
 class Commands(click.Group):
@@ -40,5 +41,5 @@ def main() -> None:
     """
 
 
-for _command in (connect, update, remove, status, plan, refresh, sql, demo, simulate_openai):
+for _command in (connect, update, remove, status, plan, refresh, sql, rebuild, purge, demo, simulate_openai):
     main.add_command(_command)

@@ -1,14 +1,15 @@
-"""The two jobs: a refresh of many users for a range of days, and the whole history of one user."""
+"""The jobs: a refresh of many users for a range of days, the whole history of one, the nightly upkeep."""
 
 import dagster as dg
 
 from finora_pipeline.assets.metrics import split_costs, user_metrics
+from finora_pipeline.assets.retention import retention
 from finora_pipeline.assets.serving import published
 from finora_pipeline.assets.user_history import user_history
 
 refresh_job = dg.define_asset_job(
     "refresh",
-    selection=dg.AssetSelection.all() - dg.AssetSelection.assets(user_history),
+    selection=dg.AssetSelection.all() - dg.AssetSelection.assets(user_history, retention),
     description="Reads a range of days of the users that are due, and brings facts, metrics and the "
     "published copy up to date. Configure a plan or users to read only those.",
 )
@@ -17,4 +18,20 @@ history_job = dg.define_asset_job(
     "load_user_history",
     selection=dg.AssetSelection.assets(user_history, split_costs, user_metrics, published),
     description="Loads the whole history of one user, a new one or again.",
+)
+
+upkeep_job = dg.define_asset_job(
+    "upkeep",
+    selection=dg.AssetSelection.assets(retention),
+    description="Removes what plans keep no longer and raw pages that newer ones replace.",
+)
+
+# After OpenAI's day has ended and before the daily plans are read.
+nightly_upkeep = dg.ScheduleDefinition(
+    name="nightly_upkeep",
+    job=upkeep_job,
+    cron_schedule="40 2 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Runs the upkeep job every night.",
 )

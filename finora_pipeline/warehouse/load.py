@@ -80,7 +80,7 @@ def _load_all(connection: duckdb.DuckDBPyConnection, raw: RawPages, kind: str) -
     waiting = [file for file in files if file not in moved]
     for first in range(0, len(waiting), FILES_A_TRANSACTION):
         batch = waiting[first : first + FILES_A_TRANSACTION]
-        _load(connection, kind, batch)
+        load_files(connection, kind, batch)
         for file, fetched_on in _already_loaded(connection, batch).items():
             raw.archive(file, fetched_on)
 
@@ -92,7 +92,7 @@ def _already_loaded(connection: duckdb.DuckDBPyConnection, files: list[RawFile])
     return {file: known[file.name] for file in files if file.name in known}
 
 
-def _load(connection: duckdb.DuckDBPyConnection, kind: str, files: list[RawFile]) -> None:
+def load_files(connection: duckdb.DuckDBPyConnection, kind: str, files: list[RawFile]) -> None:
     """Replaces the days that the files' pages cover, and notes the files as loaded; all or nothing."""
     tables = TABLES_OF_KIND[kind]
     parameters = {"kind": kind, "table_name": tables[0], "is_monthly": tables[0] in MONTHLY_TABLES}

@@ -90,12 +90,15 @@ def _write_months(connection: duckdb.DuckDBPyConnection, folder: Path) -> int:
         assert table in MONTHLY_TABLES
         target = folder / table / f"month={month:%Y-%m}" / f"{table}.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
+        days = f"FROM {table} WHERE date >= $month AND date < $month + INTERVAL 1 MONTH"
+        if not connection.execute(f"{days} LIMIT 1", {"month": month}).fetchall():
+            # Nothing of that month is kept.
+            target.unlink(missing_ok=True)
+            continue
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         connection.execute(
-            f"COPY (FROM {table} WHERE date >= $month AND date < $month + INTERVAL 1 MONTH) "
-            "TO $path (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE 40960)".replace(
-                "$path", f"'{aside}'"
-            ),
+            f"COPY ({days}) TO '{aside}' "
+            "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE 40960)",
             {"month": month},
         )
         aside.rename(target)

@@ -137,7 +137,7 @@ class RawWriter:
         """Writes a file a table: the half of landing that another thread can do meanwhile."""
         for kind, table in tables.items():
             name = f"{kind}~{self._run_id}~{next(self._numbers)}.parquet"
-            _write_whole(table, self._folder / name)
+            write_whole(table, self._folder / name)
         _sync(self._folder)
 
 
@@ -164,7 +164,8 @@ def _table(sets: list[PageSet], run_id: str) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
-def _write_whole(table: pa.Table, path: Path) -> None:
+def write_whole(table: pa.Table, path: Path) -> None:
+    """Writes raw pages under a name that holds the whole file or none, also after a crash."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     pages_a_group = max(1, ROW_GROUP_BYTES * table.num_rows // table.nbytes)
     # Bodies repeat themselves within a page only: a dictionary would just be built and dropped. Arrow writes

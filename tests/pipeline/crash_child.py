@@ -47,7 +47,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "before anything lands": lambda: before(RawWriter, "write"),
     "while a raw file is written": lambda: before(Path, "rename"),
     "after landing, before it is recorded": lambda: before(Accounts, "record_refreshes"),
-    "after fetching, before loading": lambda: before(load, "_load"),
+    "after fetching, before loading": lambda: before(load, "load_files"),
     "inside the load of costs": lambda: after(load, "run", section_is("daily_costs", "load")),
     "after the load's commit, before the move": lambda: before(RawPages, "archive"),
     "inside the load of usage": lambda: after(load, "run", section_is("daily_usage", "load")),

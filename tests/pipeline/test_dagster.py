@@ -50,7 +50,15 @@ def instance(tmp_path: Path):
 def test_every_asset_says_what_it_is(definitions: dg.Definitions):
     graph = definitions.resolve_asset_graph()
     names = {key.to_user_string() for key in graph.get_all_asset_keys()}
-    assert names == {*DAILY, "user_history", *COST_TABLES, "reconciliation", "user_metrics", "published"}
+    assert names == {
+        *DAILY,
+        "user_history",
+        *COST_TABLES,
+        "reconciliation",
+        "user_metrics",
+        "published",
+        "retention",
+    }
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description

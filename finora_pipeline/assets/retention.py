@@ -1,0 +1,36 @@
+"""Upkeep: what plans keep no longer and raw pages that newer ones replace are removed every night."""
+
+import time
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from finora_pipeline.refresh.serve import publish_refreshes
+from finora_pipeline.resources.accounts import AccountsResource
+from finora_pipeline.resources.warehouse import WarehouseResource
+from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, prune, thin
+
+
+@dg.asset(
+    group_name="upkeep",
+    kinds={"duckdb", "parquet"},
+    description="Removes the days that a user's plan keeps no longer, a week after they fell out of it or "
+    "the plan was changed, and raw pages of which nothing stands in the facts any more; then publishes.",
+)
+def retention(accounts: AccountsResource, warehouse: WarehouseResource) -> dg.MaterializeResult:
+    started = time.monotonic()
+    now = datetime.now(UTC)
+    pruned = prune(warehouse.warehouse, accounts.accounts.kept_from(now))
+    thinned = thin(warehouse.warehouse, (now - RAW_PAGES_KEPT).date())
+    if pruned.rows:
+        publish_refreshes(accounts.accounts, warehouse.warehouse)
+    rows = [f"| {table} | {count:,} |" for table, count in sorted(pruned.rows.items())]
+    return dg.MaterializeResult(
+        metadata={
+            "rows removed": dg.MarkdownMetadataValue("\n".join(["| table | rows |", "|---|---|", *rows])),
+            "raw files removed": thinned.files_removed,
+            "raw files rewritten": thinned.files_rewritten,
+            "megabytes freed": round(thinned.bytes_freed / 1e6, 3),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+    )

@@ -1,0 +1,97 @@
+"""finora purge and finora rebuild: a user's data gone, and the facts proved by the raw pages."""
+
+import sys
+from datetime import datetime
+
+import click
+from rich.table import Table
+
+from finora_pipeline.cli.terminal import json_option, messages, output, plain_errors, print_json, row
+
+_day = click.DateTime(["%Y-%m-%d"])
+
+
+@click.command()
+@click.option("--user", "user_id", required=True, help="The user to forget.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def purge(user_id: str, yes: bool, as_json: bool) -> None:
+    """Delete all data of a user: key, facts, raw pages, published rows. Shows that nothing is left.
+
+    It is for good. Only a note in the audit trail says that it was done. Dagster's own record of past runs
+    may name the user until those runs are deleted.
+    """
+    from finora_pipeline import runs
+    from finora_pipeline.refresh.serve import publish_refreshes
+    from finora_pipeline.settings import Settings
+    from finora_pipeline.warehouse import retention
+    from finora_pipeline.warehouse.warehouse import Warehouse
+
+    settings = Settings.from_environment()
+    warehouse = Warehouse(settings.home)
+    with plain_errors():
+        accounts = runs.accounts_of(settings)
+        if not yes:
+            click.confirm(f"Delete all data of {user_id} for good?", abort=True, err=True)
+        deleted = accounts.purge(user_id)
+        removed = retention.purge(warehouse, user_id)
+        runs.forget_user(settings, user_id)
+        if warehouse.database.exists():
+            publish_refreshes(accounts, warehouse)
+        left = retention.traces(warehouse, user_id)
+    rows = {f"accounts.{table}": count for table, count in deleted.items()} | removed.rows
+    if as_json:
+        files = {"removed": removed.files_removed, "rewritten": removed.files_rewritten}
+        print_json({"rows_deleted": rows, "raw_files": files, "left": left})
+    else:
+        table = Table("Place", "Rows deleted", "Rows left")
+        for place in sorted({*rows, *left}):
+            table.add_row(*row(place, f"{rows.get(place, 0):,}", f"{left.get(place, 0):,}"))
+        output.print(table)
+        messages.print(
+            f"{removed.files_removed} raw files removed, {removed.files_rewritten} written without {user_id}."
+        )
+    if any(left.values()):
+        raise click.ClickException("Something is left: was a refresh of the user going? Purge again.")
+
+
+@click.command()
+@click.option("--user", "user_id", help="Only this user.")
+@click.option("--from", "first", type=_day, help="First UTC day, YYYY-MM-DD.")
+@click.option("--to", "last", type=_day, help="Last UTC day, YYYY-MM-DD.")
+@json_option
+def rebuild(user_id: str | None, first: datetime | None, last: datetime | None, as_json: bool) -> None:
+    """Build the facts again from the raw pages, without OpenAI, and report any difference.
+
+    Nothing is changed. Exit code 0 means that there is none.
+    """
+    from finora_pipeline.settings import Settings
+    from finora_pipeline.warehouse.rebuild import rebuild as rebuild_facts
+    from finora_pipeline.warehouse.warehouse import Warehouse
+
+    warehouse = Warehouse(Settings.from_environment().home)
+    if not warehouse.database.exists():
+        raise click.ClickException("There is nothing to rebuild yet: finora refresh reads it first.")
+    rebuilt = rebuild_facts(
+        warehouse, user_id=user_id, first=first and first.date(), last=last and last.date()
+    )
+    if as_json:
+        names = ("table", "user", "date", "rows_only_held", "rows_only_raw")
+        told = [
+            dict(zip(names, (d.table, d.user_id, d.date, d.rows_only_held, d.rows_only_raw), strict=True))
+            for d in rebuilt.differences
+        ]
+        print_json({"raw_files": rebuilt.files, "rows": rebuilt.rows, "differences": told})
+    else:
+        if rebuilt.differences:
+            table = Table("Table", "User", "Day", "Rows held only", "Rows in raw pages only")
+            for d in rebuilt.differences[:40]:
+                counts = (str(d.rows_only_held), str(d.rows_only_raw))
+                table.add_row(*row(d.table, d.user_id, str(d.date), *counts))
+            output.print(table)
+        output.print(
+            f"{rebuilt.rows:,} rows built from {rebuilt.files:,} raw files; "
+            f"{len(rebuilt.differences) or 'no'} user-days differ."
+        )
+    if rebuilt.differences:
+        sys.exit(1)

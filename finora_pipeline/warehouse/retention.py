@@ -1,0 +1,183 @@
+"""What is kept no longer: days older than a plan's history, replaced raw pages, users who are purged."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from finora_pipeline.warehouse.raw import RawPages, write_whole
+from finora_pipeline.warehouse.warehouse import (
+    MONTHLY_TABLES,
+    Warehouse,
+    create_tables,
+    transaction,
+)
+
+# For so long every page as it was read stays, whatever was read after it.
+RAW_PAGES_KEPT = timedelta(days=7)
+
+
+@dataclass(slots=True)
+class Removed:
+    """Rows removed by table, raw files removed and rewritten, and the bytes that raw pages take no more."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    files_removed: int = 0
+    files_rewritten: int = 0
+    bytes_freed: int = 0
+
+
+def prune(warehouse: Warehouse, kept_from: Mapping[str, date]) -> Removed:
+    """Removes the days before `kept_from` of each user from every table with days."""
+    removed = Removed()
+    limits = pa.table(
+        {
+            "user_id": pa.array(list(kept_from), pa.string()),
+            "kept_from": pa.array(list(kept_from.values()), pa.date32()),
+        }
+    )
+    with warehouse.writing() as connection, transaction(connection):
+        connection.register("limits", limits)
+        for table in _tables_with(connection, "date"):
+            if table in MONTHLY_TABLES:
+                connection.execute(
+                    f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{table}', "
+                    f"date_trunc('month', date)::DATE FROM {table} JOIN limits USING (user_id) "
+                    "WHERE date < kept_from EXCEPT FROM pipeline.unpublished_months"
+                )
+            ((count,),) = connection.execute(
+                f"DELETE FROM {table} AS old USING limits "
+                "WHERE old.user_id = limits.user_id AND old.date < limits.kept_from"
+            ).fetchall()
+            if count:
+                removed.rows[table] = count
+        if removed.rows:
+            # Their first day, and with it what can be compared, has moved.
+            connection.execute(
+                "INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM daily_model_costs "
+                "SEMI JOIN limits USING (user_id) EXCEPT FROM pipeline.stale_users"
+            )
+    return removed
+
+
+def thin(warehouse: Warehouse, fetched_before: date) -> Removed:
+    """Removes the raw pages, fetched before a day, that hold no day as it is in the facts.
+
+    The newest complete set of every day stays, so that everything can be built again. Lists of the directory
+    stay while they are the newest.
+    """
+    removed = Removed()
+    with warehouse.lock():
+        with warehouse.connect() as connection:
+            needed = connection.execute(
+                "SELECT DISTINCT raw_file, user_id, endpoint FROM pipeline.loaded_days"
+            ).to_arrow_table()
+        by_file: dict[str, set[tuple[str, str]]] = {}
+        for name, user_id, endpoint in zip(*(column.to_pylist() for column in needed.columns), strict=True):
+            by_file.setdefault(name, set()).add((user_id, endpoint))
+        for file in RawPages(warehouse.raw).archived():
+            if date.fromisoformat(file.path.parent.name) >= fetched_before or file.kind == "directory":
+                continue
+            wanted = by_file.get(file.name, set())
+            pages = pq.read_table(file.path, columns=["user_id", "endpoint"])
+            pairs = zip(pages["user_id"].to_pylist(), pages["endpoint"].to_pylist(), strict=True)
+            _keep_rows(file.path, [pair in wanted for pair in pairs], removed)
+    return removed
+
+
+def purge(warehouse: Warehouse, user_id: str) -> Removed:
+    """Removes a user from every table and every raw file; the database is written anew without them."""
+    removed = Removed()
+    with warehouse.lock():
+        for file in [*RawPages(warehouse.raw).pending(), *RawPages(warehouse.raw).archived()]:
+            _keep_rows(file.path, [one != user_id for one in _users_of(file.path)], removed)
+        if warehouse.database.exists():
+            _write_without(warehouse, user_id, removed)
+    return removed
+
+
+def traces(warehouse: Warehouse, user_id: str) -> dict[str, int]:
+    """Where rows of a user still are: tables, raw files and published Parquet files, with their number."""
+    found: dict[str, int] = {}
+    if warehouse.database.exists():
+        with warehouse.writing() as connection:
+            for table in _tables_with(connection, "user_id"):
+                query = f"SELECT count(*) FROM {table} WHERE user_id = ?"
+                found[table] = connection.execute(query, [user_id]).fetchall()[0][0]
+    for folder in (warehouse.raw, warehouse.published / "parquet"):
+        files = folder.rglob("*.parquet")
+        place = str(folder.relative_to(warehouse.home))
+        found[place] = sum(_users_of(file).count(user_id) for file in files)
+    return found
+
+
+def _users_of(file: Path) -> list[str]:
+    """The user of each row of a Parquet file."""
+    return pq.read_table(file, columns=["user_id"])["user_id"].to_pylist()
+
+
+def _tables_with(connection: duckdb.DuckDBPyConnection, column: str) -> list[str]:
+    rows = connection.execute(
+        "SELECT schema_name || '.' || table_name FROM duckdb_columns() SEMI JOIN duckdb_tables() "
+        "USING (database_name, schema_name, table_name) WHERE column_name = ? AND NOT internal "
+        "AND database_name = current_database() AND schema_name IN ('main', 'pipeline') ORDER BY ALL",
+        [column],
+    ).fetchall()
+    return [name.removeprefix("main.") for (name,) in rows]
+
+
+def _keep_rows(path: Path, kept: list[bool], removed: Removed) -> None:
+    """Rewrites a Parquet file with some of its rows; removes it if none is left."""
+    if all(kept):
+        return
+    before = path.stat().st_size
+    if any(kept):
+        table = pq.read_table(path)
+        write_whole(table.filter(pa.array(kept)), path)
+        removed.files_rewritten += 1
+        removed.bytes_freed += before - path.stat().st_size
+    else:
+        path.unlink()
+        removed.files_removed += 1
+        removed.bytes_freed += before
+
+
+def _write_without(warehouse: Warehouse, user_id: str, removed: Removed) -> None:
+    """Deleted rows would stay in the file until something else takes their place: so it is written anew."""
+    aside = warehouse.database.with_name("purged.duckdb")
+    aside.unlink(missing_ok=True)
+    name = str(warehouse.database).replace("'", "''")
+    with duckdb.connect(aside) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        create_tables(connection)
+        connection.execute(f"ATTACH '{name}' AS old (READ_ONLY)")
+        with_user = _tables_with(connection, "user_id")
+        tables = [
+            f"{schema}.{table}"
+            for schema, table in connection.execute(
+                "SELECT schema_name, table_name FROM duckdb_tables() "
+                "WHERE database_name = current_database() AND NOT internal ORDER BY ALL"
+            ).fetchall()
+        ]
+        with transaction(connection):
+            for table in tables:
+                copy = f"INSERT INTO {table} BY NAME SELECT * FROM old.{table}"
+                if table.removeprefix("main.") not in with_user:
+                    connection.execute(copy)
+                else:
+                    connection.execute(f"{copy} WHERE user_id <> ?", [user_id])
+                    query = f"SELECT count(*) FROM old.{table} WHERE user_id = ?"
+                    if count := connection.execute(query, [user_id]).fetchall()[0][0]:
+                        removed.rows[table.removeprefix("main.")] = count
+            for table in MONTHLY_TABLES:
+                connection.execute(
+                    f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{table}', "
+                    f"date_trunc('month', date)::DATE FROM old.{table} WHERE user_id = ? "
+                    "EXCEPT FROM pipeline.unpublished_months",
+                    [user_id],
+                )
+    aside.replace(warehouse.database)

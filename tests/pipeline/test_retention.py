@@ -1,0 +1,130 @@
+"""What is kept, what is removed, and that the facts can always be built again from the raw pages."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import update
+
+from finora_pipeline import runs
+from finora_pipeline.accounts.schema import users
+from finora_pipeline.cli import main
+from finora_pipeline.definitions import build_defs
+from finora_pipeline.warehouse import retention
+from finora_pipeline.warehouse.raw import RawPages
+from finora_pipeline.warehouse.rebuild import rebuild
+from finora_pipeline.warehouse.warehouse import Warehouse
+from tests.conftest import Installation
+
+
+@pytest.fixture
+def installation(start_openai, install) -> Installation:
+    installation = install(start_openai(organizations=2, days=60))
+    installation.connect(plan="growth")
+    assert installation.refresh().failed_users == []
+    return installation
+
+
+def warehouse_of(installation: Installation) -> Warehouse:
+    return Warehouse(installation.settings.home)
+
+
+def raw_bytes(installation: Installation) -> int:
+    archived = RawPages(warehouse_of(installation).raw).archived()
+    return sum(file.path.stat().st_size for file in archived)
+
+
+def later(installation: Installation, hours: int) -> datetime:
+    return installation.openai.simulator.now + timedelta(hours=hours)
+
+
+def first_days(installation: Installation) -> dict[str, Any]:
+    return dict(installation.sql("SELECT user_id, min(date) FROM daily_costs GROUP BY user_id"))
+
+
+def nightly(installation: Installation) -> dict[str, object]:
+    """What the retention job says that it removed."""
+    runs.prepare_instance(installation.settings)
+    with dg.DagsterInstance.get() as instance:
+        job = build_defs(installation.settings).resolve_job_def("upkeep")
+        result = job.execute_in_process(instance=instance)
+    assert result.success
+    (event,) = result.asset_materializations_for_node("retention")
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+def test_a_smaller_plan_takes_effect_after_a_week(installation: Installation):
+    before = first_days(installation)
+    installation.accounts.set_plan("user-0", "trial")
+    nightly(installation)
+    assert first_days(installation) == before
+
+    changed = datetime.now(UTC) - timedelta(days=7)
+    with installation.accounts._write.begin() as database:
+        database.execute(update(users).where(users.c.user_id == "user-0").values(plan_since=changed))
+    assert "| daily_costs |" in str(nightly(installation)["rows removed"])
+    after = first_days(installation)
+    assert after["user-1"] == before["user-1"]
+    # Seven days of history and seven of grace.
+    assert after["user-0"] == installation.today - timedelta(days=13)
+    installation.assert_exact("user-1", 1, installation.history(90))
+    ((oldest,),) = installation.sql("SELECT min(date) FROM daily_member_costs WHERE user_id = 'user-0'")
+    assert oldest == after["user-0"]
+
+
+def test_replaced_raw_pages_are_thinned_and_the_facts_can_be_built_again(installation: Installation):
+    for hours in (5, 20):
+        installation.openai.simulator.frozen_now = later(installation, hours)
+        assert installation.refresh().failed_users == []
+    warehouse = warehouse_of(installation)
+    before = rebuild(warehouse)
+    assert before.differences == []
+    assert before.rows > 0
+    size = raw_bytes(installation)
+    removed = retention.thin(warehouse, installation.today + timedelta(days=1))
+    assert removed.files_removed > 0
+    assert removed.bytes_freed == size - raw_bytes(installation)
+    after = rebuild(warehouse)
+    assert after.differences == []
+    assert after.rows == before.rows
+    assert after.files < before.files
+
+
+def test_a_difference_between_facts_and_raw_pages_is_told(installation: Installation):
+    warehouse = warehouse_of(installation)
+    with warehouse.writing() as connection:
+        connection.execute(
+            "UPDATE daily_costs SET amount_usd = amount_usd + 0.000000000000000001 "
+            "WHERE user_id = 'user-0' AND date = ? AND line_item LIKE 'gpt-4.1%, input'",
+            [installation.today],
+        )
+    rebuilt = rebuild(warehouse)
+    assert {(d.table, d.user_id, d.date) for d in rebuilt.differences} == {
+        ("daily_costs", "user-0", installation.today)
+    }
+    assert rebuild(warehouse, user_id="user-1").differences == []
+    assert rebuild(warehouse, last=installation.today - timedelta(days=1)).differences == []
+    told = CliRunner().invoke(main, ["rebuild", "--user", "user-0"])
+    assert told.exit_code == 1
+    assert "1 user-days differ" in told.output
+
+
+def test_a_purged_user_is_nowhere(installation: Installation):
+    organization = installation.openai.organizations[0]
+    told = [organization.id, organization.members[0].email, organization.projects[0].id]
+    done = CliRunner().invoke(main, ["purge", "--user", "user-0", "--yes"])
+    assert done.exit_code == 0, done.output
+    for path in installation.settings.home.rglob("*.duckdb"):
+        content = path.read_bytes()
+        assert not [text for text in told if text.encode() in content], path
+    assert set(retention.traces(warehouse_of(installation), "user-0").values()) == {0}
+    assert first_days(installation).keys() == {"user-1"}
+    installation.assert_exact("user-1", 1, installation.history(90))
+    assert installation.accounts.connection("user-0") is None
+    assert [action for _, action, _ in installation.accounts.audit_trail("user-0")] == ["purge"]
+    assert rebuild(warehouse_of(installation)).differences == []
+    nobody = CliRunner().invoke(main, ["purge", "--user", "nobody", "--yes"])
+    assert nobody.exit_code == 1
+    assert "There is no user nobody." in nobody.output
