@@ -82,10 +82,13 @@ async def connect(
     *,
     plan: str | None = None,
     email: str | None = None,
+    replace_organization: bool = False,
 ) -> Connection:
     """Connects a user's OpenAI organization, or reconnects the one that was removed.
 
-    Without a plan a new user is on the first of them, and a known one stays on theirs.
+    Without a plan a new user is on the first of them, and a known one stays on theirs. Another organization
+    than the one before is taken only with `replace_organization`: the old one's days before today stay, and
+    from today on the new one is read.
 
     Raises `KeyFormError`, `OpenAIAdminError`, `AccountsError` or `UnknownPlan`; nothing is stored then.
     """
@@ -99,13 +102,23 @@ async def connect(
         )
     key = AdminKey(key_text)
     organization = await check_key(client, key)
-    if known:
-        _check_same(known.organization, organization)
-    return accounts.save_connection(user_id, key, organization, known=known, plan=plan, email=email)
+    replaces = bool(known) and _is_other(known.organization, organization, replace_organization)
+    return accounts.save_connection(
+        user_id, key, organization, known=known, plan=plan, email=email, replaces_organization=replaces
+    )
 
 
-async def update(accounts: Accounts, client: OpenAIAdminClient, user_id: str, key_text: str) -> Connection:
+async def update(
+    accounts: Accounts,
+    client: OpenAIAdminClient,
+    user_id: str,
+    key_text: str,
+    *,
+    replace_organization: bool = False,
+) -> Connection:
     """Replaces a user's key by a fresh one of the same organization; the old one serves until then.
+
+    One of another organization is taken only with `replace_organization`, as by `connect`.
 
     Raises `KeyFormError`, `OpenAIAdminError` or `AccountsError`; the old key stays then.
     """
@@ -115,8 +128,8 @@ async def update(accounts: Accounts, client: OpenAIAdminClient, user_id: str, ke
         raise AccountsError(f"User {user_id} is not connected to OpenAI; use connect.")
     key = AdminKey(key_text)
     organization = await check_key(client, key)
-    _check_same(known.organization, organization)
-    return accounts.save_connection(user_id, key, organization, known=known)
+    replaces = _is_other(known.organization, organization, replace_organization)
+    return accounts.save_connection(user_id, key, organization, known=known, replaces_organization=replaces)
 
 
 async def connect_many(
@@ -145,15 +158,18 @@ async def connect_many(
         yield await done
 
 
-def _check_same(known: Organization, found: Organization) -> None:
+def _is_other(known: Organization, found: Organization, may_replace: bool) -> bool:
+    """Whether the key is another organization's. Raises `AccountsError` if that is not wanted."""
     same = known.is_same_as(found)
-    if same is False:
+    if same is False and not may_replace:
         raise AccountsError(
-            "This key belongs to another OpenAI organization than the one connected; "
-            "its costs would be mixed. Use a key of the same organization."
+            "This key belongs to another OpenAI organization than the one connected; its costs would be "
+            "mixed. Use a key of the same organization, or --replace-organization to close the old one's "
+            "history and go on with this one."
         )
-    if same is None and (known.organization_id or known.project_ids):
+    if same is None and (known.organization_id or known.project_ids) and not may_replace:
         raise AccountsError(
             "This key does not show which OpenAI organization it belongs to; "
             "use one that may list the organization's projects."
         )
+    return same is False or (same is None and may_replace)

@@ -69,8 +69,15 @@ class Connection:
     read_until: date | None
     cost_groupings: Mapping[str, bool]
     directory_read_at: datetime | None
+    organization_since: date | None
     last_attempt_at: datetime | None
     last_refresh_at: datetime | None
+
+    def first_day(self, today: date) -> date | None:
+        """The oldest UTC day that is read: what the plan keeps of this organization, None for everything."""
+        kept = self.plan.first_day_kept(today)
+        days = [day for day in (kept, self.organization_since) if day]
+        return max(days, default=None)
 
     @property
     def next_refresh_at(self) -> datetime | None:

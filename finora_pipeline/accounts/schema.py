@@ -73,6 +73,8 @@ connections = Table(
     Column("read_until", Date),
     Column("cost_groupings", Text),
     Column("directory_read_at", UtcDateTime),
+    # The first UTC day that is this organization's, where it replaced another.
+    Column("organization_since", Date),
     Column("last_attempt_at", UtcDateTime),
     Column("last_refresh_at", UtcDateTime),
     Index("connections_changed_at", "changed_at"),

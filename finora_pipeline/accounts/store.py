@@ -145,11 +145,13 @@ class Accounts:
         known: Connection | None,
         plan: str | None = None,
         email: str | None = None,
+        replaces_organization: bool = False,
     ) -> Connection:
         """Stores a key that OpenAI accepted, in one transaction; creates the user where needed.
 
         `known` is the connection that the caller checked the key against, None for none. A new user gets
-        `plan`; a stored e-mail or plan is kept where none is given. The history that has been read stays.
+        `plan`; a stored e-mail or plan is kept where none is given. The history that has been read stays;
+        an organization that replaces another is read from today on.
         Raises `AccountsError` if somebody else changed the connection meanwhile.
         """
         now = _now()
@@ -171,6 +173,15 @@ class Accounts:
                 "changed_at": now,
                 "project_ids": json.dumps(sorted(organization.project_ids)),
             }
+            if replaces_organization:
+                # No day is of two organizations: those before today stay the old one's.
+                values |= _UNREAD | {
+                    "organization_since": now.date(),
+                    "organization_id": None,
+                    "organization_name": None,
+                    "cost_groupings": None,
+                    "directory_read_at": None,
+                }
             if organization.organization_id:
                 values |= {
                     "organization_id": organization.organization_id,
@@ -198,6 +209,10 @@ class Accounts:
             )
             action = "connect" if known is None or known.status is Status.REMOVED else "update"
             _note(database, now, user_id, action, key.hint)
+            if known and replaces_organization:
+                old = known.organization.organization_id or "unknown"
+                new = organization.organization_id or "unknown"
+                _note(database, now, user_id, "replace organization", f"{old} by {new} from {now.date()} on")
         connection = self.connection(user_id)
         assert connection is not None
         return connection
@@ -419,7 +434,7 @@ def _read_after(connection: Connection, outcome: Refresh) -> dict[str, date | No
     if outcome.is_complete:
         if first is None or end is None:
             # The plan may have changed while fewer days were being read.
-            kept_from = connection.plan.first_day_kept(outcome.started_at.date())
+            kept_from = connection.first_day(outcome.started_at.date())
             is_whole = kept_from is None or outcome.window_start <= kept_from
             if is_whole and outcome.plan in (None, connection.plan.name):
                 first, end = outcome.window_start, outcome.window_end
@@ -478,6 +493,7 @@ def _connection(row: Any) -> Connection:
         history_from=row.history_from,
         read_until=row.read_until,
         directory_read_at=row.directory_read_at,
+        organization_since=row.organization_since,
         cost_groupings=json.loads(row.cost_groupings or "{}"),
         last_attempt_at=row.last_attempt_at,
         last_refresh_at=row.last_refresh_at,

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 plan_choice = click.Choice(list(PLANS), case_sensitive=False)
 user_option = click.option("--user", "user_id", required=True, help="Your own id of the user, e.g. acme.")
+replace_option = click.option(
+    "--replace-organization",
+    is_flag=True,
+    help="Take the key of another organization: the old one's days before today stay, the new one is read "
+    "from today on.",
+)
 
 
 @click.command()
@@ -35,8 +41,16 @@ user_option = click.option("--user", "user_id", required=True, help="Your own id
 @click.option("--plan", type=plan_choice, help="Sets pace and history.  [default: trial]")
 @click.option("--email", help="Whom to write to about this connection.")
 @click.option("--many", is_flag=True, help="Read lines user,plan,key from the standard input.")
+@replace_option
 @json_option
-def connect(user_id: str | None, plan: str | None, email: str | None, many: bool, as_json: bool) -> None:
+def connect(
+    user_id: str | None,
+    plan: str | None,
+    email: str | None,
+    many: bool,
+    replace_organization: bool,
+    as_json: bool,
+) -> None:
     """Connect a user's OpenAI organization.
 
     Asks for the Admin key without showing it, or reads it from the standard input; never give it as an
@@ -60,7 +74,15 @@ def connect(user_id: str | None, plan: str | None, email: str | None, many: bool
         from finora_pipeline.accounts import connections
 
         async def run(accounts: Any, client: Any) -> "Connection":
-            return await connections.connect(accounts, client, user_id, key_text, plan=plan, email=email)
+            return await connections.connect(
+                accounts,
+                client,
+                user_id,
+                key_text,
+                plan=plan,
+                email=email,
+                replace_organization=replace_organization,
+            )
 
         connection = _with_openai(run)
     _tell(connection, "Connected", as_json)
@@ -68,8 +90,9 @@ def connect(user_id: str | None, plan: str | None, email: str | None, many: bool
 
 @click.command()
 @user_option
+@replace_option
 @json_option
-def update(user_id: str, as_json: bool) -> None:
+def update(user_id: str, replace_organization: bool, as_json: bool) -> None:
     """Replace a user's Admin key by a fresh one of the same organization.
 
     The old key keeps working until the new one has been checked and stored.
@@ -79,7 +102,9 @@ def update(user_id: str, as_json: bool) -> None:
         from finora_pipeline.accounts import connections
 
         async def run(accounts: Any, client: Any) -> "Connection":
-            return await connections.update(accounts, client, user_id, key_text)
+            return await connections.update(
+                accounts, client, user_id, key_text, replace_organization=replace_organization
+            )
 
         connection = _with_openai(run)
     _tell(connection, "Updated", as_json)

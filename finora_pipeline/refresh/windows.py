@@ -27,7 +27,7 @@ def window_of(connection: Connection, asked: Window, today: date) -> Window | No
     the days asked for. For a plan that keeps everything, missing history starts at `FIRST_DAY`; the caller
     looks where the organization's own begins.
     """
-    kept_from = connection.plan.first_day_kept(today) or FIRST_DAY
+    kept_from = connection.first_day(today) or FIRST_DAY
     if connection.read_until is None:
         # Up to today, whatever was asked for: no gap may stay behind the trailing window.
         return Window(kept_from, max(asked.end, today + timedelta(days=1)))

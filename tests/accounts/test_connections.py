@@ -587,6 +587,30 @@ def test_connections_are_found_by_plan_user_and_change(home, openai):
     assert "hooli" in ids(changed_after=stored(home, "hooli").changed_at - timedelta(microseconds=1))
 
 
+def test_another_organization_takes_over_only_when_that_is_said(home, openai):
+    old, new = openai.organizations[:2]
+    connect(home, "acme", old.admin_key)
+    home.accounts.record_refreshes("run-1", [a_read(stored(home, "acme"), days=90)])
+    with pytest.raises(AccountsError, match="--replace-organization"):
+        update(home, "acme", new.admin_key)
+    before = stored(home, "acme")
+    after = ask(
+        home,
+        lambda client: connections.update(
+            home.accounts, client, "acme", new.admin_key, replace_organization=True
+        ),
+    )
+    today = datetime.now(UTC).date()
+    assert after.organization.organization_id == new.id
+    assert (after.history_from, after.read_until, after.organization_since) == (None, None, today)
+    assert after.first_day(today) == today
+    assert before.connected_at == after.connected_at
+    assert actions(home, "acme")[-1] == (
+        "replace organization",
+        f"{old.id} by {new.id} from {today} on",
+    )
+
+
 # What refreshes make of a connection
 
 

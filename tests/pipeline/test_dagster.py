@@ -62,7 +62,7 @@ def test_every_asset_says_what_it_is(definitions: dg.Definitions):
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description
-        assert node.group_name in {"raw", "facts", "history", "metrics", "serving"}
+        assert node.group_name in {"raw", "facts", "history", "metrics", "serving", "upkeep"}
         assert node.kinds
     for table in ("daily_costs", "daily_usage", *COST_TABLES, "user_metrics"):
         schema = graph.get(dg.AssetKey(table)).metadata["dagster/column_schema"]
