@@ -14,6 +14,10 @@ CREATE MACRO exact_ratio(numerator, denominator, per := 1) AS (
     )
 );
 
+-- A share or a growth, to 12 decimals. NULL without a denominator.
+CREATE MACRO share_of(part, whole) AS
+    CASE WHEN whole > 0 THEN round(part::DOUBLE / whole::DOUBLE, 12)::DECIMAL(38, 12)::DECIMAL(38, 18) END;
+
 -- A model's name without the date of its release: gpt-4o-2024-08-06 → gpt-4o.
 CREATE MACRO base_model(model) AS regexp_replace(model, '-\d{4}-\d{2}-\d{2}$', '');
 

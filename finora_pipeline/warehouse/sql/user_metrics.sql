@@ -158,8 +158,7 @@ UNPIVOT (
         this.period,
         this.side,
         this.span_start,
-        CASE WHEN this.total > 0 THEN round(this.covered::DOUBLE / this.total::DOUBLE, 12) END::DECIMAL(38, 18)
-            AS covered_share,
+        share_of(this.covered, this.total) AS covered_share,
         this.top_model,
         this.total::DECIMAL(38, 18) AS total_spend,
         exact_ratio(this.total, this.days) AS average_daily_cost,
@@ -168,16 +167,11 @@ UNPIVOT (
         this.output_tokens::DECIMAL(38, 18) AS output_tokens,
         (this.input_tokens + this.output_tokens)::DECIMAL(38, 18) AS tokens,
         this.requests::DECIMAL(38, 18) AS requests,
-        round((this.input_tokens + this.output_tokens)::DOUBLE / (24 * this.days), 6)::DECIMAL(38, 18)
-            AS tokens_per_hour,
+        exact_ratio(this.input_tokens + this.output_tokens, 24 * this.days) AS tokens_per_hour,
         exact_ratio(this.total, this.requests) AS cost_per_request,
-        CASE WHEN this.total > 0 THEN round(this.top_usd::DOUBLE / this.total::DOUBLE, 12) END::DECIMAL(38, 18)
-            AS top_model_share,
-        CASE WHEN everywhere.total > 0 THEN round(this.total::DOUBLE / everywhere.total::DOUBLE, 12)
-        END::DECIMAL(38, 18) AS provider_share,
-        CASE WHEN prior.total > 0
-            THEN round((this.total - prior.total)::DOUBLE / prior.total::DOUBLE, 12)
-        END::DECIMAL(38, 18) AS month_over_month
+        share_of(this.top_usd, this.total) AS top_model_share,
+        share_of(this.total, everywhere.total) AS provider_share,
+        share_of(this.total - prior.total, prior.total) AS month_over_month
     FROM span_sums AS this
     JOIN metric_spans AS span USING (period, side, span_start)
     JOIN (
@@ -272,10 +266,7 @@ figures AS (
 compared AS (
     SELECT
         *,
-        CASE
-            WHEN previous_value > 0
-            THEN round((value - previous_value)::DOUBLE / previous_value::DOUBLE, 12)
-        END::DECIMAL(38, 18) AS change
+        share_of(value - previous_value, previous_value) AS change
     FROM figures
 )
 SELECT
