@@ -2,6 +2,7 @@
 # make test   set up, then the whole test suite
 # make check  ruff and pyright
 # make bench  speed and memory, side by side with dlt
+# make scaling  all endpoints, more users, more history
 # make docs   write docs/commands.md from the commands' help
 # make lock   choose and pin versions again
 
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The lock files pin every package by hash; the project itself is built with what they hold.
 INSTALL := install --require-hashes --no-deps -r
 
-.PHONY: run test check bench docs lock clean
+.PHONY: run test check bench scaling docs lock clean
 
 run: $(VENV)/.run
 	$(BIN)/finora demo $(ARGS)
@@ -27,6 +28,9 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+scaling: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m tests.commands_page > docs/commands.md

@@ -89,6 +89,13 @@ def _measure(workload: Workload, table: Table, skip_peer: bool, repeats: int) ->
         raise click.ClickException(f"The totals differ: finora {best['total']}, dlt {peer['total']}.")
 
 
+def measure_once(workload: Workload) -> dict:
+    """One fresh run of ours, whose answers the simulator has ready."""
+    with _simulator(workload) as base_url:
+        asyncio.run(_warm(base_url, workload))
+        return _run("finora_refresh", workload, base_url)
+
+
 def _run(module: str, workload: Workload, base_url: str) -> dict:
     with tempfile.TemporaryDirectory() as home:
         command = [sys.executable, "-m", f"benchmarks.{module}", base_url, str(workload.days), home]

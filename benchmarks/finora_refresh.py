@@ -19,13 +19,14 @@ from finora_pipeline.accounts.model import Refresh
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.endpoints import COSTS
+from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.reading import connect
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
 from finora_pipeline.settings import Settings
 
 
-async def _connect(accounts: Accounts, settings: Settings, keys: list[str]) -> None:
+async def connect_all(accounts: Accounts, settings: Settings, keys: list[str]) -> None:
     lines = [NewConnection(f"user-{number:05d}", "enterprise", key) for number, key in enumerate(keys)]
     async with open_client(settings.openai_base_url) as client:
         async for _, outcome in connect_many(accounts, client, lines):
@@ -33,17 +34,21 @@ async def _connect(accounts: Accounts, settings: Settings, keys: list[str]) -> N
                 raise SystemExit(outcome)
 
 
-def main(base_url: str, days: int, home: str) -> None:
-    settings = Settings.from_environment({"FINORA_HOME": home, "OPENAI_BASE_URL": base_url})
-    accounts = runs.accounts_of(settings)
-    keys = admin_keys(base_url)
-    asyncio.run(_connect(accounts, settings, keys))
-    window = window_of(days)
-    # As after a first refresh: what is measured reads just these days.
+def mark_as_read(accounts: Accounts, window: Window) -> None:
+    """As after a first refresh: what is measured reads just these days."""
     now = datetime.now(UTC)
     read = [Refresh(c.user_id, window.start, window.end, now, now, 0) for c in accounts.connections()]
     accounts.record_refreshes("before", read)
     accounts.mark_published(accounts.unpublished_reads(), now)
+
+
+def main(base_url: str, days: int, home: str) -> None:
+    settings = Settings.from_environment({"FINORA_HOME": home, "OPENAI_BASE_URL": base_url})
+    accounts = runs.accounts_of(settings)
+    keys = admin_keys(base_url)
+    asyncio.run(connect_all(accounts, settings, keys))
+    window = window_of(days)
+    mark_as_read(accounts, window)
     # The first run in a home creates Dagster's own databases, which an installation does once.
     runs.prepare_instance(settings)
     with dg.DagsterInstance.get() as instance:

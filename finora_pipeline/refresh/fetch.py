@@ -27,7 +27,7 @@ BATCH_OUTCOMES = 500
 # Users read at the same time: as many as keep the requests in flight, fewer when their windows are long, so
 # that memory holds about as many days of pages either way.
 MOST_USERS_AT_ONCE = 36
-DAYS_AT_ONCE = 1_500
+DAYS_AT_ONCE = 900
 # Names change rarely; an hour less than a day, so that a daily refresh does not miss its turn.
 DIRECTORY_AFTER = timedelta(hours=23)
 
@@ -122,7 +122,7 @@ async def fetch(
                 on_progress(done, len(planned), len(fetched.failures))
 
     longest = max((window.days for _, window in planned), default=1)
-    workers = max(4, min(MOST_USERS_AT_ONCE, DAYS_AT_ONCE // longest))
+    workers = max(2, min(MOST_USERS_AT_ONCE, DAYS_AT_ONCE // longest))
     async with asyncio.TaskGroup() as group:
         for _ in range(min(workers, len(planned))):
             group.create_task(read_users())

@@ -5,7 +5,7 @@ page set does not replace a day that a later read has already filled. A crash be
 is healed by whoever loads next.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
@@ -21,6 +21,8 @@ from finora_pipeline.warehouse.warehouse import MONTHLY_TABLES, Warehouse, run, 
 
 # Raw files that are loaded in one transaction: its end waits for the disk, and DuckDB reads them in parallel.
 FILES_A_TRANSACTION = 16
+# Compressed, which is about a twentieth of the text: more would not fit into memory.
+BYTES_A_TRANSACTION = 4_000_000
 # Raw files of a kind that are worth a transaction of their own before all have landed.
 FILES_AHEAD = 6
 # The tables that the pages of a kind become.
@@ -77,12 +79,25 @@ def _load_all(connection: duckdb.DuckDBPyConnection, raw: RawPages, kind: str) -
     moved = _already_loaded(connection, files)
     for file, fetched_on in moved.items():
         raw.archive(file, fetched_on)
-    waiting = [file for file in files if file not in moved]
-    for first in range(0, len(waiting), FILES_A_TRANSACTION):
-        batch = waiting[first : first + FILES_A_TRANSACTION]
+    for batch in batches([file for file in files if file not in moved]):
         load_files(connection, kind, batch)
         for file, fetched_on in _already_loaded(connection, batch).items():
             raw.archive(file, fetched_on)
+
+
+def batches(files: list[RawFile]) -> Iterator[list[RawFile]]:
+    """The files in the portions that one transaction loads."""
+    batch: list[RawFile] = []
+    size = 0
+    for file in files:
+        bytes_of = file.path.stat().st_size
+        if batch and (len(batch) == FILES_A_TRANSACTION or size + bytes_of > BYTES_A_TRANSACTION):
+            yield batch
+            batch, size = [], 0
+        batch.append(file)
+        size += bytes_of
+    if batch:
+        yield batch
 
 
 def _already_loaded(connection: duckdb.DuckDBPyConnection, files: list[RawFile]) -> dict[RawFile, date]:

@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 from datetime import date
 
-from finora_pipeline.warehouse.load import FILES_A_TRANSACTION, KINDS, load_files
+from finora_pipeline.warehouse.load import KINDS, batches, load_files
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.warehouse import Warehouse
 
@@ -52,8 +52,8 @@ def rebuild(
             files = list(raw.archived())
             for kind in KINDS:
                 of_kind = [file for file in files if file.kind == kind]
-                for start in range(0, len(of_kind), FILES_A_TRANSACTION):
-                    load_files(connection, kind, of_kind[start : start + FILES_A_TRANSACTION])
+                for batch in batches(of_kind):
+                    load_files(connection, kind, batch)
             name = str(warehouse.database).replace("'", "''")
             connection.execute(f"ATTACH '{name}' AS held (READ_ONLY)")
             filters = {"user_id": user_id, "first": first, "last": last}

@@ -5,8 +5,16 @@
 -- `sample_users` (an Arrow table) lists every user; `sample_models` a few models with their shape.
 CREATE OR REPLACE TEMP TABLE without_data AS
 SELECT user_id FROM sample_users
-WHERE user_id NOT IN (SELECT user_id FROM daily_costs WHERE NOT is_sample)
-  AND user_id NOT IN (SELECT user_id FROM daily_usage WHERE NOT is_sample);
+-- Real rows are in daily_model_costs, or their days are stale.
+WHERE user_id NOT IN (SELECT user_id FROM daily_model_costs WHERE NOT is_sample)
+  AND user_id NOT IN (
+    SELECT user_id FROM daily_costs SEMI JOIN pipeline.stale_days USING (user_id, provider, date)
+    WHERE NOT is_sample
+  )
+  AND user_id NOT IN (
+    SELECT user_id FROM daily_usage SEMI JOIN pipeline.stale_days USING (user_id, provider, date)
+    WHERE NOT is_sample
+  );
 
 -- Sample days that are too old, or whose user has real rows by now.
 CREATE OR REPLACE TEMP TABLE outdated AS

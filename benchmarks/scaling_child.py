@@ -1,0 +1,47 @@
+"""One measured process of `benchmarks.scaling`.
+
+python -m benchmarks.scaling_child MODE BASE_URL DAYS HOME
+"""
+
+import asyncio
+import json
+import resource
+import statistics
+import sys
+import time
+
+from benchmarks.__main__ import admin_keys, window_of
+from benchmarks.finora_refresh import connect_all, mark_as_read
+from finora_pipeline import runs
+from finora_pipeline.settings import Settings
+
+
+def main(mode: str, base_url: str, days: int, home: str) -> None:
+    settings = Settings.from_environment({"FINORA_HOME": home, "OPENAI_BASE_URL": base_url})
+    accounts = runs.accounts_of(settings)
+    asyncio.run(connect_all(accounts, settings, admin_keys(base_url)))
+    runs.prepare_instance(settings)
+    if mode == "everything":
+        mark_as_read(accounts, window_of(days))
+        results = [runs.refresh(settings, window_of(days))]
+    else:
+        (loaded,) = runs.load_history(settings, [c.user_id for c in accounts.connections()])
+        assert loaded.succeeded, loaded.errors
+        # The first refresh after a load reads the directory, which is once a day.
+        results = [runs.refresh(settings, window_of(4)) for _ in range(5)]
+    for result in results:
+        assert result.succeeded, result.errors
+        assert not result.failed_users, result.failed_users
+    last = results[-1]
+    took = [sum(runs.step_seconds(settings, result.run_id).values()) for result in results]
+    told = {
+        "seconds": statistics.median(took[-3:]),
+        "steps": runs.step_seconds(settings, last.run_id),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "at": time.strftime("%H:%M"),
+    }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
