@@ -91,6 +91,10 @@ class _PageTokenRejected(TransientError):
     reason = "page_token_rejected"
 
 
+class _PagesDoNotFit(UnreadableResponse):
+    """Each page can be read, but together they are not the window that was asked for."""
+
+
 class _ListedObject(msgspec.Struct, frozen=True):
     id: str
 
@@ -230,12 +234,13 @@ class OrganizationClient:
         while True:
             try:
                 return await self._follow_cursor(endpoint, window, grouping)
-            except _PageTokenRejected:
+            except (_PageTokenRejected, _PagesDoNotFit) as error:
                 attempts -= 1
                 if not attempts:
-                    raise UnreadableResponse(
-                        "OpenAI kept refusing its own page tokens; the next refresh tries again."
-                    ) from None
+                    told = str(error)
+                    if isinstance(error, _PageTokenRejected):
+                        told = "OpenAI kept refusing its own page tokens; the next refresh tries again."
+                    raise UnreadableResponse(told) from None
 
     async def _follow_cursor(
         self, endpoint: Endpoint, window: Window, grouping: tuple[str, ...]
@@ -265,13 +270,13 @@ class OrganizationClient:
             for start in head.starts:
                 # A day twice would count twice; a day that was not asked for would replace another.
                 if not last_start < start < end:
-                    raise UnreadableResponse("OpenAI sent other days than those asked for, or one twice.")
+                    raise _PagesDoNotFit("OpenAI sent other days than those asked for, or one twice.")
                 last_start = start
             if not head.has_more:
                 _check_whole(pages, window, now.date())
                 return pages
             if not head.next_page or head.next_page in cursors:
-                raise UnreadableResponse(
+                raise _PagesDoNotFit(
                     "OpenAI said there are more pages but "
                     + ("repeated a page token." if head.next_page else "gave no page token.")
                 )
@@ -335,7 +340,7 @@ def _check_whole(pages: list[Page], window: Window, today: date) -> None:
         # Of long ago there may be nothing at all: the time before the organization.
         is_whole = window.end < today or window.start >= today
     if not is_whole:
-        raise UnreadableResponse("OpenAI left out days that were asked for.")
+        raise _PagesDoNotFit("OpenAI left out days that were asked for.")
 
 
 @asynccontextmanager

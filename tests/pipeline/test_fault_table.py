@@ -1,8 +1,243 @@
-import time
-def test_x(start_openai, install):
-    t=time.monotonic()
-    openai = start_openai(days=3, services=False, projects=1, keys_per_project=1)
-    installation = install(openai); installation.connect(plan="trial")
-    print("connect", time.monotonic()-t)
-    for _ in range(3):
-        t=time.monotonic(); installation.refresh(); print(time.monotonic()-t)
+"""The table of faults: what OpenAI does wrong, what the user reads, what becomes of the data.
+
+Each row has an organization of its own on one simulator, and all are read by three real refreshes: a good
+one, one during the faults and one after them, each three hours later, so that the truth is another each time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, time, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finora_pipeline import runs
+from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState, Simulator
+from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.resources.accounts import AccountsResource
+from finora_pipeline.resources.openai_admin import OpenAIAdminResource
+from tests.conftest import Installation, OpenAI
+from tests.small_openai import small_openai
+
+DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "faults.md").read_text()
+
+# What becomes of the data, in the document's words.
+KEPT, TRUE = "stays as it was", "is the truth"
+NO_AMOUNTS = "is the truth, the amounts read again unknown (NULL)"
+COSTS_ONLY = "costs are the truth, that use stays as it was"
+
+KEY = "OpenAI does not accept this key: it was deleted or revoked. Create a fresh Admin key in OpenAI"
+ROLE = "The key may not read this organization's cost and usage: it is a project key, or its creator"
+LIMIT = "OpenAI's rate limit for this organization is used up; the next refresh tries again."
+NO_PAGE = "OpenAI's answer is not a page of daily buckets: "
+STATUS = "OpenAI answered with an error ({}); the next refresh tries again."
+LEFT_OUT = "OpenAI left out days that were asked for."
+MORE = "OpenAI said there are more pages but "
+TOKENS = "OpenAI kept refusing its own page tokens; the next refresh tries again."
+
+
+@dataclass(frozen=True)
+class Row:
+    """`what` and `data` are words of the document; `sentence` is what the user reads, None for nothing."""
+
+    what: str
+    sentence: str | None
+    data: str
+    faults: tuple[Fault, ...] = ()
+    key: KeyState = KeyState.ACTIVE
+
+
+def fault(what: str, sentence: str | None, kind: FaultKind, *more: Fault, data: str = "", **how: Any) -> Row:
+    return Row(what, sentence, data or (KEPT if sentence else TRUE), (Fault(kind, **how), *more))
+
+
+ROWS = [
+    Row("401: the key was deleted or revoked", KEY, KEPT, key=KeyState.REVOKED),
+    Row("403, the error an object", ROLE, KEPT, key=KeyState.RESTRICTED),
+    Row("403, the error a bare text", ROLE, KEPT, key=KeyState.DEMOTED),
+    fault("404 on costs, once", None, FaultKind.NOT_FOUND, endpoint="costs", times=1),
+    fault("404 on costs, for ever", STATUS.format(404), FaultKind.NOT_FOUND, endpoint="costs"),
+    fault("429 with `Retry-After: 0`, three times", None, FaultKind.RATE_LIMIT, times=3, seconds=0),
+    fault("429 without `Retry-After`, twice", None, FaultKind.RATE_LIMIT, times=2),
+    fault("429 for ever", LIMIT, FaultKind.RATE_LIMIT),
+    fault("429 with `Retry-After: 0`, for ever", LIMIT, FaultKind.RATE_LIMIT, seconds=0),
+    fault("429 with `Retry-After: 3600`", LIMIT, FaultKind.RATE_LIMIT, seconds=3600),
+    fault("500, twice", None, FaultKind.SERVER_ERROR, times=2),
+    fault("500 for ever", STATUS.format(500), FaultKind.SERVER_ERROR),
+    fault(
+        "500 for ever on the use of completions only",
+        STATUS.format(500),
+        FaultKind.SERVER_ERROR,
+        endpoint="completions",
+        data=COSTS_ONLY,
+    ),
+    fault("The connection breaks amid an answer, once", None, FaultKind.RESET, times=1),
+    fault("The connection breaks amid every answer", "OpenAI could not be reached", FaultKind.RESET),
+    fault("JSON cut in half, once", None, FaultKind.CUT, times=1),
+    fault("JSON cut in half, for ever", NO_PAGE, FaultKind.CUT),
+    fault("A web page with status 200", NO_PAGE, FaultKind.HTML),
+    fault("`results` is null", NO_PAGE, FaultKind.NULL_RESULTS),
+    # Legal by OpenAI's schema: the amount is unknown, which is not zero.
+    fault("Rows without `amount`", None, FaultKind.NO_AMOUNT, data=NO_AMOUNTS),
+    fault("Another currency", "OpenAI sent an amount in 'eur'", FaultKind.FOREIGN_CURRENCY),
+    fault("More pages, but no page token, for ever", MORE + "gave no", FaultKind.NO_CURSOR),
+    fault("The same page token again", MORE + "repeated", FaultKind.SAME_CURSOR),
+    # A week fits one page, which has no cursor. This fault hands one out, which the simulator then refuses.
+    fault("A page token is refused, once", None, FaultKind.SAME_CURSOR, times=1),
+    fault("Page tokens are refused for ever", TOKENS, FaultKind.PAGE_TOKEN, Fault(FaultKind.SAME_CURSOR)),
+    # Said of all pages together: the window is asked for again.
+    fault("More pages, but no page token, once", None, FaultKind.NO_CURSOR, times=1),
+    fault("A day is left out, once", None, FaultKind.LEFT_OUT, times=1),
+    fault("A day is left out, for ever", LEFT_OUT, FaultKind.LEFT_OUT),
+    fault("The answer repeats the key", "The answer repeats the key that asked", FaultKind.ECHO_KEY),
+    fault("A slow answer within the time-out", None, FaultKind.SLOW, seconds=0.05),
+    fault("No answer", "OpenAI did not answer within", FaultKind.HANG),
+]
+
+# Cost facts by row, and tokens by model.
+Facts = tuple[dict[Any, Any], dict[str, tuple[int, int]]]
+# What is published of a user after a refresh, what is true then, and what the user reads.
+Seen = tuple[Facts, Facts, str | None]
+
+
+def facts_of(installation: Installation, user_id: str = "user-0") -> Facts:
+    tokens = installation.sql(
+        "SELECT model, sum(input_tokens), sum(output_tokens) FROM daily_usage "
+        "WHERE user_id = ? AND NOT is_sample GROUP BY model",
+        user_id,
+    )
+    return installation.costs(user_id), {model: (read, written) for model, read, written in tokens}
+
+
+def truth_of(installation: Installation, number: int = 0, now: datetime | None = None) -> Facts:
+    kept, openai = installation.history(7), installation.openai
+    truth = openai.organizations[number].truth(kept.start, kept.end, now or openai.simulator.now)
+    return truth.by_row, truth.tokens_by_model
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory):
+    """What is seen of each row before the faults, during them and after them."""
+    home = tmp_path_factory.mktemp("faults") / "home"
+    with small_openai(len(ROWS), days=5) as openai, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DAGSTER_HOME", str(home / "dagster"))
+        installation = Installation(home, openai)
+        user_ids = installation.connect(plan="trial")
+        simulator = openai.simulator
+        # One patience for all: a busy machine is no fault, and what lasts must not last the test.
+        patient = OpenAIAdminResource(
+            accounts=AccountsResource.of(installation.settings),
+            base_url=openai.base_url,
+            timeout_seconds=5,
+            retry_seconds=5,
+            first_pause_seconds=0.001,
+        )
+
+        def refresh() -> list[Seen]:
+            window = trailing_window(installation.today)
+            # Named, a user whose key was refused is tried at once.
+            result = runs.refresh(installation.settings, window, users=user_ids, openai_admin=patient)
+            assert result.succeeded, result.errors
+            failures = installation.accounts.last_failures(user_ids)
+            reasons = {c.user_id: c.status_reason for c in installation.accounts.connections()}
+            return [
+                (facts_of(installation, user), truth_of(installation, n), reasons[user] or failures.get(user))
+                for n, user in enumerate(user_ids)
+            ]
+
+        before = refresh()
+        for row, organization in zip(ROWS, openai.organizations, strict=True):
+            simulator.set_key_state(organization.admin_key, row.key)
+            for each in row.faults:
+                simulator.add_fault(organization, replace(each))
+        simulator.frozen_now = simulator.now + timedelta(hours=3)
+        during = refresh()
+        simulator.clear_faults()
+        for organization in openai.organizations:
+            simulator.set_key_state(organization.admin_key, KeyState.ACTIVE)
+        simulator.frozen_now += timedelta(hours=3)
+        return list(zip(before, during, refresh(), strict=True)), trailing_window(installation.today)
+
+
+@pytest.mark.parametrize("number", range(len(ROWS)), ids=[row.what for row in ROWS])
+def test_fault(number: int, seen) -> None:
+    row, (before, during, after), read_again = ROWS[number], seen[0][number], seen[1]
+    (facts_before, truth_before, _), (facts, truth, sentence), (_, truth_after, _) = before, during, after
+    assert before == (truth_before, truth_before, None)
+    assert truth_before[0] != truth[0] != truth_after[0]
+
+    assert (sentence is None) == (row.sentence is None), sentence
+    assert (row.sentence or "") in (sentence or "")
+    costs, tokens = truth
+    unknown = {key: None if key[0] >= read_again.start else amount for key, amount in costs.items()}
+    becomes = {
+        KEPT: facts_before,
+        TRUE: truth,
+        COSTS_ONLY: (costs, facts_before[1]),
+        NO_AMOUNTS: (unknown, tokens),
+    }
+    assert facts == becomes[row.data]
+
+    assert after == (truth_after, truth_after, None)
+
+
+def test_the_document_has_these_rows() -> None:
+    told = [line.strip("| ").split(" | ") for line in DOCUMENT.splitlines() if line.startswith("| ")][1:]
+    assert [(what, data) for what, _, data in told] == [(row.what, row.data) for row in ROWS]
+    for (_, sentence, _), row in zip(told, ROWS, strict=True):
+        assert sentence.startswith(row.sentence or "nothing")
+
+
+@pytest.fixture
+def installation(start_openai: Callable[..., OpenAI], install: Callable[[OpenAI], Installation]):
+    """A user after a refresh two hours before today's UTC midnight."""
+    midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
+    openai = start_openai(days=4, now=midnight - timedelta(hours=2), services=False, projects=1)
+    made = install(openai)
+    made.connect(plan="trial")
+    made.refresh()
+    assert facts_of(made) == truth_of(made)
+    return made
+
+
+def test_a_day_that_becomes_empty(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    organization, simulator = installation.openai.organizations[0], installation.openai.simulator
+    day, settled = installation.today - timedelta(days=2), organization._settled
+    assert day in {key[0] for key in installation.costs("user-0")}
+    with monkeypatch.context() as patch:
+        patch.setattr(organization, "_settled", lambda asked: [] if asked == day else settled(asked))
+        simulator.frozen_now = simulator.now + timedelta(hours=1)
+        installation.refresh()
+        assert day not in {key[0] for key in installation.costs("user-0")}
+        assert facts_of(installation) == truth_of(installation)
+    simulator.frozen_now += timedelta(minutes=30)
+    installation.refresh()
+    assert day in {key[0] for key in installation.costs("user-0")}
+    assert facts_of(installation) == truth_of(installation)
+
+
+def test_midnight_amid_a_refresh(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulator, today = installation.openai.simulator, installation.today
+    midnight = datetime.combine(today, time(), UTC)
+    before, after = midnight - timedelta(seconds=30), midnight + timedelta(minutes=30)
+    # The pipeline's own clock is the real one: this is the window that it asks for before midnight.
+    simulator.frozen_now = before
+    installation.refresh(trailing_window(today - timedelta(days=1)))
+    assert facts_of(installation) == truth_of(installation)
+
+    # The costs are read first; when they have been, the new day begins.
+    simulator.requests.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Simulator, "now", property(lambda self: after if self.requests["costs"] > 1 else before)
+        )
+        assert installation.refresh().failed_users == []
+    costs, tokens = facts_of(installation)
+    assert costs == truth_of(installation, now=before)[0]
+    assert tokens == truth_of(installation, now=after)[1]
+
+    simulator.frozen_now = after
+    installation.refresh()
+    assert facts_of(installation) == truth_of(installation)
+    assert {day for day, _, _ in installation.costs("user-0")} >= {today - timedelta(days=1), today}

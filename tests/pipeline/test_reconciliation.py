@@ -62,3 +62,17 @@ def test_the_check_fails_by_the_worst_day():
     assert (warned.passed, warned.severity) == (False, dg.AssetCheckSeverity.WARN)
     failed = reconciliation_check({"error": (1, Decimal(2)), "warning": (1, Decimal("0.001"))})
     assert (failed.passed, failed.severity) == (False, dg.AssetCheckSeverity.ERROR)
+
+
+def test_lines_without_an_amount_never_reconcile(tmp_path):
+    from finora_pipeline.warehouse.warehouse import Warehouse
+
+    warehouse = Warehouse(tmp_path)
+    nothing = page_of(cost_day([cost_row("null"), cost_row("null", "gpt-4o, output")]))
+    land(warehouse, nothing)
+    land(warehouse, page_of(cost_day([cost_row("null", None)])), endpoint=COST_TOTALS)
+    load(warehouse)
+    load(warehouse, "cost_totals")
+    refresh_costs(warehouse, ["acme"], DAY)
+    found = rows(warehouse, "SELECT severity, lines_without_amount FROM reconciliation")
+    assert found == [("error", 2)]

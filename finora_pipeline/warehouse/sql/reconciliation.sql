@@ -9,21 +9,23 @@
 --   3. price_residual_usd = Σ |amount − quantity × price| over the lines of a final day that had a price in the
 --      seven days before; a line's price is amount ÷ quantity of the last of those days on which it had one. A
 --      price list that changes shows here, once.
---   4. `severity` is of residual_usd: ok (0), info (a day that is not final), warning (under a cent) or error.
---      A day is final when it is 3 days old. NULL where the total has not been read.
+--   4. `severity` is of residual_usd: ok (0), info (a day that is not final), warning (under a cent) or error; and
+--      error where lines have come without an amount. A day is final when it is 3 days old. NULL where the total
+--      has not been read.
 --   5. `month_state`: open while the month goes on, closing until the 7th of the next (it is read again daily),
 --      then closed.
 
 -- [create]
 CREATE TABLE pipeline.reconciled_days (
-    user_id             VARCHAR NOT NULL,
-    provider            VARCHAR NOT NULL,
-    date                DATE NOT NULL,
-    api_total_usd       DECIMAL(38, 18),
-    facts_usd           DECIMAL(38, 18) NOT NULL,
-    billed_tokens       DECIMAL(38, 18),
-    used_tokens         BIGINT,
-    price_residual_usd  DECIMAL(38, 18)
+    user_id               VARCHAR NOT NULL,
+    provider              VARCHAR NOT NULL,
+    date                  DATE NOT NULL,
+    api_total_usd         DECIMAL(38, 18),
+    facts_usd             DECIMAL(38, 18) NOT NULL,
+    billed_tokens         DECIMAL(38, 18),
+    used_tokens           BIGINT,
+    price_residual_usd    DECIMAL(38, 18),
+    lines_without_amount  BIGINT NOT NULL
 );
 
 CREATE VIEW reconciliation AS
@@ -38,7 +40,9 @@ SELECT
     used_tokens,
     (billed_tokens - used_tokens)::DECIMAL(38, 18) AS token_residual,
     price_residual_usd,
+    lines_without_amount,
     CASE
+        WHEN lines_without_amount > 0 THEN 'error'
         WHEN api_total_usd IS NULL THEN NULL
         WHEN api_total_usd = facts_usd THEN 'ok'
         WHEN date > current_date - 3 THEN 'info'
@@ -81,7 +85,8 @@ facts AS (
         date,
         coalesce(sum(amount_usd), 0) AS facts_usd,
         sum(quantity) FILTER (direction IS NOT NULL AND coalesce(quantity_unit, 'tokens') = 'tokens')
-            AS billed_tokens
+            AS billed_tokens,
+        count(*) FILTER (amount_usd IS NULL) AS lines_without_amount
     FROM lines
     GROUP BY ALL
 ),
@@ -140,7 +145,8 @@ SELECT
     coalesce(facts.facts_usd, 0),
     facts.billed_tokens,
     used.used_tokens,
-    price_residuals.price_residual_usd
+    price_residuals.price_residual_usd,
+    coalesce(facts.lines_without_amount, 0)
 FROM split_days AS split
 LEFT JOIN totals USING (user_id, provider, date)
 LEFT JOIN facts USING (user_id, provider, date)
@@ -150,4 +156,4 @@ WHERE totals.api_total_usd IS NOT NULL OR facts.facts_usd IS NOT NULL OR used.us
 
 -- [check]
 -- How many days do not reconcile, by severity.
-SELECT severity, count(*), sum(abs(residual_usd)) FROM reconciliation WHERE severity <> 'ok' GROUP BY severity;
+SELECT severity, count(*), coalesce(sum(abs(residual_usd)), 0) FROM reconciliation WHERE severity <> 'ok' GROUP BY severity;
