@@ -4,7 +4,8 @@ Contract
 1. Only GET below `/organization/`; nothing is ever changed and no model is called.
 2. A window is read as page requests of at most the endpoint's page limit, each with its exact `start_time`
    and `end_time`; a cursor is followed with all parameters of its first request, since OpenAI binds it to
-   them (400 `The page token is invalid` otherwise; the range is then asked for again from its start).
+   them (400 `The page token is invalid` otherwise). The range is then asked for again from its start, as it
+   is when its pages do not fit together.
 3. All pages of a window come back, or an `OpenAIAdminError`: there is no half-read window. Every day has a
    bucket, also one without use, from the first bucket on; only today's may be lacking.
 4. 408, 409, 429, 5xx, 404 on a valid path, time-outs, broken connections and unreadable bodies are asked

@@ -102,7 +102,8 @@ SELECT coalesce(bool_or(has_members), false), coalesce(bool_or(has_keys), false)
 CREATE OR REPLACE TEMP TABLE attributed (charge BIGINT, id VARCHAR, amount_usd DECIMAL(38, 18));
 
 -- [split]
--- The charges whose use several share, by the column `id` of `split_used`: `attributed`.
+-- The charges whose use several share, by the column `id` of `split_used`, on days that OpenAI does not split
+-- itself: `attributed`.
 CREATE OR REPLACE TEMP TABLE attributed AS
 WITH weights AS (
     SELECT
@@ -123,6 +124,12 @@ WITH weights AS (
     JOIN charge_pools USING (pool)
     JOIN daily_costs AS costs ON costs.rowid = charge_pools.charge
     WHERE costs.amount_usd IS NOT NULL
+      AND NOT EXISTS (
+        FROM billed_days AS billed
+        WHERE billed.user_id = costs.user_id
+          AND billed.provider = costs.provider
+          AND billed.date = costs.date
+      )
     GROUP BY charge_pools.charge, split.id
 ),
 chosen AS (

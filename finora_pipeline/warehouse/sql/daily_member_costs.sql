@@ -27,6 +27,13 @@ COMMENT ON COLUMN daily_member_costs.method IS 'billed: as OpenAI splits the cos
 COMMENT ON COLUMN daily_member_costs.is_sample IS 'Made-up row of a user without real data';
 
 -- [shared_use]
+-- Days that OpenAI splits itself, and the use that the charges of the others are split by.
+CREATE OR REPLACE TEMP TABLE billed_days AS
+SELECT user_id, provider, date
+FROM pipeline.loaded_days
+SEMI JOIN split_days USING (user_id, provider, date)
+WHERE endpoint = 'costs_by_member';
+
 CREATE OR REPLACE TEMP VIEW split_used AS
 SELECT pools.rowid AS pool, used.* EXCLUDE (used_model), used.member_id AS id
 FROM pools
@@ -43,12 +50,6 @@ WHERE pools.has_members;
 DELETE FROM daily_member_costs AS old
 USING split_days AS stale
 WHERE old.user_id = stale.user_id AND old.provider = stale.provider AND old.date = stale.date;
-
-CREATE OR REPLACE TEMP TABLE billed_days AS
-SELECT user_id, provider, date
-FROM pipeline.loaded_days
-SEMI JOIN split_days USING (user_id, provider, date)
-WHERE endpoint = 'costs_by_member';
 
 -- Charges whose use is one member's, or nobody's.
 INSERT INTO daily_member_costs
