@@ -32,10 +32,12 @@ def plain_errors() -> Iterator[None]:
     from finora_pipeline.openai_admin.errors import OpenAIAdminError
     from finora_pipeline.openai_admin.keys import KeyFormError
     from finora_pipeline.plans import UnknownPlan
+    from finora_pipeline.warehouse.warehouse import WarehouseOutdated
 
+    known = (AccountsError, VaultError, OpenAIAdminError, KeyFormError, UnknownPlan, WarehouseOutdated)
     try:
         yield
-    except (AccountsError, VaultError, OpenAIAdminError, KeyFormError, UnknownPlan) as error:
+    except known as error:
         raise click.ClickException(str(error)) from None
 
 

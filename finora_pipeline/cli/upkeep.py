@@ -59,12 +59,21 @@ def purge(user_id: str, yes: bool, as_json: bool) -> None:
 @click.option("--user", "user_id", help="Only this user.")
 @click.option("--from", "first", type=_day, help="First UTC day, YYYY-MM-DD.")
 @click.option("--to", "last", type=_day, help="Last UTC day, YYYY-MM-DD.")
+@click.option("--replace", is_flag=True, help="Put what was built in the warehouse's place, and publish it.")
 @json_option
-def rebuild(user_id: str | None, first: datetime | None, last: datetime | None, as_json: bool) -> None:
+def rebuild(
+    user_id: str | None, first: datetime | None, last: datetime | None, replace: bool, as_json: bool
+) -> None:
     """Build the facts again from the raw pages, without OpenAI, and report any difference.
 
-    Nothing is changed. Exit code 0 means that there is none.
+    Nothing is changed, unless --replace is given: for a warehouse of another version of finora, or a damaged
+    one. Exit code 0 means that there is no difference.
     """
+    if replace:
+        if user_id or first or last:
+            raise click.UsageError("--replace builds everything: leave out --user, --from and --to.")
+        _replace(as_json)
+        return
     from finora_pipeline.settings import Settings
     from finora_pipeline.warehouse.rebuild import rebuild as rebuild_facts
     from finora_pipeline.warehouse.warehouse import Warehouse
@@ -95,3 +104,21 @@ def rebuild(user_id: str | None, first: datetime | None, last: datetime | None, 
         )
     if rebuilt.differences:
         sys.exit(1)
+
+
+def _replace(as_json: bool) -> None:
+    from finora_pipeline import runs
+    from finora_pipeline.refresh.serve import publish_refreshes
+    from finora_pipeline.settings import Settings
+    from finora_pipeline.warehouse.rebuild import replace_warehouse
+    from finora_pipeline.warehouse.warehouse import Warehouse
+
+    settings = Settings.from_environment()
+    warehouse = Warehouse(settings.home)
+    with plain_errors():
+        files = replace_warehouse(warehouse)
+        publish_refreshes(runs.accounts_of(settings), warehouse)
+    if as_json:
+        print_json({"raw_files": files})
+    else:
+        output.print(f"The warehouse is built again from {files:,} raw files and published.")

@@ -1,8 +1,12 @@
 """Builds the facts again from the raw pages, offline, and compares them with those that are held."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+
+import duckdb
 
 from finora_pipeline.warehouse.load import KINDS, batches, load_files
 from finora_pipeline.warehouse.raw import RawPages
@@ -10,6 +14,10 @@ from finora_pipeline.warehouse.warehouse import Warehouse
 
 # What is told apart: all that OpenAI said, not which read of the same it came from.
 COMPARED = ("daily_costs", "daily_usage", "pipeline.billed_costs")
+_WANTED = (
+    "($user_id IS NULL OR user_id = $user_id) AND ($first IS NULL OR date >= $first) "
+    "AND ($last IS NULL OR date <= $last)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,43 +51,97 @@ def rebuild(
 
     The days from `first` to `last` (both included) of a user, or of everybody. Changes nothing.
     """
+    filters = {"user_id": user_id, "first": first, "last": last}
+    with warehouse.lock(), _loaded_beside(warehouse) as (beside, files), beside.connect() as connection:
+        _attach_held(connection, warehouse)
+        rows, differences = 0, []
+        for table in COMPARED:
+            differences += _differences(connection, table, filters)
+            query = f"SELECT count(*) FROM {table} WHERE {_WANTED}"
+            rows += connection.execute(query, filters).fetchall()[0][0]
+    return Rebuilt(files, rows, differences)
+
+
+def replace_warehouse(warehouse: Warehouse) -> int:
+    """Puts a database made of all raw pages in the warehouse's place; returns how many raw files it read.
+
+    For a warehouse of another version, or a damaged one. What only it knows, the record of revisions and when
+    days were read first, is taken over where its tables are still the same. Metrics are computed by whoever
+    publishes next.
+    """
+    with warehouse.lock(), _loaded_beside(warehouse) as (beside, files):
+        with beside.connect() as connection:
+            if warehouse.database.exists():
+                _attach_held(connection, warehouse)
+                for table in ("main.cost_revisions", "main.usage_revisions"):
+                    if _is_same(connection, table):
+                        connection.execute(f"DELETE FROM {table}")
+                        connection.execute(f"INSERT INTO {table} FROM held.{table}")
+                if _is_same(connection, "pipeline.loaded_days"):
+                    connection.execute(
+                        "UPDATE pipeline.loaded_days AS day SET first_fetched_at = known.first_fetched_at "
+                        "FROM held.pipeline.loaded_days AS known WHERE known.user_id = day.user_id "
+                        "AND known.provider = day.provider AND known.endpoint = day.endpoint "
+                        "AND known.date = day.date"
+                    )
+                connection.execute("DETACH held")
+        warehouse.database.parent.mkdir(parents=True, exist_ok=True)
+        beside.database.replace(warehouse.database)
+    return files
+
+
+@contextmanager
+def _loaded_beside(warehouse: Warehouse) -> Iterator[tuple[Warehouse, int]]:
+    """A database with all raw pages loaded, for the length of the block. The caller holds the lock, so that
+    nothing moves between landed, loaded and archived."""
     beside = Warehouse(warehouse.home / "rebuild")
     shutil.rmtree(beside.home, ignore_errors=True)
-    raw = RawPages(warehouse.raw)
     try:
-        # Under the lock nothing moves between landed, loaded and archived.
-        with warehouse.lock(), beside.writing() as connection:
-            files = list(raw.archived())
+        files = list(RawPages(warehouse.raw).archived())
+        with beside.writing() as connection:
             for kind in KINDS:
-                of_kind = [file for file in files if file.kind == kind]
-                for batch in batches(of_kind):
+                for batch in batches([file for file in files if file.kind == kind]):
                     load_files(connection, kind, batch)
-            name = str(warehouse.database).replace("'", "''")
-            connection.execute(f"ATTACH '{name}' AS held (READ_ONLY)")
-            filters = {"user_id": user_id, "first": first, "last": last}
-            where = "($user_id IS NULL OR user_id = $user_id) AND ($first IS NULL OR date >= $first) "
-            where += "AND ($last IS NULL OR date <= $last)"
-            rows, differences = 0, []
-            for table in COMPARED:
-                held_name = f"held.{table}" if "." in table else f"held.main.{table}"
-                columns = "* EXCLUDE (fetched_at, raw_file)"
-                sample = " AND NOT is_sample" if table in ("daily_costs", "daily_usage") else ""
-                query = f"""
-                    WITH held_rows AS (SELECT {columns} FROM {held_name} WHERE {where}{sample}),
-                    raw_rows AS (SELECT {columns} FROM {table} WHERE {where}{sample}),
-                    apart AS (
-                        SELECT user_id, date, true AS is_held
-                        FROM (FROM held_rows EXCEPT ALL FROM raw_rows)
-                        UNION ALL
-                        SELECT user_id, date, false FROM (FROM raw_rows EXCEPT ALL FROM held_rows)
-                    )
-                    SELECT user_id, date, count(*) FILTER (is_held), count(*) FILTER (NOT is_held)
-                    FROM apart GROUP BY ALL ORDER BY ALL"""
-                found = connection.execute(query, filters).fetchall()
-                differences += [Difference(table.removeprefix("pipeline."), *row) for row in found]
-                rows += connection.execute(f"SELECT count(*) FROM {table} WHERE {where}", filters).fetchall()[
-                    0
-                ][0]
+        yield beside, len(files)
     finally:
         shutil.rmtree(beside.home, ignore_errors=True)
-    return Rebuilt(len(files), rows, differences)
+
+
+def _attach_held(connection: duckdb.DuckDBPyConnection, warehouse: Warehouse) -> None:
+    name = str(warehouse.database).replace("'", "''")
+    connection.execute(f"ATTACH '{name}' AS held (READ_ONLY)")
+
+
+def _is_same(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
+    """Whether the held database has that table with the same columns."""
+    columns = [
+        connection.execute(
+            "SELECT column_name, data_type FROM duckdb_columns() WHERE (database_name = 'held') = ? "
+            "AND schema_name || '.' || table_name = ? ORDER BY column_index",
+            [is_held, table],
+        ).fetchall()
+        for is_held in (False, True)
+    ]
+    return columns[0] == columns[1]
+
+
+def _differences(
+    connection: duckdb.DuckDBPyConnection, table: str, filters: dict[str, object]
+) -> list[Difference]:
+    held_name = f"held.{table}" if "." in table else f"held.main.{table}"
+    columns = "* EXCLUDE (fetched_at, raw_file)"
+    real = "" if table.startswith("pipeline.") else " AND NOT is_sample"
+    found = connection.execute(
+        f"""
+        WITH held_rows AS (SELECT {columns} FROM {held_name} WHERE {_WANTED}{real}),
+        raw_rows AS (SELECT {columns} FROM {table} WHERE {_WANTED}{real}),
+        apart AS (
+            SELECT user_id, date, true AS is_held FROM (FROM held_rows EXCEPT ALL FROM raw_rows)
+            UNION ALL
+            SELECT user_id, date, false FROM (FROM raw_rows EXCEPT ALL FROM held_rows)
+        )
+        SELECT user_id, date, count(*) FILTER (is_held), count(*) FILTER (NOT is_held)
+        FROM apart GROUP BY ALL ORDER BY ALL""",
+        filters,
+    ).fetchall()
+    return [Difference(table.removeprefix("pipeline."), *row) for row in found]

@@ -160,7 +160,8 @@ def _write_without(warehouse: Warehouse, user_id: str, removed: Removed) -> None
             f"{schema}.{table}"
             for schema, table in connection.execute(
                 "SELECT schema_name, table_name FROM duckdb_tables() "
-                "WHERE database_name = current_database() AND NOT internal ORDER BY ALL"
+                "WHERE database_name = current_database() AND NOT internal AND table_name <> 'made_by' "
+                "ORDER BY ALL"
             ).fetchall()
         ]
         with transaction(connection):

@@ -6,10 +6,12 @@ else opens this file: readers get a published copy.
 """
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,13 @@ TABLES = (
 )
 # What is created after the tables.
 VIEWS = ("named", "as_of", "reconciliation")
+_CREATED_IN_ORDER = (*CREATED, *TABLES, *VIEWS)
 # Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
 MEMORY_LIMIT = "256MB"
+
+
+class WarehouseOutdated(Exception):
+    """The database has the tables of another version; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +108,29 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
 
 
 def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
-    """Creates the tables in a database that has none."""
+    """Creates the tables in a database that has none. Raises `WarehouseOutdated` if it has others."""
     try:
-        connection.execute("FROM pipeline.loaded_files LIMIT 0")
+        made_by = connection.execute("SELECT schema_hash FROM pipeline.made_by").fetchall()
     except duckdb.CatalogException:
-        with transaction(connection):
-            for name in (*CREATED, *TABLES, *VIEWS):
-                connection.execute(section(name, "create"))
+        made_by = []
+    if made_by == [(schema_hash(),)]:
+        return
+    if made_by or connection.execute("FROM duckdb_schemas() WHERE schema_name = 'pipeline'").fetchall():
+        raise WarehouseOutdated(
+            "The warehouse was made by another version of finora. Build it again from the raw pages with "
+            "finora rebuild --replace; nothing of the data is lost."
+        )
+    with transaction(connection):
+        for name in _CREATED_IN_ORDER:
+            connection.execute(section(name, "create"))
+        connection.execute("INSERT INTO pipeline.made_by VALUES (?)", [schema_hash()])
+
+
+@lru_cache(maxsize=1)
+def schema_hash() -> str:
+    """Tells the tables of one version of the program from those of another."""
+    text = "".join(section(name, "create") for name in _CREATED_IN_ORDER)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def run(connection: duckdb.DuckDBPyConnection, table: str, name: str, **parameters: Any) -> None:

@@ -77,7 +77,7 @@ def test_the_api_that_refused_a_split_is_asked_again_once_a_day(start_openai, in
 amounts = st.decimals(-1000, 1_000_000, places=18, allow_nan=False)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(amount=amounts, tokens=st.lists(st.integers(0, 10**12), min_size=1, max_size=6))
 def test_parts_are_the_largest_remainder_split_to_the_last_digit(amount: Decimal, tokens, tmp_path_factory):
     warehouse = Warehouse(tmp_path_factory.mktemp("split"))

@@ -129,8 +129,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory):
         patient = OpenAIAdminResource(
             accounts=AccountsResource.of(installation.settings),
             base_url=openai.base_url,
-            timeout_seconds=5,
-            retry_seconds=5,
+            timeout_seconds=2,
+            retry_seconds=2,
             first_pause_seconds=0.001,
         )
 

@@ -3,6 +3,9 @@
 -- [create]
 CREATE SCHEMA pipeline;
 
+-- One row: what the tables were created by, so that another version of the program does not misread them.
+CREATE TABLE pipeline.made_by (schema_hash VARCHAR NOT NULL);
+
 -- One row a raw file whose pages are in the facts; written in the transaction that loads them, so that no
 -- file is ever loaded twice.
 CREATE TABLE pipeline.loaded_files (
