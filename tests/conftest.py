@@ -1,11 +1,15 @@
 """One builder of each real part: a simulated OpenAI on loopback, accounts, the whole installation."""
 
 import asyncio
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ from finora_pipeline.settings import Settings
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # Faults are over in milliseconds: tests never wait.
-QUICK = Limits(timeout_seconds=0.5, retry_seconds=0.05, first_pause_seconds=0.001)
+QUICK = Limits(timeout_seconds=2.5, retry_seconds=0.05, first_pause_seconds=0.001)
 
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 
@@ -73,6 +77,17 @@ def start_openai() -> Iterator[Callable[..., OpenAI]]:
         server.__exit__(None, None, None)
 
 
+@lru_cache(maxsize=1)
+def fresh_dagster_home() -> Path:
+    """Dagster's databases as they are before the first run: making them takes longer than most tests."""
+    home = Path(tempfile.mkdtemp(prefix="finora-dagster-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DAGSTER_HOME", "")
+        runs.prepare_instance(Settings.from_environment({"FINORA_HOME": str(home)}))
+    return home / "dagster"
+
+
 class Installation:
     """A whole installation in a temporary folder: accounts, warehouse and Dagster's instance."""
 
@@ -81,6 +96,7 @@ class Installation:
         self.settings = Settings.from_environment(
             {"FINORA_HOME": str(home), "OPENAI_BASE_URL": openai.base_url}
         )
+        shutil.copytree(fresh_dagster_home(), self.settings.dagster_home, dirs_exist_ok=True)
         self.accounts: Accounts = runs.accounts_of(self.settings)
         self.today: date = datetime.now(UTC).date()
 

@@ -21,7 +21,7 @@ from tests.conftest import Installation
 
 @pytest.fixture
 def installation(start_openai, install) -> Installation:
-    installation = install(start_openai(organizations=2, days=60))
+    installation = install(start_openai(organizations=2, days=40, projects=2))
     installation.connect(plan="growth")
     assert installation.refresh().failed_users == []
     return installation
