@@ -22,6 +22,8 @@ SAMPLE_MODELS = pa.table(
 )
 # User-days that are computed at the same time; memory grows with them.
 DAYS_AT_ONCE = 1_500
+# Users whose figures are computed at the same time.
+USERS_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,7 @@ def refresh_costs(warehouse: Warehouse, user_ids: Iterable[str], today: date) ->
 def refresh_user_metrics(warehouse: Warehouse, today: date) -> int:
     """Brings `user_metrics` up to a UTC day and to changed costs; returns the number of its rows."""
     with warehouse.writing() as connection:
-        with transaction(connection):
-            run(connection, "user_metrics", "refresh", today=today)
+        _refresh_user_metrics(connection, today)
         return _count(connection, "user_metrics")
 
 
@@ -57,8 +58,15 @@ def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], tod
     if _count(connection, "pipeline.stale_days"):
         _refresh_costs(connection, user_ids, today)
     if _count(connection, "pipeline.stale_users"):
+        _refresh_user_metrics(connection, today)
+
+
+def _refresh_user_metrics(connection: duckdb.DuckDBPyConnection, today: date) -> None:
+    computed = USERS_AT_ONCE
+    while computed == USERS_AT_ONCE:
         with transaction(connection):
-            run(connection, "user_metrics", "refresh", today=today)
+            run(connection, "user_metrics", "refresh", today=today, users=USERS_AT_ONCE)
+            computed = _count(connection, "computed_users")
 
 
 def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> Recomputed:

@@ -84,11 +84,17 @@ ends AS (
 SELECT *, least(before_start + ($today::DATE - period_start)::INTEGER, previous_start - 1) AS before_end
 FROM ends;
 
--- Whom to compute: users whose costs changed, and everybody whose figures are of another day.
+-- Whom to compute: users whose costs changed, and everybody whose figures are of another day; so many at once
+-- as memory holds.
 CREATE OR REPLACE TEMP TABLE computed_users AS
-FROM pipeline.stale_users
-UNION
-SELECT DISTINCT user_id, provider FROM user_metrics WHERE period_end <> $today::DATE;
+SELECT user_id, provider
+FROM (
+    FROM pipeline.stale_users
+    UNION
+    SELECT DISTINCT user_id, provider FROM user_metrics WHERE period_end <> $today::DATE
+)
+ORDER BY user_id, provider
+LIMIT $users;
 
 CREATE OR REPLACE TEMP TABLE user_spans AS
 SELECT user_id, provider, min(date) AS first_date, bool_or(is_sample) AS is_sample
@@ -274,4 +280,5 @@ SELECT
     covered_share, detail, sparkline, is_sample
 FROM compared;
 
-TRUNCATE pipeline.stale_users;
+DELETE FROM pipeline.stale_users AS done USING computed_users AS computed
+WHERE done.user_id = computed.user_id AND done.provider = computed.provider;
