@@ -10,8 +10,6 @@ import sys
 import time
 from datetime import UTC, datetime
 
-import dagster as dg
-
 from benchmarks.__main__ import READ, admin_keys, window_of
 from finora_pipeline import runs
 from finora_pipeline.accounts.connections import NewConnection, connect_many
@@ -51,8 +49,6 @@ def main(base_url: str, days: int, home: str) -> None:
     mark_as_read(accounts, window)
     # The first run in a home creates Dagster's own databases, which an installation does once.
     runs.prepare_instance(settings)
-    with dg.DagsterInstance.get() as instance:
-        instance.get_runs_count()
 
     openai_admin = OpenAIAdminResource(
         accounts=AccountsResource.of(settings),
