@@ -14,7 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from finora_pipeline.warehouse.metrics import catch_up
-from finora_pipeline.warehouse.warehouse import MONTHLY_TABLES, Warehouse, transaction
+from finora_pipeline.warehouse.warehouse import MONTHLY_TABLES, Warehouse, at_the_same_time, transaction
 
 CONNECTION_SCHEMA = pa.schema(
     [
@@ -85,23 +85,26 @@ def _swap_in(source: Path, target: Path) -> int:
 def _write_months(connection: duckdb.DuckDBPyConnection, folder: Path) -> int:
     """Rewrites the Parquet file of each table and month that changed; returns how many."""
     changed: list[tuple[str, date]] = connection.execute(
-        "SELECT table_name, month FROM pipeline.unpublished_months ORDER BY ALL"
+        "SELECT DISTINCT table_name, month FROM pipeline.unpublished_months ORDER BY ALL"
     ).fetchall()
-    for table, month in changed:
-        assert table in MONTHLY_TABLES
-        target = folder / table / f"month={month:%Y-%m}" / f"{table}.parquet"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        days = f"FROM {table} WHERE date >= $month AND date < $month + INTERVAL 1 MONTH"
-        if not connection.execute(f"{days} LIMIT 1", {"month": month}).fetchall():
-            # Nothing of that month is kept.
-            target.unlink(missing_ok=True)
-            continue
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        connection.execute(
-            f"COPY ({days}) TO '{aside}' "
-            "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE 40960)",
-            {"month": month},
-        )
-        aside.rename(target)
+    at_the_same_time(connection, lambda own, what: _write_month(own, folder, *what), changed)
     connection.execute("TRUNCATE pipeline.unpublished_months")
     return len(changed)
+
+
+def _write_month(connection: duckdb.DuckDBPyConnection, folder: Path, table: str, month: date) -> None:
+    assert table in MONTHLY_TABLES
+    target = folder / table / f"month={month:%Y-%m}" / f"{table}.parquet"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    days = f"FROM {table} WHERE date >= $month AND date < $month + INTERVAL 1 MONTH"
+    if not connection.execute(f"{days} LIMIT 1", {"month": month}).fetchall():
+        # Nothing of that month is kept.
+        target.unlink(missing_ok=True)
+        return
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    connection.execute(
+        f"COPY ({days}) TO '{aside}' "
+        "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE 40960)",
+        {"month": month},
+    )
+    aside.rename(target)

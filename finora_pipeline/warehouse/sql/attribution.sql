@@ -21,44 +21,46 @@ CREATE MACRO from_units(units) AS
     + (units % 1000000000000000000)::DECIMAL(18, 0) * 0.000000000000000001::DECIMAL(18, 18);
 
 -- [prepare]
--- Some of the days whose facts changed: memory holds so many at once.
+-- Some of the days whose facts changed, from the Arrow table `days_to_split`, numbered so that what follows need
+-- not compare texts.
 CREATE OR REPLACE TEMP TABLE split_days AS
-FROM pipeline.stale_days ORDER BY user_id, provider, date LIMIT $days;
+SELECT row_number() OVER () AS day, user_id, provider, date FROM days_to_split;
 
--- Use by member and key on these days, in the measures that lines are priced by.
+-- The use on these days, in the measures that lines are priced by.
 CREATE OR REPLACE TEMP TABLE used AS
 SELECT
-    user_id,
-    provider,
-    date,
-    project_id,
+    split.day,
+    service,
+    model,
     CASE service
         WHEN 'web_search_calls' THEN 'web search tool calls'
         WHEN 'file_search_calls' THEN 'file search'
         ELSE model
     END AS used_model,
+    project_id,
     member_id,
     api_key_id,
-    sum(coalesce(
+    requests,
+    input_tokens,
+    output_tokens,
+    coalesce(
         input_uncached_tokens,
         input_tokens - coalesce(input_cached_tokens, 0) - coalesce(input_cache_write_tokens, 0),
         0
-    ))::BIGINT AS input,
-    sum(coalesce(input_cached_tokens, 0))::BIGINT AS cached_input,
-    sum(coalesce(output_tokens, 0))::BIGINT AS output,
-    sum(coalesce(input_cache_write_tokens, 0))::BIGINT AS cache_write,
-    sum(coalesce(images, 0) + coalesce(seconds, 0) + coalesce(characters, 0))::BIGINT AS other,
-    sum(coalesce(requests, calls, 0))::BIGINT AS requests
+    ) AS input,
+    coalesce(input_cached_tokens, 0) AS cached_input,
+    coalesce(output_tokens, 0) AS output,
+    coalesce(input_cache_write_tokens, 0) AS cache_write,
+    coalesce(images, 0) + coalesce(seconds, 0) + coalesce(characters, 0) AS other,
+    coalesce(requests, calls, 0) AS requests_or_calls,
+    is_sample
 FROM daily_usage
-SEMI JOIN split_days USING (user_id, provider, date)
-GROUP BY ALL;
+JOIN split_days AS split USING (user_id, provider, date);
 
 -- What was used of one model in one project on one day, and by whom if by one alone.
 CREATE OR REPLACE TEMP TABLE pools AS
 SELECT
-    user_id,
-    provider,
-    date,
+    day,
     project_id,
     used_model,
     min(coalesce(member_id, '')) <> max(coalesce(member_id, '')) AS has_members,
@@ -68,82 +70,135 @@ SELECT
 FROM used
 GROUP BY ALL;
 
--- Each charge (a row of daily_costs) with the use that it is split by.
-CREATE OR REPLACE TEMP TABLE charge_pools AS
-SELECT costs.rowid AS charge, pools.rowid AS pool
-FROM daily_costs AS costs
-SEMI JOIN split_days USING (user_id, provider, date)
-JOIN pools
-    ON pools.user_id = costs.user_id
-    AND pools.provider = costs.provider
-    AND pools.date = costs.date
-    AND pools.project_id IS NOT DISTINCT FROM costs.project_id
-    AND pools.used_model = coalesce(costs.model, costs.line_item);
+-- Days that OpenAI splits itself.
+CREATE OR REPLACE TEMP TABLE billed_days AS
+SELECT DISTINCT split.day, CASE endpoint WHEN 'costs_by_member' THEN 'member' ELSE 'key' END AS dimension
+FROM pipeline.loaded_days
+JOIN split_days AS split USING (user_id, provider, date)
+WHERE endpoint IN ('costs_by_member', 'costs_by_key');
 
-INSERT INTO charge_pools
-SELECT costs.rowid, min(pools.rowid)
-FROM daily_costs AS costs
-SEMI JOIN split_days USING (user_id, provider, date)
-JOIN pools
-    ON pools.user_id = costs.user_id
-    AND pools.provider = costs.provider
-    AND pools.date = costs.date
-    AND pools.project_id IS NOT DISTINCT FROM costs.project_id
-    AND base_model(pools.used_model) = base_model(costs.model)
-WHERE costs.rowid NOT IN (SELECT charge FROM charge_pools)
-GROUP BY costs.rowid
-HAVING count(*) = 1;
-
--- [shared]
--- Whether several members, or several keys, share some use.
-SELECT coalesce(bool_or(has_members), false), coalesce(bool_or(has_keys), false) FROM pools;
-
--- [none_shared]
-CREATE OR REPLACE TEMP TABLE attributed (charge BIGINT, id VARCHAR, amount_usd DECIMAL(38, 18));
-
--- [split]
--- The charges whose use several share, by the column `id` of `split_used`, on days that OpenAI does not split
--- itself: `attributed`.
-CREATE OR REPLACE TEMP TABLE attributed AS
-WITH weights AS (
+-- The charges of one model in one project on one day, with the use that they all share.
+CREATE OR REPLACE TEMP TABLE charge_sums AS
+SELECT sums.*, pools.rowid AS pool
+FROM (
     SELECT
-        charge_pools.charge,
-        split.id,
-        any_value(costs.amount_usd) AS amount_usd,
+        split.day,
+        project_id,
+        costs.model AS line_model,
+        coalesce(costs.model, line_item, 'not attributed') AS model,
+        sum(amount_usd) AS amount_usd,
+        sum(amount_usd) FILTER (
+            direction IS NOT NULL AND coalesce(quantity_unit, 'tokens') IN ('tokens', '1000_tokens')
+        ) AS token_priced_usd,
+        sum(quantity) FILTER (direction IS NOT NULL AND coalesce(quantity_unit, 'tokens') = 'tokens')
+            AS billed_tokens,
+        count(*) FILTER (amount_usd IS NULL) AS lines_without_amount,
+        bool_or(is_sample) AS is_sample
+    FROM daily_costs AS costs
+    JOIN split_days AS split USING (user_id, provider, date)
+    GROUP BY ALL
+) AS sums
+LEFT JOIN pools
+    ON pools.day = sums.day
+    AND pools.project_id IS NOT DISTINCT FROM sums.project_id
+    AND pools.used_model = sums.model;
+
+UPDATE charge_sums
+SET pool = only_one.pool
+FROM (
+    SELECT sums.rowid AS sum, min(pools.rowid) AS pool
+    FROM charge_sums AS sums
+    JOIN pools
+        ON pools.day = sums.day
+        AND pools.project_id IS NOT DISTINCT FROM sums.project_id
+        AND base_model(pools.used_model) = base_model(sums.line_model)
+    WHERE sums.pool IS NULL
+    GROUP BY sums.rowid
+    HAVING count(*) = 1
+) AS only_one
+WHERE charge_sums.rowid = only_one.sum;
+
+-- The single charges of those that several share, or that OpenAI splits itself.
+CREATE OR REPLACE TEMP TABLE split_sums AS
+SELECT split_days.*, sums.project_id, sums.line_model, sums.model, sums.pool, sums.is_sample
+FROM charge_sums AS sums
+JOIN split_days ON split_days.day = sums.day
+LEFT JOIN pools ON pools.rowid = sums.pool
+WHERE pools.has_members OR pools.has_keys OR sums.day IN (SELECT day FROM billed_days);
+
+CREATE OR REPLACE TEMP TABLE charges AS
+SELECT
+    sums.day,
+    sums.project_id,
+    costs.line_item,
+    sums.model,
+    costs.direction,
+    costs.amount_usd,
+    sums.pool,
+    sums.is_sample
+FROM split_sums AS sums
+JOIN daily_costs AS costs
+    ON costs.user_id = sums.user_id
+    AND costs.provider = sums.provider
+    AND costs.date = sums.date
+    AND costs.project_id IS NOT DISTINCT FROM sums.project_id
+    AND costs.model IS NOT DISTINCT FROM sums.line_model
+    AND coalesce(costs.model, costs.line_item, 'not attributed') = sums.model
+WHERE costs.amount_usd IS NOT NULL;
+
+-- The charges whose use several share, on days that OpenAI does not split itself.
+CREATE OR REPLACE TEMP TABLE attributed AS
+WITH split_used AS (
+    SELECT 'member' AS dimension, pools.rowid AS pool, used.member_id AS id, used.*
+    FROM pools
+    JOIN used
+        ON used.day = pools.day
+        AND used.project_id IS NOT DISTINCT FROM pools.project_id
+        AND used.used_model IS NOT DISTINCT FROM pools.used_model
+    WHERE pools.has_members
+    UNION ALL
+    SELECT 'key', pools.rowid, used.api_key_id, used.*
+    FROM pools
+    JOIN used
+        ON used.day = pools.day
+        AND used.project_id IS NOT DISTINCT FROM pools.project_id
+        AND used.used_model IS NOT DISTINCT FROM pools.used_model
+    WHERE pools.has_keys
+),
+weights AS (
+    SELECT
+        split_used.dimension,
+        charges.rowid AS charge,
+        split_used.id,
+        any_value(charges.amount_usd) AS amount_usd,
         sum(
-            CASE costs.direction
-                WHEN 'input' THEN input
-                WHEN 'cached_input' THEN cached_input
-                WHEN 'output' THEN output
-                WHEN 'cache_write' THEN cache_write
-                ELSE other
+            CASE charges.direction
+                WHEN 'input' THEN split_used.input
+                WHEN 'cached_input' THEN split_used.cached_input
+                WHEN 'output' THEN split_used.output
+                WHEN 'cache_write' THEN split_used.cache_write
+                ELSE split_used.other
             END
         ) AS measure,
-        sum(requests) AS requests
-    FROM split_used AS split
-    JOIN charge_pools USING (pool)
-    JOIN daily_costs AS costs ON costs.rowid = charge_pools.charge
-    WHERE costs.amount_usd IS NOT NULL
-      AND NOT EXISTS (
-        FROM billed_days AS billed
-        WHERE billed.user_id = costs.user_id
-          AND billed.provider = costs.provider
-          AND billed.date = costs.date
-      )
-    GROUP BY charge_pools.charge, split.id
+        sum(split_used.requests_or_calls) AS requests
+    FROM split_used
+    ANTI JOIN billed_days USING (day, dimension)
+    JOIN charges USING (pool)
+    GROUP BY ALL
 ),
 chosen AS (
     SELECT
+        dimension,
         charge,
         id,
         abs(to_units(amount_usd)) AS units,
         amount_usd < 0 AS is_credit,
         CASE WHEN sum(measure) OVER each > 0 THEN measure ELSE requests END::HUGEINT AS weight
     FROM weights
-    WINDOW each AS (PARTITION BY charge)
+    WINDOW each AS (PARTITION BY dimension, charge)
 ),
 shares AS (
-    SELECT *, sum(weight) OVER (PARTITION BY charge)::HUGEINT AS whole FROM chosen
+    SELECT *, sum(weight) OVER (PARTITION BY dimension, charge)::HUGEINT AS whole FROM chosen
 ),
 rounded AS (
     -- units × weight ÷ whole, without the product that might not fit.
@@ -157,11 +212,12 @@ rounded AS (
 ranked AS (
     SELECT
         *,
-        row_number() OVER (PARTITION BY charge ORDER BY remainder DESC, id) AS place,
-        units - sum(part) OVER (PARTITION BY charge) AS missing
+        row_number() OVER (PARTITION BY dimension, charge ORDER BY remainder DESC, id) AS place,
+        units - sum(part) OVER (PARTITION BY dimension, charge) AS missing
     FROM rounded
 )
 SELECT
+    dimension,
     charge,
     -- Use without any measure tells nobody's part.
     CASE WHEN whole > 0 THEN id END AS id,
@@ -170,6 +226,84 @@ SELECT
                      ELSE 0 END)::HUGEINT)
         * CASE WHEN is_credit THEN -1 ELSE 1 END::DECIMAL(1, 0) AS amount_usd
 FROM ranked;
+
+-- The parts of all charges by member and by key, in three groups whose rows never meet.
+CREATE OR REPLACE TEMP VIEW parts AS
+-- Charges whose use is one's alone, or nobody's.
+SELECT
+    dimension,
+    charge_sums.day,
+    charge_sums.project_id,
+    CASE dimension WHEN 'member' THEN pools.only_member ELSE pools.only_key END AS id,
+    charge_sums.model,
+    sum(charge_sums.amount_usd) AS amount_usd,
+    'allocated' AS method,
+    bool_or(charge_sums.is_sample) AS is_sample
+FROM charge_sums
+CROSS JOIN (VALUES ('member'), ('key')) AS dimensions(dimension)
+ANTI JOIN billed_days USING (day, dimension)
+LEFT JOIN pools ON pools.rowid = charge_sums.pool
+WHERE charge_sums.amount_usd IS NOT NULL
+  AND CASE dimension WHEN 'member' THEN pools.has_members ELSE pools.has_keys END IS NOT true
+GROUP BY ALL
+UNION ALL
+-- Charges whose use several share.
+SELECT
+    dimension, day, project_id, id, model, sum(attributed.amount_usd), 'allocated', bool_or(is_sample)
+FROM attributed
+JOIN charges ON charges.rowid = attributed.charge
+GROUP BY ALL
+UNION ALL
+-- Charges that OpenAI splits itself, and what its split lacks.
+SELECT dimension, day, project_id, id, model, sum(amount_usd), 'billed', bool_or(is_sample)
+FROM (
+    WITH billed AS (
+        SELECT charges.rowid AS charge, billed_days.dimension, charges.*
+        FROM charges
+        JOIN billed_days USING (day)
+    ),
+    told AS (
+        SELECT
+            billed.* EXCLUDE (amount_usd),
+            CASE dimension WHEN 'member' THEN split.member_id ELSE split.api_key_id END AS id,
+            split.amount_usd
+        FROM billed
+        JOIN split_days USING (day)
+        JOIN pipeline.billed_costs AS split
+            ON split.reading = CASE dimension WHEN 'member' THEN 'costs_by_member' ELSE 'costs_by_key' END
+            AND split.user_id = split_days.user_id
+            AND split.provider = split_days.provider
+            AND split.date = split_days.date
+            AND split.project_id IS NOT DISTINCT FROM billed.project_id
+            AND split.line_item IS NOT DISTINCT FROM billed.line_item
+        WHERE split.amount_usd IS NOT NULL
+    )
+    SELECT dimension, day, project_id, id, model, amount_usd, is_sample FROM told
+    UNION ALL
+    SELECT dimension, day, project_id, NULL, model, rest, is_sample
+    FROM (
+        SELECT billed.*, billed.amount_usd - coalesce(told.amount_usd, 0) AS rest
+        FROM billed
+        LEFT JOIN (
+            SELECT dimension, charge, sum(amount_usd) AS amount_usd FROM told GROUP BY ALL
+        ) AS told USING (dimension, charge)
+    )
+    WHERE rest <> 0
+)
+GROUP BY ALL;
+
+-- [finish]
+-- What was computed is stale no more, and waits to be published.
+INSERT INTO pipeline.unpublished_months
+SELECT DISTINCT table_name, date_trunc('month', date)::DATE
+FROM split_days
+CROSS JOIN (VALUES ('daily_model_costs'), ('daily_member_costs'), ('daily_key_costs')) AS split(table_name);
+
+INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM split_days;
+
+DELETE FROM pipeline.stale_days AS done
+USING split_days AS split
+WHERE done.user_id = split.user_id AND done.provider = split.provider AND done.date = split.date;
 
 -- [check]
 -- Days on which the rows by model, member or key do not add up to the bill. There are none.

@@ -40,7 +40,7 @@ COMMENT ON COLUMN daily_model_costs.cost_per_1k_tokens IS 'USD per 1,000 tokens,
 COMMENT ON COLUMN daily_model_costs.is_sample IS 'Made-up row of a user without real data';
 
 -- [refresh]
--- Recomputes the days in `split_days`, the last of the tables that do so; they are stale no more.
+-- Recomputes the days in `split_days`.
 DELETE FROM daily_model_costs AS old
 USING split_days AS stale
 WHERE old.user_id = stale.user_id AND old.provider = stale.provider AND old.date = stale.date;
@@ -48,90 +48,62 @@ WHERE old.user_id = stale.user_id AND old.provider = stale.provider AND old.date
 INSERT INTO daily_model_costs
 WITH costs AS (
     SELECT
-        user_id,
-        provider,
-        date,
-        coalesce(model, line_item, 'not attributed') AS model,
+        day,
+        model,
         coalesce(sum(amount_usd), 0) AS amount_usd,
-        coalesce(
-            sum(amount_usd) FILTER (
-                direction IS NOT NULL AND coalesce(quantity_unit, 'tokens') IN ('tokens', '1000_tokens')
-            ),
-            0
-        ) AS token_priced_usd,
+        coalesce(sum(token_priced_usd), 0) AS token_priced_usd,
         bool_or(is_sample) AS is_sample
-    FROM daily_costs
-    SEMI JOIN split_days USING (user_id, provider, date)
+    FROM charge_sums
     GROUP BY ALL
 ),
 only_of_base AS (
-    SELECT user_id, provider, date, base_model(model) AS base, min(model) AS model
+    SELECT day, base_model(model) AS base, min(model) AS model
     FROM costs
     GROUP BY ALL
     HAVING count(*) = 1
 ),
-used AS (
+used_models AS (
     SELECT
-        user_id,
-        provider,
-        date,
+        day,
         coalesce(model, 'not attributed') AS model,
         sum(requests)::BIGINT AS requests,
         sum(input_tokens)::BIGINT AS input_tokens,
         sum(output_tokens)::BIGINT AS output_tokens,
         bool_or(is_sample) AS is_sample
-    FROM daily_usage
-    SEMI JOIN split_days USING (user_id, provider, date)
+    FROM used
     GROUP BY ALL
 ),
 usage AS (
     SELECT
-        used.user_id,
-        used.provider,
-        used.date,
+        used.day,
         coalesce(costs.model, only_of_base.model, used.model) AS model,
         sum(requests)::BIGINT AS requests,
         sum(input_tokens)::BIGINT AS input_tokens,
         sum(output_tokens)::BIGINT AS output_tokens,
         bool_or(used.is_sample) AS is_sample
-    FROM used
-    LEFT JOIN costs USING (user_id, provider, date, model)
-    LEFT JOIN only_of_base
-        ON only_of_base.user_id = used.user_id
-        AND only_of_base.provider = used.provider
-        AND only_of_base.date = used.date
-        AND only_of_base.base = base_model(used.model)
+    FROM used_models AS used
+    LEFT JOIN costs USING (day, model)
+    LEFT JOIN only_of_base ON only_of_base.day = used.day AND only_of_base.base = base_model(used.model)
     GROUP BY ALL
+),
+models AS (
+    SELECT
+        day,
+        model,
+        coalesce(costs.amount_usd, 0) AS amount_usd,
+        coalesce(costs.token_priced_usd, 0) AS token_priced_usd,
+        usage.requests,
+        usage.input_tokens,
+        usage.output_tokens,
+        exact_ratio(
+            costs.token_priced_usd,
+            coalesce(usage.input_tokens, 0) + coalesce(usage.output_tokens, 0),
+            per := 1000
+        ) AS cost_per_1k_tokens,
+        coalesce(costs.is_sample, usage.is_sample) AS is_sample
+    FROM costs
+    FULL JOIN usage USING (day, model)
 )
-SELECT
-    user_id,
-    provider,
-    date,
-    model,
-    coalesce(costs.amount_usd, 0),
-    coalesce(costs.token_priced_usd, 0),
-    usage.requests,
-    usage.input_tokens,
-    usage.output_tokens,
-    exact_ratio(
-        costs.token_priced_usd,
-        coalesce(usage.input_tokens, 0) + coalesce(usage.output_tokens, 0),
-        per := 1000
-    ),
-    coalesce(costs.is_sample, usage.is_sample)
-FROM costs
-FULL JOIN usage USING (user_id, provider, date, model);
-
-INSERT INTO pipeline.unpublished_months
-SELECT DISTINCT 'daily_model_costs', date_trunc('month', date)::DATE FROM split_days
-EXCEPT
-FROM pipeline.unpublished_months;
-
-INSERT INTO pipeline.stale_users
-SELECT DISTINCT user_id, provider FROM split_days
-EXCEPT
-FROM pipeline.stale_users;
-
-DELETE FROM pipeline.stale_days AS done
-USING split_days AS split
-WHERE done.user_id = split.user_id AND done.provider = split.provider AND done.date = split.date;
+SELECT split.user_id, split.provider, split.date, models.* EXCLUDE (day)
+FROM models
+JOIN split_days AS split USING (day);

@@ -53,6 +53,13 @@ COMMENT ON COLUMN user_metrics.detail IS 'top_model_share: the model';
 COMMENT ON COLUMN user_metrics.sparkline IS 'The figure of each of the last 14 UTC days, oldest first';
 COMMENT ON COLUMN user_metrics.is_sample IS 'Computed from made-up rows';
 
+-- [outdated]
+-- Whom to compute: users whose costs changed, and everybody whose figures are of another day.
+SELECT user_id FROM pipeline.stale_users
+UNION
+SELECT user_id FROM user_metrics WHERE period_end <> $today::DATE
+ORDER BY user_id;
+
 -- [refresh]
 CREATE OR REPLACE TEMP TABLE metric_periods AS
 WITH named(period, period_start) AS (
@@ -84,20 +91,20 @@ ends AS (
 SELECT *, least(before_start + ($today::DATE - period_start)::INTEGER, previous_start - 1) AS before_end
 FROM ends;
 
--- Whom to compute: users whose costs changed, and everybody whose figures are of another day; so many at once
--- as memory holds.
+-- Those of the Arrow table `users_to_compute` who have data, numbered so that what follows need not compare texts.
 CREATE OR REPLACE TEMP TABLE computed_users AS
 SELECT user_id, provider
-FROM (
-    FROM pipeline.stale_users
-    UNION
-    SELECT DISTINCT user_id, provider FROM user_metrics WHERE period_end <> $today::DATE
-)
-ORDER BY user_id, provider
-LIMIT $users;
+FROM (FROM pipeline.stale_users UNION SELECT user_id, provider FROM user_metrics)
+SEMI JOIN users_to_compute USING (user_id);
 
 CREATE OR REPLACE TEMP TABLE user_spans AS
-SELECT user_id, provider, min(date) AS first_date, bool_or(is_sample) AS is_sample
+SELECT
+    row_number() OVER () AS row,
+    dense_rank() OVER (ORDER BY user_id) AS person,
+    user_id,
+    provider,
+    min(date) AS first_date,
+    bool_or(is_sample) AS is_sample
 FROM daily_model_costs
 SEMI JOIN computed_users USING (user_id, provider)
 GROUP BY user_id, provider;
@@ -105,25 +112,31 @@ GROUP BY user_id, provider;
 -- What is summed up: each period (side 1), the period before it (0) and the one before that (-1), and each
 -- day of the sparklines (2); each with the side and start of the span before it.
 CREATE OR REPLACE TEMP TABLE metric_spans AS
-SELECT period, 1 AS side, period_start AS span_start, $today::DATE AS span_end, 0 AS prior_side,
-    previous_start AS prior_start
-FROM metric_periods
-UNION ALL
-SELECT period, 0, previous_start, previous_end, -1, before_start FROM metric_periods
-UNION ALL
-SELECT period, -1, before_start, before_end, NULL, NULL FROM metric_periods
-UNION ALL
-SELECT 'day', 2, day, day, 2, day - 1
-FROM (SELECT ($today::DATE - i::INTEGER)::DATE AS day FROM range(15) AS r(i));
+WITH spans AS (
+    SELECT period, 1 AS side, period_start AS span_start, $today::DATE AS span_end, 0 AS prior_side,
+        previous_start AS prior_start
+    FROM metric_periods
+    UNION ALL
+    SELECT period, 0, previous_start, previous_end, -1, before_start FROM metric_periods
+    UNION ALL
+    SELECT period, -1, before_start, before_end, NULL, NULL FROM metric_periods
+    UNION ALL
+    SELECT 'day', 2, day, day, 2, day - 1
+    FROM (SELECT ($today::DATE - i::INTEGER)::DATE AS day FROM range(15) AS r(i))
+),
+numbered AS (
+    SELECT row_number() OVER (ORDER BY side, period, span_start) AS span, * FROM spans
+)
+SELECT this.* EXCLUDE (prior_side, prior_start), prior.span AS prior_span
+FROM numbered AS this
+LEFT JOIN numbered AS prior
+    ON prior.period = this.period AND prior.side = this.prior_side AND prior.span_start = this.prior_start;
 
 CREATE OR REPLACE TEMP TABLE span_sums AS
 WITH model_sums AS (
     SELECT
-        cost.user_id,
-        cost.provider,
-        span.period,
-        span.side,
-        span.span_start,
+        user.row,
+        span.span,
         cost.model,
         sum(cost.amount_usd) AS amount_usd,
         sum(cost.token_priced_usd) FILTER (coalesce(cost.input_tokens, 0) + coalesce(cost.output_tokens, 0) > 0)
@@ -132,14 +145,16 @@ WITH model_sums AS (
         sum(cost.output_tokens)::BIGINT AS output_tokens,
         sum(cost.requests)::BIGINT AS requests
     FROM daily_model_costs AS cost
+    JOIN user_spans AS user USING (user_id, provider)
     JOIN metric_spans AS span ON cost.date BETWEEN span.span_start AND span.span_end
-    SEMI JOIN computed_users USING (user_id, provider)
     WHERE cost.date >= $today::DATE - 270
     GROUP BY ALL
 )
 SELECT
-    user.user_id,
-    user.provider,
+    user.row,
+    user.person,
+    span.span,
+    span.prior_span,
     span.period,
     span.side,
     span.span_start,
@@ -153,132 +168,115 @@ SELECT
     coalesce(sum(model.requests), 0)::BIGINT AS requests
 FROM user_spans AS user
 CROSS JOIN metric_spans AS span
-LEFT JOIN model_sums AS model USING (user_id, provider, period, side, span_start)
+LEFT JOIN model_sums AS model USING (row, span)
 GROUP BY ALL;
 
 CREATE OR REPLACE TEMP TABLE span_values AS
-UNPIVOT (
-    SELECT
-        this.user_id,
-        this.provider,
-        this.period,
-        this.side,
-        this.span_start,
-        share_of(this.covered, this.total) AS covered_share,
-        this.top_model,
-        this.total::DECIMAL(38, 18) AS total_spend,
-        exact_ratio(this.total, this.days) AS average_daily_cost,
-        exact_ratio(this.covered, this.input_tokens + this.output_tokens, per := 1000) AS cost_per_1k_tokens,
-        this.input_tokens::DECIMAL(38, 18) AS input_tokens,
-        this.output_tokens::DECIMAL(38, 18) AS output_tokens,
-        (this.input_tokens + this.output_tokens)::DECIMAL(38, 18) AS tokens,
-        this.requests::DECIMAL(38, 18) AS requests,
-        exact_ratio(this.input_tokens + this.output_tokens, 24 * this.days) AS tokens_per_hour,
-        exact_ratio(this.total, this.requests) AS cost_per_request,
-        share_of(this.top_usd, this.total) AS top_model_share,
-        share_of(this.total, everywhere.total) AS provider_share,
-        share_of(this.total - prior.total, prior.total) AS month_over_month
-    FROM span_sums AS this
-    JOIN metric_spans AS span USING (period, side, span_start)
-    JOIN (
-        SELECT user_id, period, side, span_start, sum(total) AS total FROM span_sums GROUP BY ALL
-    ) AS everywhere USING (user_id, period, side, span_start)
-    LEFT JOIN span_sums AS prior
-        ON prior.user_id = this.user_id
-        AND prior.provider = this.provider
-        AND prior.period = this.period
-        AND prior.side = span.prior_side
-        AND prior.span_start = span.prior_start
-    WHERE this.side >= 0
-)
-ON COLUMNS(* EXCLUDE (user_id, provider, period, side, span_start, covered_share, top_model))
-INTO NAME metric VALUE value;
+SELECT
+    this.row,
+    this.period,
+    this.side,
+    this.span_start,
+    share_of(this.covered, this.total) AS covered_share,
+    this.top_model,
+    this.total::DECIMAL(38, 18) AS total_spend,
+    exact_ratio(this.total, this.days) AS average_daily_cost,
+    exact_ratio(this.covered, this.input_tokens + this.output_tokens, per := 1000) AS cost_per_1k_tokens,
+    this.input_tokens::DECIMAL(38, 18) AS input_tokens,
+    this.output_tokens::DECIMAL(38, 18) AS output_tokens,
+    (this.input_tokens + this.output_tokens)::DECIMAL(38, 18) AS tokens,
+    this.requests::DECIMAL(38, 18) AS requests,
+    exact_ratio(this.input_tokens + this.output_tokens, 24 * this.days) AS tokens_per_hour,
+    exact_ratio(this.total, this.requests) AS cost_per_request,
+    share_of(this.top_usd, this.total) AS top_model_share,
+    share_of(this.total, everywhere.total) AS provider_share,
+    share_of(this.total - prior.total, prior.total) AS month_over_month
+FROM span_sums AS this
+JOIN (SELECT person, span, sum(total) AS total FROM span_sums GROUP BY ALL) AS everywhere USING (person, span)
+LEFT JOIN span_sums AS prior ON prior.row = this.row AND prior.span = this.prior_span
+WHERE this.side >= 0;
 
 DELETE FROM user_metrics AS old USING computed_users AS computed
 WHERE old.user_id = computed.user_id AND old.provider = computed.provider;
 
 INSERT INTO user_metrics
-WITH grid AS (
-    SELECT user_id, provider, first_date, is_sample, periods.*, units.metric, units.unit
-    FROM user_spans
-    CROSS JOIN metric_periods AS periods
-    CROSS JOIN (
-        VALUES
-            ('total_spend', 'usd'),
-            ('average_daily_cost', 'usd'),
-            ('cost_per_1k_tokens', 'usd_per_1k_tokens'),
-            ('input_tokens', 'tokens'),
-            ('output_tokens', 'tokens'),
-            ('tokens', 'tokens'),
-            ('requests', 'requests'),
-            ('tokens_per_hour', 'tokens_per_hour'),
-            ('cost_per_request', 'usd_per_request'),
-            ('top_model_share', 'ratio'),
-            ('provider_share', 'ratio'),
-            ('month_over_month', 'ratio')
-    ) AS units(metric, unit)
-),
-sparks AS (
-    SELECT user.user_id, user.provider, metrics.metric, list(spark.value ORDER BY day.span_start) AS sparkline
-    FROM user_spans AS user
-    CROSS JOIN metric_spans AS day
-    CROSS JOIN (SELECT DISTINCT metric FROM span_values) AS metrics
-    LEFT JOIN span_values AS spark
-        ON spark.side = 2
-        AND spark.user_id = user.user_id
-        AND spark.provider = user.provider
-        AND spark.span_start = day.span_start
-        AND spark.metric = metrics.metric
-    WHERE day.side = 2 AND day.span_start > $today::DATE - 14
-    GROUP BY ALL
+WITH sparks AS (
+    SELECT row, list(span_values ORDER BY span_start) AS days
+    FROM span_values
+    WHERE side = 2 AND span_start > $today::DATE - 14
+    GROUP BY row
 ),
 figures AS (
     SELECT
-        grid.user_id,
-        grid.provider,
-        grid.metric,
-        grid.period,
-        grid.period_start,
-        grid.unit,
-        CASE WHEN grid.metric <> 'month_over_month' OR grid.first_date <= grid.previous_start THEN this.value END
-            AS value,
-        CASE
-            WHEN grid.metric <> 'month_over_month' AND grid.first_date <= grid.previous_start
-                OR grid.first_date <= grid.before_start
-            THEN before.value
-        END AS previous_value,
-        CASE grid.metric WHEN 'cost_per_1k_tokens' THEN this.covered_share END AS covered_share,
-        CASE grid.metric WHEN 'top_model_share' THEN this.top_model END AS detail,
-        sparks.sparkline,
-        grid.is_sample
-    FROM grid
-    LEFT JOIN span_values AS this
-        ON this.side = 1
-        AND this.user_id = grid.user_id
-        AND this.provider = grid.provider
-        AND this.period = grid.period
-        AND this.metric = grid.metric
-    LEFT JOIN span_values AS before
-        ON before.side = 0
-        AND before.user_id = grid.user_id
-        AND before.provider = grid.provider
-        AND before.period = grid.period
-        AND before.metric = grid.metric
-    LEFT JOIN sparks
-        ON sparks.user_id = grid.user_id
-        AND sparks.provider = grid.provider
-        AND sparks.metric = grid.metric
+        user.user_id,
+        user.provider,
+        this.period,
+        periods.period_start,
+        user.is_sample,
+        user.first_date <= periods.previous_start AS is_previous_known,
+        user.first_date <= periods.before_start AS is_before_known,
+        unnest([
+            {'metric': 'total_spend', 'unit': 'usd', 'value': this.total_spend,
+             'previous_value': before.total_spend, 'sparkline': [day.total_spend FOR day IN days]},
+            {'metric': 'average_daily_cost', 'unit': 'usd', 'value': this.average_daily_cost,
+             'previous_value': before.average_daily_cost, 'sparkline': [day.average_daily_cost FOR day IN days]},
+            {'metric': 'cost_per_1k_tokens', 'unit': 'usd_per_1k_tokens', 'value': this.cost_per_1k_tokens,
+             'previous_value': before.cost_per_1k_tokens, 'sparkline': [day.cost_per_1k_tokens FOR day IN days]},
+            {'metric': 'input_tokens', 'unit': 'tokens', 'value': this.input_tokens,
+             'previous_value': before.input_tokens, 'sparkline': [day.input_tokens FOR day IN days]},
+            {'metric': 'output_tokens', 'unit': 'tokens', 'value': this.output_tokens,
+             'previous_value': before.output_tokens, 'sparkline': [day.output_tokens FOR day IN days]},
+            {'metric': 'tokens', 'unit': 'tokens', 'value': this.tokens,
+             'previous_value': before.tokens, 'sparkline': [day.tokens FOR day IN days]},
+            {'metric': 'requests', 'unit': 'requests', 'value': this.requests,
+             'previous_value': before.requests, 'sparkline': [day.requests FOR day IN days]},
+            {'metric': 'tokens_per_hour', 'unit': 'tokens_per_hour', 'value': this.tokens_per_hour,
+             'previous_value': before.tokens_per_hour, 'sparkline': [day.tokens_per_hour FOR day IN days]},
+            {'metric': 'cost_per_request', 'unit': 'usd_per_request', 'value': this.cost_per_request,
+             'previous_value': before.cost_per_request, 'sparkline': [day.cost_per_request FOR day IN days]},
+            {'metric': 'top_model_share', 'unit': 'ratio', 'value': this.top_model_share,
+             'previous_value': before.top_model_share, 'sparkline': [day.top_model_share FOR day IN days]},
+            {'metric': 'provider_share', 'unit': 'ratio', 'value': this.provider_share,
+             'previous_value': before.provider_share, 'sparkline': [day.provider_share FOR day IN days]},
+            {'metric': 'month_over_month', 'unit': 'ratio', 'value': this.month_over_month,
+             'previous_value': before.month_over_month, 'sparkline': [day.month_over_month FOR day IN days]}
+        ]) AS figure,
+        this.covered_share,
+        this.top_model
+    FROM user_spans AS user
+    JOIN span_values AS this ON this.row = user.row AND this.side = 1
+    JOIN span_values AS before ON before.row = user.row AND before.side = 0 AND before.period = this.period
+    JOIN metric_periods AS periods ON periods.period = this.period
+    JOIN sparks ON sparks.row = user.row
 ),
-compared AS (
+known AS (
+    -- A growth needs one period more than the other figures.
     SELECT
-        *,
-        share_of(value - previous_value, previous_value) AS change
+        * EXCLUDE (figure, is_previous_known, is_before_known),
+        figure.metric,
+        figure.unit,
+        figure.sparkline,
+        CASE WHEN figure.metric <> 'month_over_month' OR is_previous_known THEN figure.value END AS value,
+        CASE WHEN is_before_known OR figure.metric <> 'month_over_month' AND is_previous_known
+            THEN figure.previous_value END AS previous_value
     FROM figures
 )
 SELECT
-    user_id, provider, metric, period, period_start, $today::DATE, unit, value, previous_value, change,
-    covered_share, detail, sparkline, is_sample
-FROM compared;
+    user_id,
+    provider,
+    metric,
+    period,
+    period_start,
+    $today::DATE,
+    unit,
+    value,
+    previous_value,
+    share_of(value - previous_value, previous_value),
+    CASE metric WHEN 'cost_per_1k_tokens' THEN covered_share END,
+    CASE metric WHEN 'top_model_share' THEN top_model END,
+    sparkline,
+    is_sample
+FROM known;
 
 DELETE FROM pipeline.stale_users AS done USING computed_users AS computed
 WHERE done.user_id = computed.user_id AND done.provider = computed.provider;
