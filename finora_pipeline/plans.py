@@ -7,6 +7,9 @@ documentation read it from here.
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
+# For so long after a day, or a plan, has ended nothing is removed.
+PRUNE_GRACE = timedelta(days=7)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

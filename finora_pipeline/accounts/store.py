@@ -6,7 +6,7 @@ Nothing here talks to OpenAI: `connections.py` checks a key before it comes here
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,11 @@ from finora_pipeline.accounts.model import (
 from finora_pipeline.accounts.schema import audit, connections, credentials, open_database, refreshes, users
 from finora_pipeline.accounts.vault import Sealed, Vault, load_vault
 from finora_pipeline.openai_admin.keys import AdminKey
-from finora_pipeline.plans import PLANS, Plan, plan_named
+from finora_pipeline.plans import PLANS, PRUNE_GRACE, Plan, plan_named
 
 _log = logging.getLogger(__name__)
 # As of a connection whose history has not been read.
 _UNREAD: dict[str, None] = {"history_from": None, "read_until": None}
-# For so long after a day, or a plan, has ended nothing is removed.
-PRUNE_GRACE = timedelta(days=7)
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -432,8 +430,9 @@ def _read_after(connection: Connection, outcome: Refresh) -> dict[str, date | No
     """The days that have been read without a gap, None while the plan's whole history has not been."""
     first, end = connection.history_from, connection.read_until
     if outcome.is_complete:
-        if first is None or end is None:
-            # The plan may have changed while fewer days were being read.
+        if first is None or end is None or outcome.window_start > end:
+            # The plan may have changed while fewer days were being read. After a pause that is longer than
+            # what the plan keeps, history begins anew.
             kept_from = connection.first_day(outcome.started_at.date())
             is_whole = kept_from is None or outcome.window_start <= kept_from
             if is_whole and outcome.plan in (None, connection.plan.name):

@@ -41,6 +41,7 @@ def fetched_metadata(fetched: Fetched, endpoints: str, seconds: float) -> dict[s
         "failures by reason": dg.JsonMetadataValue(dict(fetched.reasons)),
         "failures": dg.MarkdownMetadataValue(failure_table(fetched.failures)),
         "pages": fetched.pages,
+        "unchanged pages, not stored again": fetched.unchanged_pages,
         "megabytes": round(fetched.bytes / 1e6, 3),
         "requests": fetched.requests,
         "endpoints": endpoints,

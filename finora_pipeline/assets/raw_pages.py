@@ -17,7 +17,7 @@ from finora_pipeline.refresh.fetch import Fetched, ProgressCallback, fetch, sele
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
 from finora_pipeline.resources.warehouse import WarehouseResource
-from finora_pipeline.warehouse.load import load_ahead
+from finora_pipeline.warehouse.load import load_ahead, newest_sets
 from finora_pipeline.warehouse.raw import RawPages
 
 COST_PAGES = dg.AssetKey("raw_openai_cost_pages")
@@ -98,8 +98,11 @@ def fetch_and_land(
 ) -> Fetched:
     """Runs the asynchronous fetch to its end."""
 
+    user_ids = [connection.user_id for connection in connections]
+    known = newest_sets(warehouse.warehouse, user_ids)
+
     async def run() -> Fetched:
-        async with openai_admin.organizations([c.user_id for c in connections]) as organizations:
+        async with openai_admin.organizations(user_ids) as organizations:
             return await fetch(
                 accounts.accounts,
                 organizations,
@@ -112,6 +115,7 @@ def fetch_and_land(
                 openai_admin.readings,
                 openai_admin.directory,
                 lambda: load_ahead(warehouse.warehouse),
+                known,
             )
 
     return asyncio.run(run())

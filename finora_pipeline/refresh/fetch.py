@@ -38,10 +38,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Fetched:
-    """What a fetch did: users asked, pages and bytes landed, requests made, failures by user."""
+    """What a fetch did: users asked, pages and bytes read, how many of the pages were as at the last read and
+    are not stored again, requests made, failures by user."""
 
     users: int = 0
     pages: int = 0
+    unchanged_pages: int = 0
     bytes: int = 0
     requests: int = 0
     failures: list[Refresh] = field(default_factory=list)
@@ -88,16 +90,18 @@ async def fetch(
     readings: Sequence[Endpoint] = tuple(BESIDES_COSTS.values()),
     with_directory: bool = True,
     load_ahead: Callable[[], None] | None = None,
+    newest_sets: Mapping[tuple[str, str], str] | None = None,
 ) -> Fetched:
     """Reads each connection's window and lands every complete page set; records how each read ended.
 
     `readings` is what is read besides the costs, and once a day the directory. `load_ahead` is called in a
-    thread now and then, to load what has landed while OpenAI is still being asked.
+    thread now and then, to load what has landed while OpenAI is still being asked. `newest_sets` are those
+    in the facts, by user and endpoint (`load.newest_sets`): what comes again as it was does not land.
     `on_progress(done, total, failed)` is called after each user.
     """
     planned = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
     fetched = Fetched(users=len(planned))
-    landing = _Landing(accounts, raw.writer(run_id), run_id, fetched, load_ahead)
+    landing = _Landing(accounts, raw.writer(run_id), run_id, fetched, load_ahead, newest_sets or {})
     waiting = iter(planned)
     done = 0
 
@@ -143,6 +147,7 @@ class _Landing:
         run_id: str,
         fetched: Fetched,
         load_ahead: Callable[[], None] | None,
+        newest_sets: Mapping[tuple[str, str], str],
     ) -> None:
         self._accounts = accounts
         self._writer = writer
@@ -153,14 +158,18 @@ class _Landing:
         self._bytes = 0
         self._one_at_a_time = asyncio.Lock()
         self._load_ahead = load_ahead
+        self._newest_sets = newest_sets
         self._loading: asyncio.Task[None] | None = None
 
     async def add(self, outcome: Refresh, sets: list[PageSet]) -> None:
         self._outcomes.append(outcome)
-        self._sets += sets
-        size = sum(page_set.bytes for page_set in sets)
-        self._bytes += size
-        self._fetched.bytes += size
+        self._fetched.bytes += sum(page_set.bytes for page_set in sets)
+        for page_set in sets:
+            if self._is_unchanged(page_set):
+                self._fetched.unchanged_pages += len(page_set.pages)
+            else:
+                self._sets.append(page_set)
+                self._bytes += page_set.bytes
         self._fetched.pages += outcome.pages
         if not outcome.is_complete:
             self._fetched.failures.append(outcome)
@@ -169,6 +178,11 @@ class _Landing:
                 # While it waited for its turn, another worker may have landed all there was.
                 if self._is_full:
                     await self.flush()
+
+    def _is_unchanged(self, page_set: PageSet) -> bool:
+        # If another run loads something else of the user meanwhile, the next refresh sees that and lands.
+        known = self._newest_sets.get((page_set.user_id, page_set.pages[0].endpoint.name))
+        return known is not None and known == page_set.sha256
 
     @property
     def _is_full(self) -> bool:

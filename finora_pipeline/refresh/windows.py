@@ -4,6 +4,7 @@ from datetime import date, timedelta
 
 from finora_pipeline.accounts.model import Connection
 from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.plans import PRUNE_GRACE
 
 # OpenAI restates the last two days; one more covers what arrives late. (API facts, delay and restatement.)
 TRAILING_DAYS = 3
@@ -23,7 +24,8 @@ def window_of(connection: Connection, asked: Window, today: date) -> Window | No
 
     A refresh up to today starts where the days of the one before were not final yet, so that no pause,
     however long, leaves a gap; the first of a day also reads the whole month before until the
-    `CLOSING_DAYS`th, since OpenAI may restate it until the invoice is made. None if the plan keeps none of
+    `CLOSING_DAYS`th, since OpenAI may restate it until the invoice is made. Both reach as far back as days
+    are still shown, which is `PRUNE_GRACE` longer than the plan keeps them. None if the plan keeps none of
     the days asked for. For a plan that keeps everything, missing history starts at `FIRST_DAY`; the caller
     looks where the organization's own begins.
     """
@@ -31,12 +33,13 @@ def window_of(connection: Connection, asked: Window, today: date) -> Window | No
     if connection.read_until is None:
         # Up to today, whatever was asked for: no gap may stay behind the trailing window.
         return Window(kept_from, max(asked.end, today + timedelta(days=1)))
-    start = asked.start
+    start = max(asked.start, kept_from)
     if asked.end > today:
-        start = min(start, connection.read_until - timedelta(days=TRAILING_DAYS))
+        unsettled = connection.read_until - timedelta(days=TRAILING_DAYS)
         if today.day <= CLOSING_DAYS and not _was_tried_on(connection, today):
-            start = min(start, (today.replace(day=1) - timedelta(days=1)).replace(day=1))
-    start = max(start, kept_from)
+            unsettled = min(unsettled, (today.replace(day=1) - timedelta(days=1)).replace(day=1))
+        shown_from = connection.first_day(today - PRUNE_GRACE) or FIRST_DAY
+        start = min(start, max(unsettled, shown_from))
     return Window(start, asked.end) if start < asked.end else None
 
 

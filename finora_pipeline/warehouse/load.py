@@ -25,12 +25,14 @@ FILES_A_TRANSACTION = 16
 BYTES_A_TRANSACTION = 4_000_000
 # Raw files of a kind that are worth a transaction of their own before all have landed.
 FILES_AHEAD = 6
+# The tables of the directory, each with the column of its ids.
+ID_COLUMN = {"projects": "project_id", "members": "member_id", "api_keys": "api_key_id"}
 # The tables that the pages of a kind become.
 TABLES_OF_KIND = {
     COSTS.kind: ("daily_costs",),
     USAGE_KIND: ("daily_usage",),
     BILLED_KIND: ("billed_costs",),
-    DIRECTORY_KIND: ("projects", "members", "api_keys"),
+    DIRECTORY_KIND: tuple(ID_COLUMN),
 }
 KINDS = tuple(TABLES_OF_KIND)
 
@@ -59,6 +61,18 @@ def load_pending(warehouse: Warehouse, kinds: Iterable[str], run_id: str) -> Loa
         for kind in kinds:
             _load_all(connection, RawPages(warehouse.raw), kind)
         return _loaded_by(connection, run_id, kinds)
+
+
+def newest_sets(warehouse: Warehouse, user_ids: Iterable[str]) -> dict[tuple[str, str], str]:
+    """What tells the newest page set of each of the users' endpoints (`PageSet.sha256`)."""
+    if not warehouse.database.exists():
+        return {}
+    with warehouse.writing() as connection:
+        rows = connection.execute(
+            "SELECT user_id, endpoint, sha256 FROM pipeline.loaded_sets WHERE user_id IN (SELECT unnest(?))",
+            [list(user_ids)],
+        ).fetchall()
+    return {(user_id, endpoint): sha256 for user_id, endpoint, sha256 in rows}
 
 
 def load_ahead(warehouse: Warehouse) -> None:
@@ -118,6 +132,9 @@ def load_files(connection: duckdb.DuckDBPyConnection, kind: str, files: list[Raw
             connection.register("line_items", _parsed_line_items(connection))
         for table in tables:
             run(connection, table, "load")
+            if kind == DIRECTORY_KIND:
+                merge = section("directory", "merge").format(table=table, id=ID_COLUMN[table])
+                connection.execute(merge)
         if kind != DIRECTORY_KIND and connection.execute("FROM reread_days LIMIT 1").fetchall():
             run(connection, tables[0], "compare")
         run(connection, "pipeline", "end_load", **parameters)

@@ -76,6 +76,16 @@ class PageSet:
     def bytes(self) -> int:
         return sum(len(page.body) for page in self.pages)
 
+    @property
+    def sha256(self) -> str:
+        """Tells a page set from every other that was asked or answered otherwise."""
+        pages = sorted(self.pages, key=lambda page: (page.window.start, page.number))
+        lines = [
+            f"{page.window.start} {page.window.end} {','.join(page.grouping)} {_sha256(page)}"
+            for page in pages
+        ]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
 
 class RawPages:
     """The raw folder of a data folder."""
@@ -154,7 +164,7 @@ def _table(sets: list[PageSet], run_id: str) -> pa.Table:
         [page.number for page in pages],
         [fetched_at for _, fetched_at, _ in rows],
         [run_id] * len(rows),
-        [hashlib.sha256(page.body).hexdigest() for page in pages],
+        [_sha256(page) for page in pages],
         [page.body for page in pages],
         [None if page.head.is_canonical else canonical_costs(page.body) for page in pages],
         [[start // SECONDS_PER_DAY for start in page.head.starts] for page in pages],
@@ -162,6 +172,10 @@ def _table(sets: list[PageSet], run_id: str) -> pa.Table:
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _sha256(page: Page) -> str:
+    return hashlib.sha256(page.body).hexdigest()
 
 
 def write_whole(table: pa.Table, path: Path) -> None:

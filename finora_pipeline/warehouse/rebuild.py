@@ -8,7 +8,7 @@ from datetime import date
 
 import duckdb
 
-from finora_pipeline.warehouse.load import KINDS, batches, load_files
+from finora_pipeline.warehouse.load import ID_COLUMN, KINDS, batches, load_files
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.warehouse import Warehouse
 
@@ -66,8 +66,8 @@ def replace_warehouse(warehouse: Warehouse) -> int:
     """Puts a database made of all raw pages in the warehouse's place; returns how many raw files it read.
 
     For a warehouse of another version, or a damaged one. What only it knows, the record of revisions and when
-    days were read first, is taken over where its tables are still the same. Metrics are computed by whoever
-    publishes next.
+    days and names were read first, is taken over where its tables are still the same. Metrics are computed
+    by whoever publishes next.
     """
     with warehouse.lock(), _loaded_beside(warehouse) as (beside, files):
         with beside.connect() as connection:
@@ -84,6 +84,13 @@ def replace_warehouse(warehouse: Warehouse) -> int:
                         "AND known.provider = day.provider AND known.endpoint = day.endpoint "
                         "AND known.date = day.date"
                     )
+                for table, key in ID_COLUMN.items():
+                    if _is_same(connection, f"main.{table}"):
+                        connection.execute(
+                            f"UPDATE {table} AS one SET first_seen_at = known.first_seen_at "
+                            f"FROM held.{table} AS known WHERE known.user_id = one.user_id "
+                            f"AND known.provider = one.provider AND known.{key} = one.{key}"
+                        )
                 connection.execute("DETACH held")
         warehouse.database.parent.mkdir(parents=True, exist_ok=True)
         beside.database.replace(warehouse.database)

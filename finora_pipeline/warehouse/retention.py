@@ -9,7 +9,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finora_pipeline.warehouse.raw import RawPages, write_whole
+from finora_pipeline.openai_admin.endpoints import DIRECTORY_KIND
+from finora_pipeline.warehouse.raw import RawFile, RawPages, write_whole
 from finora_pipeline.warehouse.warehouse import (
     MONTHLY_TABLES,
     Warehouse,
@@ -56,6 +57,10 @@ def prune(warehouse: Warehouse, kept_from: Mapping[str, date]) -> Removed:
             if count:
                 removed.rows[table] = count
         if removed.rows:
+            # Read once more, the same pages would have to bring back what is removed here.
+            connection.execute(
+                "DELETE FROM pipeline.loaded_sets WHERE user_id IN (SELECT user_id FROM limits)"
+            )
             # Their first day, and with it what can be compared, has moved.
             connection.execute(
                 "INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM daily_model_costs "
@@ -67,26 +72,54 @@ def prune(warehouse: Warehouse, kept_from: Mapping[str, date]) -> Removed:
 def thin(warehouse: Warehouse, fetched_before: date) -> Removed:
     """Removes the raw pages, fetched before a day, that hold no day as it is in the facts.
 
-    The newest complete set of every day stays, so that everything can be built again. Lists of the directory
-    stay while they are the newest.
+    The newest complete set of every day stays, so that everything can be built again; likewise the newest
+    list of each kind of the directory, and older ones that alone name something.
     """
     removed = Removed()
     with warehouse.lock():
+        files = list(RawPages(warehouse.raw).archived())
         with warehouse.connect() as connection:
             needed = connection.execute(
                 "SELECT DISTINCT raw_file, user_id, endpoint FROM pipeline.loaded_days"
-            ).to_arrow_table()
+            ).fetchall()
+            needed += _lists_that_name(connection, [file for file in files if file.kind == DIRECTORY_KIND])
         by_file: dict[str, set[tuple[str, str]]] = {}
-        for name, user_id, endpoint in zip(*(column.to_pylist() for column in needed.columns), strict=True):
+        for name, user_id, endpoint in needed:
             by_file.setdefault(name, set()).add((user_id, endpoint))
-        for file in RawPages(warehouse.raw).archived():
-            if date.fromisoformat(file.path.parent.name) >= fetched_before or file.kind == "directory":
+        for file in files:
+            if date.fromisoformat(file.path.parent.name) >= fetched_before:
                 continue
             wanted = by_file.get(file.name, set())
             pages = pq.read_table(file.path, columns=["user_id", "endpoint"])
             pairs = zip(pages["user_id"].to_pylist(), pages["endpoint"].to_pylist(), strict=True)
             _keep_rows(file.path, [pair in wanted for pair in pairs], removed)
     return removed
+
+
+def _lists_that_name(
+    connection: duckdb.DuckDBPyConnection, files: list[RawFile]
+) -> list[tuple[str, str, str]]:
+    """Raw file, user and endpoint of each list that is the newest or the newest to name something."""
+    if not files:
+        return []
+    return connection.execute(
+        """
+        WITH lists AS (
+            SELECT
+                parse_filename(filename) AS raw_file,
+                user_id,
+                endpoint,
+                fetched_at,
+                from_json(body, '{"data": [{"id": "VARCHAR"}]}').data AS items
+            FROM read_parquet($files, filename = true)
+        )
+        SELECT arg_max(raw_file, fetched_at), user_id, endpoint FROM lists GROUP BY user_id, endpoint
+        UNION
+        SELECT arg_max(raw_file, fetched_at), user_id, endpoint
+        FROM (SELECT *, unnest(items).id AS id FROM lists)
+        GROUP BY user_id, endpoint, id""",
+        {"files": [str(file.path) for file in files]},
+    ).fetchall()
 
 
 def purge(warehouse: Warehouse, user_id: str) -> Removed:

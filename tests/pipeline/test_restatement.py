@@ -151,6 +151,31 @@ def test_days_missed_by_a_long_pause_are_read_by_the_next_refresh(start_openai, 
     assert row["window_start"] == installation.today - timedelta(days=3)
 
 
+@pytest.mark.parametrize(
+    ("days", "expected"),
+    [
+        # Days that were not final yet are read as long as they are shown, beyond the seven of the plan.
+        (8, 10),
+        # After a pause that is longer than that, history begins anew.
+        (25, 13),
+    ],
+)
+def test_after_a_pause_days_are_read_for_as_long_as_they_are_shown(
+    days: int, expected: int, start_openai, install
+):
+    installation = install(start_openai(days=30))
+    installation.connect(plan="trial")
+    installation.refresh()
+    # As if the last refresh had been so many days ago.
+    read_until = installation.today - timedelta(days=days - 1)
+    with installation.accounts._write.begin() as database:
+        database.execute(update(connections).values(read_until=read_until))
+    rows = [installation.refresh().refreshes[0] for _ in range(2)]
+    starts = [installation.today - timedelta(days=ago) for ago in (expected, TRAILING_DAYS)]
+    assert [row["window_start"] for row in rows] == starts
+    installation.assert_exact("user-0", 0, Window(starts[0], installation.today + timedelta(days=1)))
+
+
 def test_a_chosen_range_of_old_days_stays_as_chosen(start_openai, install):
     installation = install(start_openai(days=30))
     installation.connect(plan="growth")

@@ -16,7 +16,7 @@ from finora_pipeline.warehouse import retention
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import rebuild
 from finora_pipeline.warehouse.warehouse import Warehouse
-from tests.conftest import Installation
+from tests.conftest import Installation, now_in_the_middle_of_today
 
 
 @pytest.fixture
@@ -90,6 +90,63 @@ def test_replaced_raw_pages_are_thinned_and_the_facts_can_be_built_again(install
     assert after.differences == []
     assert after.rows == before.rows
     assert after.files < before.files
+
+
+def test_pages_that_come_again_as_they_were_are_not_stored_again(installation: Installation):
+    facts = "SELECT * EXCLUDE (raw_file, fetched_at) FROM daily_costs ORDER BY ALL"
+    # From here on the trailing days alone are read.
+    installation.refresh()
+    size, before = raw_bytes(installation), installation.sql(facts)
+    asked = installation.openai.simulator.requests.total()
+    again = installation.refresh()
+    assert again.failed_users == []
+    assert installation.openai.simulator.requests.total() > asked
+    assert raw_bytes(installation) == size
+    assert installation.sql(facts) == before
+    assert {row["outcome"] for row in again.refreshes} == {"complete"}
+
+    # What changes is stored and counts, also when it changes back.
+    installation.openai.simulator.frozen_now = later(installation, 3)
+    installation.refresh()
+    assert raw_bytes(installation) > size
+    installation.assert_exact("user-0", 0, installation.history(90))
+    assert rebuild(warehouse_of(installation)).differences == []
+
+
+def test_days_that_were_pruned_come_back_when_they_are_read_again(installation: Installation):
+    warehouse = warehouse_of(installation)
+    window = installation.history(20)
+    installation.refresh(window)
+    retention.prune(warehouse, {"user-0": installation.today - timedelta(days=3)})
+    installation.refresh(window)
+    installation.assert_exact("user-0", 0, window)
+
+
+def test_old_lists_of_names_stay_where_they_alone_name_something(start_openai, install):
+    now = now_in_the_middle_of_today()
+    gone = {"vanished_members": 1, "deleted_keys": 1, "gone_since": now.date() - timedelta(days=2)}
+    openai = start_openai(days=20, **gone)
+    installation = install(openai)
+    installation.connect(plan="growth")
+    for days_ago in (6, 5, 1, 0):
+        openai.simulator.frozen_now = now - timedelta(days=days_ago)
+        with installation.accounts._write.begin() as database:
+            database.exec_driver_sql("UPDATE connections SET directory_read_at = NULL")
+        assert installation.refresh().failed_users == []
+    warehouse = warehouse_of(installation)
+
+    def lists() -> int:
+        return len([f for f in RawPages(warehouse.raw).archived() if f.kind == "directory"])
+
+    named = {
+        table: installation.sql(f"FROM {table} ORDER BY ALL") for table in ("projects", "members", "api_keys")
+    }
+    assert lists() == 4
+    retention.thin(warehouse, installation.today + timedelta(days=1))
+    # The newest, and the last one with the member and the key that are gone.
+    assert lists() == 2
+    assert CliRunner().invoke(main, ["rebuild", "--replace"]).exit_code == 0
+    assert {table: installation.sql(f"FROM {table} ORDER BY ALL") for table in named} == named
 
 
 def test_a_difference_between_facts_and_raw_pages_is_told(installation: Installation):

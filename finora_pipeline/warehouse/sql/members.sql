@@ -3,7 +3,7 @@
 -- Grain: user, provider, member_id.
 -- Rules
 --   1. A row stays when OpenAI lists it no more: its costs stay, too. `is_listed` tells which is which.
---   2. Names are those of the newest list that had them.
+--   2. Names are those of the newest list that has the id.
 
 -- [create]
 CREATE TABLE members (
@@ -31,7 +31,7 @@ COMMENT ON COLUMN members.first_seen_at IS 'When it was first listed to us (UTC)
 COMMENT ON COLUMN members.last_seen_at IS 'When it was last listed to us (UTC)';
 
 -- [load]
--- The newest list of each user in the raw files, unless the table holds a newer one.
+-- What the lists in the raw files say; directory.sql puts it into the table.
 CREATE OR REPLACE TEMP TABLE listed AS
 WITH pages AS (
     SELECT
@@ -43,9 +43,8 @@ WITH pages AS (
             "added_at": "BIGINT"}]}').data) AS item
     FROM read_parquet(getvariable('raw_files'))
     WHERE endpoint = 'members'
-    QUALIFY fetched_at = max(fetched_at) OVER (PARTITION BY user_id, provider)
 )
-SELECT DISTINCT ON (user_id, provider, item.id)
+SELECT
     user_id,
     provider,
     item.id AS member_id,
@@ -54,29 +53,4 @@ SELECT DISTINCT ON (user_id, provider, item.id)
     item.role AS role,
     to_timestamp(item.added_at) AS added_at,
     fetched_at
-FROM pages
-WHERE NOT EXISTS (
-    FROM members AS known
-    WHERE known.user_id = pages.user_id
-      AND known.provider = pages.provider
-      AND known.last_seen_at >= pages.fetched_at
-);
-
-CREATE OR REPLACE TEMP TABLE seen_before AS
-SELECT user_id, provider, member_id, first_seen_at
-FROM members
-SEMI JOIN listed USING (user_id, provider, member_id);
-
-DELETE FROM members AS old
-USING listed
-WHERE old.user_id = listed.user_id AND old.provider = listed.provider AND old.member_id = listed.member_id;
-
-UPDATE members AS gone
-SET is_listed = false
-FROM (SELECT DISTINCT user_id, provider FROM listed) AS reread
-WHERE gone.user_id = reread.user_id AND gone.provider = reread.provider;
-
-INSERT INTO members
-SELECT listed.* EXCLUDE (fetched_at), true, coalesce(first_seen_at, fetched_at), fetched_at
-FROM listed
-LEFT JOIN seen_before USING (user_id, provider, member_id);
+FROM pages;

@@ -30,6 +30,16 @@ CREATE TABLE pipeline.loaded_days (
     raw_file          VARCHAR NOT NULL
 );
 
+-- The newest page set of each reading: the same answer once more need not be stored. `sha256` is that of
+-- its pages' windows, groupings and bodies (PageSet.sha256).
+CREATE TABLE pipeline.loaded_sets (
+    user_id     VARCHAR NOT NULL,
+    provider    VARCHAR NOT NULL,
+    endpoint    VARCHAR NOT NULL,
+    fetched_at  TIMESTAMPTZ NOT NULL,
+    sha256      VARCHAR NOT NULL
+);
+
 -- Days whose facts changed since the metrics were computed.
 CREATE TABLE pipeline.stale_days (user_id VARCHAR NOT NULL, provider VARCHAR NOT NULL, date DATE NOT NULL);
 
@@ -83,6 +93,37 @@ CREATE OR REPLACE TEMP TABLE changed_days (
 );
 
 -- [end_load]
+CREATE OR REPLACE TEMP TABLE new_sets AS
+WITH sets AS (
+    SELECT
+        user_id,
+        provider,
+        endpoint,
+        fetched_at,
+        sha256(string_agg(
+            concat_ws(' ', window_start, window_end, grouping, sha256), chr(10) ORDER BY window_start, page_number
+        )) AS sha256
+    FROM read_parquet(getvariable('raw_files'))
+    WHERE len(days) > 0
+    GROUP BY user_id, provider, endpoint, fetched_at
+)
+SELECT user_id, provider, endpoint, max(fetched_at) AS fetched_at, arg_max(sha256, fetched_at) AS sha256
+FROM sets
+WHERE NOT EXISTS (
+    FROM pipeline.loaded_sets AS loaded
+    WHERE loaded.user_id = sets.user_id
+      AND loaded.provider = sets.provider
+      AND loaded.endpoint = sets.endpoint
+      AND loaded.fetched_at >= sets.fetched_at
+)
+GROUP BY user_id, provider, endpoint;
+
+DELETE FROM pipeline.loaded_sets AS loaded
+USING new_sets AS new
+WHERE loaded.user_id = new.user_id AND loaded.provider = new.provider AND loaded.endpoint = new.endpoint;
+
+INSERT INTO pipeline.loaded_sets FROM new_sets;
+
 DELETE FROM pipeline.loaded_days AS loaded
 USING new_days AS new
 WHERE loaded.endpoint = new.endpoint
