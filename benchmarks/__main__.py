@@ -63,7 +63,7 @@ def main(users: int, only: str | None, skip_peer: bool, repeats: int) -> None:
 
 def _measure(workload: Workload, table: Table, skip_peer: bool, repeats: int) -> None:
     with _simulator(workload) as base_url:
-        asyncio.run(_warm(base_url, workload))
+        asyncio.run(warm(base_url, window_of(workload.days)))
         ours = [_run("finora_refresh", workload, base_url) for _ in range(repeats)]
         best = sorted(ours, key=lambda told: told["seconds"])[len(ours) // 2]
         peer = None if skip_peer else _run("dlt_refresh", workload, base_url)
@@ -92,18 +92,23 @@ def _measure(workload: Workload, table: Table, skip_peer: bool, repeats: int) ->
 def measure_once(workload: Workload) -> dict:
     """One fresh run of ours, whose answers the simulator has ready."""
     with _simulator(workload) as base_url:
-        asyncio.run(_warm(base_url, workload))
+        asyncio.run(warm(base_url, window_of(workload.days)))
         return _run("finora_refresh", workload, base_url)
 
 
 def _run(module: str, workload: Workload, base_url: str) -> dict:
+    return measured_child(workload.name, module, base_url, workload.days)
+
+
+def measured_child(label: str, module: str, *arguments: object) -> dict:
+    """What a module of the benchmarks tells in its last line; it runs in its own process and data folder."""
     with tempfile.TemporaryDirectory() as home:
-        command = [sys.executable, "-m", f"benchmarks.{module}", base_url, str(workload.days), home]
+        command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments), home]
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
         if done.returncode:
             raise click.ClickException(f"{module} failed:\n{done.stderr[-3000:]}")
         told = json.loads(done.stdout.splitlines()[-1])
-    console.print(f"{module}: {workload.name} {told}")
+    console.print(f"{module}: {label} {told}")
     return told
 
 
@@ -124,9 +129,9 @@ def window_of(days: int) -> Window:
     return Window(tomorrow - timedelta(days=days), tomorrow)
 
 
-async def _warm(base_url: str, workload: Workload) -> None:
+async def warm(base_url: str, window: Window) -> None:
+    """Asks for every answer once, so that nobody measured waits for it to be rendered."""
     keys = [AdminKey(key) for key in admin_keys(base_url)]
-    window = window_of(workload.days)
     async with open_client(base_url) as client:
         for first in range(0, len(keys), 50):
             reads = [

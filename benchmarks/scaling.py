@@ -5,17 +5,13 @@ python -m benchmarks.scaling everything
 """
 
 import json
-import subprocess
-import sys
-import tempfile
 import urllib.request
-from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.__main__ import Workload, measure_once
+from benchmarks.__main__ import Workload, measure_once, measured_child
 from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS
 from finora_pipeline.openai_admin.simulator.process import in_own_process
 
@@ -80,14 +76,7 @@ def _history(table: Table) -> None:
 
 
 def _child(mode: str, base_url: str, days: int) -> dict:
-    with tempfile.TemporaryDirectory() as home:
-        command = [sys.executable, "-m", "benchmarks.scaling_child", mode, base_url, str(days), home]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-        if done.returncode:
-            raise click.ClickException(f"{mode} failed:\n{done.stderr[-3000:]}")
-        told = json.loads(done.stdout.splitlines()[-1])
-    console.print(f"{mode}: {told}")
-    return told
+    return measured_child(mode, "scaling_child", mode, base_url, days)
 
 
 def _requests(base_url: str) -> int:

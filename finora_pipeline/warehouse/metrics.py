@@ -1,7 +1,6 @@
 """Metrics from facts: each function brings one table up to date, under the warehouse's lock."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -10,7 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from finora_pipeline.warehouse.sql import section
-from finora_pipeline.warehouse.warehouse import THREADS, Warehouse, at_the_same_time, run, transaction
+from finora_pipeline.warehouse.warehouse import Warehouse, run, transaction
 
 # What the sample organization uses: tokens on a working day, USD per million tokens in and out.
 SAMPLE_MODELS = pa.table(
@@ -23,9 +22,9 @@ SAMPLE_MODELS = pa.table(
 )
 # User-days that are computed in one transaction; memory grows with them, and until a transaction's end DuckDB
 # keeps what a replaced temporary table held.
-DAYS_AT_ONCE = 600
+DAYS_AT_ONCE = 750
 # Users whose figures are computed in one transaction.
-USERS_AT_ONCE = 500
+USERS_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,43 +63,37 @@ def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], tod
 
 
 def _refresh_user_metrics(connection: duckdb.DuckDBPyConnection, today: date) -> None:
-    def compute(own: duckdb.DuckDBPyConnection, users: pa.Table) -> None:
-        own.register("users_to_compute", users)
-        with transaction(own):
-            run(own, "user_metrics", "refresh", today=today)
-
     outdated = connection.execute(section("user_metrics", "outdated"), {"today": today}).to_arrow_table()
-    at_the_same_time(connection, compute, _portions(outdated, USERS_AT_ONCE))
+    for users in _portions(outdated, USERS_AT_ONCE):
+        connection.register("users_to_compute", users)
+        with transaction(connection):
+            run(connection, "user_metrics", "refresh", today=today)
 
 
 def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> Recomputed:
-    def compute(own: duckdb.DuckDBPyConnection, days: pa.Table) -> list[tuple[str, date]]:
-        own.register("days_to_split", days)
-        with transaction(own):
-            run(own, "attribution", "prepare")
-            for table in ("daily_model_costs", "daily_member_costs", "daily_key_costs", "reconciliation"):
-                run(own, table, "refresh", today=today)
-            unequal = own.execute(section("attribution", "check")).fetchall()
-            run(own, "attribution", "finish")
-        return unequal
-
     users = pa.table({"user_id": pa.array(list(user_ids), pa.string())})
     connection.register("sample_users", users)
     connection.register("sample_models", SAMPLE_MODELS)
     with transaction(connection):
         run(connection, "sample_data", "refresh", today=today)
     stale = connection.execute("FROM pipeline.stale_days ORDER BY user_id, provider, date").to_arrow_table()
-    unequal = at_the_same_time(connection, compute, _portions(stale, DAYS_AT_ONCE))
+    unequal: list[tuple[str, date]] = []
+    for days in _portions(stale, DAYS_AT_ONCE):
+        connection.register("days_to_split", days)
+        with transaction(connection):
+            run(connection, "attribution", "prepare")
+            for table in ("daily_model_costs", "daily_member_costs", "daily_key_costs", "reconciliation"):
+                run(connection, table, "refresh", today=today)
+            unequal += connection.execute(section("attribution", "check")).fetchall()
+            run(connection, "attribution", "finish")
     open_days = connection.execute(section("reconciliation", "check")).fetchall()
     residuals = {severity: (days, usd) for severity, days, usd in open_days}
-    return Recomputed(stale.num_rows, [day for days in unequal for day in days], residuals)
+    return Recomputed(stale.num_rows, unequal, residuals)
 
 
-def _portions(rows: pa.Table, most: int) -> list[pa.Table]:
-    """The rows in portions of the same length, at most `most`, and one for each thread."""
-    count = max(THREADS, math.ceil(rows.num_rows / most))
-    length = max(1, math.ceil(rows.num_rows / count))
-    return [rows.slice(start, length) for start in range(0, rows.num_rows, length)]
+def _portions(rows: pa.Table, most: int) -> Iterator[pa.Table]:
+    for start in range(0, rows.num_rows, most):
+        yield rows.slice(start, most)
 
 
 def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:

@@ -6,6 +6,7 @@ months that changed.
 
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from finora_pipeline.warehouse.metrics import catch_up
-from finora_pipeline.warehouse.warehouse import MONTHLY_TABLES, Warehouse, at_the_same_time, transaction
+from finora_pipeline.warehouse.warehouse import MONTHLY_TABLES, Warehouse, transaction
 
 CONNECTION_SCHEMA = pa.schema(
     [
@@ -87,7 +88,14 @@ def _write_months(connection: duckdb.DuckDBPyConnection, folder: Path) -> int:
     changed: list[tuple[str, date]] = connection.execute(
         "SELECT DISTINCT table_name, month FROM pipeline.unpublished_months ORDER BY ALL"
     ).fetchall()
-    at_the_same_time(connection, lambda own, what: _write_month(own, folder, *what), changed)
+
+    def write(table_and_month: tuple[str, date]) -> None:
+        with connection.cursor() as own:
+            _write_month(own, folder, *table_and_month)
+
+    # Compression takes most of the time, and a month is too small for DuckDB to share out.
+    with ThreadPoolExecutor(2, "parquet") as threads:
+        list(threads.map(write, changed))
     connection.execute("TRUNCATE pipeline.unpublished_months")
     return len(changed)
 

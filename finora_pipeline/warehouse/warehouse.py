@@ -8,13 +8,12 @@ else opens this file: readers get a published copy.
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import duckdb
 
@@ -39,10 +38,6 @@ VIEWS = ("named", "as_of", "reconciliation")
 _CREATED_IN_ORDER = (*CREATED, *TABLES, *VIEWS)
 # Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
 MEMORY_LIMIT = "256MB"
-# Portions of work that go on at the same time; they share the memory.
-THREADS = 2
-Portion = TypeVar("Portion")
-Result = TypeVar("Result")
 
 
 class WarehouseOutdated(Exception):
@@ -110,25 +105,6 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
         connection.rollback()
         raise
     connection.commit()
-
-
-def at_the_same_time(
-    connection: duckdb.DuckDBPyConnection,
-    work: Callable[[duckdb.DuckDBPyConnection, Portion], Result],
-    portions: Iterable[Portion],
-) -> list[Result]:
-    """Does portions of work that touch no row in common, `THREADS` at a time, each on its own connection:
-    DuckDB shares out the rows of one statement by the hundred thousand only.
-
-    Returns their results in order. Raises the first error, after the portions under way have ended.
-    """
-
-    def on_own_connection(portion: Portion) -> Result:
-        with connection.cursor() as own:
-            return work(own, portion)
-
-    with ThreadPoolExecutor(THREADS, "warehouse") as threads:
-        return list(threads.map(on_own_connection, portions))
 
 
 def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
