@@ -37,7 +37,7 @@ TABLES = (
 VIEWS = ("named", "as_of", "reconciliation")
 _CREATED_IN_ORDER = (*CREATED, *TABLES, *VIEWS)
 # Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
-MEMORY_LIMIT = "256MB"
+MEMORY_LIMIT = "192MB"
 
 
 class WarehouseOutdated(Exception):
