@@ -16,13 +16,16 @@ class Plan:
     """What a user's plan promises.
 
     `refresh_interval`: a connection is refreshed at least this often.
-    `cron`: the UTC ticks that keep this promise.
+    `cron`: the UTC ticks at which connections are looked through; most find none that is due.
+    `lead`: how long before its interval is over a connection is due: the time until the next tick, and
+    enough for a run that is late, slow or waits for another.
     `history_days`: how many UTC days of cost are kept, today included; None keeps all there is.
     """
 
     name: str
     refresh_interval: timedelta
     cron: str
+    lead: timedelta
     history_days: int | None
 
     def first_day_kept(self, today: date) -> date | None:
@@ -32,6 +35,14 @@ class Plan:
     def next_refresh(self, last_refresh: datetime) -> datetime:
         """The moment until which the plan promises the next refresh."""
         return last_refresh + self.refresh_interval
+
+    def is_due(self, last_refresh: datetime, now: datetime) -> bool:
+        """Whether the promise could be broken by waiting for the next tick."""
+        return now >= self.next_refresh(last_refresh) - self.lead
+
+    def may_join(self, last_refresh: datetime, now: datetime) -> bool:
+        """Whether to be refreshed along with one that is due, so that few runs serve all of a plan."""
+        return now >= last_refresh + (self.refresh_interval - self.lead) / 2
 
     def keeps_more_than(self, other: "Plan") -> bool:
         """Whether this plan keeps older days than the other."""
@@ -46,14 +57,15 @@ class Plan:
         return f"every {minutes // 60} h" if minutes % 60 == 0 else f"every {minutes} min"
 
 
-# The daily plans tick apart from each other and after the hours in which OpenAI still books yesterday.
+# Ticks are closer than intervals, so that what a failure or an outage has delayed is caught up within the
+# promise where that can be. The daily plans tick apart from each other.
 PLANS: dict[str, Plan] = {
     plan.name: plan
     for plan in (
-        Plan("trial", timedelta(hours=24), "30 6 * * *", 7),
-        Plan("growth", timedelta(hours=24), "0 6 * * *", 90),
-        Plan("scale", timedelta(hours=1), "5 * * * *", 365),
-        Plan("enterprise", timedelta(minutes=15), "*/15 * * * *", None),
+        Plan("trial", timedelta(hours=24), "35 * * * *", timedelta(hours=2, minutes=30), 7),
+        Plan("growth", timedelta(hours=24), "5 * * * *", timedelta(hours=2, minutes=30), 90),
+        Plan("scale", timedelta(hours=1), "*/10 * * * *", timedelta(minutes=15), 365),
+        Plan("enterprise", timedelta(minutes=15), "*/5 * * * *", timedelta(minutes=7), None),
     )
 }
 

@@ -84,13 +84,25 @@ class Connection:
         """Until when the plan promises the next refresh; None if the connection is not refreshed."""
         if self.status is Status.REMOVED:
             return None
-        return self.plan.next_refresh(self.last_refresh_at or self.connected_at)
+        return self.plan.next_refresh(self._fresh_since)
 
-    def is_due(self, now: datetime) -> bool:
-        """Whether a scheduled refresh should read this connection."""
+    def may_be_read(self, now: datetime) -> bool:
+        """Whether a refresh of many should read this connection."""
         if self.status is Status.NEEDS_ATTENTION:
             return self.last_attempt_at is None or now - self.last_attempt_at >= RETRY_ATTENTION_AFTER
         return self.status is Status.ACTIVE
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether a scheduled refresh should read this connection now, to keep the plan's promise."""
+        return self.may_be_read(now) and self.plan.is_due(self._fresh_since, now)
+
+    def may_join(self, now: datetime) -> bool:
+        """Whether a scheduled refresh that is made for others should read this connection, too."""
+        return self.may_be_read(now) and self.plan.may_join(self._fresh_since, now)
+
+    @property
+    def _fresh_since(self) -> datetime:
+        return self.last_refresh_at or self.connected_at
 
 
 @dataclass(frozen=True, slots=True)

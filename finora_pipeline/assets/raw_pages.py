@@ -25,12 +25,15 @@ USAGE_PAGES = dg.AssetKey("raw_openai_usage_pages")
 
 
 class RefreshConfig(dg.Config):
-    """Whom a refresh reads: by default every connection that is due."""
+    """Whom a refresh reads: by default every connection."""
 
     plan: str | None = Field(
         default=None, description="Only users of this plan: trial, growth, scale, enterprise"
     )
     users: list[str] = Field(default=[], description="Only these user ids, even if they need attention")
+    only_due: bool = Field(
+        default=False, description="Only those whose data would soon be older than their plan promises"
+    )
 
 
 @dg.multi_asset(
@@ -72,7 +75,11 @@ def raw_openai_pages(
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     started = time.monotonic()
     connections = select_connections(
-        accounts.accounts, plan=config.plan, user_ids=config.users, skip_missing=True
+        accounts.accounts,
+        plan=config.plan,
+        user_ids=config.users,
+        skip_missing=True,
+        only_due=config.only_due,
     )
     time_window = context.partition_time_window
     asked = Window(time_window.start.date(), min(time_window.end.date(), _tomorrow()))

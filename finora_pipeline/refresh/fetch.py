@@ -61,8 +61,10 @@ def select_connections(
     user_ids: Sequence[str] | None = None,
     now: datetime | None = None,
     skip_missing: bool = False,
+    only_due: bool = False,
 ) -> list[Connection]:
-    """The connections a refresh reads: the named users', else all that are due, of one plan or of all.
+    """The connections a refresh reads: the named users', else all, of one plan or of every plan; all that may
+    be read, or nobody while none is due by the plan's promise, else those that will be before long.
 
     Raises `AccountsError` for a named user without a connection, unless `skip_missing`: a user who is
     removed between a run's request and its start must not fail it for the others.
@@ -75,7 +77,10 @@ def select_connections(
             raise AccountsError(f"There is no OpenAI connection to refresh for {', '.join(missing)}.")
         return readable
     moment = now or datetime.now(UTC)
-    return [c for c in accounts.connections(plan=plan) if c.is_due(moment)]
+    readable = [c for c in accounts.connections(plan=plan) if c.may_be_read(moment)]
+    if not only_due:
+        return readable
+    return [c for c in readable if c.may_join(moment)] if any(c.is_due(moment) for c in readable) else []
 
 
 async def fetch(

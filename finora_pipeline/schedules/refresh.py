@@ -1,4 +1,5 @@
-"""One schedule a plan, from the table of plans. A tick is skipped while a refresh of the plan is going."""
+"""One schedule a plan, from the table of plans. A tick is skipped while a refresh of the plan is going, and
+when nothing is due."""
 
 import time
 from datetime import UTC
@@ -9,7 +10,9 @@ import dagster as dg
 from finora_pipeline.assets.partitions import day_range_tags
 from finora_pipeline.liveness import is_alive
 from finora_pipeline.plans import PLANS, Plan
+from finora_pipeline.refresh.fetch import select_connections
 from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.warehouse import WarehouseResource
 from finora_pipeline.schedules.jobs import refresh_job
 
@@ -25,9 +28,11 @@ _UNFINISHED = [
 ]
 
 
-def refresh_config(plan: str | None = None, users: list[str] | None = None) -> dict[str, object]:
+def refresh_config(
+    plan: str | None = None, users: list[str] | None = None, only_due: bool = False
+) -> dict[str, object]:
     """Run config of the refresh job: whom to read. Never holds a secret."""
-    config = {"plan": plan, "users": users or []}
+    config = {"plan": plan, "users": users or [], "only_due": only_due}
     chosen = {name: value for name, value in config.items() if value}
     return {"ops": {"raw_openai_pages": {"config": chosen}}}
 
@@ -41,11 +46,13 @@ def schedule_of(plan: Plan) -> dg.ScheduleDefinition:
         cron_schedule=plan.cron,
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"Refreshes every connection of the {plan.name} plan, {plan.interval_text}.",
+        description=f"Refreshes the connections of the {plan.name} plan that are due, so that each is "
+        f"refreshed {plan.interval_text} at least.",
     )
     def refresh_plan(
-        context: dg.ScheduleEvaluationContext, warehouse: WarehouseResource
+        context: dg.ScheduleEvaluationContext, accounts: AccountsResource, warehouse: WarehouseResource
     ) -> dg.RunRequest | dg.SkipReason:
+        moment = context.scheduled_execution_time.astimezone(UTC)
         filters = dg.RunsFilter(job_name=refresh_job.name, tags={PLAN_TAG: plan.name}, statuses=_UNFINISHED)
         unfinished = context.instance.get_run_records(filters)
         dead = [record for record in unfinished if _is_dead(record, Path(warehouse.home))]
@@ -53,11 +60,12 @@ def schedule_of(plan: Plan) -> dg.ScheduleDefinition:
             context.instance.report_run_failed(record.dagster_run, "The process of this run is gone.")
         if len(dead) < len(unfinished):
             return dg.SkipReason(f"A refresh of the {plan.name} plan is still going.")
-        moment = context.scheduled_execution_time
-        window = trailing_window(moment.astimezone(UTC).date())
+        if not select_connections(accounts.accounts, plan=plan.name, now=moment, only_due=True):
+            return dg.SkipReason(f"No connection of the {plan.name} plan is due.")
+        window = trailing_window(moment.date())
         return dg.RunRequest(
             run_key=f"{plan.name}/{moment.isoformat()}",
-            run_config=refresh_config(plan=plan.name),
+            run_config=refresh_config(plan=plan.name, only_due=True),
             tags={PLAN_TAG: plan.name} | day_range_tags(window.start, window.last),
         )
 

@@ -170,7 +170,7 @@ def test_connect_stores_the_user_the_plan_and_whose_organization_it_is(home, ope
     )
     assert connection.history_from is None
     assert connection.next_refresh_at == connection.connected_at + timedelta(hours=1)
-    assert connection.is_due(connection.connected_at)
+    assert connection.may_be_read(connection.connected_at)
     assert home.accounts.user_ids() == ["acme"]
     assert stored_key(home, "acme") == organization.admin_key
     assert actions(home, "acme") == [("connect", connection.key_hint)]
@@ -357,7 +357,7 @@ def test_remove_shreds_the_credential(home, openai):
     removed = home.accounts.remove_connection("acme")
     assert removed.status is Status.REMOVED
     assert removed.next_refresh_at is None
-    assert not removed.is_due(datetime.now(UTC))
+    assert not removed.may_be_read(datetime.now(UTC))
     assert sealed(home, "acme") is None
     assert files_with(home, *first, *second) == []
     assert files_with(home, key.encode(), openai.organizations[0].admin_key.encode()) == []
@@ -674,8 +674,8 @@ def test_a_connection_that_needs_attention_is_tried_again_after_23_hours(home, o
     waiting = stored(home, "acme")
     assert waiting.last_attempt_at == read.started_at
     almost = timedelta(hours=23) - timedelta(microseconds=1)
-    assert not waiting.is_due(read.started_at + almost)
-    assert waiting.is_due(read.started_at + timedelta(hours=23))
+    assert not waiting.may_be_read(read.started_at + almost)
+    assert waiting.may_be_read(read.started_at + timedelta(hours=23))
 
 
 def test_a_complete_read_makes_it_active_again(home, openai):
@@ -694,7 +694,7 @@ def test_a_passing_failure_leaves_the_connection_active_and_is_remembered(home, 
     home.accounts.record_refreshes("run-1", [a_read(connection, reason="unreachable")])
     after = stored(home, "acme")
     assert after.status is Status.ACTIVE
-    assert after.is_due(datetime.now(UTC))
+    assert after.may_be_read(datetime.now(UTC))
     assert after.history_from is None
     assert home.accounts.last_failures(["acme", "globex"]) == {"acme": "OpenAI said unreachable."}
     assert [action for action, _ in actions(home, "acme")] == ["connect"]
@@ -717,7 +717,7 @@ def test_a_new_key_makes_a_connection_active_at_once(home, openai):
     updated = update(home, "acme", fresh_key(openai))
     assert updated.status is Status.ACTIVE
     assert updated.status_reason is None
-    assert updated.is_due(datetime.now(UTC))
+    assert updated.may_be_read(datetime.now(UTC))
 
 
 @pytest.mark.parametrize("make", [a_read, refused_read])

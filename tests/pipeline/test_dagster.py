@@ -13,8 +13,10 @@ import dagster as dg
 import pytest
 from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from sqlalchemy import update
 
 from finora_pipeline import runs
+from finora_pipeline.accounts.schema import connections
 from finora_pipeline.assets.metrics import COST_TABLES
 from finora_pipeline.assets.partitions import USERS_NAME
 from finora_pipeline.definitions import build_defs
@@ -23,6 +25,7 @@ from finora_pipeline.liveness import is_alive
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.simulator import KeyState
 from finora_pipeline.plans import PLANS
+from finora_pipeline.refresh.fetch import select_connections
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.schedules import refresh
 from finora_pipeline.schedules.refresh import PLAN_TAG
@@ -77,29 +80,69 @@ def test_a_schedule_for_each_plan(definitions: dg.Definitions):
         assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
 
 
+@pytest.fixture
+def a_user_of_each_plan(start_openai, install) -> Installation:
+    installation = install(start_openai(organizations=len(PLANS), days=1, services=False))
+    users = installation.connect()
+    for user_id, plan in zip(users, PLANS, strict=True):
+        installation.accounts.set_plan(user_id, plan)
+    return installation
+
+
 def tick(
     definitions: dg.Definitions, instance: dg.DagsterInstance, plan: str, moment: datetime | None = None
 ) -> Any:
-    """What the plan's schedule does at a moment."""
+    """What the plan's schedule does at a moment, by default in a day, when everybody is due."""
+    resources = definitions.resources or {}
     schedule = definitions.get_repository_def().get_schedule_def(f"refresh_{plan}")
     # Left open, its instance would be taken for the process's one after it has gone.
     with dg.build_schedule_context(
         instance=instance,
-        scheduled_execution_time=moment or datetime.now(UTC),
-        resources={"warehouse": (definitions.resources or {})["warehouse"]},
+        scheduled_execution_time=moment or datetime.now(UTC) + timedelta(days=1),
+        resources={name: resources[name] for name in ("accounts", "warehouse")},
     ) as context:
         return schedule.evaluate_tick(context)
 
 
+@pytest.mark.usefixtures("a_user_of_each_plan")
 def test_a_tick_asks_for_the_trailing_days_of_its_plan(definitions: dg.Definitions, instance):
-    moment = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
+    moment = datetime(2100, 11, 24, 6, 0, tzinfo=UTC)
     (request,) = tick(definitions, instance, "growth", moment).run_requests
     assert request.tags[PLAN_TAG] == "growth"
-    assert request.tags["dagster/asset_partition_range_start"] == "2026-11-21"
-    assert request.tags["dagster/asset_partition_range_end"] == "2026-11-24"
-    assert request.run_config["ops"]["raw_openai_pages"]["config"] == {"plan": "growth"}
+    assert request.tags["dagster/asset_partition_range_start"] == "2100-11-21"
+    assert request.tags["dagster/asset_partition_range_end"] == "2100-11-24"
+    config = {"plan": "growth", "only_due": True}
+    assert request.run_config["ops"]["raw_openai_pages"]["config"] == config
 
 
+@pytest.mark.usefixtures("a_user_of_each_plan")
+def test_a_tick_starts_no_run_while_nobody_is_due(definitions: dg.Definitions, instance):
+    told = tick(definitions, instance, "growth", datetime.now(UTC) + timedelta(hours=21))
+    assert told.run_requests == []
+    assert told.skip_message == "No connection of the growth plan is due."
+
+
+def test_a_scheduled_run_reads_those_that_will_be_due_before_long(start_openai, install):
+    installation = install(start_openai(organizations=3, days=2, services=False))
+    installation.connect(plan="scale")
+    now = datetime.now(UTC)
+    for user_id, minutes in (("user-0", 46), ("user-1", 30), ("user-2", 10)):
+        refreshed = now - timedelta(minutes=minutes)
+        with installation.accounts._write.begin() as database:
+            database.execute(
+                update(connections).where(connections.c.user_id == user_id).values(last_refresh_at=refreshed)
+            )
+
+    def chosen(at: datetime) -> list[str]:
+        found = select_connections(installation.accounts, plan="scale", now=at, only_due=True)
+        return [connection.user_id for connection in found]
+
+    assert chosen(now) == ["user-0", "user-1"]
+    assert chosen(now - timedelta(minutes=2)) == []
+    assert len(select_connections(installation.accounts, plan="scale", now=now)) == 3
+
+
+@pytest.mark.usefixtures("a_user_of_each_plan")
 def test_a_tick_is_skipped_while_a_refresh_of_the_plan_is_going(definitions: dg.Definitions, instance):
     job = definitions.resolve_job_def("refresh")
     instance.create_run_for_job(job, tags={PLAN_TAG: "scale"}, status=dg.DagsterRunStatus.STARTED)
@@ -109,6 +152,7 @@ def test_a_tick_is_skipped_while_a_refresh_of_the_plan_is_going(definitions: dg.
     assert len(tick(definitions, instance, "enterprise").run_requests) == 1
 
 
+@pytest.mark.usefixtures("a_user_of_each_plan")
 def test_a_tick_ends_a_run_whose_process_is_gone(
     definitions: dg.Definitions, instance, monkeypatch, tmp_path
 ):

@@ -1,0 +1,90 @@
+"""Each plan's promise is kept, whatever happens to an installation. (A whole week: benchmarks/cadence.py.)"""
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from finora_pipeline.definitions import build_defs
+from finora_pipeline.plans import PLANS
+from tests.cadence_simulation import Days, SimulatedRun
+
+START = datetime(2026, 11, 25, 9, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def installation(start_openai, install):
+    made = install(start_openai(days=2, services=False))
+    made.connect(plan="trial")
+    return made
+
+
+def days(installation, tmp_path: Path, minutes_of) -> tuple[Days, dg.DagsterInstance]:
+    instance = dg.DagsterInstance.local_temp(str(tmp_path))
+    made = Days(build_defs(installation.settings), instance, installation.accounts, START, minutes_of)
+    for plan in PLANS.values():
+        residents = [f"{plan.name}-{number}" for number in range(3)]
+        made.arrive("user-0", residents, plan.name)
+        for number, user_id in enumerate(residents):
+            made.settle([user_id], START - plan.refresh_interval * number / 4)
+    installation.accounts.purge("user-0")
+    return made, instance
+
+
+def test_every_promise_is_kept_in_hours_of_slow_runs_and_three_hundred_arrivals(installation, tmp_path):
+    def minutes_of(run: SimulatedRun) -> int:
+        # A whole history takes long, and so does a refresh an hour of each plan.
+        assert run.began is not None
+        return 6 if run.job == "load_user_history" else 5 if 20 <= run.began.minute < 30 else 1
+
+    world, instance = days(installation, tmp_path, minutes_of)
+    with instance:
+        for hour in range(12):
+            if hour == 3:
+                world.arrive("trial-0", [f"new-{n}" for n in range(300)], "enterprise")
+            for _ in range(60):
+                world.minute()
+    assert {plan: world.worst[plan] <= PLANS[plan].refresh_interval for plan in PLANS} == dict.fromkeys(
+        PLANS, True
+    )
+    assert world.most_of_a_plan == 1
+    histories = [moment for moment, job, _ in world.launched if job == "load_user_history"]
+    assert len(histories) == 3
+    # Few more runs than the intervals ask for.
+    refreshes = Counter(plan for _, job, plan in world.launched if job == "refresh")
+    assert refreshes["enterprise"] <= 12 * 60 / 10
+    assert refreshes["trial"] == 1
+
+
+def test_an_hour_without_the_daemon_is_caught_up_once(installation, tmp_path):
+    world, instance = days(installation, tmp_path, lambda _: 2)
+    outage = timedelta(hours=1)
+    with instance:
+        for minute in range(12 * 60):
+            # When the users of the daily plans are due who were refreshed half a day ago.
+            world.is_daemon_up = not 9.5 * 60 <= minute < 10.5 * 60
+            world.minute()
+    for plan in PLANS.values():
+        # The daily plans keep their promise all the same; nobody can keep that of minutes.
+        kept = plan.refresh_interval if plan.lead > outage else plan.refresh_interval + outage
+        assert world.worst[plan.name] <= kept
+    back = START + timedelta(hours=10.5)
+    caught_up = Counter(
+        plan for moment, _, plan in world.launched if back <= moment < back + timedelta(minutes=5)
+    )
+    assert max(caught_up.values()) == 1
+    assert caught_up["enterprise"] == caught_up["scale"] == 1
+
+
+def test_a_plan_is_never_refreshed_twice_at_a_time_however_slow_it_is(installation, tmp_path):
+    world, instance = days(installation, tmp_path, lambda _: 23)
+    with instance:
+        for _ in range(180):
+            world.minute()
+    assert world.most_of_a_plan == 1
+    starts = [moment for moment, _, plan in world.launched if plan == "enterprise"]
+    # The next begins with the first tick after it.
+    assert {later - earlier for earlier, later in pairwise(starts)} == {timedelta(minutes=25)}
