@@ -23,6 +23,7 @@ from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.openai_admin.simulator.process import in_own_process
 from finora_pipeline.plans import PLANS
+from finora_pipeline.schedules.jobs import history_job
 from finora_pipeline.settings import Settings
 from tests.cadence_simulation import Days, SimulatedRun
 
@@ -59,7 +60,7 @@ def _simulate(scenario: str, days: int) -> tuple[Days, Counter[str]]:
     random = Random(scenario)
 
     def minutes_of(run: SimulatedRun) -> int:
-        if run.job == "load_user_history":
+        if run.job == history_job.name:
             return 5
         return random.randint(1, 2) + (4 if scenario == "slow" and random.random() < 0.1 else 0)
 

@@ -7,12 +7,15 @@ would have recorded. Time goes by the minute.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import yaml
 from dagster._vendored.croniter.croniter import croniter
 from sqlalchemy import insert, select, update
 
+from finora_pipeline import runs
 from finora_pipeline.accounts.model import Connection, Read, Refresh
 from finora_pipeline.accounts.schema import connections, users
 from finora_pipeline.accounts.store import Accounts
@@ -20,11 +23,13 @@ from finora_pipeline.assets.partitions import USERS_NAME
 from finora_pipeline.plans import PLANS, Plan
 from finora_pipeline.refresh.fetch import select_connections
 from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.schedules.jobs import BATCH_TAG, history_job
 from finora_pipeline.schedules.refresh import PLAN_TAG
 
 MINUTE = timedelta(minutes=1)
-# As in dagster.yaml.
-MOST_RUNS = 4
+_LIMITS = yaml.safe_load((Path(runs.__file__).parent / runs.INSTANCE_FILE).read_text())["concurrency"]["runs"]
+MOST_RUNS: int = _LIMITS["max_concurrent_runs"]
+(MOST_BATCHES,) = (limit["limit"] for limit in _LIMITS["tag_concurrency_limits"] if limit["key"] in BATCH_TAG)
 
 
 @dataclass
@@ -160,13 +165,16 @@ class Days:
         self.launched.append((self.now, job, request.tags.get(PLAN_TAG, "")))
 
     def _dequeue(self) -> None:
-        for run in self._runs:
+        # Dagster's queue: by priority, then by age.
+        for run in sorted(self._runs, key=lambda run: -int(run.tags.get("dagster/priority", 0))):
             going = [other for other in self._runs if other.began]
             plan = run.tags.get(PLAN_TAG)
+            batches = [other for other in going if other.job == history_job.name]
             if (
                 run.began
                 or len(going) >= MOST_RUNS
-                or (plan and any(o.tags.get(PLAN_TAG) == plan for o in going))
+                or (plan and any(other.tags.get(PLAN_TAG) == plan for other in going))
+                or (run.job == history_job.name and len(batches) >= MOST_BATCHES)
             ):
                 continue
             run.began = self.now
@@ -177,7 +185,7 @@ class Days:
             self.most_of_a_plan = max(self.most_of_a_plan, of_plan)
 
     def _chosen(self, run: SimulatedRun) -> list[Connection]:
-        if run.job == "load_user_history":
+        if run.job == history_job.name:
             keys = self._instance.get_dynamic_partitions(USERS_NAME)
             first, last = (run.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end"))
             keys = keys[keys.index(first) : keys.index(last) + 1]

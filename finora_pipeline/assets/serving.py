@@ -1,13 +1,21 @@
 """Serving: the copy that analysts and the dashboard read."""
 
 import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+from finora_pipeline.accounts.model import Connection, Status
 from finora_pipeline.assets.metrics import user_metrics
+from finora_pipeline.plans import PLANS
 from finora_pipeline.refresh.serve import publish_refreshes
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.warehouse import WarehouseResource
+from finora_pipeline.warehouse.publish import Published
+
+USERS_SHOWN = 50
+LONGEST_INTERVAL = max(plan.refresh_interval for plan in PLANS.values())
 
 
 @dg.asset(
@@ -16,6 +24,23 @@ from finora_pipeline.resources.warehouse import WarehouseResource
     kinds={"duckdb", "parquet"},
     description="`finora.duckdb`, swapped in whole so that no reader ever waits, and Parquet by month: "
     "facts, metrics and the state of the connections, without secrets.",
+    # Knows the asset as a whole; what each user was promised is the check's to tell.
+    freshness_policy=dg.FreshnessPolicy.time_window(
+        fail_window=LONGEST_INTERVAL, warn_window=LONGEST_INTERVAL - timedelta(hours=1)
+    ),
+    check_specs=[
+        dg.AssetCheckSpec(
+            "published_equals_warehouse",
+            asset="published",
+            description="The copy that readers open holds what the pipeline holds: rows of every cost table, "
+            "dollars of the last days.",
+        ),
+        dg.AssetCheckSpec(
+            "every_promise_kept",
+            asset="published",
+            description="No active connection's data is older than its plan promises.",
+        ),
+    ],
 )
 def published(accounts: AccountsResource, warehouse: WarehouseResource) -> dg.MaterializeResult:
     started = time.monotonic()
@@ -26,5 +51,41 @@ def published(accounts: AccountsResource, warehouse: WarehouseResource) -> dg.Ma
             "megabytes": round(copy.bytes / 1e6, 3),
             "parquet files written": copy.months,
             "seconds": round(time.monotonic() - started, 3),
-        }
+        },
+        check_results=[copy_check(copy), promise_check(accounts.accounts.connections(), datetime.now(UTC))],
+    )
+
+
+def copy_check(copy: Published) -> dg.AssetCheckResult:
+    """Fails if readers do not get what the pipeline holds."""
+    told = "\n".join(
+        f"- {table}: {held} held, {got} published" for table, (held, got) in copy.different.items()
+    )
+    return dg.AssetCheckResult(
+        check_name="published_equals_warehouse",
+        asset_key="published",
+        passed=not copy.different,
+        metadata={"tables that differ": dg.MarkdownMetadataValue(told or "none")},
+    )
+
+
+def promise_check(connections: Iterable[Connection], now: datetime) -> dg.AssetCheckResult:
+    """Warns of active connections whose data is older than their plan promises."""
+    late = [
+        c for c in connections if c.status is Status.ACTIVE and c.next_refresh_at and c.next_refresh_at < now
+    ]
+    late.sort(key=lambda connection: connection.user_id)
+    lines = ["| user | plan | promised until |", "|---|---|---|"]
+    lines += [
+        f"| {c.user_id} | {c.plan.name} | {c.next_refresh_at:%Y-%m-%d %H:%M} |" for c in late[:USERS_SHOWN]
+    ]
+    return dg.AssetCheckResult(
+        check_name="every_promise_kept",
+        asset_key="published",
+        passed=not late,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "users whose data is too old": len(late),
+            "who": dg.MarkdownMetadataValue("\n".join(lines) if late else "none"),
+        },
     )

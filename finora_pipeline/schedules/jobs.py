@@ -7,6 +7,9 @@ from finora_pipeline.assets.retention import retention
 from finora_pipeline.assets.serving import published
 from finora_pipeline.assets.user_history import user_history
 
+# Marks the long runs, of which few go at a time (dagster.yaml), so that a refresh never waits for them.
+BATCH_TAG = {"finora/batch": "yes"}
+
 refresh_job = dg.define_asset_job(
     "refresh",
     selection=dg.AssetSelection.all() - dg.AssetSelection.assets(user_history, retention),
@@ -18,6 +21,7 @@ history_job = dg.define_asset_job(
     "load_user_history",
     selection=dg.AssetSelection.assets(user_history, split_costs, user_metrics, published),
     description="Loads the whole history of one user, a new one or again.",
+    tags=BATCH_TAG,
 )
 
 upkeep_job = dg.define_asset_job(

@@ -19,6 +19,8 @@ from finora_pipeline.schedules.jobs import refresh_job
 # After which a run that was started holds its lock.
 START_SECONDS = 120
 PLAN_TAG = "finora/plan"
+# What a schedule asks for goes first; all else has 0.
+LIVE_TAGS = {"dagster/priority": "1"}
 
 _UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -66,7 +68,7 @@ def schedule_of(plan: Plan) -> dg.ScheduleDefinition:
         return dg.RunRequest(
             run_key=f"{plan.name}/{moment.isoformat()}",
             run_config=refresh_config(plan=plan.name, only_due=True),
-            tags={PLAN_TAG: plan.name} | day_range_tags(window.start, window.last),
+            tags={PLAN_TAG: plan.name} | LIVE_TAGS | day_range_tags(window.start, window.last),
         )
 
     return refresh_plan

@@ -36,6 +36,8 @@ def connection_changes(
     if not changed:
         return dg.SkipReason("No connection is new or updated.")
     waiting = [c for c in changed if c.status is not Status.REMOVED and not _is_served(c)]
+    # The faster a plan, the sooner its users expect their first figures.
+    waiting.sort(key=lambda connection: connection.plan.refresh_interval)
     new = [c.user_id for c in waiting if c.history_from is None]
     updated = [c.user_id for c in waiting if c.history_from is not None]
     known = set(context.instance.get_dynamic_partitions(USERS_NAME))

@@ -25,6 +25,13 @@ FILES_A_TRANSACTION = 16
 BYTES_A_TRANSACTION = 4_000_000
 # Raw files of a kind that are worth a transaction of their own before all have landed.
 FILES_AHEAD = 6
+# By then OpenAI has booked and corrected a day; what changes later is worth a look.
+SETTLED_AFTER = 7
+_GRAIN = {
+    "daily_costs": "user_id, provider, date, project_id, line_item",
+    "daily_usage": "user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, "
+    "service_tier",
+}
 # The tables of the directory, each with the column of its ids.
 ID_COLUMN = {"projects": "project_id", "members": "member_id", "api_keys": "api_key_id"}
 # The tables that the pages of a kind become.
@@ -39,8 +46,12 @@ KINDS = tuple(TABLES_OF_KIND)
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a run's pages are in the facts now. `unparsed` lists the line items that the grammar does not
-    know; it and the amount are those of costs."""
+    """What a run's pages are in the facts now.
+
+    `unparsed` lists the line items that the grammar does not know; it and the amount are those of costs.
+    `repeated` counts the rows of a grain that another row has already: there are none. `late_revisions` are
+    the user-days that OpenAI changed `SETTLED_AFTER` or more days after, with the sum of the changes in USD.
+    """
 
     files: int
     pages: int
@@ -49,6 +60,8 @@ class Loaded:
     usage_rows: int = 0
     unparsed: list[str] = field(default_factory=list)
     amount_usd: Decimal = Decimal(0)
+    repeated: dict[str, int] = field(default_factory=dict)
+    late_revisions: list[tuple[str, date, Decimal]] = field(default_factory=list)
 
 
 def load_pending(warehouse: Warehouse, kinds: Iterable[str], run_id: str) -> Loaded:
@@ -168,6 +181,7 @@ def _loaded_by(connection: duckdb.DuckDBPyConnection, run_id: str, kinds: list[s
     if USAGE_KIND in kinds:
         query = f"SELECT count(*) FROM daily_usage {of_run}"
         loaded = replace(loaded, usage_rows=connection.execute(query, {"run_id": run_id}).fetchall()[0][0])
+        loaded.repeated["daily_usage"] = _repeated(connection, "daily_usage", of_run, run_id)
     if COSTS.kind in kinds:
         rows, amount, unparsed = connection.execute(
             "SELECT count(*), coalesce(sum(amount_usd), 0)::DECIMAL(38, 18), "
@@ -176,5 +190,21 @@ def _loaded_by(connection: duckdb.DuckDBPyConnection, run_id: str, kinds: list[s
             f"FROM daily_costs {of_run}",
             {"run_id": run_id},
         ).fetchall()[0]
-        loaded = replace(loaded, cost_rows=rows, unparsed=unparsed, amount_usd=amount)
+        late = connection.execute(
+            "SELECT user_id, date, sum(coalesce(new_amount_usd, 0) - coalesce(old_amount_usd, 0)) "
+            "FROM cost_revisions JOIN (SELECT DISTINCT user_id, provider, date, fetched_at AS observed_at "
+            f"FROM daily_costs {of_run}) USING (user_id, provider, date, observed_at) "
+            "WHERE date <= observed_at::DATE - $settled_after GROUP BY ALL ORDER BY ALL",
+            {"run_id": run_id, "settled_after": SETTLED_AFTER},
+        ).fetchall()
+        loaded = replace(loaded, cost_rows=rows, unparsed=unparsed, amount_usd=amount, late_revisions=late)
+        loaded.repeated["daily_costs"] = _repeated(connection, "daily_costs", of_run, run_id)
     return loaded
+
+
+def _repeated(connection: duckdb.DuckDBPyConnection, table: str, of_run: str, run_id: str) -> int:
+    query = (
+        f"SELECT coalesce(sum(rows - 1), 0)::BIGINT FROM (SELECT count(*) AS rows FROM {table} {of_run} "
+        f"GROUP BY {_GRAIN[table]} HAVING rows > 1)"
+    )
+    return connection.execute(query, {"run_id": run_id}).fetchall()[0][0]

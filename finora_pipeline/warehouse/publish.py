@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -33,14 +33,21 @@ CONNECTION_SCHEMA = pa.schema(
 )
 
 
+# What a copy is compared by: whole tables by their number of rows, the last days by the sum of their dollars.
+COMPARED = ("daily_costs", "daily_model_costs", "daily_member_costs", "daily_key_costs")
+COMPARED_DAYS = timedelta(days=4)
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What was published: the file, its size in bytes, the Parquet files rewritten, when."""
+    """What was published: the file, its size in bytes, the Parquet files rewritten, when; and the tables of
+    which readers do not get what the pipeline holds, with the rows and dollars of both. There are none."""
 
     database: Path
     bytes: int
     months: int
     at: datetime
+    different: dict[str, tuple[tuple[object, ...], tuple[object, ...]]]
 
 
 def publish(
@@ -66,8 +73,20 @@ def publish(
                 connection.execute("INSERT INTO connections SELECT * FROM connection_rows")
             months = _write_months(connection, warehouse.published / "parquet")
             connection.execute("CHECKPOINT")
+            held = {table: _totals(connection, table, today) for table in COMPARED}
         size = _swap_in(warehouse.database, database)
-    return Published(database, size, months, datetime.now(UTC))
+        with duckdb.connect(database, read_only=True) as connection:
+            copied = {table: _totals(connection, table, today) for table in COMPARED}
+    different = {table: (held[table], copied[table]) for table in COMPARED if held[table] != copied[table]}
+    return Published(database, size, months, datetime.now(UTC), different)
+
+
+def _totals(connection: duckdb.DuckDBPyConnection, table: str, today: date) -> tuple[object, ...]:
+    """All rows of a table, and those of the last days with their dollars."""
+    recent = f"FROM {table} WHERE date >= $first"
+    first = {"first": today - COMPARED_DAYS}
+    rows = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0]
+    return rows + connection.execute(f"SELECT count(*), sum(amount_usd) {recent}", first).fetchall()[0]
 
 
 def _swap_in(source: Path, target: Path) -> int:

@@ -10,6 +10,7 @@ import pytest
 
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.plans import PLANS
+from finora_pipeline.schedules.jobs import history_job
 from tests.cadence_simulation import Days, SimulatedRun
 
 START = datetime(2026, 11, 25, 9, 0, tzinfo=UTC)
@@ -38,7 +39,7 @@ def test_every_promise_is_kept_in_hours_of_slow_runs_and_three_hundred_arrivals(
     def minutes_of(run: SimulatedRun) -> int:
         # A whole history takes long, and so does a refresh an hour of each plan.
         assert run.began is not None
-        return 6 if run.job == "load_user_history" else 5 if 20 <= run.began.minute < 30 else 1
+        return 6 if run.job == history_job.name else 5 if 20 <= run.began.minute < 30 else 1
 
     world, instance = days(installation, tmp_path, minutes_of)
     with instance:
@@ -51,7 +52,7 @@ def test_every_promise_is_kept_in_hours_of_slow_runs_and_three_hundred_arrivals(
         PLANS, True
     )
     assert world.most_of_a_plan == 1
-    histories = [moment for moment, job, _ in world.launched if job == "load_user_history"]
+    histories = [moment for moment, job, _ in world.launched if job == history_job.name]
     assert len(histories) == 3
     # Few more runs than the intervals ask for.
     refreshes = Counter(plan for _, job, plan in world.launched if job == "refresh")

@@ -1,0 +1,137 @@
+"""Asset checks: what they say of an ordinary run, and that each fails where it should."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+import pytest
+
+from finora_pipeline import runs
+from finora_pipeline.assets import metrics
+from finora_pipeline.assets.facts import grain_check
+from finora_pipeline.assets.serving import copy_check, promise_check
+from finora_pipeline.warehouse import publish as publishing
+from finora_pipeline.warehouse.load import Loaded, _loaded_by
+from finora_pipeline.warehouse.metrics import Recomputed, refresh_costs
+from finora_pipeline.warehouse.publish import Published, publish
+from finora_pipeline.warehouse.warehouse import Warehouse
+from tests.conftest import Installation
+
+CHECKS = {
+    "raw_openai_cost_pages": "every_connection_read",
+    "daily_costs": "grain_is_unique",
+    "daily_usage": "grain_is_unique",
+    "daily_model_costs": "parts_add_up_to_the_bill",
+    "reconciliation": "facts_equal_openais_totals",
+    "published": "published_equals_warehouse",
+}
+
+
+@pytest.fixture
+def installation(start_openai, install) -> Installation:
+    installation = install(start_openai(days=20))
+    installation.connect(plan="growth")
+    installation.refresh()
+    return installation
+
+
+def evaluation(installation: Installation, asset: str, check: str) -> dg.AssetCheckEvaluation:
+    """The newest result of a check, as the UI shows it."""
+    runs.prepare_instance(installation.settings)
+    key = dg.AssetCheckKey(dg.AssetKey(asset), check)
+    with dg.DagsterInstance.get() as instance:
+        (record,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
+    assert record.event is not None
+    assert record.event.dagster_event is not None
+    return record.event.dagster_event.asset_check_evaluation_data
+
+
+def test_an_ordinary_run_passes_every_check(installation: Installation):
+    told = {asset: evaluation(installation, asset, check).passed for asset, check in CHECKS.items()}
+    assert told == dict.fromkeys(CHECKS, True)
+    assert evaluation(installation, "daily_costs", "revisions_within_reason").passed
+    assert evaluation(installation, "published", "every_promise_kept").passed
+
+
+def test_rows_of_one_grain_are_counted(installation: Installation):
+    """As no load can make them: the newest rows once more, before the run's result is told."""
+    warehouse = Warehouse(installation.settings.home)
+    with warehouse.writing() as connection:
+        connection.execute("INSERT INTO daily_costs FROM daily_costs WHERE date = ?", [installation.today])
+        ((rows, run_id),) = connection.execute(
+            "SELECT count(*) // 2, any_value(run_id) FROM daily_costs JOIN pipeline.loaded_files "
+            "USING (raw_file) WHERE date = ?",
+            [installation.today],
+        ).fetchall()
+        loaded = _loaded_by(connection, run_id, ["costs", "billed"])
+    assert loaded.repeated == {"daily_costs": rows}
+    assert not grain_check("daily_costs", loaded).passed
+    assert grain_check("daily_usage", Loaded(1, 1, 1, repeated={"daily_usage": 0})).passed
+
+
+def test_a_settled_day_that_changes_is_told(installation: Installation):
+    day = installation.today - timedelta(days=12)
+    with Warehouse(installation.settings.home).writing() as connection:
+        # As if OpenAI had said a cent less when the day was read first.
+        connection.execute(
+            "UPDATE daily_costs SET amount_usd = amount_usd - 0.01 WHERE date = $day AND line_item = "
+            "(SELECT min(line_item) FROM daily_costs WHERE date = $day AND amount_usd > 0.01)",
+            {"day": day},
+        )
+        connection.execute("DELETE FROM pipeline.loaded_sets")
+    installation.refresh(installation.history(15))
+    told = evaluation(installation, "daily_costs", "revisions_within_reason")
+    assert not told.passed
+    assert told.severity is dg.AssetCheckSeverity.WARN
+    assert f"| user-0 | {day} | $0.0" in str(told.metadata["first"].value)
+
+
+def test_a_copy_that_lacks_something_is_told(installation: Installation, monkeypatch):
+    warehouse = Warehouse(installation.settings.home)
+
+    def swap_in_less(source: Path, target: Path) -> int:
+        size = swap_in(source, target)
+        with duckdb.connect(target) as copied:
+            copied.execute("DELETE FROM daily_key_costs WHERE date = ?", [installation.today])
+        return size
+
+    swap_in = publishing._swap_in
+    monkeypatch.setattr(publishing, "_swap_in", swap_in_less)
+    copy: Published = publish(warehouse, ["user-0"], list, installation.today)
+    assert set(copy.different) == {"daily_key_costs"}
+    assert not copy_check(copy).passed
+
+
+def test_a_user_whose_data_is_too_old_is_told(installation: Installation):
+    (connection,) = installation.accounts.connections()
+    promised = connection.next_refresh_at
+    assert promised is not None
+    assert promise_check([connection], promised - timedelta(seconds=1)).passed
+    late = promise_check([connection], promised + timedelta(seconds=1))
+    assert not late.passed
+    assert late.severity is dg.AssetCheckSeverity.WARN
+    assert "| user-0 | growth |" in str(late.metadata["who"].value)
+    removed = replace(connection, status="removed")
+    assert promise_check([removed], datetime.now(UTC) + timedelta(days=9)).passed
+
+
+def test_a_failed_blocking_check_keeps_the_last_good_copy(installation: Installation, monkeypatch):
+    before = installation.sql("SELECT count(*), sum(amount_usd) FROM daily_costs")
+
+    def with_a_day_that_does_not_add_up(*arguments: Any) -> Recomputed:
+        computed = refresh_costs(*arguments)
+        return replace(computed, unequal=[("user-0", installation.today)])
+
+    monkeypatch.setattr(metrics, "refresh_costs", with_a_day_that_does_not_add_up)
+    installation.openai.simulator.frozen_now = installation.openai.simulator.now + timedelta(hours=2)
+    result = installation.refresh()
+    assert not result.succeeded
+    failed = evaluation(installation, "daily_model_costs", "parts_add_up_to_the_bill")
+    assert not failed.passed
+    assert installation.sql("SELECT count(*), sum(amount_usd) FROM daily_costs") == before
+    monkeypatch.undo()
+    assert installation.refresh().succeeded
+    assert installation.sql("SELECT count(*), sum(amount_usd) FROM daily_costs") != before
