@@ -18,6 +18,7 @@ from finora_pipeline.refresh.fetch import ProgressCallback  # noqa: E402
 from finora_pipeline.resources.accounts import AccountsResource  # noqa: E402
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource  # noqa: E402
 from finora_pipeline.resources.warehouse import WarehouseResource  # noqa: E402
+from finora_pipeline.schedules.alarms import alarms  # noqa: E402
 from finora_pipeline.schedules.jobs import history_job, nightly_upkeep, refresh_job, upkeep_job  # noqa: E402
 from finora_pipeline.schedules.refresh import plan_schedules  # noqa: E402
 from finora_pipeline.schedules.sensors import connection_changes  # noqa: E402
@@ -48,7 +49,7 @@ def build_defs(
         assets=ASSETS,
         jobs=[refresh_job, history_job, upkeep_job],
         schedules=[*plan_schedules(), nightly_upkeep],
-        sensors=[connection_changes],
+        sensors=[connection_changes, alarms],
         resources={
             "accounts": accounts,
             "openai_admin": openai_admin or OpenAIAdminResource.of(settings, accounts),

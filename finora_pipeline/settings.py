@@ -1,5 +1,5 @@
-"""What the environment may set, read once and typed. Nothing else in the project reads `os.environ`,
-except the vault, which reads the one variable that holds the master key."""
+"""What the environment may set, read once and typed. Nothing else in the project reads `os.environ`, except
+those who keep a secret out of all that is shown: the vault and the notifier."""
 
 import os
 from collections.abc import Mapping
@@ -22,6 +22,7 @@ class Settings:
     `OPENAI_BASE_URL`       as the official SDK's, with its `/v1`; default the data folder's own, else OpenAI
     `FINORA_ACCOUNTS_URL`   SQLAlchemy URL of the accounts database, default SQLite in the data folder
     `FINORA_MASTER_KEY`     read by the vault alone; only its name is known here
+    `FINORA_NOTIFY`         read by the notifier alone: whom alarms are sent to
     """
 
     home: Path

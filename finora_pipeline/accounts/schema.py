@@ -121,6 +121,17 @@ audit = Table(
     Index("audit_user", "user_id", "at"),
 )
 
+# What needs a person, until that is over and has been told: finora_pipeline.alarms.
+alarms = Table(
+    "alarms",
+    metadata,
+    Column("key", String(200), primary_key=True),
+    Column("message", Text, nullable=False),
+    Column("opened_at", UtcDateTime, nullable=False),
+    Column("told_at", UtcDateTime),
+    Column("resolved_at", UtcDateTime),
+)
+
 
 def open_database(url: str) -> Engine:
     """The accounts database at that SQLAlchemy URL, its tables created where missing."""

@@ -23,7 +23,15 @@ from finora_pipeline.accounts.model import (
     Refresh,
     Status,
 )
-from finora_pipeline.accounts.schema import audit, connections, credentials, open_database, refreshes, users
+from finora_pipeline.accounts.schema import (
+    alarms,
+    audit,
+    connections,
+    credentials,
+    open_database,
+    refreshes,
+    users,
+)
 from finora_pipeline.accounts.vault import Sealed, Vault, load_vault
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.plans import PLANS, PRUNE_GRACE, Plan, plan_named
@@ -63,6 +71,11 @@ class Accounts:
         self._read = database
         self._write = database.execution_options(writes=True)
         self._vault = vault
+
+    @property
+    def database(self) -> Engine:
+        """For what else is kept beside the accounts."""
+        return self._write
 
     def connections(
         self,
@@ -117,6 +130,9 @@ class Accounts:
                 deleted[table.name] = database.execute(
                     delete(table).where(table.c.user_id == user_id)
                 ).rowcount
+            deleted["alarms"] = database.execute(
+                delete(alarms).where(alarms.c.key == f"attention/{user_id}")
+            ).rowcount
             if not any(deleted.values()):
                 raise AccountsError(f"There is no user {user_id}.")
             _note(database, _now(), user_id, "purge", None)

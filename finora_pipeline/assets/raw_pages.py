@@ -21,6 +21,7 @@ from finora_pipeline.warehouse.load import load_ahead, newest_sets
 from finora_pipeline.warehouse.raw import RawPages
 
 COST_PAGES = dg.AssetKey("raw_openai_cost_pages")
+READ_CHECK = "every_connection_read"
 USAGE_PAGES = dg.AssetKey("raw_openai_usage_pages")
 
 
@@ -59,7 +60,7 @@ class RefreshConfig(dg.Config):
     backfill_policy=dg.BackfillPolicy.single_run(),
     check_specs=[
         dg.AssetCheckSpec(
-            "every_connection_read",
+            READ_CHECK,
             asset=COST_PAGES,
             description="Every user's costs and usage could be read.",
         )
@@ -132,7 +133,7 @@ def read_check(fetched: Fetched) -> dg.AssetCheckResult:
     """Fails with a warning if some users could not be read, with an error if none could."""
     everybody = fetched.users > 0 and len(fetched.failures) == fetched.users
     return dg.AssetCheckResult(
-        check_name="every_connection_read",
+        check_name=READ_CHECK,
         asset_key=COST_PAGES,
         passed=not fetched.failures,
         severity=dg.AssetCheckSeverity.ERROR if everybody else dg.AssetCheckSeverity.WARN,

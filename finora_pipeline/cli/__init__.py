@@ -5,6 +5,7 @@ Commands import what they need when they run, so that `--help` is immediate.
 
 import click
 
+from finora_pipeline.cli.alarms import alarms
 from finora_pipeline.cli.connections import connect, plan, remove, status, update
 from finora_pipeline.cli.demo import demo
 from finora_pipeline.cli.queries import sql
@@ -38,8 +39,12 @@ def main() -> None:
       OPENAI_BASE_URL     where OpenAI is                        https://api.openai.com/v1
       FINORA_MASTER_KEY   encrypts the stored keys (base64)      else $FINORA_HOME/master.key
       FINORA_ACCOUNTS_URL accounts database (SQLAlchemy URL)     SQLite in $FINORA_HOME
+      FINORA_NOTIFY       whom alarms are sent to                nobody
     """
 
 
-for _command in (connect, update, remove, status, plan, refresh, sql, rebuild, purge, demo, simulate_openai):
+_COMMANDS = (
+    connect, update, remove, status, plan, refresh, sql, alarms, rebuild, purge, demo, simulate_openai,
+)  # fmt: skip
+for _command in _COMMANDS:
     main.add_command(_command)

@@ -1,0 +1,75 @@
+"""Notifications by e-mail, Slack, webhook or whatever else Apprise has a scheme for."""
+
+import logging
+import os
+from collections.abc import Iterable
+
+import apprise
+
+from finora_pipeline.alarms.book import Alarm
+from finora_pipeline.openai_admin.keys import redact
+
+NOTIFY_VARIABLE = "FINORA_NOTIFY"
+ALARMS_NAMED = 20
+SEND_SECONDS = 30
+_log = logging.getLogger(__name__)
+# Its messages may hold an address with its password.
+logging.getLogger("apprise").disabled = True
+
+
+class NotifyError(Exception):
+    """A notification did not reach everybody; the message names the kinds of addresses, never themselves."""
+
+
+class Notifier:
+    """Sends messages to the addresses in an environment variable: Apprise URLs with white space between them.
+
+    They hold passwords and tokens, so they are read when needed and never kept, logged or shown.
+    """
+
+    def __init__(self, variable: str = NOTIFY_VARIABLE) -> None:
+        self._variable = variable
+
+    @property
+    def kinds(self) -> list[str]:
+        """The scheme of each address: mailto, slack, json."""
+        return [address.partition(":")[0] for address in self._addresses()]
+
+    def send(self, title: str, body: str) -> None:
+        """Sends to every address. Raises `NotifyError` if one cannot be used or did not take it."""
+        failed: list[str] = []
+        for address in self._addresses():
+            kind = address.partition(":")[0]
+            sender = apprise.Apprise()
+            try:
+                is_sent = sender.add(address) and sender.notify(
+                    body=redact(body), title=redact(title), body_format="text", timeout=SEND_SECONDS
+                )
+            except Exception as error:
+                # Whatever the sender says may hold the address.
+                _log.warning("Notifying by %s failed: %s", kind, type(error).__name__)
+                is_sent = False
+            if not is_sent:
+                failed.append(kind)
+        if failed:
+            raise NotifyError(
+                f"No notification reached {len(failed)} of the addresses in {self._variable} "
+                f"({', '.join(failed)}): look at their spelling and whether the services can be reached."
+            )
+
+    def _addresses(self) -> list[str]:
+        return os.environ.get(self._variable, "").split()
+
+
+def message_of(alarms: Iterable[Alarm]) -> tuple[str, str]:
+    """Title and text that tell of alarms, new ones first."""
+    alarms = list(alarms)
+    new = [alarm for alarm in alarms if alarm.resolved_at is None]
+    over = [alarm for alarm in alarms if alarm.resolved_at is not None]
+    counts = [f"{len(group)} {word}" for group, word in ((new, "new"), (over, "over")) if group]
+    lines = [f"• {alarm.message}" for alarm in new[:ALARMS_NAMED]]
+    lines += [f"✓ Over since {alarm.resolved_at:%H:%M} UTC: {alarm.message}" for alarm in over[:ALARMS_NAMED]]
+    left_out = len(alarms) - len(lines)
+    if left_out:
+        lines.append(f"… and {left_out} more: finora alarms lists them.")
+    return f"finora: {', '.join(counts)}", "\n".join(lines)

@@ -1,0 +1,55 @@
+"""finora alarms: what needs a person now."""
+
+import click
+from rich.table import Table
+
+from finora_pipeline.cli.terminal import json_option, messages, output, plain_errors, print_json
+from finora_pipeline.cli.terminal import row as text_row
+
+
+@click.command()
+@click.option("--test", is_flag=True, help="Send a test message to everybody in FINORA_NOTIFY.")
+@json_option
+def alarms(test: bool, as_json: bool) -> None:
+    """Show what needs a person, as the daemon found it last.
+
+    FINORA_NOTIFY holds the addresses that are told, with white space between them, as Apprise writes them
+    (https://appriseit.com/services):
+
+    \b
+      mailtos://user:password@mail.example.com?to=ops@example.com
+      slack://TokenA/TokenB/TokenC/#costs
+      jsons://hooks.example.com/finora
+    """
+    from finora_pipeline import runs
+    from finora_pipeline.alarms.book import open_alarms
+    from finora_pipeline.settings import Settings
+
+    with plain_errors():
+        if test:
+            _send_test()
+            return
+        found = open_alarms(runs.accounts_of(Settings.from_environment()).database)
+    if as_json:
+        print_json([{"key": a.key, "since": a.opened_at, "message": a.message} for a in found])
+        return
+    if not found:
+        messages.print("Nothing needs you.")
+        return
+    table = Table("Since (UTC)", "What")
+    for alarm in found:
+        table.add_row(*text_row(f"{alarm.opened_at:%Y-%m-%d %H:%M}", alarm.message))
+    output.print(table)
+
+
+def _send_test() -> None:
+    from finora_pipeline.alarms.notify import NOTIFY_VARIABLE, Notifier, NotifyError
+
+    notifier = Notifier()
+    if not notifier.kinds:
+        raise click.ClickException(f"{NOTIFY_VARIABLE} is empty: nobody would be told.")
+    try:
+        notifier.send("finora: a test", "This is what an alarm will look like.")
+    except NotifyError as error:
+        raise click.ClickException(str(error)) from None
+    messages.print(f"Sent by {', '.join(notifier.kinds)}.")

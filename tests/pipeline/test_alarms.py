@@ -1,0 +1,268 @@
+"""Alarms: each told once when it opens and once when it is over, by real SMTP and HTTP, without secrets."""
+
+import json
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import dagster as dg
+import pytest
+from click.testing import CliRunner
+
+from finora_pipeline import runs
+from finora_pipeline.accounts.model import Status
+from finora_pipeline.alarms.book import Alarm, mark_told, note, open_alarms
+from finora_pipeline.alarms.conditions import Condition, of_connections
+from finora_pipeline.alarms.notify import message_of
+from finora_pipeline.cli import main
+from finora_pipeline.definitions import build_defs
+from finora_pipeline.openai_admin.simulator import KeyState
+from finora_pipeline.plans import PLANS
+from finora_pipeline.schedules import alarms
+from finora_pipeline.schedules.alarms import failed_checks, failed_runs
+from finora_pipeline.schedules.refresh import PLAN_TAG
+from tests.conftest import Installation
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+REVOKED = Condition("attention/acme", "The OpenAI connection of acme needs attention: the key was deleted.")
+
+
+class Sink:
+    """What arrived."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.is_broken = False
+        self.address = ""
+
+
+@contextmanager
+def serving(server: socketserver.TCPServer) -> Iterator[int]:
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def webhook() -> Iterator[Sink]:
+    sink = Sink()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if not sink.is_broken:
+                told = json.loads(body)
+                sink.messages.append(f"{told['title']}\n{told['message']}")
+            self.send_response(500 if sink.is_broken else 200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Not on the terminal."""
+
+    with serving(HTTPServer(("127.0.0.1", 0), Handler)) as port:
+        sink.address = f"json://someone:a-password@127.0.0.1:{port}/hook"
+        yield sink
+
+
+@pytest.fixture
+def mail() -> Iterator[Sink]:
+    sink = Sink()
+
+    class Handler(socketserver.StreamRequestHandler):
+        """As much of SMTP as it takes to receive a message."""
+
+        def handle(self) -> None:
+            self.wfile.write(b"220 sink\r\n")
+            while line := self.rfile.readline():
+                match line[:4].upper():
+                    case b"DATA":
+                        self.wfile.write(b"354 go on\r\n")
+                        lines = iter(self.rfile.readline, b".\r\n")
+                        sink.messages.append(b"".join(lines).decode())
+                        self.wfile.write(b"250 taken\r\n")
+                    case b"QUIT":
+                        self.wfile.write(b"221 bye\r\n")
+                        return
+                    case _:
+                        self.wfile.write(b"250 ok\r\n")
+
+    with serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)) as port:
+        sink.address = f"mailto://127.0.0.1:{port}?from=finora@example.com&to=ops@example.com"
+        yield sink
+
+
+def look(installation: Installation) -> str:
+    """What the sensor says when it looks now."""
+    runs.prepare_instance(installation.settings)
+    definitions = build_defs(installation.settings)
+    repository = definitions.get_repository_def()
+    with (
+        dg.DagsterInstance.get() as instance,
+        dg.build_sensor_context(
+            instance=instance,
+            repository_def=repository,
+            resources={"accounts": (definitions.resources or {})["accounts"]},
+        ) as context,
+    ):
+        told = repository.get_sensor_def("alarms").evaluate_tick(context)
+    assert told.run_requests == []
+    return told.skip_message or ""
+
+
+@pytest.fixture
+def installation(start_openai, install) -> Installation:
+    installation = install(start_openai(days=2, services=False))
+    installation.connect(plan="growth")
+    installation.refresh()
+    return installation
+
+
+def test_a_revoked_key_is_told_once_and_once_when_it_works_again(
+    installation: Installation, webhook: Sink, mail: Sink, monkeypatch
+):
+    monkeypatch.setenv("FINORA_NOTIFY", f"{webhook.address}  {mail.address}")
+    assert look(installation) == "Nothing new; 0 open."
+    simulator, key = installation.openai.simulator, installation.openai.organizations[0].admin_key
+    simulator.set_key_state(key, KeyState.REVOKED)
+    installation.refresh()
+    assert "told by: json, mailto" in look(installation)
+    assert look(installation) == "Nothing new; 1 open."
+    (message,) = webhook.messages
+    assert message.startswith("finora: 1 new\n• The OpenAI connection of user-0 needs attention: ")
+    assert "user-0 needs attention" in mail.messages[0].replace("=\n", "").replace("\r\n", " ")
+    shown = CliRunner().invoke(main, ["alarms", "--json"])
+    assert [alarm["key"] for alarm in json.loads(shown.stdout)] == ["attention/user-0"]
+
+    simulator.set_key_state(key, KeyState.ACTIVE)
+    installation.refresh(users=["user-0"])
+    assert "1 over" in look(installation)
+    assert "✓ Over since" in webhook.messages[1]
+    assert look(installation) == "Nothing new; 0 open."
+    assert len(webhook.messages) == len(mail.messages) == 2
+    everything = "".join(webhook.messages + mail.messages)
+    assert key not in everything
+    assert "sk-admin" not in everything
+
+
+def test_what_could_not_be_sent_is_sent_by_the_next_look(
+    installation: Installation, webhook: Sink, monkeypatch
+):
+    monkeypatch.setenv("FINORA_NOTIFY", webhook.address)
+    note(installation.accounts.database, [REVOKED], NOW)
+    webhook.is_broken = True
+    told = look_at([REVOKED], installation, monkeypatch)
+    assert "No notification reached 1 of the addresses in FINORA_NOTIFY (json)" in told
+    assert "a-password" not in told
+    assert webhook.messages == []
+    webhook.is_broken = False
+    assert "finora: 1 new" in look_at([REVOKED], installation, monkeypatch)
+    assert len(webhook.messages) == 1
+
+
+def look_at(conditions: list[Condition], installation: Installation, monkeypatch) -> str:
+    monkeypatch.setattr(alarms, "of_connections", lambda *_: conditions)
+    return look(installation)
+
+
+def test_an_address_that_cannot_be_used_is_told_without_its_password(monkeypatch):
+    monkeypatch.setenv("FINORA_NOTIFY", "nosuch://user:secret-password@host")
+    told = CliRunner().invoke(main, ["alarms", "--test"])
+    assert told.exit_code == 1
+    assert "(nosuch)" in told.output
+    assert "secret-password" not in told.output
+    monkeypatch.delenv("FINORA_NOTIFY")
+    assert "FINORA_NOTIFY is empty" in CliRunner().invoke(main, ["alarms", "--test"]).output
+
+
+def test_a_test_message_is_sent(webhook: Sink, monkeypatch):
+    monkeypatch.setenv("FINORA_NOTIFY", webhook.address)
+    assert CliRunner().invoke(main, ["alarms", "--test"]).exit_code == 0
+    assert webhook.messages == ["finora: a test\nThis is what an alarm will look like."]
+
+
+def test_what_is_over_before_anybody_was_told_is_forgotten(installation: Installation):
+    database = installation.accounts.database
+    assert [alarm.key for alarm in note(database, [REVOKED], NOW)] == [REVOKED.key]
+    assert note(database, [], NOW + timedelta(minutes=1)) == []
+    assert open_alarms(database) == []
+
+
+def test_what_comes_back_is_told_again(installation: Installation):
+    database = installation.accounts.database
+    mark_told(database, note(database, [REVOKED], NOW), NOW)
+    later = NOW + timedelta(hours=1)
+    (over,) = note(database, [], later)
+    assert over == Alarm(REVOKED.key, REVOKED.message, NOW, later)
+    # It was back before anybody could be told that it was over.
+    (again,) = note(database, [REVOKED], later + timedelta(minutes=1))
+    assert again.resolved_at is None
+    mark_told(database, [over, again], later)
+    assert note(database, [REVOKED], later + timedelta(minutes=2)) == []
+
+
+def test_data_is_too_old_when_it_has_been_tried_again(installation: Installation):
+    (connection,) = installation.accounts.connections()
+    promised = connection.next_refresh_at
+    assert promised is not None
+    lead = PLANS["growth"].lead
+    assert of_connections([connection], promised + lead) == []
+    (condition,) = of_connections([connection] * 7, promised + lead + timedelta(seconds=1))
+    assert condition.key == "too old/growth"
+    assert "user-0, user-0, user-0, user-0, user-0 and 2 more" in condition.message
+    removed = replace(connection, status=Status.REMOVED)
+    assert of_connections([removed], promised + timedelta(days=9)) == []
+
+
+def test_a_job_whose_last_run_failed_is_told_unless_it_is_tried_again(tmp_path):
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+
+        def ended(status: str, plan: str, **tags: str) -> None:
+            run = dg.DagsterRun(
+                job_name="refresh",
+                tags={PLAN_TAG: plan, **{f"dagster/{name}": value for name, value in tags.items()}},
+                status=dg.DagsterRunStatus(status),
+            )
+            instance.add_run(run)
+
+        now = datetime.now(UTC)
+        ended("FAILURE", "growth")
+        ended("FAILURE", "trial", will_retry="true")
+        ended("FAILURE", "scale")
+        ended("SUCCESS", "scale")
+        assert [condition.key for condition in failed_runs(instance, now)] == ["run/refresh/growth"]
+        assert list(failed_runs(instance, now + timedelta(days=8))) == []
+        ended("SUCCESS", "growth")
+        assert list(failed_runs(instance, now)) == []
+
+
+def test_a_check_that_fails_is_told(installation: Installation):
+    runs.prepare_instance(installation.settings)
+    repository = build_defs(installation.settings).get_repository_def()
+    with dg.DagsterInstance.get() as instance:
+        assert list(failed_checks(instance, repository)) == []
+        result = dg.AssetCheckEvaluation(
+            check_name="facts_equal_openais_totals",
+            asset_key=dg.AssetKey("reconciliation"),
+            passed=False,
+            metadata={},
+        )
+        instance.report_runless_asset_event(result)
+        (condition,) = failed_checks(instance, repository)
+    assert condition.key == "check/reconciliation/facts_equal_openais_totals"
+
+
+def test_a_message_names_the_first_and_counts_the_rest():
+    many = [Alarm(f"k{n}", f"what {n}", NOW, None) for n in range(30)]
+    title, body = message_of([*many, Alarm("o", "old", NOW, NOW)])
+    assert title == "finora: 30 new, 1 over"
+    assert body.splitlines()[-1] == "… and 10 more: finora alarms lists them."
