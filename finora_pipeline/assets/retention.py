@@ -8,6 +8,7 @@ import dagster as dg
 from finora_pipeline.refresh.serve import publish_refreshes
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.warehouse import WarehouseResource
+from finora_pipeline.run_history import RUNS_KEPT, prune_runs
 from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, prune, thin
 
 
@@ -15,15 +16,19 @@ from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, prune, thin
     group_name="upkeep",
     kinds={"duckdb", "parquet"},
     description="Removes the days that a user's plan keeps no longer, a week after they fell out of it or "
-    "the plan was changed, and raw pages of which nothing stands in the facts any more; then publishes.",
+    "the plan was changed, and raw pages of which nothing stands in the facts any more; then publishes. Of "
+    f"Dagster's own records it removes runs that are older than {RUNS_KEPT.days} days.",
 )
-def retention(accounts: AccountsResource, warehouse: WarehouseResource) -> dg.MaterializeResult:
+def retention(
+    context: dg.AssetExecutionContext, accounts: AccountsResource, warehouse: WarehouseResource
+) -> dg.MaterializeResult:
     started = time.monotonic()
     now = datetime.now(UTC)
     pruned = prune(warehouse.warehouse, accounts.accounts.kept_from(now))
     thinned = thin(warehouse.warehouse, (now - RAW_PAGES_KEPT).date())
     if pruned.rows:
         publish_refreshes(accounts.accounts, warehouse.warehouse)
+    runs = prune_runs(context.instance, now - RUNS_KEPT)
     rows = [f"| {table} | {count:,} |" for table, count in sorted(pruned.rows.items())]
     return dg.MaterializeResult(
         metadata={
@@ -31,6 +36,7 @@ def retention(accounts: AccountsResource, warehouse: WarehouseResource) -> dg.Ma
             "raw files removed": thinned.files_removed,
             "raw files rewritten": thinned.files_rewritten,
             "megabytes freed": round(thinned.bytes_freed / 1e6, 3),
+            "runs removed": runs,
             "seconds": round(time.monotonic() - started, 3),
         }
     )
