@@ -4,16 +4,12 @@ With a real Admin key in the environment the user's own organization takes the p
 """
 
 import asyncio
-import fcntl
 import json
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -27,7 +23,7 @@ from finora_pipeline.accounts import connections as connecting
 from finora_pipeline.accounts.model import AccountsError
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.metadata import dollars
-from finora_pipeline.cli.terminal import messages, output, progress
+from finora_pipeline.cli.terminal import log_to_terminal, messages, output, progress
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.openai_admin.simulator import OrganizationSpec, SimulatedOrganization
@@ -35,6 +31,7 @@ from finora_pipeline.openai_admin.simulator.process import in_own_process
 from finora_pipeline.plans import PLANS
 from finora_pipeline.reading import connect as connect_reader
 from finora_pipeline.settings import BASE_URL_FILE, Settings
+from finora_pipeline.up import AlreadyServed, only_one, serve
 
 DEMO_DAYS = 90
 KEY_VARIABLE = "OPENAI_ADMIN_KEY"
@@ -53,7 +50,10 @@ def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
     marker = settings.home / MARKER
     with ExitStack() as stack:
         if not once:
-            stack.enter_context(_only_one(settings.dagster_home))
+            try:
+                stack.enter_context(only_one(settings.dagster_home))
+            except AlreadyServed as error:
+                raise click.ClickException(str(error)) from None
         if _wants_real(real):
             if marker.exists():
                 raise AccountsError(
@@ -78,7 +78,10 @@ def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
         if not result.succeeded:
             raise click.ClickException(f"The run {result.run_id} failed; the Dagster UI shows where.")
         if not once:
-            _serve_ui(settings, _free_port(ui_port))
+            # The key is stored encrypted by now; no child process needs it.
+            os.environ.pop(KEY_VARIABLE, None)
+            log_to_terminal()
+            asyncio.run(serve(settings, _free_port(ui_port), _free_port(ui_port + 1)))
 
 
 def _wants_real(real: bool | None) -> bool:
@@ -181,65 +184,6 @@ def _command() -> str:
     if shutil.which("finora"):
         return "finora"
     return os.path.relpath(Path(sys.executable).with_name("finora"))
-
-
-@contextmanager
-def _only_one(dagster_home: Path) -> Iterator[None]:
-    """Holds the right to run a daemon on this instance, of which Dagster allows one."""
-    dagster_home.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(dagster_home / "serve.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise click.ClickException("Another finora demo serves this data folder already.") from None
-    finally:
-        os.close(descriptor)
-
-
-def _serve_ui(settings: Settings, port: int) -> None:
-    """Serves the Dagster UI and its daemon until Ctrl-C."""
-    environment = os.environ | {
-        "DAGSTER_HOME": str(settings.dagster_home),
-        "FINORA_HOME": str(settings.home),
-        "OPENAI_BASE_URL": settings.openai_base_url,
-        # `dagster dev` announces its successor `dg dev`, which is not installed here.
-        "PYTHONWARNINGS": "ignore",
-    }
-    # The key is stored encrypted by now; no child process needs it.
-    environment.pop(KEY_VARIABLE, None)
-    workspace = settings.dagster_home / "workspace.yaml"
-    workspace.write_text(runs.WORKSPACE)
-    command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace)]
-    command += ["-h", "127.0.0.1", "-p", str(port), "--log-level", "warning"]
-    output.print(f"Dagster UI: [bold]http://127.0.0.1:{port}[/]  (Ctrl-C ends; schedules are on)")
-    # Before Dagster starts: it would inherit a shell's ignoring of Ctrl-C for background commands.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    try:
-        process.wait()
-        raise click.ClickException("Dagster has stopped; its messages above say why.")
-    except KeyboardInterrupt:
-        output.print("Stopping …")
-    finally:
-        _stop(process)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends Dagster as Ctrl-C would, and its whole group if it does not listen."""
-    if process.poll() is not None:
-        return
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _free_port(wanted: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 
-# An operator looks back so far, alarms a week. About 1.3 GB of SQLite with all four plans (docs/benchmarks.md).
+# An operator looks back so far, alarms a week: 1.3 GB of SQLite with all four plans (docs/benchmarks.md).
 RUNS_KEPT = timedelta(days=14)
 # Runs removed in one night: some hundredths of a second each, and no night has so many.
 MOST_AT_ONCE = 2_000

@@ -28,11 +28,12 @@ INSTANCE_FILE = "dagster.yaml"
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 # What the `workspace.yaml` of the project says, for those who have no copy of it: schedules and sensors keep
 # their state under the location's name.
-WORKSPACE = """\
+LOCATION = "finora"
+WORKSPACE = f"""\
 load_from:
   - python_module:
       module_name: finora_pipeline.definitions
-      location_name: finora
+      location_name: {LOCATION}
 """
 
 

@@ -349,6 +349,17 @@ class Accounts:
         with self._read.connect() as database:
             return [Read(*row) for row in database.execute(query)]
 
+    def outcomes_since(self, moment: datetime) -> dict[str, tuple[int, int]]:
+        """The reads that ended since then, by outcome or reason of failure: how many, of how many pages."""
+        outcome = func.coalesce(refreshes.c.reason, refreshes.c.outcome)
+        query = (
+            select(outcome, func.count(), func.sum(refreshes.c.pages))
+            .where(refreshes.c.finished_at >= moment)
+            .group_by(outcome)
+        )
+        with self._read.connect() as database:
+            return {name: (count, int(pages)) for name, count, pages in database.execute(query)}
+
     def mark_published(self, reads: Iterable[Read], published_at: datetime) -> None:
         """Notes that everybody can see these reads since that moment, and how fresh their users' data is."""
         reads = list(reads)

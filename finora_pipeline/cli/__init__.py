@@ -11,6 +11,7 @@ from finora_pipeline.cli.demo import demo
 from finora_pipeline.cli.queries import sql
 from finora_pipeline.cli.refreshes import refresh
 from finora_pipeline.cli.simulation import simulate_openai
+from finora_pipeline.cli.up import up
 from finora_pipeline.cli.upkeep import purge, rebuild
 
 
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 _COMMANDS = (
-    connect, update, remove, status, plan, refresh, sql, alarms, rebuild, purge, demo, simulate_openai,
+    connect, update, remove, status, plan, refresh, sql, up, alarms, rebuild, purge, demo, simulate_openai,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)

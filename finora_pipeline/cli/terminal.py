@@ -1,6 +1,7 @@
 """What all commands share at the terminal: the consoles, domain errors as one sentence, JSON output."""
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.highlighter import NullHighlighter
+from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -22,6 +25,16 @@ output = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WI
 messages = Console(stderr=True, highlight=False)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
+
+
+def log_to_terminal() -> None:
+    """Shows what the project itself logs, beside the results."""
+    log = logging.getLogger("finora")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(
+        RichHandler(console=messages, show_path=False, show_level=False, highlighter=NullHighlighter())
+    )
 
 
 @contextmanager

@@ -1,0 +1,264 @@
+"""finora up: the Dagster code server, daemon and web server under one process, watched and started again.
+
+Beside them a small page of the process's own: /health and /metrics. All bind the loopback address.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from finora_pipeline import runs
+from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.monitoring import daemon_is_alive, metrics_page
+from finora_pipeline.settings import Settings
+
+LOOPBACK = "127.0.0.1"
+LOG_BYTES = 10_000_000
+LOGS_KEPT = 5
+# A child that ends by itself is started again after this long, doubled each time up to the most.
+FIRST_PAUSE_SECONDS = 1.0
+MOST_PAUSE_SECONDS = 60.0
+# A child that has run for so long has recovered.
+STEADY_SECONDS = 120.0
+START_SECONDS = 90.0
+STOP_SECONDS = 20.0
+MOST_WAIT_SECONDS = 120.0
+_log = logging.getLogger("finora.up")
+
+
+class AlreadyServed(Exception):
+    """Another process serves this data folder; Dagster allows one daemon an instance."""
+
+
+class PortTaken(Exception):
+    """A port is in use; the message says which."""
+
+
+@contextmanager
+def only_one(dagster_home: Path) -> Iterator[None]:
+    """Holds the right to run a daemon on this instance. Raises `AlreadyServed`."""
+    dagster_home.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(dagster_home / "serve.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise AlreadyServed("Another finora up or finora demo serves this data folder already.") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_port(port: int) -> int:
+    """The port, if it can be bound on loopback. Raises `PortTaken`."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            raise PortTaken(
+                f"Port {port} of {LOOPBACK} is in use: end what uses it, or choose another."
+            ) from None
+        return probe.getsockname()[1]
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """What Dagster's processes need to find the same installation."""
+    return os.environ | {
+        "DAGSTER_HOME": str(settings.dagster_home),
+        "FINORA_HOME": str(settings.home),
+        "OPENAI_BASE_URL": settings.openai_base_url,
+        # Dagster announces successors of its commands that are not installed here.
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+async def serve(settings: Settings, ui_port: int, health_port: int) -> None:
+    """Serves until SIGINT or SIGTERM; then ends every process it started."""
+    runs.prepare_instance(settings)
+    accounts = runs.accounts_of(settings)
+    code_port = check_port(0)
+    workspace = settings.dagster_home / "workspace.yaml"
+    workspace.write_text(
+        "load_from:\n"
+        f"  - grpc_server: {{host: {LOOPBACK}, port: {code_port}, location_name: {runs.LOCATION}}}\n"
+    )
+    environment = environment_of(settings)
+    logs = settings.home / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    code = ("-m", "dagster", "code-server", "start", "-h", LOOPBACK, "-p", str(code_port))
+    code += (
+        "-m",
+        "finora_pipeline.definitions",
+        "--use-python-environment-entry-point",
+        "--log-format",
+        "json",
+    )
+    daemon = ("-m", "dagster._daemon", "run", "-w", str(workspace), "--log-format", "json")
+    web = ("-m", "dagster_webserver", "-h", LOOPBACK, "-p", str(ui_port), "-w", str(workspace))
+    web += ("--log-format", "json")
+    children = [
+        Child("code-server", code, environment, logs),
+        Child("daemon", daemon, environment, logs),
+        Child("webserver", web, environment, logs),
+    ]
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    page = _page_server(settings, accounts, children, health_port)
+    page_task = asyncio.create_task(page.serve())
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        for child in children:
+            tasks.append(asyncio.create_task(child.keep_running()))
+            if child.name == "code-server":
+                await _until_listening(code_port, stop)
+        _log.info("Dagster UI: http://%s:%s", LOOPBACK, ui_port)
+        _log.info("Health and metrics: http://%s:%s/health, /metrics; logs: %s", LOOPBACK, health_port, logs)
+        await stop.wait()
+    finally:
+        _log.info("Stopping …")
+        # The code server last: the others ask it until they have ended.
+        for child, task in reversed(list(zip(children, tasks, strict=False))):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await child.stop()
+        page.should_exit = True
+        await page_task
+
+
+class Child:
+    """A process that is started again whenever it ends by itself; its output goes to a rotated log file."""
+
+    def __init__(
+        self, name: str, arguments: tuple[str, ...], environment: Mapping[str, str], logs: Path
+    ) -> None:
+        self.name = name
+        self.starts = 0
+        self._arguments = arguments
+        self._environment = environment
+        self._process: asyncio.subprocess.Process | None = None
+        self._output = RotatingFileHandler(logs / f"{name}.log", maxBytes=LOG_BYTES, backupCount=LOGS_KEPT)
+        self._output.setFormatter(logging.Formatter("%(message)s"))
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def process_id(self) -> int | None:
+        return self._process.pid if self._process and self.is_running else None
+
+    async def keep_running(self) -> None:
+        """Runs the process for ever."""
+        pause = FIRST_PAUSE_SECONDS
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            # A group of its own: Ctrl-C at the terminal reaches this process alone, which ends all in order.
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *self._arguments,
+                env=dict(self._environment),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+                limit=1 << 20,
+            )
+            self.starts += 1
+            await self._copy_output()
+            code = await self._process.wait()
+            if loop.time() - began >= STEADY_SECONDS:
+                pause = FIRST_PAUSE_SECONDS
+            _log.warning("%s ended with code %s; starting it again in %.0f s.", self.name, code, pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MOST_PAUSE_SECONDS)
+
+    async def _copy_output(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        while chunk := await self._process.stdout.read(1 << 16):
+            for line in chunk.decode(errors="replace").splitlines():
+                self._output.emit(logging.LogRecord(self.name, logging.INFO, "", 0, line, None, None))
+
+    async def stop(self) -> None:
+        """Ends it as Ctrl-C would, and its whole group if it does not listen."""
+        if self._process and self.is_running:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                await asyncio.wait_for(self._drained(), STOP_SECONDS)
+            except TimeoutError:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                await self._process.wait()
+        self._output.close()
+
+    async def _drained(self) -> None:
+        """Until it has ended, reading on, since it would wait for somebody who does."""
+        assert self._process is not None
+        await self._copy_output()
+        await self._process.wait()
+
+
+async def _until_listening(port: int, stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + START_SECONDS
+    while not stop.is_set() and loop.time() < end:
+        try:
+            _, writer = await asyncio.open_connection(LOOPBACK, port)
+        except OSError:
+            await asyncio.sleep(0.1)
+        else:
+            writer.close()
+            return
+
+
+def _page_server(settings: Settings, accounts: Accounts, children: list[Child], port: int) -> uvicorn.Server:
+    async def is_well() -> bool:
+        return all(child.is_running for child in children) and await run_in_threadpool(daemon_is_alive)
+
+    async def health(request: Request) -> JSONResponse:
+        loop = asyncio.get_running_loop()
+        wait = request.query_params.get("wait", "0")
+        end = loop.time() + (min(float(wait), MOST_WAIT_SECONDS) if wait.isdecimal() else 0)
+        while not (well := await is_well()) and loop.time() < end:
+            await asyncio.sleep(0.2)
+        processes = {
+            child.name: {"running": child.is_running, "pid": child.process_id, "starts": child.starts}
+            for child in children
+        }
+        told = {"status": "ok" if well else "failing", "processes": processes}
+        return JSONResponse(told, 200 if well else 503)
+
+    async def metrics(_: Request) -> Response:
+        page = await run_in_threadpool(metrics_page, settings, accounts)
+        return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    app = Starlette(routes=[Route("/health", health), Route("/metrics", metrics)])
+    server = uvicorn.Server(uvicorn.Config(app, LOOPBACK, port, log_level="warning", access_log=False))
+    # Signals are this module's: uvicorn would end the page alone.
+    server.capture_signals = _no_signals
+    return server
+
+
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    yield

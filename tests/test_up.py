@@ -1,0 +1,103 @@
+"""finora up, as an operator runs it: health, metrics, a killed daemon, a clean end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from tests.conftest import Installation
+
+PATIENCE = 60
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command(installation: Installation, *arguments: object) -> tuple[list[str], dict[str, str]]:
+    environment = os.environ | {
+        "FINORA_HOME": str(installation.settings.home),
+        "DAGSTER_HOME": str(installation.settings.dagster_home),
+        "OPENAI_BASE_URL": installation.settings.openai_base_url,
+        "COLUMNS": "200",
+    }
+    return [sys.executable, "-m", "finora_pipeline", "up", *map(str, arguments)], environment
+
+
+@contextmanager
+def up(installation: Installation) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    port = free_port()
+    line, environment = command(installation, "--port", free_port(), "--health-port", port)
+    with subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            assert any("Health and metrics" in told for told in iter(process.stderr.readline, ""))
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client:
+                yield process, client
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+
+
+def test_an_installation_is_served_watched_and_ended(start_openai, install):
+    installation = install(start_openai(days=2, services=False))
+    installation.connect(plan="scale")
+    installation.refresh()
+    with up(installation) as (process, client):
+        healthy = client.get("/health", params={"wait": PATIENCE})
+        assert healthy.status_code == 200, healthy.text
+        before = healthy.json()["processes"]
+        assert set(before) == {"code-server", "daemon", "webserver"}
+
+        page = client.get("/metrics").text
+        assert 'finora_connections{plan="scale",status="active"} 1.0' in page
+        assert 'finora_data_age_seconds{of="oldest",plan="scale"}' in page
+        assert 'finora_reads_24h{outcome="complete"} 1.0' in page
+        assert 'finora_runs_24h{job="refresh",plan="",status="success"} 1.0' in page
+        assert "finora_published_rows" in page
+        assert "finora_alarms_open 0.0" in page
+        assert "sk-" not in page
+
+        line, environment = command(installation, "--port", 0, "--health-port", 0)
+        second = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+        assert second.returncode == 1
+        assert "Another finora up or finora demo serves this data folder already." in second.stderr
+
+        os.kill(before["daemon"]["pid"], signal.SIGKILL)
+        # What has ended is started again, and only that.
+        assert process.stderr is not None
+        assert "daemon ended with code -9" in process.stderr.readline()
+        again = client.get("/health", params={"wait": PATIENCE})
+        assert again.status_code == 200
+        after = again.json()["processes"]
+        assert {name: told["starts"] for name, told in after.items()} == {
+            "code-server": 1,
+            "daemon": 2,
+            "webserver": 1,
+        }
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    for told in after.values():
+        with pytest.raises(ProcessLookupError):
+            os.kill(told["pid"], 0)
+    logs = sorted(path.name for path in (installation.settings.home / "logs").iterdir())
+    assert logs == ["code-server.log", "daemon.log", "webserver.log"]
+
+
+def test_a_port_in_use_is_told(start_openai, install):
+    installation = install(start_openai(days=1))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        line, environment = command(installation, "--port", taken.getsockname()[1], "--health-port", 0)
+        told = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "is in use: end what uses it, or choose another." in told.stderr
