@@ -13,13 +13,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The lock files pin every package by hash; the project itself is built with what they hold.
 INSTALL := install --require-hashes --no-deps -r
 
+# In memory where that is possible: what tests write need not reach a disk.
+TEMPORARY := $(firstword $(wildcard /dev/shm) /tmp)
+
 .PHONY: run test check bench scaling docs lock clean
 
 run: $(VENV)/.run
 	$(BIN)/finora demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	PYTEST_DEBUG_TEMPROOT=$(TEMPORARY) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -8,8 +8,8 @@ import dagster as dg
 # `backfill_policy` is still marked beta; the warning would be printed by every process.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
-from finora_pipeline.assets.facts import daily_costs, daily_usage  # noqa: E402
-from finora_pipeline.assets.metrics import split_costs, user_metrics  # noqa: E402
+from finora_pipeline.assets.facts import load_pages  # noqa: E402
+from finora_pipeline.assets.metrics import compute_metrics  # noqa: E402
 from finora_pipeline.assets.raw_pages import raw_openai_pages  # noqa: E402
 from finora_pipeline.assets.retention import retention  # noqa: E402
 from finora_pipeline.assets.serving import published  # noqa: E402
@@ -26,11 +26,9 @@ from finora_pipeline.settings import Settings  # noqa: E402
 
 ASSETS = [
     raw_openai_pages,
-    daily_costs,
-    daily_usage,
+    load_pages,
     user_history,
-    split_costs,
-    user_metrics,
+    compute_metrics,
     published,
     retention,
 ]

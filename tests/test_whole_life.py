@@ -34,7 +34,7 @@ from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
 from finora_pipeline.warehouse.load import KINDS, load_ahead, load_pending
-from finora_pipeline.warehouse.metrics import refresh_costs, refresh_user_metrics
+from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.retention import prune
 from finora_pipeline.warehouse.warehouse import Warehouse
@@ -149,9 +149,8 @@ class Life:
 
         assert asyncio.run(read()).failures == []
         load_pending(self.warehouse, KINDS, run_id)
-        computed = refresh_costs(self.warehouse, self.accounts.user_ids(), today)
+        computed = refresh_metrics(self.warehouse, self.accounts.user_ids(), today)
         assert (computed.unequal, computed.residuals) == ([], {})
-        refresh_user_metrics(self.warehouse, today)
         publish_refreshes(self.accounts, self.warehouse)
         # Noted by the machine's clock, on which no day has passed since the last refresh.
         with self.accounts._write.begin() as database:

@@ -1,15 +1,15 @@
 """Facts: the landed pages as exact rows of a day, a project and a line item or model."""
 
 import time
+from collections.abc import Iterator
 
 import dagster as dg
 
 from finora_pipeline.assets.metadata import dollars, loaded_metadata, table_description, table_metadata
 from finora_pipeline.assets.partitions import DAYS
 from finora_pipeline.assets.raw_pages import COST_PAGES, USAGE_PAGES
-from finora_pipeline.openai_admin.endpoints import BILLED_KIND, COSTS, DIRECTORY_KIND, USAGE_KIND
 from finora_pipeline.resources.warehouse import WarehouseResource
-from finora_pipeline.warehouse.load import SETTLED_AFTER, Loaded, load_pending
+from finora_pipeline.warehouse.load import KINDS, SETTLED_AFTER, Loaded, load_pending
 
 # A page of the UI must stay readable.
 DAYS_SHOWN = 20
@@ -24,16 +24,24 @@ def grain_check_spec(table: str) -> dg.AssetCheckSpec:
     )
 
 
-@dg.asset(
-    deps=[COST_PAGES],
+@dg.multi_asset(
+    specs=[
+        dg.AssetSpec(
+            table,
+            deps=[pages],
+            kinds={"duckdb"},
+            description=table_description(table),
+            metadata=table_metadata(table),
+        )
+        for table, pages in (("daily_costs", COST_PAGES), ("daily_usage", USAGE_PAGES))
+    ],
+    name="load_pages",
     group_name="facts",
-    kinds={"duckdb"},
     partitions_def=DAYS,
     backfill_policy=dg.BackfillPolicy.single_run(),
-    description=table_description("daily_costs"),
-    metadata=table_metadata("daily_costs"),
     check_specs=[
         grain_check_spec("daily_costs"),
+        grain_check_spec("daily_usage"),
         dg.AssetCheckSpec(
             "revisions_within_reason",
             asset="daily_costs",
@@ -41,32 +49,17 @@ def grain_check_spec(table: str) -> dg.AssetCheckSpec:
         ),
     ],
 )
-def daily_costs(context: dg.AssetExecutionContext, warehouse: WarehouseResource) -> dg.MaterializeResult:
+def load_pages(
+    context: dg.AssetExecutionContext, warehouse: WarehouseResource
+) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     started = time.monotonic()
-    loaded = load_pending(warehouse.warehouse, [COSTS.kind, BILLED_KIND], context.run.run_id)
-    return dg.MaterializeResult(
-        metadata=loaded_metadata(loaded, time.monotonic() - started, with_money=True),
-        check_results=[grain_check("daily_costs", loaded), revisions_check(loaded)],
-    )
-
-
-@dg.asset(
-    deps=[USAGE_PAGES],
-    group_name="facts",
-    kinds={"duckdb"},
-    partitions_def=DAYS,
-    backfill_policy=dg.BackfillPolicy.single_run(),
-    description=table_description("daily_usage"),
-    metadata=table_metadata("daily_usage"),
-    check_specs=[grain_check_spec("daily_usage")],
-)
-def daily_usage(context: dg.AssetExecutionContext, warehouse: WarehouseResource) -> dg.MaterializeResult:
-    started = time.monotonic()
-    loaded = load_pending(warehouse.warehouse, [USAGE_KIND, DIRECTORY_KIND], context.run.run_id)
-    return dg.MaterializeResult(
-        metadata=loaded_metadata(loaded, time.monotonic() - started, with_money=False),
-        check_results=[grain_check("daily_usage", loaded)],
-    )
+    loaded = load_pending(warehouse.warehouse, KINDS, context.run.run_id)
+    seconds = time.monotonic() - started
+    for table in ("daily_costs", "daily_usage"):
+        told = loaded_metadata(loaded, seconds, with_money=table == "daily_costs")
+        yield dg.MaterializeResult(asset_key=table, metadata=told)
+        yield grain_check(table, loaded)
+    yield revisions_check(loaded)
 
 
 def grain_check(table: str, loaded: Loaded) -> dg.AssetCheckResult:

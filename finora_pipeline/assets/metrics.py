@@ -7,13 +7,12 @@ from decimal import Decimal
 
 import dagster as dg
 
-from finora_pipeline.assets.facts import daily_costs, daily_usage
 from finora_pipeline.assets.metadata import dollars, table_description, table_metadata
-from finora_pipeline.assets.user_history import user_history
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.warehouse import WarehouseResource
-from finora_pipeline.warehouse.metrics import refresh_costs, refresh_user_metrics
+from finora_pipeline.warehouse.metrics import refresh_metrics
 
+FACTS = ("daily_costs", "daily_usage", "user_history")
 COST_TABLES = ("daily_model_costs", "daily_member_costs", "daily_key_costs")
 
 
@@ -21,23 +20,17 @@ COST_TABLES = ("daily_model_costs", "daily_member_costs", "daily_key_costs")
     specs=[
         dg.AssetSpec(
             table,
-            deps=[daily_costs, daily_usage, user_history],
+            deps=deps,
             description=table_description(table),
             metadata=table_metadata(table),
             kinds={"duckdb"},
         )
-        for table in COST_TABLES
-    ]
-    + [
-        dg.AssetSpec(
-            "reconciliation",
-            deps=[daily_costs, daily_usage, user_history],
-            description=table_description("reconciliation"),
-            metadata=table_metadata("reconciliation"),
-            kinds={"duckdb"},
+        for table, deps in (
+            *((table, FACTS) for table in (*COST_TABLES, "reconciliation")),
+            ("user_metrics", COST_TABLES),
         )
     ],
-    name="split_costs",
+    name="compute_metrics",
     group_name="metrics",
     check_specs=[
         dg.AssetCheckSpec(
@@ -54,12 +47,12 @@ COST_TABLES = ("daily_model_costs", "daily_member_costs", "daily_key_costs")
         ),
     ],
 )
-def split_costs(
+def compute_metrics(
     accounts: AccountsResource, warehouse: WarehouseResource
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     started = time.monotonic()
     today = datetime.now(UTC).date()
-    computed = refresh_costs(warehouse.warehouse, accounts.accounts.user_ids(), today)
+    computed = refresh_metrics(warehouse.warehouse, accounts.accounts.user_ids(), today)
     seconds = round(time.monotonic() - started, 3)
     for table in COST_TABLES:
         yield dg.MaterializeResult(
@@ -68,6 +61,7 @@ def split_costs(
     yield dg.MaterializeResult(
         asset_key="reconciliation", metadata={"days that differ": residual_table(computed.residuals)}
     )
+    yield dg.MaterializeResult(asset_key="user_metrics", metadata={"dagster/row_count": computed.metric_rows})
     yield reconciliation_check(computed.residuals)
     yield dg.AssetCheckResult(
         check_name="parts_add_up_to_the_bill",
@@ -95,19 +89,4 @@ def residual_table(residuals: Mapping[str, tuple[int, Decimal]]) -> dg.MarkdownM
     ]
     return dg.MarkdownMetadataValue(
         "\n".join(["| severity | days | residual |", "|---|---|---|", *lines]) if lines else "none"
-    )
-
-
-@dg.asset(
-    deps=list(COST_TABLES),
-    group_name="metrics",
-    kinds={"duckdb"},
-    description=table_description("user_metrics"),
-    metadata=table_metadata("user_metrics"),
-)
-def user_metrics(warehouse: WarehouseResource) -> dg.MaterializeResult:
-    started = time.monotonic()
-    rows = refresh_user_metrics(warehouse.warehouse, datetime.now(UTC).date())
-    return dg.MaterializeResult(
-        metadata={"dagster/row_count": rows, "seconds": round(time.monotonic() - started, 3)}
     )

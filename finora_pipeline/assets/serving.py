@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from finora_pipeline.accounts.model import Connection, Status
-from finora_pipeline.assets.metrics import user_metrics
 from finora_pipeline.plans import PLANS
 from finora_pipeline.refresh.serve import publish_refreshes
 from finora_pipeline.resources.accounts import AccountsResource
@@ -19,7 +18,7 @@ LONGEST_INTERVAL = max(plan.refresh_interval for plan in PLANS.values())
 
 
 @dg.asset(
-    deps=[user_metrics],
+    deps=["user_metrics", "reconciliation"],
     group_name="serving",
     kinds={"duckdb", "parquet"},
     description="`finora.duckdb`, swapped in whole so that no reader ever waits, and Parquet by month: "

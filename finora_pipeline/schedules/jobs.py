@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from finora_pipeline.assets.metrics import split_costs, user_metrics
+from finora_pipeline.assets.metrics import compute_metrics
 from finora_pipeline.assets.retention import retention
 from finora_pipeline.assets.serving import published
 from finora_pipeline.assets.user_history import user_history
@@ -19,7 +19,7 @@ refresh_job = dg.define_asset_job(
 
 history_job = dg.define_asset_job(
     "load_user_history",
-    selection=dg.AssetSelection.assets(user_history, split_costs, user_metrics, published),
+    selection=dg.AssetSelection.assets(user_history, compute_metrics, published),
     description="Loads the whole history of one user, a new one or again.",
     tags=BATCH_TAG,
 )

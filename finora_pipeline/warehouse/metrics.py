@@ -1,7 +1,7 @@
 """Metrics from facts: each function brings one table up to date, under the warehouse's lock."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 
@@ -30,27 +30,25 @@ USERS_AT_ONCE = 1_000
 @dataclass(frozen=True, slots=True)
 class Recomputed:
     """How many user-days were computed; those (user, day) whose parts do not add up to the bill; and by
-    severity how many of all days do not reconcile with OpenAI's totals, with their residual in USD."""
+    severity how many of all days do not reconcile with OpenAI's totals, with their residual in USD; and the
+    rows of `user_metrics`."""
 
     days: int
     unequal: list[tuple[str, date]]
     residuals: dict[str, tuple[int, Decimal]]
+    metric_rows: int = 0
 
 
-def refresh_costs(warehouse: Warehouse, user_ids: Iterable[str], today: date) -> Recomputed:
-    """Recomputes the costs by model, member and API key for the days whose facts changed.
+def refresh_metrics(warehouse: Warehouse, user_ids: Iterable[str], today: date) -> Recomputed:
+    """Brings all metrics up to the facts and to a UTC day: the costs by model, member and API key of the days
+    whose facts changed, then `user_metrics`.
 
     Users among `user_ids` without any real row get sample rows, and lose them with their first real one.
     """
     with warehouse.writing() as connection:
-        return _refresh_costs(connection, user_ids, today)
-
-
-def refresh_user_metrics(warehouse: Warehouse, today: date) -> int:
-    """Brings `user_metrics` up to a UTC day and to changed costs; returns the number of its rows."""
-    with warehouse.writing() as connection:
+        computed = _refresh_costs(connection, user_ids, today)
         _refresh_user_metrics(connection, today)
-        return _count(connection, "user_metrics")
+        return replace(computed, metric_rows=_count(connection, "user_metrics"))
 
 
 def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finora_pipeline.openai_admin.endpoints import ENDPOINTS
-from finora_pipeline.warehouse.metrics import refresh_costs
+from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation
 from tests.warehouse.landing import DAY, bucket, cost_day, cost_row, land, load, page_of, rows
@@ -90,7 +90,7 @@ def test_parts_are_the_largest_remainder_split_to_the_last_digit(amount: Decimal
     completions = ENDPOINTS["completions"]
     land(warehouse, page_of(bucket(used)), endpoint=completions)
     load(warehouse, "completions")
-    computed = refresh_costs(warehouse, ["acme"], DAY)
+    computed = refresh_metrics(warehouse, ["acme"], DAY)
     assert (computed.days, computed.unequal) == (1, [])
     found = rows(warehouse, "SELECT member_id, amount_usd FROM daily_member_costs")
     assert dict(found) == expected_split(amount, tokens)

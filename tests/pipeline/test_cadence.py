@@ -43,8 +43,8 @@ def test_every_promise_is_kept_in_hours_of_slow_runs_and_three_hundred_arrivals(
 
     world, instance = days(installation, tmp_path, minutes_of)
     with instance:
-        for hour in range(12):
-            if hour == 3:
+        for hour in range(5):
+            if hour == 1:
                 world.arrive("trial-0", [f"new-{n}" for n in range(300)], "enterprise")
             for _ in range(60):
                 world.minute()
@@ -56,8 +56,8 @@ def test_every_promise_is_kept_in_hours_of_slow_runs_and_three_hundred_arrivals(
     assert len(histories) == 3
     # Few more runs than the intervals ask for.
     refreshes = Counter(plan for _, job, plan in world.launched if job == "refresh")
-    assert refreshes["enterprise"] <= 12 * 60 / 10
-    assert refreshes["trial"] == 1
+    assert refreshes["enterprise"] <= 5 * 60 / 10
+    assert refreshes["trial"] == 0
 
 
 def test_an_hour_without_the_daemon_is_caught_up_once(installation, tmp_path):

@@ -15,7 +15,7 @@ from finora_pipeline.assets.facts import grain_check
 from finora_pipeline.assets.serving import copy_check, promise_check
 from finora_pipeline.warehouse import publish as publishing
 from finora_pipeline.warehouse.load import Loaded, _loaded_by
-from finora_pipeline.warehouse.metrics import Recomputed, refresh_costs
+from finora_pipeline.warehouse.metrics import Recomputed, refresh_metrics
 from finora_pipeline.warehouse.publish import Published, publish
 from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation
@@ -32,7 +32,7 @@ CHECKS = {
 
 @pytest.fixture
 def installation(start_openai, install) -> Installation:
-    installation = install(start_openai(days=20))
+    installation = install(start_openai(days=20, services=False))
     installation.connect(plan="growth")
     installation.refresh()
     return installation
@@ -122,10 +122,10 @@ def test_a_failed_blocking_check_keeps_the_last_good_copy(installation: Installa
     before = installation.sql("SELECT count(*), sum(amount_usd) FROM daily_costs")
 
     def with_a_day_that_does_not_add_up(*arguments: Any) -> Recomputed:
-        computed = refresh_costs(*arguments)
+        computed = refresh_metrics(*arguments)
         return replace(computed, unequal=[("user-0", installation.today)])
 
-    monkeypatch.setattr(metrics, "refresh_costs", with_a_day_that_does_not_add_up)
+    monkeypatch.setattr(metrics, "refresh_metrics", with_a_day_that_does_not_add_up)
     installation.openai.simulator.frozen_now = installation.openai.simulator.now + timedelta(hours=2)
     result = installation.refresh()
     assert not result.succeeded

@@ -1,9 +1,11 @@
 """A refresh killed by SIGKILL between and inside its steps: the next one heals it, nothing twice or lost."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
@@ -16,19 +18,31 @@ from tests.pipeline.crash_child import POINTS
 DAYS = 9
 
 
-def refresh_elsewhere(installation: Installation, point: str) -> int:
-    """Runs the killed refresh in another process; returns its exit code."""
-    environment = os.environ | {
-        "FINORA_HOME": str(installation.settings.home),
-        "DAGSTER_HOME": str(installation.settings.dagster_home),
-        "OPENAI_BASE_URL": installation.settings.openai_base_url,
-    }
-    command = [sys.executable, "-m", "tests.pipeline.crash_child", point]
-    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Callable[[Installation, str], int]]:
+    """Runs a refresh that is killed at a point in another process; returns its exit code."""
+    command = [sys.executable, "-m", "tests.pipeline.crash_child"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        to_it, from_it = process.stdin, process.stdout
+
+        def refresh_elsewhere(installation: Installation, point: str) -> int:
+            environment = {
+                "FINORA_HOME": str(installation.settings.home),
+                "DAGSTER_HOME": str(installation.settings.dagster_home),
+                "OPENAI_BASE_URL": installation.settings.openai_base_url,
+            }
+            print(json.dumps({"point": point, "environment": environment}), file=to_it, flush=True)
+            return int(from_it.readline())
+
+        yield refresh_elsewhere
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_killed_refresh_is_healed_by_the_next(point: str, start_openai, install):
+def test_a_killed_refresh_is_healed_by_the_next(point: str, elsewhere, start_openai, install):
     openai = start_openai(organizations=2, days=DAYS)
     installation = install(openai)
     installation.connect(plan="trial")
@@ -36,7 +50,7 @@ def test_a_killed_refresh_is_healed_by_the_next(point: str, start_openai, instal
     # Time goes on, so that what the killed refresh reads is not what is stored.
     openai.simulator.frozen_now += timedelta(hours=5)
 
-    assert refresh_elsewhere(installation, point) == -signal.SIGKILL
+    assert elsewhere(installation, point) == -signal.SIGKILL
 
     window = installation.history(7)
     for number in range(2):

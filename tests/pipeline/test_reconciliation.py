@@ -7,7 +7,7 @@ import dagster as dg
 
 from finora_pipeline.assets.metrics import reconciliation_check
 from finora_pipeline.openai_admin.endpoints import COST_TOTALS
-from finora_pipeline.warehouse.metrics import refresh_costs
+from finora_pipeline.warehouse.metrics import refresh_metrics
 from tests.warehouse.landing import DAY, cost_day, cost_row, land, load, page_of, rows
 
 
@@ -45,7 +45,7 @@ def test_a_day_that_differs_is_told_by_its_size(tmp_path):
         land(warehouse, page_of(cost_day([whole], day)), endpoint=COST_TOTALS)
     load(warehouse)
     load(warehouse, "cost_totals")
-    computed = refresh_costs(warehouse, ["acme"], DAY)
+    computed = refresh_metrics(warehouse, ["acme"], DAY)
     found = rows(warehouse, "SELECT date, residual_usd, severity FROM reconciliation ORDER BY date DESC")
     assert found == [
         (DAY, Decimal(0), "ok"),
@@ -73,6 +73,6 @@ def test_lines_without_an_amount_never_reconcile(tmp_path):
     land(warehouse, page_of(cost_day([cost_row("null", None)])), endpoint=COST_TOTALS)
     load(warehouse)
     load(warehouse, "cost_totals")
-    refresh_costs(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, ["acme"], DAY)
     found = rows(warehouse, "SELECT severity, lines_without_amount FROM reconciliation")
     assert found == [("error", 2)]

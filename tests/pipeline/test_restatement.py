@@ -104,7 +104,7 @@ def test_number_amounts_are_as_exact_as_texts(start_openai, install):
 
 
 def test_a_better_plan_fetches_what_it_keeps(start_openai, install):
-    installation = install(start_openai(days=60))
+    installation = install(start_openai(days=60, services=False))
     installation.connect(plan="trial")
     installation.refresh()
     assert min(day for day, _, _ in installation.costs("user-0")) == installation.history(7).start
@@ -136,7 +136,7 @@ def test_an_organization_without_recent_costs_keeps_its_old_ones(start_openai, i
 
 
 def test_days_missed_by_a_long_pause_are_read_by_the_next_refresh(start_openai, install):
-    openai = start_openai(days=30)
+    openai = start_openai(days=30, services=False)
     installation = install(openai)
     installation.connect(plan="growth")
     installation.refresh()
@@ -163,7 +163,7 @@ def test_days_missed_by_a_long_pause_are_read_by_the_next_refresh(start_openai, 
 def test_after_a_pause_days_are_read_for_as_long_as_they_are_shown(
     days: int, expected: int, start_openai, install
 ):
-    installation = install(start_openai(days=30))
+    installation = install(start_openai(days=30, services=False))
     installation.connect(plan="trial")
     installation.refresh()
     # As if the last refresh had been so many days ago.
@@ -177,7 +177,7 @@ def test_after_a_pause_days_are_read_for_as_long_as_they_are_shown(
 
 
 def test_a_chosen_range_of_old_days_stays_as_chosen(start_openai, install):
-    installation = install(start_openai(days=30))
+    installation = install(start_openai(days=30, services=False))
     installation.connect(plan="growth")
     installation.refresh()
     window = Window(installation.today - timedelta(days=20), installation.today - timedelta(days=15))
@@ -186,7 +186,7 @@ def test_a_chosen_range_of_old_days_stays_as_chosen(start_openai, install):
 
 
 def test_a_chosen_range_is_clamped_to_what_the_plan_keeps(start_openai, install):
-    installation = install(start_openai(days=40))
+    installation = install(start_openai(days=40, services=False))
     installation.connect(plan="trial")
     result = installation.refresh(installation.history(30))
     (row,) = result.refreshes

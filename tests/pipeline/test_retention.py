@@ -21,7 +21,7 @@ from tests.conftest import Installation, now_in_the_middle_of_today
 
 @pytest.fixture
 def installation(start_openai, install) -> Installation:
-    installation = install(start_openai(organizations=2, days=40, projects=2))
+    installation = install(start_openai(organizations=2, days=30, projects=2, services=False))
     installation.connect(plan="growth")
     assert installation.refresh().failed_users == []
     return installation
@@ -125,9 +125,9 @@ def test_days_that_were_pruned_come_back_when_they_are_read_again(installation: 
 def test_old_lists_of_names_stay_where_they_alone_name_something(start_openai, install):
     now = now_in_the_middle_of_today()
     gone = {"vanished_members": 1, "deleted_keys": 1, "gone_since": now.date() - timedelta(days=2)}
-    openai = start_openai(days=20, **gone)
+    openai = start_openai(days=8, services=False, **gone)
     installation = install(openai)
-    installation.connect(plan="growth")
+    installation.connect(plan="trial")
     for days_ago in (6, 5, 1, 0):
         openai.simulator.frozen_now = now - timedelta(days=days_ago)
         with installation.accounts._write.begin() as database:

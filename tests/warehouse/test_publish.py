@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finora_pipeline.reading import connect
-from finora_pipeline.warehouse.metrics import refresh_costs, refresh_user_metrics
+from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.publish import publish
 from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
@@ -30,8 +30,7 @@ def published(warehouse: Warehouse, query: str) -> list[tuple[object, ...]]:
 def test_facts_that_another_run_loads_after_the_metrics_are_published_with_their_metrics(warehouse):
     land(warehouse, page_of(cost_day([cost_row('"1.25"')], TODAY)))
     load(warehouse)
-    refresh_costs(warehouse, ["acme"], TODAY)
-    refresh_user_metrics(warehouse, TODAY)
+    refresh_metrics(warehouse, ["acme"], TODAY)
     land(warehouse, page_of(cost_day([cost_row('"2.50"')], TODAY)), run_id="run-2")
     load(warehouse)
     assert published(warehouse, SPEND) == [(Decimal("2.5"), False)]
@@ -41,13 +40,12 @@ def test_facts_that_another_run_loads_after_the_metrics_are_published_with_their
 def test_a_copy_between_the_two_metrics_steps_is_of_one_moment(warehouse):
     land(warehouse, page_of(cost_day([cost_row('"1.25"')], TODAY)))
     load(warehouse)
-    refresh_costs(warehouse, ["acme"], TODAY)
+    refresh_metrics(warehouse, ["acme"], TODAY)
     assert published(warehouse, SPEND) == [(Decimal("1.25"), False)]
 
 
 def test_sample_rows_are_gone_from_the_copy_that_shows_the_first_real_ones(warehouse):
-    refresh_costs(warehouse, ["acme"], TODAY)
-    refresh_user_metrics(warehouse, TODAY)
+    refresh_metrics(warehouse, ["acme"], TODAY)
     assert [sample for _, sample in published(warehouse, SPEND)] == [True]
     land(warehouse, page_of(cost_day([cost_row('"1.25"')], TODAY)))
     load(warehouse)
