@@ -6,6 +6,7 @@ python -m benchmarks.cadence [--days 7]
 import asyncio
 import tempfile
 from collections import Counter
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -72,13 +73,14 @@ def _simulate(scenario: str, days: int) -> tuple[Days, Counter[str]]:
                 world.arrive("user-00000", [f"{plan.name}-{number}"], plan.name)
                 world.settle([f"{plan.name}-{number}"], START - plan.refresh_interval * random.random() / 2)
         accounts.purge("user-00000")
-        for hour in track(range(24 * days), description=scenario):
-            if scenario == "rush" and hour == 30:
-                for plan in PLANS:
-                    world.arrive("trial-0", [f"new-{plan}-{n}" for n in range(300)], plan)
-            world.is_daemon_up = not (scenario == "outage" and hour == 60)
-            for _ in range(60):
-                world.minute()
+        with closing(world):
+            for hour in track(range(24 * days), description=scenario):
+                if scenario == "rush" and hour == 30:
+                    for plan in PLANS:
+                        world.arrive("trial-0", [f"new-{plan}-{n}" for n in range(300)], plan)
+                world.is_daemon_up = not (scenario == "outage" and hour == 60)
+                for _ in range(60):
+                    world.minute()
     return world, Counter(plan for _, _, plan in world.launched)
 
 

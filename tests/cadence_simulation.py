@@ -5,6 +5,7 @@ would have recorded. Time goes by the minute.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -67,9 +68,11 @@ class Days:
         self._instance = instance
         resources = definitions.resources or {}
         needed = {name: resources[name] for name in ("accounts", "warehouse")}
-        self._context = dg.build_schedule_context(
-            instance=instance, scheduled_execution_time=start, resources=needed
-        ).__enter__()
+        # One context for all ticks: each would open the instance's databases anew.
+        self._contexts = ExitStack()
+        self._context = self._contexts.enter_context(
+            dg.build_schedule_context(instance=instance, scheduled_execution_time=start, resources=needed)
+        )
         self._minutes_of = minutes_of
         self._runs: list[SimulatedRun] = []
         self._missed: set[str] = set()
@@ -78,6 +81,10 @@ class Days:
         self._next = {name: cron.get_next(datetime) for name, cron in self._crons.items()}
         self._last_refresh: dict[str, tuple[Plan, datetime]] = {}
         self._known_users = 0
+
+    def close(self) -> None:
+        """Ends what was opened; before the instance is."""
+        self._contexts.close()
 
     def arrive(self, template: str, user_ids: list[str], plan: str) -> None:
         """Connects more users, as the one whose rows are taken as a pattern."""
@@ -131,7 +138,6 @@ class Days:
         self.now += MINUTE
 
     def _tick(self, plan: str) -> None:
-        # One context for all ticks: each would open the instance's databases anew.
         self._context._scheduled_execution_time = self.now
         told = self._repository.get_schedule_def(f"refresh_{plan}").evaluate_tick(self._context)
         for request in told.run_requests or []:

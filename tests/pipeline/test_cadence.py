@@ -1,6 +1,7 @@
 """Each plan's promise is kept, whatever happens to an installation. (A whole week: benchmarks/cadence.py.)"""
 
 from collections import Counter
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_every_promise_is_kept_in_hours_of_slow_runs_and_three_hundred_arrivals(
         return 6 if run.job == history_job.name else 5 if 20 <= run.began.minute < 30 else 1
 
     world, instance = days(installation, tmp_path, minutes_of)
-    with instance:
+    with instance, closing(world):
         for hour in range(5):
             if hour == 1:
                 world.arrive("trial-0", [f"new-{n}" for n in range(300)], "enterprise")
@@ -63,7 +64,7 @@ def test_every_promise_is_kept_in_hours_of_slow_runs_and_three_hundred_arrivals(
 def test_an_hour_without_the_daemon_is_caught_up_once(installation, tmp_path):
     world, instance = days(installation, tmp_path, lambda _: 2)
     outage = timedelta(hours=1)
-    with instance:
+    with instance, closing(world):
         for minute in range(12 * 60):
             # When the users of the daily plans are due who were refreshed half a day ago.
             world.is_daemon_up = not 9.5 * 60 <= minute < 10.5 * 60
@@ -82,7 +83,7 @@ def test_an_hour_without_the_daemon_is_caught_up_once(installation, tmp_path):
 
 def test_a_plan_is_never_refreshed_twice_at_a_time_however_slow_it_is(installation, tmp_path):
     world, instance = days(installation, tmp_path, lambda _: 23)
-    with instance:
+    with instance, closing(world):
         for _ in range(180):
             world.minute()
     assert world.most_of_a_plan == 1
