@@ -45,10 +45,13 @@ def refresh_metrics(warehouse: Warehouse, user_ids: Iterable[str], today: date) 
 
     Users among `user_ids` without any real row get sample rows, and lose them with their first real one.
     """
-    with warehouse.writing() as connection:
-        computed = _refresh_costs(connection, user_ids, today)
-        _refresh_user_metrics(connection, today)
-        return replace(computed, metric_rows=_count(connection, "user_metrics"))
+    # A connection each: what DuckDB holds for the first is not needed by the second.
+    with warehouse.lock():
+        with warehouse.connect() as connection:
+            computed = _refresh_costs(connection, user_ids, today)
+        with warehouse.connect() as connection:
+            _refresh_user_metrics(connection, today)
+            return replace(computed, metric_rows=_count(connection, "user_metrics"))
 
 
 def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> None:
