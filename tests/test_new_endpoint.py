@@ -1,0 +1,64 @@
+"""An endpoint is one row: described here and nowhere else, it is asked, landed, loaded and published."""
+
+import asyncio
+
+from finora_pipeline.openai_admin.client import open_client
+from finora_pipeline.openai_admin.endpoints import Endpoint
+from finora_pipeline.openai_admin.keys import AdminKey
+from finora_pipeline.openai_admin.pages import decode_usage
+from finora_pipeline.refresh.fetch import fetch
+from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.resources.accounts import AccountsResource
+from finora_pipeline.resources.openai_admin import OpenAIAdminResource
+from finora_pipeline.warehouse.load import KINDS, load_pending
+from finora_pipeline.warehouse.raw import RawPages
+from finora_pipeline.warehouse.warehouse import Warehouse
+from tests.conftest import Installation
+
+ROW = Endpoint(
+    name="audio_speeches",
+    result_object="organization.usage.audio_speeches.result",
+    dimensions=("project_id", "user_id", "api_key_id", "model"),
+    measures=("characters", "num_model_requests"),
+    group_by=("project_id", "user_id", "api_key_id", "model"),
+)
+
+
+def test_a_new_endpoint_is_one_row(start_openai, install):
+    installation: Installation = install(start_openai(days=3))
+    installation.connect(plan="trial")
+    warehouse = Warehouse(installation.settings.home)
+    window = trailing_window(installation.today)
+
+    async def read() -> int:
+        resource = OpenAIAdminResource.of(installation.settings, AccountsResource.of(installation.settings))
+        async with resource.organizations(["user-0"]) as organizations:
+            fetched = await fetch(
+                installation.accounts,
+                organizations,
+                RawPages(warehouse.raw),
+                installation.accounts.connections(),
+                window,
+                installation.today,
+                "one-row",
+                readings=(ROW,),
+                with_directory=False,
+            )
+        assert fetched.failures == []
+        return load_pending(warehouse, KINDS, "one-row").usage_rows
+
+    rows = asyncio.run(read())
+    with warehouse.writing() as connection:
+        found = connection.execute(
+            "SELECT service, count(*), sum(characters), sum(requests) FROM daily_usage GROUP BY service"
+        ).fetchall()
+
+    async def told() -> tuple[int, int]:
+        async with open_client(installation.openai.base_url) as client:
+            key = installation.openai.organizations[0].admin_key
+            pages = await client.organization(AdminKey(key)).read(ROW, window, ())
+        results = [r for page in pages for bucket in decode_usage(page.body).data for r in bucket.results]
+        return sum(r.characters or 0 for r in results), sum(r.num_model_requests or 0 for r in results)
+
+    assert rows > 0
+    assert found == [("audio_speeches", rows, *asyncio.run(told()))]
