@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -31,7 +30,7 @@ from finora_pipeline.openai_admin.simulator.process import in_own_process
 from finora_pipeline.plans import PLANS
 from finora_pipeline.reading import connect as connect_reader
 from finora_pipeline.settings import BASE_URL_FILE, Settings
-from finora_pipeline.up import AlreadyServed, only_one, serve
+from finora_pipeline.up import AlreadyServed, PortTaken, check_port, only_one, serve
 
 DEMO_DAYS = 90
 KEY_VARIABLE = "OPENAI_ADMIN_KEY"
@@ -188,12 +187,7 @@ def _command() -> str:
 
 def _free_port(wanted: int) -> int:
     """The wanted loopback port, or a free one where it is taken."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return probe.getsockname()[1]
-    raise click.ClickException("No loopback port is free.")
+    try:
+        return check_port(wanted)
+    except PortTaken:
+        return check_port(0)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -65,7 +66,7 @@ class RawFile:
         return self.path.name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PageSet:
     """All pages of one complete read of one endpoint of one user."""
 
@@ -76,13 +77,18 @@ class PageSet:
     def bytes(self) -> int:
         return sum(len(page.body) for page in self.pages)
 
+    @cached_property
+    def page_hashes(self) -> list[str]:
+        """The SHA-256 of each page's body."""
+        return [hashlib.sha256(page.body).hexdigest() for page in self.pages]
+
     @property
     def sha256(self) -> str:
         """Tells a page set from every other that was asked or answered otherwise."""
-        pages = sorted(self.pages, key=lambda page: (page.window.start, page.number))
+        hashed = zip(self.pages, self.page_hashes, strict=True)
         lines = [
-            f"{page.window.start} {page.window.end} {','.join(page.grouping)} {_sha256(page)}"
-            for page in pages
+            f"{page.window.start} {page.window.end} {','.join(page.grouping)} {sha256}"
+            for page, sha256 in sorted(hashed, key=lambda pair: (pair[0].window.start, pair[0].number))
         ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -164,7 +170,7 @@ def _table(sets: list[PageSet], run_id: str) -> pa.Table:
         [page.number for page in pages],
         [fetched_at for _, fetched_at, _ in rows],
         [run_id] * len(rows),
-        [_sha256(page) for page in pages],
+        [sha256 for one in sets for sha256 in one.page_hashes],
         [page.body for page in pages],
         [None if page.head.is_canonical else canonical_costs(page.body) for page in pages],
         [[start // SECONDS_PER_DAY for start in page.head.starts] for page in pages],
@@ -172,10 +178,6 @@ def _table(sets: list[PageSet], run_id: str) -> pa.Table:
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
-
-
-def _sha256(page: Page) -> str:
-    return hashlib.sha256(page.body).hexdigest()
 
 
 def write_whole(table: pa.Table, path: Path) -> None:

@@ -17,6 +17,7 @@ from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import rebuild
 from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation, now_in_the_middle_of_today
+from tests.pipeline.test_directory import read_again
 
 
 @pytest.fixture
@@ -130,9 +131,7 @@ def test_old_lists_of_names_stay_where_they_alone_name_something(start_openai, i
     installation.connect(plan="trial")
     for days_ago in (6, 5, 1, 0):
         openai.simulator.frozen_now = now - timedelta(days=days_ago)
-        with installation.accounts._write.begin() as database:
-            database.exec_driver_sql("UPDATE connections SET directory_read_at = NULL")
-        assert installation.refresh().failed_users == []
+        read_again(installation)
     warehouse = warehouse_of(installation)
 
     def lists() -> int:

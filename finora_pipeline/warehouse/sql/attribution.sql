@@ -149,21 +149,18 @@ WHERE costs.amount_usd IS NOT NULL;
 -- The charges whose use several share, on days that OpenAI does not split itself.
 CREATE OR REPLACE TEMP TABLE attributed AS
 WITH split_used AS (
-    SELECT 'member' AS dimension, pools.rowid AS pool, used.member_id AS id, used.*
+    SELECT
+        dimension,
+        pools.rowid AS pool,
+        CASE dimension WHEN 'member' THEN used.member_id ELSE used.api_key_id END AS id,
+        used.*
     FROM pools
+    CROSS JOIN (VALUES ('member'), ('key')) AS dimensions(dimension)
     JOIN used
         ON used.day = pools.day
         AND used.project_id IS NOT DISTINCT FROM pools.project_id
         AND used.used_model IS NOT DISTINCT FROM pools.used_model
-    WHERE pools.has_members
-    UNION ALL
-    SELECT 'key', pools.rowid, used.api_key_id, used.*
-    FROM pools
-    JOIN used
-        ON used.day = pools.day
-        AND used.project_id IS NOT DISTINCT FROM pools.project_id
-        AND used.used_model IS NOT DISTINCT FROM pools.used_model
-    WHERE pools.has_keys
+    WHERE CASE dimension WHEN 'member' THEN pools.has_members ELSE pools.has_keys END
 ),
 weights AS (
     SELECT
