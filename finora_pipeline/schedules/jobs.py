@@ -13,8 +13,8 @@ BATCH_TAG = {"finora/batch": "yes"}
 refresh_job = dg.define_asset_job(
     "refresh",
     selection=dg.AssetSelection.all() - dg.AssetSelection.assets(user_history, retention),
-    description="Reads a range of days of the users that are due, and brings facts, metrics and the "
-    "published copy up to date. Configure a plan or users to read only those.",
+    description="Reads a range of days of every user, and brings facts, metrics and the "
+    "published copy up to date. Configure a plan, users or only_due to read only those.",
 )
 
 history_job = dg.define_asset_job(
