@@ -60,8 +60,8 @@ $(VENV)/.bench: requirements-bench.lock $(VENV)/.dev
 COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet
 lock:
 	$(COMPILE) --extra build --constraint constraints.txt --output-file requirements.lock
-	$(COMPILE) --extra build --extra dev --constraint requirements.lock --output-file requirements-dev.lock
-	$(COMPILE) --extra build --extra dev --extra bench --constraint requirements-dev.lock --output-file requirements-bench.lock
+	$(COMPILE) --extra build --extra dev --extra postgres --constraint requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) --extra build --extra dev --extra postgres --extra bench --constraint requirements-dev.lock --output-file requirements-bench.lock
 
 clean:
 	rm -rf $(VENV) data

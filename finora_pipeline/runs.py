@@ -19,7 +19,7 @@ from finora_pipeline.liveness import release
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.refresh.fetch import ProgressCallback
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
-from finora_pipeline.schedules.jobs import history_job, refresh_job
+from finora_pipeline.schedules.jobs import history_job, refresh_job, user_tags
 from finora_pipeline.schedules.refresh import PLAN_TAG, refresh_config
 from finora_pipeline.settings import Settings
 
@@ -92,7 +92,7 @@ def refresh(
     on_progress: ProgressCallback | None = None,
 ) -> RunResult:
     """Runs the refresh job for a range of UTC days and a plan, some users or everybody who is due."""
-    tags = day_range_tags(window.start, window.last)
+    tags = day_range_tags(window.start, window.last) | user_tags(users)
     if plan:
         tags[PLAN_TAG] = plan
     config = refresh_config(plan, list(users))
@@ -118,7 +118,7 @@ def load_history(
     for wanted, group in groupby(partitions, key=set(user_ids).__contains__):
         if wanted:
             block = list(group)
-            tags = {
+            tags = user_tags(block) | {
                 "dagster/asset_partition_range_start": block[0],
                 "dagster/asset_partition_range_end": block[-1],
             }

@@ -27,7 +27,8 @@ from finora_pipeline.reading import connect as connect_reader
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
-from finora_pipeline.settings import Settings
+from finora_pipeline.settings import ACCOUNTS_URL, Settings
+from tests.postgres_server import PostgresServer, postgres_binaries, running_postgres
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # Faults are over in milliseconds: tests never wait.
@@ -91,22 +92,25 @@ def fresh_dagster_home() -> Path:
 class Installation:
     """A whole installation in a temporary folder: accounts, warehouse and Dagster's instance."""
 
-    def __init__(self, home: Path, openai: OpenAI) -> None:
+    def __init__(self, home: Path, openai: OpenAI, accounts_url: str = "") -> None:
         self.openai = openai
         self.settings = Settings.from_environment(
-            {"FINORA_HOME": str(home), "OPENAI_BASE_URL": openai.base_url}
+            {"FINORA_HOME": str(home), "OPENAI_BASE_URL": openai.base_url, ACCOUNTS_URL: accounts_url}
         )
         shutil.copytree(fresh_dagster_home(), self.settings.dagster_home, dirs_exist_ok=True)
         self.accounts: Accounts = runs.accounts_of(self.settings)
         self.today: date = datetime.now(UTC).date()
 
     def connect(self, plan: str = "growth", users: Sequence[str] | None = None) -> list[str]:
-        """Connects a user to each simulated organization, `user-0` to the first, and returns their ids."""
+        """Connects a user to each simulated organization, `user-0` to the first, and returns their ids; those
+        who are connected stay as they are."""
+        known = {connection.user_id for connection in self.accounts.connections()}
         organizations = self.openai.organizations
         user_ids = list(users or [f"user-{n}" for n in range(len(organizations))])
         lines = [
             NewConnection(user_id, plan, organization.admin_key)
             for user_id, organization in zip(user_ids, organizations, strict=False)
+            if user_id not in known
         ]
 
         async def run() -> None:
@@ -163,13 +167,27 @@ class Installation:
 
 
 @pytest.fixture
-def install(tmp_path: Path) -> Callable[[OpenAI], Installation]:
-    """Makes an installation on a simulated OpenAI."""
+def install(tmp_path: Path) -> Callable[..., Installation]:
+    """Makes an installation on a simulated OpenAI: `install(openai)`, `install(openai, accounts_url)`."""
 
-    def make(openai: OpenAI) -> Installation:
-        return Installation(tmp_path / "home", openai)
+    def make(openai: OpenAI, accounts_url: str = "") -> Installation:
+        return Installation(tmp_path / "home", openai, accounts_url)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A Postgres of this test run. Without its binaries the tests that ask for it are skipped, or fail where
+    FINORA_TEST_EVERYTHING is set."""
+    binaries = postgres_binaries()
+    if binaries is None:
+        reason = "There is no Postgres on this machine: install Debian's package postgresql."
+        if os.environ.get("FINORA_TEST_EVERYTHING"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with running_postgres(binaries) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

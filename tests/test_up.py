@@ -5,12 +5,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import dagster as dg
 import httpx
 import pytest
 
+from finora_pipeline.backfills import backfill_state, launch_backfill
+from finora_pipeline.schedules.jobs import BATCH_TAG, USER_TAG
 from tests.conftest import Installation
 
 PATIENCE = 60
@@ -47,10 +51,27 @@ def up(installation: Installation) -> Iterator[tuple[subprocess.Popen[str], http
                 process.send_signal(signal.SIGINT)
 
 
+def first_run_of(installation: Installation, backfill_id: str) -> dg.DagsterRun:
+    """The backfill's first run, once it has ended well."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        state = backfill_state(installation.settings, backfill_id)
+        with dg.DagsterInstance.get() as instance:
+            for run_id in state.run_ids:
+                run = instance.get_run_by_id(run_id)
+                if run and run.status is dg.DagsterRunStatus.SUCCESS:
+                    return run
+        time.sleep(0.2)
+    raise TimeoutError(f"Backfill {backfill_id} had no run that ended well: {state}.")
+
+
 def test_an_installation_is_served_watched_and_ended(start_openai, install):
     installation = install(start_openai(days=2, services=False))
     installation.connect(plan="scale")
     installation.refresh()
+    # A moment before the daemon's first look, so that the test need not wait for its second.
+    days = installation.history(2)
+    backfill_id = launch_backfill(installation.settings, days, plan="scale", users=["user-0"])
     with up(installation) as (process, client):
         healthy = client.get("/health", params={"wait": PATIENCE})
         assert healthy.status_code == 200, healthy.text
@@ -70,6 +91,14 @@ def test_an_installation_is_served_watched_and_ended(start_openai, install):
         second = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
         assert second.returncode == 1
         assert "Another finora up or finora demo serves this data folder already." in second.stderr
+
+        run = first_run_of(installation, backfill_id)
+        assert run.tags["dagster/asset_partition_range_start"] == days.start.isoformat()
+        assert run.tags["dagster/asset_partition_range_end"] == days.last.isoformat()
+        assert run.tags[USER_TAG] == "user-0"
+        assert run.tags.items() >= BATCH_TAG.items()
+        assert [read["user_id"] for read in installation.accounts.refreshes_of(run.run_id)] == ["user-0"]
+        assert backfill_state(installation.settings, backfill_id).users_read == 1
 
         os.kill(before["daemon"]["pid"], signal.SIGKILL)
         # What has ended is started again, and only that.

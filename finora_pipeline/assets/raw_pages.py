@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+from dagster import DagsterLogManager
 from pydantic import Field
 
 from finora_pipeline.accounts.model import Connection
@@ -13,7 +14,13 @@ from finora_pipeline.assets.metadata import fetched_metadata
 from finora_pipeline.assets.partitions import DAYS
 from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.openai_admin.pages import Window
-from finora_pipeline.refresh.fetch import Fetched, ProgressCallback, fetch, select_connections
+from finora_pipeline.refresh.fetch import (
+    Fetched,
+    ProgressCallback,
+    fetch,
+    read_before,
+    select_connections,
+)
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
 from finora_pipeline.resources.warehouse import WarehouseResource
@@ -23,6 +30,10 @@ from finora_pipeline.warehouse.raw import RawPages
 COST_PAGES = dg.AssetKey("raw_openai_cost_pages")
 READ_CHECK = "every_connection_read"
 USAGE_PAGES = dg.AssetKey("raw_openai_usage_pages")
+# How often a run's log tells how far the reading is.
+PROGRESS_SECONDS = 10.0
+# After which what a run has read is too old for another to go on from.
+RESUME_SECONDS = 3 * 3600
 
 
 class RefreshConfig(dg.Config):
@@ -84,9 +95,7 @@ def raw_openai_pages(
     )
     time_window = context.partition_time_window
     asked = Window(time_window.start.date(), min(time_window.end.date(), _tomorrow()))
-    fetched = fetch_and_land(
-        context.run.run_id, connections, asked, accounts, openai_admin, warehouse, on_progress
-    )
+    fetched = fetch_and_land(context, connections, asked, accounts, openai_admin, warehouse, on_progress)
     seconds = time.monotonic() - started
     read = (COSTS, *openai_admin.readings)
     for key, is_costs in ((COST_PAGES, True), (USAGE_PAGES, False)):
@@ -96,7 +105,7 @@ def raw_openai_pages(
 
 
 def fetch_and_land(
-    run_id: str,
+    context: dg.AssetExecutionContext,
     connections: Sequence[Connection],
     asked: Window,
     accounts: AccountsResource,
@@ -104,8 +113,13 @@ def fetch_and_land(
     warehouse: WarehouseResource,
     on_progress: ProgressCallback,
 ) -> Fetched:
-    """Runs the asynchronous fetch to its end."""
-
+    """Runs the asynchronous fetch to its end; a run that repeats one that was cut short goes on where that
+    one was."""
+    if parent := _cut_short(context):
+        done = read_before(accounts.accounts, parent, connections, asked)
+        context.log.info(f"{len(done)} of {len(connections)} users were read by run {parent}.")
+        connections = [c for c in connections if c.user_id not in done]
+    on_progress = _logged(context.log, on_progress)
     user_ids = [connection.user_id for connection in connections]
     known = newest_sets(warehouse.warehouse, user_ids)
 
@@ -118,7 +132,7 @@ def fetch_and_land(
                 connections,
                 asked,
                 datetime.now(UTC).date(),
-                run_id,
+                context.run.run_id,
                 on_progress,
                 openai_admin.readings,
                 openai_admin.directory,
@@ -139,6 +153,32 @@ def read_check(fetched: Fetched) -> dg.AssetCheckResult:
         severity=dg.AssetCheckSeverity.ERROR if everybody else dg.AssetCheckSeverity.WARN,
         description=f"{len(fetched.failures)} of {fetched.users} users failed.",
     )
+
+
+def _cut_short(context: dg.AssetExecutionContext) -> str | None:
+    """The run that this one repeats, if it did not end well a short time ago."""
+    parent = context.run.parent_run_id
+    record = parent and context.instance.get_run_record_by_id(parent)
+    if not record or record.dagster_run.status not in (
+        dg.DagsterRunStatus.FAILURE,
+        dg.DagsterRunStatus.CANCELED,
+    ):
+        return None
+    return parent if time.time() - (record.start_time or 0) <= RESUME_SECONDS else None
+
+
+def _logged(log: DagsterLogManager, on_progress: ProgressCallback) -> ProgressCallback:
+    """The callback, which now and then also tells the run's log how far the reading is."""
+    told = time.monotonic()
+
+    def tell(done: int, total: int, failed: int) -> None:
+        nonlocal told
+        on_progress(done, total, failed)
+        if time.monotonic() - told >= PROGRESS_SECONDS:
+            told = time.monotonic()
+            log.info(f"{done:,} of {total:,} users read, {failed:,} failed.")
+
+    return tell
 
 
 def _tomorrow():

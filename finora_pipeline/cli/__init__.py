@@ -9,7 +9,7 @@ from finora_pipeline.cli.alarms import alarms
 from finora_pipeline.cli.connections import connect, plan, remove, status, update
 from finora_pipeline.cli.demo import demo
 from finora_pipeline.cli.queries import sql
-from finora_pipeline.cli.refreshes import refresh
+from finora_pipeline.cli.refreshes import backfill, refresh
 from finora_pipeline.cli.simulation import simulate_openai
 from finora_pipeline.cli.up import up
 from finora_pipeline.cli.upkeep import purge, rebuild
@@ -45,7 +45,8 @@ def main() -> None:
 
 
 _COMMANDS = (
-    connect, update, remove, status, plan, refresh, sql, up, alarms, rebuild, purge, demo, simulate_openai,
+    connect, update, remove, status, plan, refresh, backfill, sql, up, alarms, rebuild, purge,
+    demo, simulate_openai,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -1,6 +1,7 @@
-"""finora refresh: the Dagster job in this process."""
+"""finora refresh: the Dagster job in this process; finora backfill: the same by the daemon, for many days."""
 
 import sys
+from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -95,6 +96,65 @@ def refresh(
         for error in errors:
             messages.print(error, style="red", markup=False)
     if not succeeded or failed or waiting:
+        sys.exit(1)
+
+
+@click.command()
+@click.option("--from", "first", type=_day, required=True, help="First UTC day, YYYY-MM-DD.")
+@click.option("--to", "last", type=_day, help="Last UTC day, YYYY-MM-DD.  [default: today]")
+@click.option("--plan", type=plan_choice, help="Only users of this plan.")
+@click.option("--user", "users", multiple=True, help="Only this user; repeatable.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Stay until it is over.")
+@json_option
+def backfill(
+    first: datetime,
+    last: datetime | None,
+    plan: str | None,
+    users: tuple[str, ...],
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Have the running installation read days again, behind its refreshes.
+
+    Hands a Dagster backfill to the daemon of finora up: the UI shows it under Runs → Backfills, where it can
+    be cancelled. It waits whenever a refresh of a plan is due, and Ctrl-C here leaves it going. A run that is
+    killed is repeated and goes on with the users it had not read.
+
+    \b
+      finora backfill --from 2026-01-01 --plan scale
+      finora backfill --from 2026-11-01 --to 2026-11-15 --user acme
+    """
+    import time
+
+    from finora_pipeline import backfills, runs
+    from finora_pipeline.accounts.model import AccountsError
+    from finora_pipeline.monitoring import daemon_is_alive
+    from finora_pipeline.refresh.fetch import select_connections
+    from finora_pipeline.settings import Settings
+
+    settings = Settings.from_environment()
+    window = _window(first, last)
+    with plain_errors():
+        chosen = select_connections(runs.accounts_of(settings), plan=plan, user_ids=users)
+        if not chosen:
+            raise AccountsError("There is no connection to read: finora status says why.")
+        backfill_id = backfills.launch_backfill(settings, window, plan=plan, users=users)
+    is_served = daemon_is_alive()
+    if not is_served:
+        messages.print("It begins when finora up runs.")
+    state = backfills.backfill_state(settings, backfill_id)
+    if wait and is_served:
+        with progress(f"Backfill {backfill_id}: {len(chosen)} users, {window.days} days") as on_progress:
+            while not state.is_over:
+                time.sleep(1)
+                state = backfills.backfill_state(settings, backfill_id)
+                on_progress(state.users_read, len(chosen), state.users_failed)
+    if as_json:
+        print_json({"backfill_id": backfill_id, "users": len(chosen), "days": window.days, **asdict(state)})
+    else:
+        read = f"{state.users_read - state.users_failed} of {len(chosen)} users read"
+        messages.print(f"Backfill {backfill_id} of {window.days} days: {state.status}, {read}.")
+    if state.is_over and (not state.succeeded or state.users_failed):
         sys.exit(1)
 
 

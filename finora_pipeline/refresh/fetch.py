@@ -54,6 +54,22 @@ class Fetched:
         return Counter(failure.reason for failure in self.failures if failure.reason)
 
 
+def read_before(
+    accounts: Accounts, run_id: str, connections: Sequence[Connection], asked: Window
+) -> set[str]:
+    """Users whose days a run that was cut short has read whole: what it landed need not be read again."""
+    today = datetime.now(UTC).date()
+    windows = {c.user_id: window_of(c, asked, today) for c in connections}
+    return {
+        row["user_id"]
+        for row in accounts.refreshes_of(run_id)
+        if row["outcome"] == "complete"
+        and (window := windows.get(row["user_id"]))
+        and row["window_start"] <= window.start
+        and row["window_end"] >= window.end
+    }
+
+
 def select_connections(
     accounts: Accounts,
     *,

@@ -1,5 +1,7 @@
 """The jobs: a refresh of many users for a range of days, the whole history of one, the nightly upkeep."""
 
+from collections.abc import Sequence
+
 import dagster as dg
 
 from finora_pipeline.assets.metrics import compute_metrics
@@ -9,6 +11,14 @@ from finora_pipeline.assets.user_history import user_history
 
 # Marks the long runs, of which few go at a time (dagster.yaml), so that a refresh never waits for them.
 BATCH_TAG = {"finora/batch": "yes"}
+# Names the user that a run was made for.
+USER_TAG = "finora/user"
+
+
+def user_tags(user_ids: Sequence[str]) -> dict[str, str]:
+    """The tag by which the runs of a user are found, for a run of that user alone."""
+    return {USER_TAG: user_ids[0]} if len(user_ids) == 1 else {}
+
 
 refresh_job = dg.define_asset_job(
     "refresh",

@@ -10,7 +10,7 @@ from finora_pipeline.accounts.model import Connection, Status
 from finora_pipeline.assets.partitions import USERS, USERS_NAME, day_range_tags
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.accounts import AccountsResource
-from finora_pipeline.schedules.jobs import history_job, refresh_job
+from finora_pipeline.schedules.jobs import history_job, refresh_job, user_tags
 from finora_pipeline.schedules.refresh import refresh_config
 
 POLL_SECONDS = 5
@@ -83,7 +83,7 @@ def _parts(user_ids: list[str]) -> Iterable[list[str]]:
 
 def _history_request(user_ids: list[str]) -> dg.RunRequest:
     if len(user_ids) == 1:
-        return dg.RunRequest(job_name=history_job.name, partition_key=user_ids[0])
+        return dg.RunRequest(job_name=history_job.name, partition_key=user_ids[0], tags=user_tags(user_ids))
     return dg.RunRequest(
         job_name=history_job.name,
         tags={
@@ -98,5 +98,5 @@ def _refresh_request(user_ids: list[str]) -> dg.RunRequest:
     return dg.RunRequest(
         job_name=refresh_job.name,
         run_config=refresh_config(users=user_ids),
-        tags=day_range_tags(window.start, window.last),
+        tags=user_tags(user_ids) | day_range_tags(window.start, window.last),
     )

@@ -8,8 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
+import dagster as dg
 import pytest
 
+from finora_pipeline import runs
+from finora_pipeline.definitions import build_defs
+from finora_pipeline.schedules.jobs import refresh_job
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation
@@ -72,6 +76,54 @@ def test_a_killed_refresh_is_healed_by_the_next(point: str, elsewhere, start_ope
     spend = installation.sql("SELECT sum(amount_usd) FROM daily_model_costs")
     assert spend == installation.sql("SELECT sum(amount_usd) FROM daily_costs")
     assert all(c.last_refresh_at for c in installation.accounts.connections())
+
+
+def the_refresh_job() -> dg.JobDefinition:
+    return build_defs().resolve_job_def(refresh_job.name)
+
+
+def repeat(run_id: str) -> dg.DagsterRun:
+    """Executes a run again, as Dagster does of itself with one whose process has died."""
+    with dg.DagsterInstance.get() as instance:
+        parent = instance.get_run_by_id(run_id)
+        assert parent is not None
+        result = dg.execute_job(
+            dg.reconstructable(the_refresh_job),
+            instance,
+            run_config=parent.run_config,
+            tags=dict(parent.tags),
+            reexecution_options=dg.ReexecutionOptions(parent_run_id=run_id),
+        )
+        assert result.success
+        run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    return run
+
+
+def test_the_repeat_of_a_killed_run_reads_only_whom_that_one_had_not_read(
+    elsewhere, start_openai, install, monkeypatch: pytest.MonkeyPatch
+):
+    openai = start_openai(organizations=3, days=DAYS, services=False)
+    installation = install(openai)
+    monkeypatch.setenv("OPENAI_BASE_URL", openai.base_url)
+    user_ids = ["user-0", "user-1", "user-2"]
+    installation.connect(plan="trial", users=user_ids[:2])
+    assert elsewhere(installation, "after fetching, before loading") == -signal.SIGKILL
+    runs.prepare_instance(installation.settings)
+    with dg.DagsterInstance.get() as instance:
+        (killed,) = instance.get_runs()
+        instance.report_run_failed(killed)
+    installation.connect(plan="trial", users=user_ids)
+
+    again = repeat(killed.run_id)
+
+    read = {row["user_id"] for row in installation.accounts.refreshes_of(again.run_id)}
+    assert read == {"user-2"}
+    for number, user_id in enumerate(user_ids):
+        installation.assert_exact(user_id, number, installation.history(7))
+    # One that ended well is repeated because somebody wants all of it again.
+    whole = repeat(again.run_id)
+    assert {row["user_id"] for row in installation.accounts.refreshes_of(whole.run_id)} == set(user_ids)
 
 
 def test_two_refreshes_at_once_agree(start_openai, install):
