@@ -10,6 +10,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import (
     Column,
+    Connection,
     Date,
     DateTime,
     Engine,
@@ -40,13 +41,23 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
+class PlainText(TypeDecorator[str]):
+    """Text of somebody else's, without the one character that JSON may hold and Postgres cannot store."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:  # noqa: ARG002
+        return value and value.replace("\0", "")
+
+
 metadata = MetaData()
 
 users = Table(
     "users",
     metadata,
     Column("user_id", String(100), primary_key=True),
-    Column("email", Text),
+    Column("email", PlainText),
     Column("plan", String(20), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("plan_since", UtcDateTime),
@@ -60,12 +71,12 @@ connections = Table(
     Column("user_id", String(100), primary_key=True),
     Column("provider", String(20), primary_key=True),
     Column("status", String(20), nullable=False),
-    Column("status_reason", Text),
+    Column("status_reason", PlainText),
     Column("status_since", UtcDateTime, nullable=False),
     Column("key_hint", String(40), nullable=False),
     Column("key_version", Integer, nullable=False),
-    Column("organization_id", Text),
-    Column("organization_name", Text),
+    Column("organization_id", PlainText),
+    Column("organization_name", PlainText),
     Column("project_ids", Text, nullable=False),
     Column("connected_at", UtcDateTime, nullable=False),
     Column("changed_at", UtcDateTime, nullable=False),
@@ -104,7 +115,7 @@ refreshes = Table(
     Column("finished_at", UtcDateTime, nullable=False),
     Column("outcome", String(20), nullable=False),
     Column("reason", String(40)),
-    Column("message", Text),
+    Column("message", PlainText),
     Column("pages", Integer, nullable=False),
     Column("published_at", UtcDateTime),
     Index("refreshes_user_started", "user_id", "started_at"),
@@ -117,7 +128,7 @@ audit = Table(
     Column("at", UtcDateTime, nullable=False),
     Column("user_id", String(100), nullable=False),
     Column("action", String(30), nullable=False),
-    Column("detail", Text),
+    Column("detail", PlainText),
     Index("audit_user", "user_id", "at"),
 )
 
@@ -126,34 +137,74 @@ alarms = Table(
     "alarms",
     metadata,
     Column("key", String(200), primary_key=True),
-    Column("message", Text, nullable=False),
+    Column("message", PlainText, nullable=False),
     Column("opened_at", UtcDateTime, nullable=False),
     Column("told_at", UtcDateTime),
     Column("resolved_at", UtcDateTime),
 )
 
+# Who may sign in to the web pages: as a user, who sees that user's rows, or as an operator, who sees all.
+logins = Table(
+    "logins",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("user_id", String(100)),
+    # NULL for those who sign in through the identity provider alone.
+    Column("password_hash", Text),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("logins_user", "user_id"),
+)
+
+# Open sessions, by the hash of what the browser holds: who reads this table cannot sign in with it.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("opened_at", UtcDateTime, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+    Index("sessions_name", "name"),
+)
+
 
 def open_database(url: str) -> Engine:
-    """The accounts database at that SQLAlchemy URL, its tables created where missing."""
-    engine = create_engine(url, hide_parameters=True)
+    """The accounts database at that SQLAlchemy URL, its tables created where missing.
+
+    Transactions of an engine with the option `writes` take place one after another, whatever the database.
+    """
+    engine = create_engine(url, hide_parameters=True, pool_pre_ping=True)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
-    metadata.create_all(engine)
-    _add_new_columns(engine)
+    elif engine.dialect.name == "postgresql":
+        event.listen(engine, "begin", _begin_postgres)
+        # At another level, which a server may have as its default, a writer that has waited would not see
+        # what the one before it wrote.
+        engine = engine.execution_options(isolation_level="READ COMMITTED")
+    if _missing_columns(engine):
+        with engine.execution_options(writes=True).begin() as database:
+            metadata.create_all(database)
+            _add_new_columns(database)
     return engine
 
 
-def _add_new_columns(engine: Engine) -> None:
+def _missing_columns(database: Engine | Connection) -> list[Column[Any]]:
+    """Columns, those of missing tables among them, that the database does not have."""
+    known = inspect(database).get_multi_columns(filter_names=list(metadata.tables))
+    there = {(table, column["name"]) for (_, table), columns in known.items() for column in columns}
+    return [
+        column
+        for table in metadata.sorted_tables
+        for column in table.columns
+        if (table.name, column.name) not in there
+    ]
+
+
+def _add_new_columns(database: Connection) -> None:
     """Brings an older database up to date: new columns may be empty, so adding them is all it takes."""
-    known = inspect(engine)
-    for table in metadata.sorted_tables:
-        there = {column["name"] for column in known.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in there:
-                with engine.begin() as database:
-                    operations = Operations(MigrationContext.configure(database))
-                    operations.add_column(table.name, Column(column.name, column.type))
+    operations = Operations(MigrationContext.configure(database))
+    for column in _missing_columns(database):
+        operations.add_column(column.table.name, Column(column.name, column.type))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -168,3 +219,9 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Any) -> None:
     writes = connection.get_execution_options().get("writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _begin_postgres(connection: Connection) -> None:
+    # Locks of rows would not do: a user who is new has none.
+    if connection.get_execution_options().get("writes"):
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('finora accounts'))")

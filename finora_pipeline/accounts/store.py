@@ -22,14 +22,17 @@ from finora_pipeline.accounts.model import (
     Read,
     Refresh,
     Status,
+    check_user_id,
 )
 from finora_pipeline.accounts.schema import (
     alarms,
     audit,
     connections,
     credentials,
+    logins,
     open_database,
     refreshes,
+    sessions,
     users,
 )
 from finora_pipeline.accounts.vault import Sealed, Vault, load_vault
@@ -39,7 +42,6 @@ from finora_pipeline.plans import PLANS, PRUNE_GRACE, Plan, plan_named
 _log = logging.getLogger(__name__)
 # As of a connection whose history has not been read.
 _UNREAD: dict[str, None] = {"history_from": None, "read_until": None}
-_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class KeyRing:
@@ -100,6 +102,29 @@ class Accounts:
         """The user's connection, or None."""
         return next(iter(self.connections(user_ids=[user_id])), None)
 
+    def plan_of(self, user_id: str) -> Plan | None:
+        """The user's plan, or None if there is no such user."""
+        with self._read.connect() as database:
+            plan = database.scalar(select(users.c.plan).where(users.c.user_id == user_id))
+        return plan_named(plan) if plan else None
+
+    def plans(self) -> dict[str, Plan]:
+        """Every user's plan, by user id."""
+        with self._read.connect() as database:
+            rows = database.execute(select(users.c.user_id, users.c.plan).order_by(users.c.user_id))
+            return {user_id: plan_named(plan) for user_id, plan in rows}
+
+    def add_user(self, user_id: str, plan: str | None = None) -> str:
+        """Makes a user who is not connected yet, or leaves one there is as it is; the checked id.
+
+        Raises `AccountsError`, `UnknownPlan`.
+        """
+        user_id = check_user_id(user_id)
+        if self.plan_of(user_id) is None:
+            with self._write.begin() as database:
+                _save_user(database, user_id, plan and plan_named(plan).name, None, _now())
+        return user_id
+
     def user_ids(self) -> list[str]:
         """Every user there is, connected or not."""
         with self._read.connect() as database:
@@ -130,6 +155,9 @@ class Accounts:
                 deleted[table.name] = database.execute(
                     delete(table).where(table.c.user_id == user_id)
                 ).rowcount
+            theirs = select(logins.c.name).where(logins.c.user_id == user_id)
+            database.execute(delete(sessions).where(sessions.c.name.in_(theirs)))
+            deleted["logins"] = database.execute(delete(logins).where(logins.c.user_id == user_id)).rowcount
             deleted["alarms"] = database.execute(
                 delete(alarms).where(alarms.c.key == f"attention/{user_id}")
             ).rowcount
@@ -171,7 +199,7 @@ class Accounts:
         now = _now()
         with self._write.begin() as database:
             mine = _CONNECTIONS.where(connections.c.user_id == user_id)
-            row = database.execute(mine.with_for_update()).first()
+            row = database.execute(mine).first()
             current = _connection(row) if row else None
             if _state(current) != _state(known):
                 raise AccountsError(f"The connection of {user_id} was changed meanwhile: look and try again.")
@@ -372,7 +400,8 @@ class Accounts:
                     update(connections)
                     .where(
                         connections.c.user_id == bindparam("user"),
-                        func.coalesce(connections.c.last_refresh_at, _LONG_AGO) < bindparam("started"),
+                        connections.c.last_refresh_at.is_(None)
+                        | (connections.c.last_refresh_at < bindparam("started")),
                     )
                     .values(last_refresh_at=bindparam("started")),
                     fresh,

@@ -1,15 +1,14 @@
 """Connecting, updating and removing: what is stored, what is refused, and what refreshes make of it."""
 
 import asyncio
-import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, select, text
 from sqlalchemy.pool import Pool
 
 from finora_pipeline.accounts import connections
@@ -22,6 +21,7 @@ from finora_pipeline.accounts.model import (
     Status,
     check_user_id,
 )
+from finora_pipeline.accounts.schema import credentials
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
 from finora_pipeline.openai_admin.client import OpenAIAdminClient, open_client
@@ -36,6 +36,7 @@ from finora_pipeline.openai_admin.simulator import KeyState
 from finora_pipeline.plans import UnknownPlan
 from finora_pipeline.runs import accounts_of
 from tests.conftest import QUICK, Installation, OpenAI
+from tests.postgres_server import PostgresServer
 from tests.small_openai import fresh_key, small_openai
 
 T = TypeVar("T")
@@ -49,9 +50,20 @@ def openai() -> Iterator[OpenAI]:
         yield openai
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def home(
+    request: pytest.FixtureRequest, openai: OpenAI, install: Callable[..., Installation]
+) -> Installation:
+    """An installation without users, its accounts in either database."""
+    if request.param == "sqlite":
+        return install(openai)
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return install(openai, server.new_url())
+
+
 @pytest.fixture
-def home(openai: OpenAI, install: Callable[[OpenAI], Installation]) -> Installation:
-    """An installation without users."""
+def file_home(openai: OpenAI, install: Callable[..., Installation]) -> Installation:
+    """An installation without users, its accounts in a file."""
     return install(openai)
 
 
@@ -99,15 +111,19 @@ def stored(home: Installation, user_id: str) -> Connection:
     return connection
 
 
-def database(home: Installation) -> sqlite3.Connection:
-    return sqlite3.connect(home.settings.home / "accounts.sqlite")
+def sealed(home: Installation, user_id: str) -> tuple[bytes, ...]:
+    """The user's wrapped data key and ciphertext as they are stored, nothing if none are."""
+    query = select(credentials.c.wrapped_key, credentials.c.ciphertext)
+    with home.accounts.database.connect() as database:
+        row = database.execute(query.where(credentials.c.user_id == user_id)).first()
+    return tuple(row or ())
 
 
-def sealed(home: Installation, user_id: str) -> tuple[bytes, bytes]:
-    """The user's wrapped data key and ciphertext as they are stored."""
-    with closing(database(home)) as connection:
-        query = "SELECT wrapped_key, ciphertext FROM credentials WHERE user_id = ?"
-        return connection.execute(query, [user_id]).fetchone()
+def put_credential(home: Installation, user_id: str, wrapped_key: bytes, ciphertext: bytes) -> None:
+    """What somebody who can write to the database, but has no master key, might do."""
+    with home.accounts.database.begin() as database:
+        row = credentials.update().where(credentials.c.user_id == user_id)
+        database.execute(row.values(wrapped_key=wrapped_key, ciphertext=ciphertext))
 
 
 def files_with(home: Installation, *secrets: bytes) -> list[str]:
@@ -176,16 +192,16 @@ def test_connect_stores_the_user_the_plan_and_whose_organization_it_is(home, ope
     assert actions(home, "acme") == [("connect", connection.key_hint)]
 
 
-def test_a_pasted_key_may_have_white_space_around_it(home, openai):
-    connect(home, "acme", f"\ufeff {openai.organizations[0].admin_key}\r\n")
-    assert stored_key(home, "acme") == openai.organizations[0].admin_key
+def test_a_pasted_key_may_have_white_space_around_it(file_home, openai):
+    connect(file_home, "acme", f"\ufeff {openai.organizations[0].admin_key}\r\n")
+    assert stored_key(file_home, "acme") == openai.organizations[0].admin_key
 
 
-def test_the_key_is_in_no_file_of_the_installation(home, openai):
-    connection = connect(home, "acme", openai.organizations[0].admin_key)
-    home.accounts.record_refreshes("run-1", [refused_read(connection)])
+def test_the_key_is_in_no_file_of_the_installation(file_home, openai):
+    connection = connect(file_home, "acme", openai.organizations[0].admin_key)
+    file_home.accounts.record_refreshes("run-1", [refused_read(connection)])
     secret = openai.organizations[0].admin_key.encode()
-    files = [path for path in home.settings.home.rglob("*") if path.is_file()]
+    files = [path for path in file_home.settings.home.rglob("*") if path.is_file()]
     assert {"accounts.sqlite", "master.key"} <= {path.name for path in files}
     assert [path for path in files if secret in path.read_bytes()] == []
 
@@ -201,13 +217,13 @@ def test_the_key_is_in_no_file_of_the_installation(home, openai):
         (" \n", "No key was given"),
     ],
 )
-def test_a_text_that_is_no_admin_key_is_refused_unasked(home, openai, text, says):
+def test_a_text_that_is_no_admin_key_is_refused_unasked(file_home, openai, text, says):
     asked = openai.simulator.requests.total()
     with pytest.raises(KeyFormError, match=says) as caught:
-        connect(home, "acme", text)
+        connect(file_home, "acme", text)
     assert not text.strip() or text not in str(caught.value)
     assert openai.simulator.requests.total() == asked
-    assert home.accounts.user_ids() == []
+    assert file_home.accounts.user_ids() == []
 
 
 @pytest.mark.parametrize(
@@ -218,46 +234,46 @@ def test_a_text_that_is_no_admin_key_is_refused_unasked(home, openai, text, says
         (KeyState.RESTRICTED, InsufficientPermissions, "may not read this organization's cost and usage"),
     ],
 )
-def test_a_key_that_openai_refuses_leaves_nothing_behind(home, openai, state, error, says):
+def test_a_key_that_openai_refuses_leaves_nothing_behind(file_home, openai, state, error, says):
     key = fresh_key(openai)
     openai.simulator.set_key_state(key, state)
     with pytest.raises(error, match=says) as caught:
-        connect(home, "acme", key)
+        connect(file_home, "acme", key)
     assert key not in str(caught.value)
-    assert home.accounts.user_ids() == []
-    assert home.accounts.connection("acme") is None
-    assert actions(home, "acme") == []
+    assert file_home.accounts.user_ids() == []
+    assert file_home.accounts.connection("acme") is None
+    assert actions(file_home, "acme") == []
 
 
-def test_an_openai_that_cannot_be_reached_leaves_nothing_behind(home, openai):
+def test_an_openai_that_cannot_be_reached_leaves_nothing_behind(file_home, openai):
     with pytest.raises(Unreachable, match="try again later"):
-        connect(home, "acme", openai.organizations[0].admin_key, base_url=NOWHERE)
-    assert home.accounts.user_ids() == []
+        connect(file_home, "acme", openai.organizations[0].admin_key, base_url=NOWHERE)
+    assert file_home.accounts.user_ids() == []
 
 
-def test_a_refused_connection_is_not_told_as_a_slow_answer(home, openai):
+def test_a_refused_connection_is_not_told_as_a_slow_answer(file_home, openai):
     with pytest.raises(Unreachable, match="could not be reached"):
-        connect(home, "acme", openai.organizations[0].admin_key, base_url=NOWHERE)
+        connect(file_home, "acme", openai.organizations[0].admin_key, base_url=NOWHERE)
 
 
 @pytest.mark.parametrize(
     ("user_id", "plan", "error"), [("..", "growth", AccountsError), ("acme", "platinum", UnknownPlan)]
 )
-def test_a_bad_user_id_or_plan_is_refused_before_openai_is_asked(home, openai, user_id, plan, error):
+def test_a_bad_user_id_or_plan_is_refused_before_openai_is_asked(file_home, openai, user_id, plan, error):
     asked = openai.simulator.requests.total()
     with pytest.raises(error):
-        connect(home, user_id, openai.organizations[0].admin_key, plan=plan)
+        connect(file_home, user_id, openai.organizations[0].admin_key, plan=plan)
     assert openai.simulator.requests.total() == asked
-    assert home.accounts.user_ids() == []
+    assert file_home.accounts.user_ids() == []
 
 
-def test_a_second_connect_says_to_use_update(home, openai):
-    before = connect(home, "acme", openai.organizations[0].admin_key)
+def test_a_second_connect_says_to_use_update(file_home, openai):
+    before = connect(file_home, "acme", openai.organizations[0].admin_key)
     with pytest.raises(AccountsError, match="already connected") as caught:
-        connect(home, "acme", openai.organizations[1].admin_key, plan="trial")
+        connect(file_home, "acme", openai.organizations[1].admin_key, plan="trial")
     assert "use update" in str(caught.value)
     assert before.key_hint in str(caught.value)
-    assert stored(home, "acme") == before
+    assert stored(file_home, "acme") == before
 
 
 def test_of_two_connects_at_the_same_time_only_one_wins(home, openai):
@@ -318,52 +334,57 @@ def test_update_takes_a_rotated_key_of_the_same_organization(home, openai):
     assert actions(home, "acme")[-1] == ("update", after.key_hint)
 
 
-def test_update_refuses_a_key_of_another_organization_and_the_old_one_still_serves(home, openai):
+def test_update_refuses_a_key_of_another_organization_and_the_old_one_still_serves(file_home, openai):
     key = openai.organizations[0].admin_key
-    before = connect(home, "acme", key)
+    before = connect(file_home, "acme", key)
     with pytest.raises(AccountsError, match="belongs to another OpenAI organization"):
-        update(home, "acme", openai.organizations[1].admin_key)
-    assert stored(home, "acme") == before
-    assert stored_key(home, "acme") == key
-    assert actions(home, "acme") == [("connect", before.key_hint)]
+        update(file_home, "acme", openai.organizations[1].admin_key)
+    assert stored(file_home, "acme") == before
+    assert stored_key(file_home, "acme") == key
+    assert actions(file_home, "acme") == [("connect", before.key_hint)]
 
 
 @pytest.mark.parametrize("state", [KeyState.REVOKED, KeyState.DEMOTED, KeyState.RESTRICTED])
-def test_update_with_a_refused_key_keeps_the_old_one(home, openai, state):
-    before = connect(home, "acme", openai.organizations[0].admin_key)
+def test_update_with_a_refused_key_keeps_the_old_one(file_home, openai, state):
+    before = connect(file_home, "acme", openai.organizations[0].admin_key)
     key = fresh_key(openai)
     openai.simulator.set_key_state(key, state)
     with pytest.raises(OpenAIAdminError):
-        update(home, "acme", key)
-    assert stored(home, "acme") == before
-    assert stored_key(home, "acme") == openai.organizations[0].admin_key
+        update(file_home, "acme", key)
+    assert stored(file_home, "acme") == before
+    assert stored_key(file_home, "acme") == openai.organizations[0].admin_key
 
 
-def test_update_of_nobody_says_to_use_connect(home, openai):
+def test_update_of_nobody_says_to_use_connect(file_home, openai):
     with pytest.raises(AccountsError, match="not connected to OpenAI; use connect"):
-        update(home, "acme", openai.organizations[0].admin_key)
+        update(file_home, "acme", openai.organizations[0].admin_key)
 
 
 # Remove and reconnect
 
 
-def test_remove_shreds_the_credential(home, openai):
-    key = fresh_key(openai)
-    connect(home, "acme", key)
-    first = sealed(home, "acme")
-    update(home, "acme", openai.organizations[0].admin_key)
-    second = sealed(home, "acme")
-    assert files_with(home, *second)
+def test_remove_deletes_the_credential(home, openai):
+    connect(home, "acme", openai.organizations[0].admin_key)
     removed = home.accounts.remove_connection("acme")
     assert removed.status is Status.REMOVED
     assert removed.next_refresh_at is None
     assert not removed.may_be_read(datetime.now(UTC))
-    assert sealed(home, "acme") is None
-    assert files_with(home, *first, *second) == []
-    assert files_with(home, key.encode(), openai.organizations[0].admin_key.encode()) == []
+    assert sealed(home, "acme") == ()
     with pytest.raises(AccountsError, match="No OpenAI key is stored for user acme"):
         stored_key(home, "acme")
     assert actions(home, "acme")[-1] == ("remove", None)
+
+
+def test_no_file_holds_a_removed_credential(file_home, openai):
+    key = fresh_key(openai)
+    connect(file_home, "acme", key)
+    first = sealed(file_home, "acme")
+    update(file_home, "acme", openai.organizations[0].admin_key)
+    second = sealed(file_home, "acme")
+    assert files_with(file_home, *second)
+    file_home.accounts.remove_connection("acme")
+    assert files_with(file_home, *first, *second) == []
+    assert files_with(file_home, key.encode(), openai.organizations[0].admin_key.encode()) == []
 
 
 def test_remove_leaves_other_users_alone(home, openai):
@@ -373,16 +394,16 @@ def test_remove_leaves_other_users_alone(home, openai):
     assert home.accounts.user_ids() == ["acme", "globex"]
 
 
-def test_remove_twice_says_there_is_nothing_to_remove(home, openai):
-    connect(home, "acme", openai.organizations[0].admin_key)
-    home.accounts.remove_connection("acme")
+def test_remove_twice_says_there_is_nothing_to_remove(file_home, openai):
+    connect(file_home, "acme", openai.organizations[0].admin_key)
+    file_home.accounts.remove_connection("acme")
     with pytest.raises(AccountsError, match="acme has no OpenAI connection to remove"):
-        home.accounts.remove_connection("acme")
+        file_home.accounts.remove_connection("acme")
 
 
-def test_remove_of_nobody_says_so(home):
+def test_remove_of_nobody_says_so(file_home):
     with pytest.raises(AccountsError, match="nobody has no OpenAI connection to remove"):
-        home.accounts.remove_connection("nobody")
+        file_home.accounts.remove_connection("nobody")
 
 
 def test_reconnecting_the_same_organization_continues_its_history(home, openai):
@@ -401,20 +422,20 @@ def test_reconnecting_the_same_organization_continues_its_history(home, openai):
     assert [action for action, _ in actions(home, "acme")] == ["connect", "remove", "connect"]
 
 
-def test_reconnecting_another_organization_is_refused(home, openai):
-    connect(home, "acme", openai.organizations[0].admin_key)
-    home.accounts.remove_connection("acme")
+def test_reconnecting_another_organization_is_refused(file_home, openai):
+    connect(file_home, "acme", openai.organizations[0].admin_key)
+    file_home.accounts.remove_connection("acme")
     with pytest.raises(AccountsError, match="belongs to another OpenAI organization"):
-        connect(home, "acme", openai.organizations[1].admin_key)
-    assert stored(home, "acme").status is Status.REMOVED
-    assert sealed(home, "acme") is None
+        connect(file_home, "acme", openai.organizations[1].admin_key)
+    assert stored(file_home, "acme").status is Status.REMOVED
+    assert sealed(file_home, "acme") == ()
 
 
-def test_reconnecting_on_a_plan_that_keeps_more_reads_the_history_again(home, openai):
-    before = connect(home, "acme", openai.organizations[0].admin_key, plan="trial")
-    home.accounts.record_refreshes("run-1", [a_read(before, days=7)])
-    home.accounts.remove_connection("acme")
-    after = connect(home, "acme", openai.organizations[0].admin_key, plan="enterprise")
+def test_reconnecting_on_a_plan_that_keeps_more_reads_the_history_again(file_home, openai):
+    before = connect(file_home, "acme", openai.organizations[0].admin_key, plan="trial")
+    file_home.accounts.record_refreshes("run-1", [a_read(before, days=7)])
+    file_home.accounts.remove_connection("acme")
+    after = connect(file_home, "acme", openai.organizations[0].admin_key, plan="enterprise")
     assert after.plan.name == "enterprise"
     assert after.history_from is None
 
@@ -424,12 +445,7 @@ def test_reconnecting_on_a_plan_that_keeps_more_reads_the_history_again(home, op
 
 def test_a_credential_put_into_another_users_row_does_not_open(home, openai):
     home.connect(users=["acme", "globex"])
-    with closing(database(home)) as connection, connection:
-        connection.execute(
-            "UPDATE credentials SET (wrapped_key, ciphertext) = "
-            "(SELECT wrapped_key, ciphertext FROM credentials WHERE user_id = 'acme') "
-            "WHERE user_id = 'globex'"
-        )
+    put_credential(home, "globex", *sealed(home, "acme"))
     assert stored_key(home, "acme") == openai.organizations[0].admin_key
     with pytest.raises(VaultError, match="its row was altered or moved"):
         stored_key(home, "globex")
@@ -439,8 +455,7 @@ def test_an_older_credential_put_back_does_not_open(home, openai):
     connect(home, "acme", openai.organizations[0].admin_key)
     old = sealed(home, "acme")
     update(home, "acme", fresh_key(openai))
-    with closing(database(home)) as connection, connection:
-        connection.execute("UPDATE credentials SET (wrapped_key, ciphertext) = (?, ?)", old)
+    put_credential(home, "acme", *old)
     with pytest.raises(VaultError, match="its row was altered or moved"):
         stored_key(home, "acme")
 
@@ -488,15 +503,15 @@ def test_connect_many_tells_the_outcome_of_each_line(home, openai):
     assert home.accounts.user_ids() == ["acme", "hooli"]
 
 
-def test_connect_many_leaves_those_who_are_connected_as_they_are(home, openai):
-    before = connect(home, "acme", openai.organizations[0].admin_key)
-    outcomes = connect_many(home, ("acme", "scale", fresh_key(openai)))
+def test_connect_many_leaves_those_who_are_connected_as_they_are(file_home, openai):
+    before = connect(file_home, "acme", openai.organizations[0].admin_key)
+    outcomes = connect_many(file_home, ("acme", "scale", fresh_key(openai)))
     assert "already connected" in str(outcomes[0])
-    assert stored(home, "acme") == before
+    assert stored(file_home, "acme") == before
 
 
-def test_connect_many_of_nothing_does_nothing(home):
-    assert connect_many(home) == {}
+def test_connect_many_of_nothing_does_nothing(file_home):
+    assert connect_many(file_home) == {}
 
 
 # User ids
@@ -539,16 +554,16 @@ def test_user_ids_that_cannot_be_used(user_id):
 @pytest.mark.parametrize(
     ("plan", "history_stays"), [("growth", True), ("trial", True), ("scale", False), ("enterprise", False)]
 )
-def test_a_plan_that_keeps_more_makes_the_history_be_read_again(home, openai, plan, history_stays):
-    connection = connect(home, "acme", openai.organizations[0].admin_key, plan="growth")
-    home.accounts.record_refreshes("run-1", [a_read(connection)])
-    before = stored(home, "acme").history_from
+def test_a_plan_that_keeps_more_makes_the_history_be_read_again(file_home, openai, plan, history_stays):
+    connection = connect(file_home, "acme", openai.organizations[0].admin_key, plan="growth")
+    file_home.accounts.record_refreshes("run-1", [a_read(connection)])
+    before = stored(file_home, "acme").history_from
     assert before is not None
-    assert home.accounts.set_plan("acme", plan.upper()).name == plan
-    after = stored(home, "acme")
+    assert file_home.accounts.set_plan("acme", plan.upper()).name == plan
+    after = stored(file_home, "acme")
     assert after.plan.name == plan
     assert after.history_from == (before if history_stays else None)
-    assert actions(home, "acme")[-1] == ("plan", plan)
+    assert actions(file_home, "acme")[-1] == ("plan", plan)
 
 
 def test_a_plan_that_does_not_exist_or_a_user_who_does_not_is_refused(home, openai):
@@ -561,13 +576,13 @@ def test_a_plan_that_does_not_exist_or_a_user_who_does_not_is_refused(home, open
     assert len(actions(home, "acme")) == 1
 
 
-def test_a_read_that_began_before_the_plan_changed_is_not_the_new_plans_history(home, openai):
-    connection = connect(home, "acme", openai.organizations[0].admin_key, plan="trial")
-    home.accounts.record_refreshes("run-1", [a_read(connection, days=7)])
-    under_way = a_read(stored(home, "acme"), days=4)
-    home.accounts.set_plan("acme", "scale")
-    home.accounts.record_refreshes("run-2", [under_way])
-    assert stored(home, "acme").history_from is None
+def test_a_read_that_began_before_the_plan_changed_is_not_the_new_plans_history(file_home, openai):
+    connection = connect(file_home, "acme", openai.organizations[0].admin_key, plan="trial")
+    file_home.accounts.record_refreshes("run-1", [a_read(connection, days=7)])
+    under_way = a_read(stored(file_home, "acme"), days=4)
+    file_home.accounts.set_plan("acme", "scale")
+    file_home.accounts.record_refreshes("run-2", [under_way])
+    assert stored(file_home, "acme").history_from is None
 
 
 def test_connections_are_found_by_plan_user_and_change(home, openai):
@@ -644,8 +659,8 @@ def test_what_has_been_read_without_a_gap_grows_only_where_reads_meet(home, open
 
 def test_an_older_database_gets_the_new_columns(home, openai):
     before = connect(home, "acme", openai.organizations[0].admin_key)
-    with closing(database(home)) as connection:
-        connection.execute("ALTER TABLE connections DROP COLUMN read_until")
+    with home.accounts.database.begin() as database:
+        database.execute(text("ALTER TABLE connections DROP COLUMN read_until"))
     reopened = accounts_of(home.settings)
     assert reopened.connection("acme") == before
 
@@ -667,11 +682,11 @@ def test_a_permanent_failure_needs_attention_and_says_since_when_and_why(home, o
     assert home.accounts.last_failures(["acme"]) == {"acme": "OpenAI said insufficient_permissions."}
 
 
-def test_a_connection_that_needs_attention_is_tried_again_after_23_hours(home, openai):
-    connection = connect(home, "acme", openai.organizations[0].admin_key)
+def test_a_connection_that_needs_attention_is_tried_again_after_23_hours(file_home, openai):
+    connection = connect(file_home, "acme", openai.organizations[0].admin_key)
     read = refused_read(connection)
-    home.accounts.record_refreshes("run-1", [read])
-    waiting = stored(home, "acme")
+    file_home.accounts.record_refreshes("run-1", [read])
+    waiting = stored(file_home, "acme")
     assert waiting.last_attempt_at == read.started_at
     almost = timedelta(hours=23) - timedelta(microseconds=1)
     assert not waiting.may_be_read(read.started_at + almost)
@@ -711,21 +726,21 @@ def test_a_key_saved_after_the_read_began_is_not_judged_by_it(home, openai):
     assert stored(home, "acme").status is Status.NEEDS_ATTENTION
 
 
-def test_a_new_key_makes_a_connection_active_at_once(home, openai):
-    connection = connect(home, "acme", openai.organizations[0].admin_key)
-    home.accounts.record_refreshes("run-1", [refused_read(connection)])
-    updated = update(home, "acme", fresh_key(openai))
+def test_a_new_key_makes_a_connection_active_at_once(file_home, openai):
+    connection = connect(file_home, "acme", openai.organizations[0].admin_key)
+    file_home.accounts.record_refreshes("run-1", [refused_read(connection)])
+    updated = update(file_home, "acme", fresh_key(openai))
     assert updated.status is Status.ACTIVE
     assert updated.status_reason is None
     assert updated.may_be_read(datetime.now(UTC))
 
 
 @pytest.mark.parametrize("make", [a_read, refused_read])
-def test_a_removed_connection_stays_removed_whatever_a_read_says(home, openai, make):
-    connection = connect(home, "acme", openai.organizations[0].admin_key)
-    home.accounts.remove_connection("acme")
-    home.accounts.record_refreshes("run-1", [make(connection, after=timedelta(days=1))])
-    assert stored(home, "acme").status is Status.REMOVED
+def test_a_removed_connection_stays_removed_whatever_a_read_says(file_home, openai, make):
+    connection = connect(file_home, "acme", openai.organizations[0].admin_key)
+    file_home.accounts.remove_connection("acme")
+    file_home.accounts.record_refreshes("run-1", [make(connection, after=timedelta(days=1))])
+    assert stored(file_home, "acme").status is Status.REMOVED
 
 
 @contextmanager
@@ -766,6 +781,19 @@ def test_a_user_who_is_not_there_does_not_disturb_the_record_of_others(home, ope
     home.accounts.record_refreshes("run-1", [stranger, a_read(connection)])
     assert [row["user_id"] for row in home.accounts.refreshes_of("run-1")] == ["acme", "nobody"]
     assert stored(home, "acme").history_from is not None
+
+
+def test_what_openai_says_may_hold_a_character_that_postgres_cannot(home, openai):
+    """JSON may name it; one organization's text must not keep the reads of all others from being recorded."""
+    known = connect(home, "acme", openai.organizations[0].admin_key)
+    named = replace(known.organization, name="Ac\0me")
+    home.accounts.save_connection("acme", AdminKey(fresh_key(openai)), named, known=known)
+    assert stored(home, "acme").organization.name == "Acme"
+    refused = replace(refused_read(stored(home, "acme")), message="OpenAI said \0.")
+    home.accounts.record_refreshes("run-1", [refused])
+    assert stored(home, "acme").status_reason == "OpenAI said ."
+    assert home.accounts.last_failures(["acme"]) == {"acme": "OpenAI said ."}
+    assert actions(home, "acme")[-1] == ("needs attention", "OpenAI said .")
 
 
 def test_a_run_that_is_executed_again_replaces_its_own_record(home, openai):

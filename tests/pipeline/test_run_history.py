@@ -1,29 +1,71 @@
 """Dagster's record of runs stays bounded, and the UI knows of every asset and day all the same."""
 
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
 from finora_pipeline import runs
+from finora_pipeline.instance_storage_postgres import KeptEventLogStorage
 from finora_pipeline.run_history import prune_runs
+from tests.conftest import Installation
+from tests.postgres_server import PostgresServer
+
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+# A section of a YAML file, its name in the first column.
+STORAGE = re.compile(r"^storage:\n(?: .*\n)+", re.MULTILINE)
 
 
-def test_old_runs_go_with_their_files_but_not_the_last_of_a_day(start_openai, install):
-    installation = install(start_openai(days=6, services=False))
+@pytest.fixture(params=["sqlite", "postgres"])
+def installed(
+    request: pytest.FixtureRequest, start_openai, install: Callable[..., Installation], monkeypatch
+) -> Installation:
+    """Six days of one organization, Dagster's record and the accounts in either database."""
+    openai = start_openai(days=6, services=False)
+    if request.param == "sqlite":
+        return install(openai)
+    server: PostgresServer = request.getfixturevalue("postgres")
+    installation = install(openai, server.new_url())
+    move_to_postgres(installation, server, monkeypatch)
+    return installation
+
+
+def move_to_postgres(
+    installation: Installation, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Does what docs/operations.md says."""
+    monkeypatch.setenv("FINORA_ACCOUNTS_URL", installation.settings.accounts_url)
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", server.new_url())
+    told = STORAGE.search(OPERATIONS.read_text())
+    assert told is not None
+    file = installation.settings.dagster_home / runs.INSTANCE_FILE
+    text, replaced = STORAGE.subn(told[0], file.read_text())
+    assert replaced == 1
+    file.write_text(text)
+    with dg.DagsterInstance.get() as instance:
+        assert isinstance(instance.event_log_storage, KeptEventLogStorage)
+        assert instance.get_runs_count() == 0
+
+
+def test_old_runs_go_with_their_files_but_not_the_last_of_a_day(installed):
+    installation = installed
     installation.connect(plan="growth")
     # Days 5 to 3 ago are not in the trailing window of the last run.
     first = installation.refresh(installation.history(6))
-    repeated = [installation.refresh() for _ in range(3)]
+    repeated = [installation.refresh() for _ in range(2)]
     folder = Path(installation.settings.dagster_home)
     with dg.DagsterInstance.get() as instance:
         days = dg.AssetKey("daily_costs")
         before = instance.get_materialized_partitions(days)
         assert len(before) == 6
         assert prune_runs(instance, datetime.now(UTC) - timedelta(days=1)) == 0
-        assert prune_runs(instance, datetime.now(UTC) + timedelta(minutes=1)) == 2
+        assert prune_runs(instance, datetime.now(UTC) + timedelta(minutes=1)) == 1
         assert {run.run_id for run in instance.get_runs()} == {first.run_id, repeated[-1].run_id}
         assert instance.get_materialized_partitions(days) == before
+        assert instance.all_logs(repeated[0].run_id) == []
         for key in instance.all_asset_keys():
             assert instance.get_latest_materialization_event(key) is not None or "history" in key.to_string()
     gone = repeated[0].run_id
@@ -39,3 +81,18 @@ def test_a_run_that_is_going_stays(start_openai, install):
         instance.add_run(going)
         assert prune_runs(instance, datetime.now(UTC) + timedelta(days=1)) == 0
         assert instance.get_run_by_id(going.run_id) is not None
+
+
+def test_dagster_goes_on_after_postgres_ended_all_sessions_and_leaves_none(
+    start_openai, install, postgres, monkeypatch
+):
+    installation = install(start_openai(days=1))
+    sessions = postgres.sessions()
+    move_to_postgres(installation, postgres, monkeypatch)
+    with dg.DagsterInstance.get() as instance:
+        run = dg.DagsterRun(job_name="refresh")
+        instance.add_run(run)
+        assert postgres.sessions() == sessions + 1
+        postgres.drop_connections()
+        assert instance.get_run_by_id(run.run_id) is not None
+    assert postgres.sessions() <= sessions

@@ -1,0 +1,157 @@
+"""Who may open the web pages: logins with argon2 passwords, and sessions that end on the server."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pwdlib import PasswordHash
+from sqlalchemy import Engine, delete, func, insert, select, update
+
+from finora_pipeline.accounts.model import AccountsError
+from finora_pipeline.accounts.schema import logins, sessions
+
+SHORTEST_PASSWORD = 12
+# Argon2 works on every byte; what nobody types must not keep it busy.
+LONGEST_PASSWORD = 1_000
+SESSION_IDLE = timedelta(hours=12)
+SESSION_LONGEST = timedelta(days=7)
+# A page a second must not be a write a second.
+_SEEN_EVERY = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Somebody who may sign in: for one user's pages, or as an operator (no `user_id`) for everybody's."""
+
+    name: str
+    user_id: str | None
+    has_password: bool
+    created_at: datetime
+
+    @property
+    def is_operator(self) -> bool:
+        return self.user_id is None
+
+    def may_see(self, user_id: str) -> bool:
+        return self.is_operator or self.user_id == user_id
+
+
+class SignIn:
+    """Logins and sessions in the accounts database."""
+
+    def __init__(self, database: Engine) -> None:
+        self._database = database
+        self._passwords = PasswordHash.recommended()
+        # Verified where there is no such login, so that both answers take as long.
+        self._nobodys = self._passwords.hash(secrets.token_urlsafe(16))
+
+    def logins(self) -> list[Login]:
+        """Everybody who may sign in, by name."""
+        with self._database.connect() as database:
+            return [_login(row) for row in database.execute(select(logins).order_by(logins.c.name))]
+
+    def login(self, name: str) -> Login | None:
+        """The login of that name, however it is spelled."""
+        with self._database.connect() as database:
+            row = database.execute(select(logins).where(logins.c.name == _spelled(name))).first()
+        return _login(row) if row else None
+
+    def save(self, name: str, *, user_id: str | None, password: str | None) -> Login:
+        """Makes a login or replaces the one of that name, whose sessions end. Without a password it serves
+        the identity provider alone. Raises `AccountsError`."""
+        name = _spelled(name)
+        if not name or len(name) > 200 or not name.isprintable():
+            raise AccountsError("A login needs a name: an e-mail address, best.")
+        if password is not None and not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
+            raise AccountsError(f"Take a password of {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters.")
+        row = {
+            "name": name,
+            "user_id": user_id,
+            "password_hash": None if password is None else self._passwords.hash(password),
+            "created_at": datetime.now(UTC),
+        }
+        with self._database.begin() as database:
+            database.execute(delete(sessions).where(sessions.c.name == name))
+            database.execute(delete(logins).where(logins.c.name == name))
+            database.execute(insert(logins).values(row))
+        login = self.login(name)
+        assert login is not None
+        return login
+
+    def remove(self, name: str) -> None:
+        """Removes a login and ends its sessions. Raises `AccountsError` if there is none."""
+        with self._database.begin() as database:
+            database.execute(delete(sessions).where(sessions.c.name == _spelled(name)))
+            if not database.execute(delete(logins).where(logins.c.name == _spelled(name))).rowcount:
+                raise AccountsError(f"There is no login {name}.")
+
+    def by_password(self, name: str, password: str) -> Login | None:
+        """The login that name and password belong to."""
+        if len(password) > LONGEST_PASSWORD:
+            return None
+        with self._database.connect() as database:
+            row = database.execute(select(logins).where(logins.c.name == _spelled(name))).first()
+        known = row.password_hash if row and row.password_hash else self._nobodys
+        is_right = self._passwords.verify(password, known)
+        return _login(row) if row and row.password_hash and is_right else None
+
+    def open_session(self, login: Login, now: datetime) -> str:
+        """Begins a session; what the browser is to keep."""
+        token = secrets.token_urlsafe(32)
+        row = {"token_hash": _hash(token), "name": login.name, "opened_at": now, "seen_at": now}
+        with self._database.begin() as database:
+            over = (sessions.c.opened_at < now - SESSION_LONGEST) | (sessions.c.seen_at < now - SESSION_IDLE)
+            database.execute(delete(sessions).where(over))
+            database.execute(insert(sessions).values(row))
+        return token
+
+    def of_session(self, token: str, now: datetime) -> Login | None:
+        """Whose session it is, if it has not ended."""
+        query = (
+            select(logins, sessions.c.seen_at)
+            .join(sessions, sessions.c.name == logins.c.name)
+            .where(
+                sessions.c.token_hash == _hash(token),
+                sessions.c.opened_at >= now - SESSION_LONGEST,
+                sessions.c.seen_at >= now - SESSION_IDLE,
+            )
+        )
+        with self._database.connect() as database:
+            row = database.execute(query).first()
+        if row is None:
+            return None
+        if now - row.seen_at >= _SEEN_EVERY:
+            seen = update(sessions).where(sessions.c.token_hash == _hash(token)).values(seen_at=now)
+            with self._database.begin() as database:
+                database.execute(seen)
+        return _login(row)
+
+    def close_session(self, token: str) -> None:
+        """Ends one session."""
+        with self._database.begin() as database:
+            database.execute(delete(sessions).where(sessions.c.token_hash == _hash(token)))
+
+    def close_sessions(self, name: str) -> int:
+        """Ends every session of a login; how many."""
+        with self._database.begin() as database:
+            return database.execute(delete(sessions).where(sessions.c.name == _spelled(name))).rowcount
+
+    def is_configured(self) -> bool:
+        """Whether anybody can sign in."""
+        with self._database.connect() as database:
+            return bool(database.scalar(select(func.count()).select_from(logins)))
+
+
+def _spelled(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _hash(token: str) -> str:
+    # Random enough that a slow hash would add nothing.
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _login(row: Any) -> Login:
+    return Login(row.name, row.user_id, row.password_hash is not None, row.created_at)

@@ -1,0 +1,246 @@
+"""What is Postgres's own about the accounts: processes that meet, a server that restarts, its time zone.
+
+That the rest works there as in SQLite is shown by test_connections.py, which runs on both.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import TypeVar
+
+import pytest
+from sqlalchemy import Engine, event
+
+from finora_pipeline.accounts.model import AccountsError, Connection, Organization, Read, Refresh, Status
+from finora_pipeline.accounts.schema import open_database
+from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.vault import load_vault
+from finora_pipeline.alarms.book import Alarm, mark_told, note, open_alarms
+from finora_pipeline.alarms.conditions import Condition
+from finora_pipeline.openai_admin.keys import AdminKey
+from finora_pipeline.runs import accounts_of
+from tests.conftest import Installation, OpenAI
+from tests.postgres_server import PostgresServer
+from tests.small_openai import small_openai
+
+T = TypeVar("T")
+KEYS = [AdminKey(f"sk-admin-{letter * 40}") for letter in "ab"]
+ACME = Organization("org-acme", "Acme", frozenset({"proj_1"}))
+NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def openai() -> Iterator[OpenAI]:
+    with small_openai(organizations=1) as openai:
+        yield openai
+
+
+@pytest.fixture
+def home(postgres: PostgresServer, openai: OpenAI, install: Callable[..., Installation]) -> Installation:
+    """An installation without users, its accounts in Postgres."""
+    return install(openai, postgres.new_url())
+
+
+def saved(accounts: Accounts, key: AdminKey = KEYS[0], known: Connection | None = None) -> Connection:
+    return accounts.save_connection("acme", key, ACME, known=known)
+
+
+def stored(home: Installation) -> Connection:
+    connection = home.accounts.connection("acme")
+    assert connection is not None
+    return connection
+
+
+def a_read(of: Connection, reason: str | None = None) -> Refresh:
+    day = of.changed_at.date()
+    return Refresh(
+        user_id=of.user_id,
+        window_start=day - timedelta(days=6),
+        window_end=day + timedelta(days=1),
+        started_at=of.changed_at + timedelta(seconds=1),
+        finished_at=of.changed_at + timedelta(seconds=2),
+        pages=0 if reason else 5,
+        reason=reason,
+        message=f"OpenAI said {reason}." if reason else None,
+        permanent=reason is not None,
+    )
+
+
+def as_the_first_commits(
+    postgres: PostgresServer, first: Callable[[], object], second: Callable[[], T]
+) -> Future[T]:
+    """Begins the second in the moment before the first is committed, which goes on when the second waits for
+    it or is done; how the second ended."""
+    to_begin, begun = [second], []
+    with ThreadPoolExecutor(1) as another_process:
+
+        def begin_second(_: object) -> None:
+            if to_begin:
+                begun.append(another_process.submit(to_begin.pop()))
+                while not begun[0].done() and not postgres.somebody_waits():
+                    pass
+
+        event.listen(Engine, "commit", begin_second)
+        try:
+            first()
+        finally:
+            event.remove(Engine, "commit", begin_second)
+    return begun[0]
+
+
+# Processes that meet
+
+
+@pytest.mark.parametrize("is_connected", [False, True])
+def test_of_two_who_save_a_user_at_the_same_moment_the_second_is_told(home, postgres, is_connected):
+    known = saved(home.accounts) if is_connected else None
+    another = accounts_of(home.settings)
+    second = as_the_first_commits(
+        postgres,
+        lambda: saved(home.accounts, KEYS[0], known),
+        lambda: saved(another, KEYS[1], known),
+    )
+    with pytest.raises(AccountsError, match="The connection of acme was changed meanwhile"):
+        second.result()
+    assert stored(home).key_hint == KEYS[0].hint
+    assert home.accounts.key_ring(["acme"]).key_of("acme").reveal() == KEYS[0].reveal()
+
+
+def test_a_server_that_isolates_more_by_default_changes_nothing(home, postgres):
+    url = postgres.new_url("default_transaction_isolation=serializable")
+    one, another = (Accounts(open_database(url), load_vault("", home.settings.master_key_file)) for _ in "12")
+    known = saved(one)
+    second = as_the_first_commits(
+        postgres, lambda: saved(one, KEYS[0], known), lambda: saved(another, KEYS[1], known)
+    )
+    with pytest.raises(AccountsError, match="was changed meanwhile"):
+        second.result()
+
+
+def test_a_key_saved_at_the_moment_a_read_is_recorded_is_not_judged_by_it(home, postgres):
+    known = saved(home.accounts)
+    another = accounts_of(home.settings)
+    refused = replace(a_read(known, "invalid_key"), started_at=known.changed_at)
+    as_the_first_commits(
+        postgres,
+        lambda: saved(home.accounts, KEYS[1], known),
+        lambda: another.record_refreshes("run-1", [refused]),
+    ).result()
+    assert (stored(home).key_version, stored(home).status) == (2, Status.ACTIVE)
+
+
+def test_two_reads_recorded_at_the_same_moment_both_count(home, postgres):
+    known = saved(home.accounts)
+    another = accounts_of(home.settings)
+    whole = a_read(known)
+    later = replace(whole, window_start=whole.window_end, window_end=whole.window_end + timedelta(days=2))
+    as_the_first_commits(
+        postgres,
+        lambda: home.accounts.record_refreshes("run-1", [whole]),
+        lambda: another.record_refreshes("run-2", [later]),
+    ).result()
+    assert (stored(home).history_from, stored(home).read_until) == (whole.window_start, later.window_end)
+
+
+def test_an_alarm_seen_by_two_at_the_same_moment_is_one(home, postgres):
+    condition = Condition("attention/acme", "The OpenAI connection of acme needs attention.")
+    another = accounts_of(home.settings)
+    alarm = Alarm(condition.key, condition.message, NOON, None)
+    second = as_the_first_commits(
+        postgres,
+        lambda: note(home.accounts.database, [condition], NOON),
+        lambda: note(another.database, [condition], NOON + timedelta(minutes=1)),
+    )
+    assert second.result() == [alarm]
+    assert open_alarms(another.database) == [alarm]
+
+
+def test_two_who_open_an_empty_database_at_the_same_moment_find_the_same_tables(postgres):
+    url = postgres.new_url()
+    engines: list[Engine] = []
+
+    def open_it() -> None:
+        engines.append(open_database(url))
+
+    as_the_first_commits(postgres, open_it, open_it).result()
+    for engine in engines:
+        assert open_alarms(engine) == []
+
+
+# The server
+
+
+def test_accounts_go_on_after_the_server_ended_all_sessions(home, postgres):
+    known = saved(home.accounts)
+    postgres.drop_connections()
+    assert stored(home) == known
+    postgres.drop_connections()
+    assert saved(home.accounts, KEYS[1], known).key_version == 2
+
+
+def test_the_key_is_in_no_file_of_the_server(home, postgres):
+    connection = saved(home.accounts)
+    home.accounts.record_refreshes("run-1", [a_read(connection, "invalid_key")])
+    secret = KEYS[0].reveal().encode()
+    assert postgres.files_with(KEYS[0].hint.encode())
+    assert postgres.files_with(secret) == []
+
+
+# Times
+
+
+def test_times_are_utc_whatever_the_servers_zone_is(home, postgres):
+    assert postgres.sql("SHOW timezone") == [("America/New_York",)]
+    before = datetime.now(UTC)
+    connection = saved(home.accounts)
+    assert before <= connection.changed_at <= datetime.now(UTC)
+    assert connection.changed_at.utcoffset() == timedelta(0)
+    assert accounts_of(home.settings).connection("acme") == connection
+
+
+def test_an_hour_that_the_servers_zone_left_out_is_an_hour_like_others(home):
+    """New York went from 2:00 to 3:00 on that day."""
+    saved(home.accounts)
+    moments = [datetime(2026, 3, 8, 2, 30, tzinfo=UTC), datetime(2026, 3, 8, 3, 5, tzinfo=UTC)]
+    for number, moment in enumerate(moments):
+        read = Refresh("acme", date(2026, 3, 1), date(2026, 3, 9), moment, moment, 1)
+        home.accounts.record_refreshes(f"run-{number}", [read])
+        home.accounts.mark_published(home.accounts.unpublished_reads(), moment)
+        assert stored(home).last_refresh_at == moment
+
+
+# Everything else
+
+
+def test_purge_deletes_all_of_a_user(home):
+    connection = saved(home.accounts)
+    home.accounts.record_refreshes("run-1", [a_read(connection)])
+    note(home.accounts.database, [Condition("attention/acme", "acme needs attention")], NOON)
+    deleted = {table: rows for table, rows in home.accounts.purge("acme").items() if rows}
+    tables = ("credentials", "connections", "refreshes", "audit", "users", "alarms")
+    assert deleted == dict.fromkeys(tables, 1)
+    assert home.accounts.user_ids() == []
+    assert [action for _, action, _ in home.accounts.audit_trail("acme")] == ["purge"]
+
+
+def test_an_alarm_is_told_once_when_it_opens_and_once_when_it_is_over(home):
+    database = home.accounts.database
+    condition = Condition("too old/growth", "Data of the growth plan is older than promised.")
+    (opened,) = note(database, [condition], NOON)
+    mark_told(database, [opened], NOON)
+    assert note(database, [condition], NOON) == []
+    (over,) = note(database, [], NOON + timedelta(hours=1))
+    assert (over.opened_at, over.resolved_at) == (NOON, NOON + timedelta(hours=1))
+    mark_told(database, [over], NOON + timedelta(hours=2))
+    assert note(database, [], NOON + timedelta(hours=3)) == []
+
+
+def test_outcomes_are_counted(home):
+    connection = saved(home.accounts)
+    home.accounts.record_refreshes("run-1", [a_read(connection)])
+    home.accounts.record_refreshes("run-2", [a_read(connection, "unreachable")])
+    assert home.accounts.outcomes_since(connection.changed_at) == {"complete": (1, 5), "unreachable": (1, 0)}
+    assert home.accounts.unpublished_reads() == [
+        Read("run-1", "acme", connection.changed_at + timedelta(seconds=1), a_read(connection).window_end)
+    ]

@@ -1,0 +1,124 @@
+"""A real Postgres of the tests' own, started from this machine's binaries and ended with the tests."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from itertools import count
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg2
+from psycopg2.extensions import connection as DriverConnection
+
+# Nothing that tests write has to survive. The zone is one with summer time: whoever takes a stored moment for
+# local time is found out.
+OPTIONS = {
+    "listen_addresses": "",
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "300",
+    "timezone": "America/New_York",
+}
+USER = "finora"
+
+
+class PostgresServer:
+    """A running server, reached by a socket in its own folder."""
+
+    def __init__(self, folder: Path, administrator: DriverConnection) -> None:
+        self.folder = folder
+        self._administrator = administrator
+        self._numbers = count(1)
+
+    def new_url(self, *settings: str) -> str:
+        """The SQLAlchemy URL of an empty schema, which is made sooner than a database; settings of Postgres
+        are its sessions'."""
+        schema = f"test_{next(self._numbers)}"
+        self.sql(f"CREATE SCHEMA {schema}")
+        options = quote(" ".join(f"-c{setting}" for setting in (f"search_path={schema}", *settings)))
+        return f"postgresql+psycopg2://{USER}@/postgres?host={quote(str(self.folder))}&options={options}"
+
+    def sql(self, statement: str) -> list[tuple[object, ...]]:
+        """Rows of a statement that an administrator runs."""
+        with self._administrator.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+    def somebody_waits(self) -> bool:
+        """Whether a session waits for another one's lock at this moment."""
+        return bool(self.sql("SELECT 1 FROM pg_locks WHERE NOT granted"))
+
+    def sessions(self) -> int:
+        """How many sessions of clients there are, this one's left out."""
+        query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        return len(self.sql(f"{query} AND pid <> pg_backend_pid()"))
+
+    def drop_connections(self) -> None:
+        """Ends all sessions, as a restart of the server does."""
+        self.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+
+    def files_with(self, *secrets: bytes) -> list[str]:
+        """The server's files, its logs and its write-ahead log among them, that hold one of these."""
+        self.sql("CHECKPOINT")
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        assert any(path.parent.name == "pg_wal" for path in files)
+        return [path.name for path in files if any(secret in path.read_bytes() for secret in secrets)]
+
+
+def postgres_binaries() -> Path | None:
+    """The folder with `initdb` and `pg_ctl`. Debian keeps them out of the search path."""
+    if found := shutil.which("initdb"):
+        return Path(found).resolve().parent
+    versions = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    newest = max(versions, key=lambda path: int(path.parts[-3]), default=None)
+    return newest and newest.parent
+
+
+@contextmanager
+def running_postgres(binaries: Path) -> Iterator[PostgresServer]:
+    """Serves an empty Postgres for the length of the block."""
+    account = _account()
+    # Not in pytest's folders, which only the user who runs it may enter.
+    with tempfile.TemporaryDirectory(prefix="finora-postgres-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        data = folder / "data"
+        if account:
+            os.chown(folder, account.pw_uid, account.pw_gid)
+
+        def run(program: str, *arguments: str) -> None:
+            done = subprocess.run(
+                [binaries / program, "-D", data, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+                cwd=folder,
+                user=account and account.pw_uid,
+                group=account and account.pw_gid,
+                extra_groups=[] if account else None,
+            )
+            assert done.returncode == 0, f"{program}: {done.stdout}"
+
+        run("initdb", "--auth=trust", f"--username={USER}", "--no-sync", "--no-locale", "--encoding=UTF8")
+        options = " ".join(f"-c {option}={value}" for option, value in OPTIONS.items())
+        run("pg_ctl", "start", "-w", "-l", str(folder / "log"), "-o", f"-k {folder} {options}")
+        try:
+            with closing(psycopg2.connect(host=name, user=USER, dbname="postgres")) as administrator:
+                administrator.autocommit = True
+                yield PostgresServer(folder, administrator)
+        finally:
+            run("pg_ctl", "stop", "-w", "-m", "immediate")
+
+
+def _account() -> pwd.struct_passwd | None:
+    """Whom the server runs as: Postgres refuses to be root's."""
+    if os.geteuid() != 0:
+        return None
+    known = {account.pw_name: account for account in pwd.getpwall()}
+    return known.get("postgres") or known["nobody"]
