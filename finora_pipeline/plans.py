@@ -20,6 +20,7 @@ class Plan:
     `lead`: how long before its interval is over a connection is due: the time until the next tick, and
     enough for a run that is late, slow or waits for another.
     `history_days`: how many UTC days of cost are kept, today included; None keeps all there is.
+    `csv_exports`: whether the dashboard gives its figures as CSV files.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Plan:
     cron: str
     lead: timedelta
     history_days: int | None
+    csv_exports: bool = True
 
     def first_day_kept(self, today: date) -> date | None:
         """The oldest UTC day this plan keeps, or None if it keeps everything."""
@@ -51,6 +53,11 @@ class Plan:
         return self.history_days is None or self.history_days > other.history_days
 
     @property
+    def history_text(self) -> str:
+        """How much is kept, in words: '90 days', 'everything'."""
+        return "everything" if self.history_days is None else f"{self.history_days} days"
+
+    @property
     def interval_text(self) -> str:
         """The cadence in words: 'every 24 h', 'every 15 min'."""
         minutes = int(self.refresh_interval.total_seconds() // 60)
@@ -62,7 +69,9 @@ class Plan:
 PLANS: dict[str, Plan] = {
     plan.name: plan
     for plan in (
-        Plan("trial", timedelta(hours=24), "35 * * * *", timedelta(hours=2, minutes=30), 7),
+        Plan(
+            "trial", timedelta(hours=24), "35 * * * *", timedelta(hours=2, minutes=30), 7, csv_exports=False
+        ),
         Plan("growth", timedelta(hours=24), "5 * * * *", timedelta(hours=2, minutes=30), 90),
         Plan("scale", timedelta(hours=1), "*/10 * * * *", timedelta(minutes=15), 365),
         Plan("enterprise", timedelta(minutes=15), "*/5 * * * *", timedelta(minutes=7), None),

@@ -7,6 +7,7 @@ import click
 
 from finora_pipeline.cli.alarms import alarms
 from finora_pipeline.cli.connections import connect, plan, remove, status, update
+from finora_pipeline.cli.dashboard import dashboard, login
 from finora_pipeline.cli.demo import demo
 from finora_pipeline.cli.queries import sql
 from finora_pipeline.cli.refreshes import backfill, refresh
@@ -45,8 +46,8 @@ def main() -> None:
 
 
 _COMMANDS = (
-    connect, update, remove, status, plan, refresh, backfill, sql, up, alarms, rebuild, purge,
-    demo, simulate_openai,
+    connect, update, remove, status, plan, refresh, backfill, sql, up, dashboard, login,
+    alarms, rebuild, purge, demo, simulate_openai,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -2,14 +2,17 @@
 
 import click
 
-from finora_pipeline.cli.terminal import log_to_terminal
+from finora_pipeline.cli.terminal import log_to_terminal, plain_errors
 
 
 @click.command()
 @click.option("--port", default=3000, show_default=True, help="Loopback port of the Dagster UI.")
 @click.option("--health-port", default=3001, show_default=True, help="Loopback port of /health and /metrics.")
-def up(port: int, health_port: int) -> None:
-    """Serve the installation: Dagster's UI, daemon and code server, with schedules on, until Ctrl-C.
+@click.option("--dashboard-host", default="127.0.0.1", show_default=True, help="As finora dashboard --host.")
+@click.option("--dashboard-port", default=8000, show_default=True, help="As finora dashboard --port.")
+@click.option("--public-url", help="As finora dashboard --public-url.")
+def up(port: int, health_port: int, dashboard_host: str, dashboard_port: int, public_url: str | None) -> None:
+    """Serve the installation: dashboard, Dagster's UI and daemon, with schedules on, until Ctrl-C.
 
     A process that ends by itself is started again. /health answers 200 while all is well and 503 otherwise
     (/health?wait=60 waits for it); /metrics is for Prometheus. Logs lie in $FINORA_HOME/logs, rotated.
@@ -17,12 +20,20 @@ def up(port: int, health_port: int) -> None:
     import asyncio
 
     from finora_pipeline import up as serving
+    from finora_pipeline.dashboard.server import DashboardRefused, prepared
     from finora_pipeline.settings import Settings
 
     log_to_terminal()
     settings = Settings.from_environment()
     try:
-        with serving.only_one(settings.dagster_home):
-            asyncio.run(serving.serve(settings, serving.check_port(port), serving.check_port(health_port)))
-    except (serving.AlreadyServed, serving.PortTaken) as error:
+        with serving.only_one(settings.dagster_home), plain_errors():
+            if dashboard_host == serving.LOOPBACK:
+                dashboard_port = serving.check_port(dashboard_port)
+            # Told here, and not again and again by a process that cannot start.
+            prepared(settings, dashboard_host, dashboard_port, public_url)
+            options = ("--host", dashboard_host, "--port", str(dashboard_port))
+            options += ("--public-url", public_url) if public_url else ()
+            ports = (serving.check_port(port), serving.check_port(health_port))
+            asyncio.run(serving.serve(settings, *ports, options))
+    except (serving.AlreadyServed, serving.PortTaken, DashboardRefused) as error:
         raise click.ClickException(str(error)) from None

@@ -1,0 +1,113 @@
+"""finora dashboard: the web pages; finora login: who may open them."""
+
+import sys
+
+import click
+from rich.table import Table
+
+from finora_pipeline.cli.terminal import json_option, messages, moment, output, plain_errors, print_json
+from finora_pipeline.cli.terminal import row as text_row
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
+@click.option("--port", default=8000, show_default=True, help="Port to bind.")
+@click.option("--public-url", help="https://…, the address that browsers know, where a proxy stands before.")
+def dashboard(host: str, port: int, public_url: str | None) -> None:
+    """Serve the web pages: Settings → API Keys, Overview, Plan.
+
+    On this machine alone nobody has to sign in until a login is made (finora login add). Beyond it the pages
+    need --public-url and a login, or an OpenID Connect provider: FINORA_OIDC_ISSUER, FINORA_OIDC_CLIENT_ID,
+    FINORA_OIDC_CLIENT_SECRET. finora up serves them, too.
+    """
+    from finora_pipeline.cli.terminal import log_to_terminal
+    from finora_pipeline.dashboard.server import DashboardRefused, serve
+    from finora_pipeline.settings import Settings
+
+    log_to_terminal()
+    messages.print(f"Dashboard: {public_url or f'http://{host}:{port}'}", soft_wrap=True)
+    with plain_errors():
+        try:
+            serve(Settings.from_environment(), host, port, public_url)
+        except DashboardRefused as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group()
+def login() -> None:
+    """Who may open the web pages: add, list, sign-out, remove."""
+
+
+@login.command()
+@click.argument("name")
+@click.option("--user", "user_id", help="Sees this user's pages.")
+@click.option("--operator", is_flag=True, help="Sees every user's pages and may change plans.")
+@click.option("--no-password", is_flag=True, help="Signs in through the identity provider alone.")
+def add(name: str, user_id: str | None, operator: bool, no_password: bool) -> None:
+    """Make a login NAME (an e-mail address), or replace it; its open sessions end.
+
+    The password comes from a hidden prompt or the standard input.
+    """
+    if bool(user_id) == operator:
+        raise click.UsageError("Say --user U or --operator.")
+    with plain_errors():
+        accounts, sign_in = _opened()
+        password = None if no_password else _password()
+        if user_id:
+            user_id = accounts.add_user(user_id)
+        made = sign_in.save(name, user_id=user_id, password=password)
+    messages.print(f"{made.name} may sign in and sees {made.user_id or 'every user'}.", markup=False)
+
+
+@login.command("list")
+@json_option
+def list_logins(as_json: bool) -> None:
+    """List who may sign in."""
+    with plain_errors():
+        _, sign_in = _opened()
+    found = sign_in.logins()
+    if as_json:
+        print_json(
+            [{"name": one.name, "user": one.user_id, "operator": one.is_operator,
+              "password": one.has_password, "created_at": one.created_at} for one in found]
+        )  # fmt: skip
+        return
+    table = Table("Name", "Sees", "Signs in by", "Since")
+    for one in found:
+        by = "password" if one.has_password else "identity provider"
+        table.add_row(*text_row(one.name, one.user_id or "every user", by, moment(one.created_at)))
+    output.print(table)
+
+
+@login.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Remove a login and end its sessions."""
+    with plain_errors():
+        _opened()[1].remove(name)
+    messages.print(f"{name} may not sign in any more.", markup=False)
+
+
+@login.command("sign-out")
+@click.argument("name")
+def sign_out(name: str) -> None:
+    """End every open session of a login."""
+    with plain_errors():
+        ended = _opened()[1].close_sessions(name)
+    messages.print(f"Ended {ended} sessions of {name}.", markup=False)
+
+
+def _opened():
+    from finora_pipeline.accounts.sign_in import SignIn
+    from finora_pipeline.accounts.store import open_accounts
+    from finora_pipeline.settings import Settings
+
+    settings = Settings.from_environment()
+    accounts = open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
+    return accounts, SignIn(accounts.database)
+
+
+def _password() -> str:
+    if sys.stdin.isatty():
+        return click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    return sys.stdin.readline().rstrip("\r\n")

@@ -1,0 +1,643 @@
+"""The web server of the dashboard: routes, who may open what, and the forms that write to the accounts."""
+
+import csv
+import io
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import jinja2
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from finora_pipeline.accounts import connections as connecting
+from finora_pipeline.accounts.model import AccountsError, Connection, Status, check_user_id
+from finora_pipeline.accounts.sign_in import SESSION_LONGEST, Login, SignIn
+from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.vault import VaultError
+from finora_pipeline.dashboard import formats
+from finora_pipeline.dashboard.charts import share_bar
+from finora_pipeline.dashboard.copies import Copies
+from finora_pipeline.dashboard.figures import export_rows, model_page, overview
+from finora_pipeline.dashboard.oidc import Oidc, OidcError
+from finora_pipeline.dashboard.periods import BadPeriod, view_of
+from finora_pipeline.dashboard.security import Attempts, Guard
+from finora_pipeline.dashboard.states import freshness, notices
+from finora_pipeline.openai_admin.client import OpenAIAdminClient, open_client
+from finora_pipeline.openai_admin.errors import OpenAIAdminError
+from finora_pipeline.openai_admin.keys import KeyFormError
+from finora_pipeline.plans import PLANS, Plan, UnknownPlan
+from finora_pipeline.settings import Settings
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+# Who comes where nobody has to sign in.
+THIS_MACHINE = "this machine"
+# The user of an installation that has none yet, on its own machine.
+FIRST_USER = "my-company"
+USERS_A_PAGE = 50
+# Wrong passwords in a quarter of an hour: of one name, and from one address.
+MOST_FAILURES = 10
+MOST_FAILURES_OF_ADDRESS = 50
+FAILURES_SECONDS = 900.0
+# A spreadsheet would take these for the beginning of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FOLDER = Path(__file__).parent
+_log = logging.getLogger("finora.dashboard")
+
+Handler = Callable[[Request, Login, str], Response]
+
+
+class ExposedWithoutSignIn(Exception):
+    """The server would be reachable by others while nobody has to sign in; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """Where the server answers: its addresses for a browser, and whether those who come must sign in."""
+
+    origins: frozenset[str]
+    is_public: bool
+    requires_sign_in: bool
+
+
+def exposure(host: str, port: int, public_url: str | None, has_sign_in: bool) -> Exposure:
+    """Who may come, from where the server binds and the address it is known by.
+
+    On loopback nobody has to sign in while no login is made. Raises `ExposedWithoutSignIn`.
+    """
+    is_loopback = host in ("127.0.0.1", "::1", "localhost")
+    if is_loopback and public_url is None:
+        origins = frozenset(f"http://{name}:{port}" for name in LOOPBACK_HOSTS)
+        return Exposure(origins, False, has_sign_in)
+    address = urlsplit(public_url or "")
+    if address.scheme != "https" or not address.netloc or address.path not in ("", "/"):
+        raise ExposedWithoutSignIn(
+            "Beyond this machine the pages need --public-url https://…, the address that browsers know; a "
+            "proxy that ends TLS stands before them."
+        )
+    if not has_sign_in:
+        raise ExposedWithoutSignIn(
+            "Beyond this machine people must sign in: make a login with finora login add, or set "
+            "FINORA_OIDC_ISSUER and FINORA_OIDC_CLIENT_ID."
+        )
+    return Exposure(frozenset([f"https://{address.netloc}"]), True, True)
+
+
+def create_app(
+    settings: Settings, accounts: Accounts, sign_in: SignIn, exposed: Exposure, oidc: Oidc | None = None
+) -> Starlette:
+    """The dashboard as an ASGI app."""
+    pages = _Pages(settings, accounts, sign_in, exposed, oidc)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with open_client(settings.openai_base_url, connecting.CHECK_LIMITS) as client:
+            pages.client = client
+            yield
+        pages.copies.close()
+
+    user = "/users/{user_id}"
+    routes = [
+        Route("/", pages.home),
+        Route("/health", lambda _: PlainTextResponse("ok")),
+        Route("/users", pages.users),
+        Route("/users", pages.open_user, methods=["POST"]),
+        Route(f"{user}/overview", pages.of_user(pages.overview)),
+        Route(f"{user}/overview.csv", pages.of_user(pages.overview_csv)),
+        Route(f"{user}/model", pages.of_user(pages.model)),
+        Route(f"{user}/state", pages.of_user(pages.state)),
+        Route(f"{user}/plan", pages.of_user(pages.plan)),
+        Route(f"{user}/plan", pages.change_plan, methods=["POST"]),
+        Route(f"{user}/settings/keys", pages.of_user(pages.keys)),
+        Route(f"{user}/settings/keys", pages.save_key, methods=["POST"]),
+        Route(f"{user}/settings/keys/remove", pages.of_user(pages.ask_removal)),
+        Route(f"{user}/settings/keys/remove", pages.remove_key, methods=["POST"]),
+        Route("/sign-in", pages.sign_in_form),
+        Route("/sign-in", pages.sign_in_by_password, methods=["POST"]),
+        Route("/sign-in/oidc", pages.sign_in_by_oidc),
+        Route("/sign-in/oidc/callback", pages.back_from_oidc, name="oidc_callback"),
+        Route("/sign-out", pages.sign_out, methods=["POST"]),
+        Mount("/static", _Static(directory=_FOLDER / "static")),
+    ]
+    middleware = [
+        Middleware(Guard, origins=exposed.origins, is_public=exposed.is_public, failure=pages.failure),
+        Middleware(GZipMiddleware, minimum_size=1_000, compresslevel=5),
+        # Holds state, nonce and verifier between here and the identity provider, for minutes.
+        Middleware(
+            SessionMiddleware,
+            secret_key=secrets.token_urlsafe(32),
+            session_cookie="finora-oidc",
+            max_age=600,
+            path="/sign-in",
+            same_site="lax",
+            https_only=exposed.is_public,
+        ),
+    ]
+    handlers: Mapping[Any, Any] = {
+        HTTPException: pages.http_error,
+        BadPeriod: pages.bad_period,
+        ClientDisconnect: lambda *_: PlainTextResponse("That is too large.", 413),
+    }
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
+
+
+class _Static(StaticFiles):
+    """The style and script: named by their content's age, so that a browser may keep them for a day."""
+
+    async def get_response(self, path: str, scope: Any) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = "public, max-age=86400"
+        return response
+
+
+class _Pages:
+    """The endpoints, and what they share."""
+
+    def __init__(
+        self, settings: Settings, accounts: Accounts, sign_in: SignIn, exposed: Exposure, oidc: Oidc | None
+    ) -> None:
+        self.client: OpenAIAdminClient | None = None
+        self.copies = Copies(settings.published_database)
+        self._accounts = accounts
+        self._sign_in = sign_in
+        self._exposed = exposed
+        self._oidc = oidc
+        self._of_name = Attempts(MOST_FAILURES, FAILURES_SECONDS)
+        self._of_address = Attempts(MOST_FAILURES_OF_ADDRESS, FAILURES_SECONDS)
+        self._cookie = "__Host-finora" if exposed.is_public else "finora"
+        self._templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.globals |= {
+            "usd": formats.usd,
+            "price": formats.price,
+            "exact": formats.exact,
+            "count": formats.count,
+            "percent": formats.percent,
+            "moment": formats.moment,
+            "share_bar": share_bar,
+            "PLANS": PLANS,
+            "version": str(int(max(path.stat().st_mtime for path in (_FOLDER / "static").iterdir()))),
+        }
+
+    # Who comes, and what they may open.
+
+    @property
+    def _requires_sign_in(self) -> bool:
+        # A login that is made while the server runs closes it at once.
+        return self._exposed.requires_sign_in or self._sign_in.is_configured()
+
+    def _who(self, request: Request) -> Login | None:
+        if not self._requires_sign_in:
+            return Login(THIS_MACHINE, None, False, datetime.now(UTC))
+        token = request.cookies.get(self._cookie)
+        return self._sign_in.of_session(token, datetime.now(UTC)) if token else None
+
+    def _allowed(self, request: Request) -> tuple[Login, str] | Response:
+        """Who comes and whose page they open, or the way to the sign-in. What is another's is not there."""
+        who = self._who(request)
+        if who is None:
+            return self._to_sign_in(request)
+        user_id = request.path_params["user_id"]
+        try:
+            is_id = check_user_id(user_id) == user_id
+        except AccountsError:
+            is_id = False
+        if not is_id or not who.may_see(user_id):
+            raise HTTPException(404)
+        return who, user_id
+
+    def of_user(self, handler: Handler) -> Callable[[Request], Response]:
+        """An endpoint of one user's, for who may see that user."""
+
+        def endpoint(request: Request) -> Response:
+            allowed = self._allowed(request)
+            return allowed if isinstance(allowed, Response) else handler(request, *allowed)
+
+        return endpoint
+
+    @staticmethod
+    def _to_sign_in(request: Request) -> Response:
+        if request.method != "GET":
+            raise HTTPException(401)
+        asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return RedirectResponse("/sign-in?" + urlencode({"next": asked}), 303)
+
+    def _page(
+        self, request: Request, template: str, who: Login | None, status: int = 200, **values: Any
+    ) -> Response:
+        shared = {
+            "who": who,
+            "signed_in": who is not None and who.name != THIS_MACHINE,
+            "path": request.url.path,
+            "user_id": values.pop("user_id", None),
+            "base": None,
+        }
+        if shared["user_id"]:
+            shared["base"] = f"/users/{quote(shared['user_id'])}"
+        return HTMLResponse(self._templates.get_template(template).render(shared | values), status)
+
+    # Pages.
+
+    def home(self, request: Request) -> Response:
+        who = self._who(request)
+        if who is None:
+            return self._to_sign_in(request)
+        if who.user_id:
+            return RedirectResponse(f"/users/{quote(who.user_id)}/overview", 303)
+        known = self._accounts.user_ids()
+        if len(known) > 1:
+            return RedirectResponse("/users", 303)
+        return RedirectResponse(f"/users/{quote(known[0] if known else FIRST_USER)}/overview", 303)
+
+    def users(self, request: Request) -> Response:
+        who = self._operator(request)
+        if isinstance(who, Response):
+            return who
+        return self._users_page(request, who)
+
+    def _users_page(
+        self, request: Request, who: Login, error: str | None = None, status: int = 200
+    ) -> Response:
+        wanted = request.query_params.get("q", "").strip()[:100]
+        first = request.query_params.get("from", "0")
+        first = int(first) if first.isdecimal() and len(first) < 9 else 0
+        plans = self._accounts.plans()
+        found = [user_id for user_id in plans if wanted.casefold() in user_id.casefold()]
+        shown = found[first : first + USERS_A_PAGE]
+        connections = {c.user_id: c for c in self._accounts.connections(user_ids=shown)}
+        spend = self.copies.everybody()
+        now = datetime.now(UTC)
+        rows = [
+            {
+                "user_id": user_id,
+                "plan": plans[user_id].name,
+                "connection": connections.get(user_id),
+                "freshness": freshness(connections.get(user_id), now),
+                "usd": spend.get(user_id),
+            }
+            for user_id in shown
+        ]
+        return self._page(
+            request, "users.html", who, status, rows=rows, wanted=wanted, first=first, found=len(found),
+            size=USERS_A_PAGE, error=error,
+        )  # fmt: skip
+
+    async def open_user(self, request: Request) -> Response:
+        who = await run_in_threadpool(self._operator, request)
+        if isinstance(who, Response):
+            return who
+        asked = (await self._form(request)).get("user_id", "")
+        try:
+            user_id = await run_in_threadpool(self._accounts.add_user, asked)
+        except AccountsError as error:
+            return await run_in_threadpool(self._users_page, request, who, str(error), 422)
+        return RedirectResponse(f"/users/{quote(user_id)}/settings/keys", 303)
+
+    def _operator(self, request: Request) -> Login | Response:
+        who = self._who(request)
+        if who is None:
+            return self._to_sign_in(request)
+        if not who.is_operator:
+            raise HTTPException(404)
+        return who
+
+    def _plan(self, user_id: str) -> Plan:
+        return self._accounts.plan_of(user_id) or next(iter(PLANS.values()))
+
+    def _known(self, user_id: str) -> tuple[Connection | None, str | None]:
+        """The connection, and what the latest attempt said if it failed."""
+        connection = self._accounts.connection(user_id)
+        return connection, self._accounts.last_failures([user_id]).get(user_id) if connection else None
+
+    def overview(self, request: Request, who: Login, user_id: str) -> Response:
+        now = datetime.now(UTC)
+        plan = self._plan(user_id)
+        view = view_of(request.query_params, plan, now.date())
+        connection, failure = self._known(user_id)
+        with self.copies.of(user_id) as copy:
+            figures = overview(copy, view, now.date())
+            is_sample = copy.is_sample
+        return self._page(
+            request,
+            "overview.html",
+            who,
+            user_id=user_id,
+            plan=plan,
+            view=view,
+            figures=figures,
+            is_sample=is_sample,
+            notices=notices(connection, failure, is_sample),
+            freshness=freshness(connection, now),
+            today=now.date(),
+            state=_state(connection, is_sample),
+        )
+
+    def overview_csv(self, request: Request, who: Login, user_id: str) -> Response:  # noqa: ARG002
+        plan = self._plan(user_id)
+        if not plan.csv_exports:
+            raise HTTPException(403, f"The {plan.name} plan has no CSV exports.")
+        view = view_of(request.query_params, plan, datetime.now(UTC).date())
+        with self.copies.of(user_id) as copy:
+            rows = export_rows(copy, view)
+            name = f"{'sample' if copy.is_sample else user_id}-costs-{view.first}-{view.last}.csv"
+        return Response(
+            _csv(rows),
+            media_type="text/csv; charset=utf-8",
+            headers={"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}"},
+        )
+
+    def model(self, request: Request, who: Login, user_id: str) -> Response:
+        now = datetime.now(UTC)
+        plan = self._plan(user_id)
+        view = view_of(request.query_params, plan, now.date())
+        if not view.model:
+            raise HTTPException(404)
+        with self.copies.of(user_id) as copy:
+            page = model_page(copy, view)
+            is_sample = copy.is_sample
+        connection, failure = self._known(user_id)
+        return self._page(
+            request,
+            "model.html",
+            who,
+            user_id=user_id,
+            plan=plan,
+            view=view,
+            page=page,
+            is_sample=is_sample,
+            notices=notices(connection, failure, is_sample),
+            freshness=freshness(connection, now),
+            today=now.date(),
+        )
+
+    def state(self, request: Request, who: Login, user_id: str) -> Response:  # noqa: ARG002
+        """What a page that waits asks for, to load itself again when it changes."""
+        connection = self._accounts.connection(user_id)
+        with self.copies.of(user_id) as copy:
+            return JSONResponse({"state": _state(connection, copy.is_sample)})
+
+    def plan(self, request: Request, who: Login, user_id: str) -> Response:
+        return self._plan_page(request, who, user_id)
+
+    def _plan_page(
+        self, request: Request, who: Login, user_id: str, error: str | None = None, status: int = 200
+    ) -> Response:
+        plan = self._plan(user_id)
+        saved = request.query_params.get("saved") == "yes"
+        return self._page(
+            request, "plan.html", who, status, user_id=user_id, plan=plan, error=error, saved=saved,
+            today=datetime.now(UTC).date(),
+        )  # fmt: skip
+
+    async def change_plan(self, request: Request) -> Response:
+        allowed = await run_in_threadpool(self._allowed, request)
+        if isinstance(allowed, Response):
+            return allowed
+        who, user_id = allowed
+        if not who.is_operator:
+            raise HTTPException(403, "An operator changes plans.")
+        chosen = (await self._form(request)).get("plan", "")
+
+        def change() -> None:
+            self._accounts.add_user(user_id)
+            self._accounts.set_plan(user_id, chosen)
+
+        try:
+            await run_in_threadpool(change)
+        except (AccountsError, UnknownPlan) as error:
+            return await run_in_threadpool(self._plan_page, request, who, user_id, str(error), 422)
+        return RedirectResponse(f"/users/{quote(user_id)}/plan?saved=yes", 303)
+
+    def keys(self, request: Request, who: Login, user_id: str) -> Response:
+        return self._keys_page(request, who, user_id)
+
+    def _keys_page(
+        self, request: Request, who: Login, user_id: str, error: str | None = None, status: int = 200
+    ) -> Response:
+        connection, failure = self._known(user_id)
+        now = datetime.now(UTC)
+        return self._page(
+            request,
+            "keys.html",
+            who,
+            status,
+            user_id=user_id,
+            connection=connection,
+            is_connected=connection is not None and connection.status is not Status.REMOVED,
+            failure=failure,
+            freshness=freshness(connection, now),
+            error=error,
+            saved=request.query_params.get("saved", "") if error is None else "",
+            wants_update=request.query_params.get("update") == "yes" or error is not None,
+            plan=self._plan(user_id),
+        )
+
+    async def save_key(self, request: Request) -> Response:
+        allowed = await run_in_threadpool(self._allowed, request)
+        if isinstance(allowed, Response):
+            return allowed
+        who, user_id = allowed
+        form = await self._form(request)
+        assert self.client is not None
+        known = await run_in_threadpool(self._accounts.connection, user_id)
+        is_update = known is not None and known.status is not Status.REMOVED
+        save = connecting.update if is_update else connecting.connect
+        try:
+            if form.get("provider") != "openai":
+                raise AccountsError("Choose a provider: OpenAI is the one there is.")
+            await save(self._accounts, self.client, user_id, form.get("key", ""))
+        except (KeyFormError, OpenAIAdminError, AccountsError, VaultError) as error:
+            return await run_in_threadpool(self._keys_page, request, who, user_id, str(error), 422)
+        _log.info("User %s %s OpenAI.", user_id, "updated" if is_update else "connected")
+        told = "updated" if is_update else "connected"
+        return RedirectResponse(f"/users/{quote(user_id)}/settings/keys?saved={told}", 303)
+
+    def ask_removal(self, request: Request, who: Login, user_id: str) -> Response:
+        connection = self._accounts.connection(user_id)
+        if connection is None or connection.status is Status.REMOVED:
+            return RedirectResponse(f"/users/{quote(user_id)}/settings/keys", 303)
+        return self._page(request, "remove.html", who, user_id=user_id, connection=connection)
+
+    async def remove_key(self, request: Request) -> Response:
+        allowed = await run_in_threadpool(self._allowed, request)
+        if isinstance(allowed, Response):
+            return allowed
+        who, user_id = allowed
+        try:
+            await run_in_threadpool(self._accounts.remove_connection, user_id)
+        except AccountsError as error:
+            return await run_in_threadpool(self._keys_page, request, who, user_id, str(error), 422)
+        return RedirectResponse(f"/users/{quote(user_id)}/settings/keys?saved=removed", 303)
+
+    # Signing in and out.
+
+    def sign_in_form(self, request: Request) -> Response:
+        return self._sign_in_page(request)
+
+    def _sign_in_page(self, request: Request, error: str | None = None, status: int = 200) -> Response:
+        if not self._requires_sign_in:
+            return RedirectResponse("/", 303)
+        after = _own_path(request.query_params.get("next", "/"))
+        return self._page(
+            request, "sign_in.html", None, status, error=error, after=after, has_oidc=self._oidc is not None
+        )
+
+    async def sign_in_by_password(self, request: Request) -> Response:
+        form = await self._form(request)
+        name, password = form.get("name", "")[:200], form.get("password", "")
+        address = request.client.host if request.client else ""
+        by_name = name.strip().casefold()
+        if self._of_name.is_blocked(by_name) or self._of_address.is_blocked(address):
+            told = "Too many wrong passwords: wait a quarter of an hour and try again."
+            return self._sign_in_page(request, told, 429)
+        login = await run_in_threadpool(self._sign_in.by_password, name, password)
+        if login is None:
+            self._of_name.failed(by_name)
+            self._of_address.failed(address)
+            return self._sign_in_page(request, "Name or password is wrong.", 401)
+        self._of_name.forget(by_name)
+        return await run_in_threadpool(self._signed_in, login, _own_path(form.get("next", "/")))
+
+    def _signed_in(self, login: Login, after: str) -> Response:
+        token = self._sign_in.open_session(login, datetime.now(UTC))
+        response = RedirectResponse(after, 303)
+        response.set_cookie(
+            self._cookie,
+            token,
+            max_age=int(SESSION_LONGEST.total_seconds()),
+            path="/",
+            httponly=True,
+            samesite="lax",
+            secure=self._exposed.is_public,
+        )
+        return response
+
+    async def sign_in_by_oidc(self, request: Request) -> Response:
+        if self._oidc is None:
+            raise HTTPException(404)
+        request.session["next"] = _own_path(request.query_params.get("next", "/"))
+        origin = next(iter(sorted(self._exposed.origins)))
+        if not self._exposed.is_public:
+            origin = f"{request.url.scheme}://{request.url.netloc}"
+        try:
+            return await self._oidc.begin(request, f"{origin}/sign-in/oidc/callback")
+        except OidcError as error:
+            _log.warning("%s (%s)", error, error.__cause__)
+            return self._sign_in_page(request, str(error), 502)
+
+    async def back_from_oidc(self, request: Request) -> Response:
+        if self._oidc is None:
+            raise HTTPException(404)
+        try:
+            email = await self._oidc.email(request)
+        except OidcError as error:
+            _log.warning("%s (%s)", error, error.__cause__)
+            return self._sign_in_page(request, str(error), 401)
+        login = await run_in_threadpool(self._sign_in.login, email)
+        if login is None:
+            told = f"There is no login for {email}: ask who runs this installation."
+            return self._sign_in_page(request, told, 403)
+        return await run_in_threadpool(self._signed_in, login, _own_path(request.session.pop("next", "/")))
+
+    async def sign_out(self, request: Request) -> Response:
+        everywhere = (await self._form(request)).get("everywhere") == "yes"
+        token = request.cookies.get(self._cookie, "")
+
+        def close() -> None:
+            login = self._sign_in.of_session(token, datetime.now(UTC)) if token else None
+            self._sign_in.close_session(token)
+            if login and everywhere:
+                self._sign_in.close_sessions(login.name)
+
+        await run_in_threadpool(close)
+        response = RedirectResponse("/sign-in", 303)
+        response.delete_cookie(
+            self._cookie, path="/", secure=self._exposed.is_public, httponly=True, samesite="lax"
+        )
+        return response
+
+    # What goes wrong.
+
+    def http_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        told = error.detail if error.status_code in (403, 422) else _TOLD.get(error.status_code, error.detail)
+        headers = error.headers
+        response = self._page(
+            request, "error.html", None, error.status_code, title=_title(error.status_code), told=told
+        )
+        response.headers.update(headers or {})
+        return response
+
+    def bad_period(self, request: Request, error: Exception) -> Response:
+        return self._page(
+            request, "error.html", None, 400, title="These days cannot be shown", told=str(error)
+        )
+
+    def failure(self, request: Request) -> Response:
+        told = "It has been logged. Try again; if it stays, tell who runs this installation."
+        return self._page(request, "error.html", None, 500, title="Something went wrong here", told=told)
+
+    @staticmethod
+    async def _form(request: Request) -> dict[str, str]:
+        form = await request.form(max_files=0, max_fields=10)
+        return {name: value for name, value in form.items() if isinstance(value, str)}
+
+
+_TOLD = {
+    401: "Sign in first.",
+    404: "There is no such page, or it is not yours to see.",
+    405: "That cannot be done with this page.",
+}
+
+
+def _title(status: int) -> str:
+    return {401: "Sign in", 403: "Not allowed", 404: "Not found"}.get(status, "That did not work")
+
+
+def _state(connection: Connection | None, is_sample: bool) -> str:
+    """Changes whenever a waiting page should be loaded again."""
+    if connection is None:
+        return "none"
+    return f"{connection.status}/{connection.last_attempt_at}/{connection.last_refresh_at}/{is_sample}"
+
+
+def _own_path(path: str) -> str:
+    """The path, if it leads to a page of this server."""
+    parts = urlsplit(path)
+    is_own = (
+        path.startswith("/") and not path.startswith(("//", "/\\")) and not parts.netloc and not parts.scheme
+    )
+    return path if is_own and path.isprintable() and "\\" not in path else "/"
+
+
+def _csv(rows: list[Mapping[str, str]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("date", "project_id", "project_name", "model", "amount_usd"))
+    writer.writerows(_cells(row) for row in rows)
+    return text.getvalue()
+
+
+def _cells(row: Mapping[str, str]) -> Iterator[str]:
+    for name, value in row.items():
+        is_formula = name != "amount_usd" and value.startswith(_FORMULA)
+        yield f"'{value}" if is_formula else value

@@ -1,0 +1,134 @@
+"""Charts as SVG, drawn on the server; colours come from the page's style, by class.
+
+Bars fill their box, whatever its shape: words stand beside them in HTML, so that they keep their size on a
+phone. What a bar tells is in `data-tip`, for the pointer, the arrow keys and a screen reader.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from markupsafe import Markup, escape
+
+WIDTH = 1000
+HEIGHT = 240
+# The share of a bar's room that stays empty.
+GAP = 0.18
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar: its name for a person, the sizes of its parts from below, and what it tells."""
+
+    label: str
+    parts: Sequence[Decimal]
+    tip: str
+
+
+def stacked_bars(bars: Sequence[Bar], title: str) -> Markup:
+    """Bars stacked of parts; the n-th part of each has the class `s<n>`. Credits (below zero) are left out of
+    the drawing; the tip and the table tell them."""
+    top = highest(bars)
+    room = WIDTH / max(1, len(bars))
+    width = room * (1 - GAP)
+    shapes: list[str] = []
+    for number, bar in enumerate(bars):
+        left = number * room + room * GAP / 2
+        shapes.append(
+            f'<g class="bar" data-tip="{escape(bar.tip)}">'
+            f'<rect class="room" x="{number * room:.2f}" y="0" width="{room:.2f}" height="{HEIGHT}"/>'
+        )
+        level = float(HEIGHT)
+        for part, size in enumerate(bar.parts):
+            height = float(size / top) * HEIGHT if size > 0 else 0.0
+            if height:
+                level -= height
+                shapes.append(
+                    f'<rect class="s{part}" x="{left:.2f}" y="{level:.2f}" width="{width:.2f}" '
+                    f'height="{height:.2f}"/>'
+                )
+        shapes.append("</g>")
+    return Markup(
+        f'<svg class="bars" viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" '
+        f'tabindex="0" aria-label="{escape(title)}">{"".join(shapes)}</svg>'
+    )
+
+
+def highest(bars: Sequence[Bar]) -> Decimal:
+    """The top of the scale: a round number that no bar exceeds."""
+    most = max(
+        (sum((part for part in bar.parts if part > 0), Decimal(0)) for bar in bars), default=Decimal(0)
+    )
+    if not most:
+        return Decimal(1)
+    magnitude = Decimal(10) ** most.adjusted()
+    return next(
+        step * magnitude
+        for step in map(Decimal, ("1", "2", "3", "4", "5", "6", "8", "10"))
+        if step * magnitude >= most
+    )
+
+
+def sparkline(values: Sequence[Decimal | None], title: str) -> Markup:
+    """A line of a few days; days without a figure are gaps."""
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return Markup("")
+    low, high = min(known), max(known)
+    span = float(high - low) or 1.0
+    step = 100 / (len(values) - 1)
+    pieces, is_drawn = [], False
+    for number, value in enumerate(values):
+        if value is None:
+            is_drawn = False
+            continue
+        height = 22 - 20 * float(value - low) / span if high > low else 12.0
+        pieces.append(f"{'L' if is_drawn else 'M'}{number * step:.1f} {height:.1f}")
+        is_drawn = True
+    return Markup(
+        f'<svg class="spark" viewBox="0 0 100 24" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(title)}"><path d="{"".join(pieces)}"/></svg>'
+    )
+
+
+def lines(series: Sequence[tuple[str, Sequence[Decimal | None]]], tips: Sequence[str], title: str) -> Markup:
+    """Lines over common positions, each of which tells one of `tips`; the n-th line has the class `l<n>`. A
+    lone point is a short dash."""
+    known = [value for _, values in series for value in values if value is not None]
+    if not known:
+        return Markup("")
+    top = float(highest([Bar("", [max(known)], "")]))
+    count = max(len(values) for _, values in series)
+    step = WIDTH / max(1, count)
+    shapes = [
+        f'<g class="bar" data-tip="{escape(tip)}">'
+        f'<rect class="room" x="{number * step:.2f}" y="0" width="{step:.2f}" height="{HEIGHT}"/></g>'
+        for number, tip in enumerate(tips)
+    ]
+    for number, (_, values) in enumerate(series):
+        path, before = [], False
+        for position, value in enumerate(values):
+            if value is None:
+                before = False
+                continue
+            x, y = (position + 0.5) * step, HEIGHT - float(value) / top * HEIGHT
+            after = position + 1 < len(values) and values[position + 1] is not None
+            if not before and not after:
+                path.append(f"M{x - step / 4:.1f} {y:.1f}H{x + step / 4:.1f}")
+            else:
+                path.append(f"{'L' if before else 'M'}{x:.1f} {y:.1f}")
+            before = True
+        shapes.append(f'<path class="line l{number}" d="{"".join(path)}"/>')
+    return Markup(
+        f'<svg class="bars" viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" '
+        f'tabindex="0" aria-label="{escape(title)}">{"".join(shapes)}</svg>'
+    )
+
+
+def share_bar(share: Decimal) -> Markup:
+    """A part of a whole as a bar behind a row."""
+    width = max(0.0, min(100.0, float(share) * 100))
+    return Markup(
+        '<svg class="share" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect width="{width:.2f}" height="4"/></svg>'
+    )

@@ -1,0 +1,168 @@
+"""The published copy, opened once and again whenever a newer one has been swapped in; and the sample."""
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from finora_pipeline.dashboard.sql import statement
+
+# The blocks that a page's questions read; what does not fit is read again from the system's file cache.
+MEMORY_LIMIT = "48MB"
+THREADS = 2
+SAMPLE_USER = "sample"
+
+
+@dataclass(slots=True)
+class _Opened:
+    """One copy, open until the last who reads it is done."""
+
+    connection: duckdb.DuckDBPyConnection
+    version: tuple[int, ...]
+    readers: int = 0
+    is_replaced: bool = False
+    spans: dict[str, tuple[date | None, date | None]] = field(default_factory=dict)
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """For one thread; a cursor does not take over which database is meant."""
+        cursor = self.connection.cursor()
+        cursor.execute("USE finora")
+        return cursor
+
+
+class Copy:
+    """A user's figures in one copy: the user's own, or the sample for who has none."""
+
+    def __init__(
+        self, opened: _Opened, cursor: duckdb.DuckDBPyConnection, user_id: str, is_sample: bool
+    ) -> None:
+        self._opened = opened
+        self._cursor = cursor
+        self._user_id = user_id
+        self.is_sample = is_sample
+
+    def rows(self, name: str, **values: Any) -> list[tuple[Any, ...]]:
+        """The answer to a question (`sql/`) about this user."""
+        return self._cursor.execute(statement(name), values | {"user_id": self._user_id}).fetchall()
+
+    def rows_over(self, source: str, name: str, **values: Any) -> list[tuple[Any, ...]]:
+        """The answer to a question that reads `days`, which another file selects."""
+        query = f"WITH days AS MATERIALIZED ({statement(source)}) {statement(name)}"
+        return self._cursor.execute(query, values | {"user_id": self._user_id}).fetchall()
+
+    @property
+    def span(self) -> tuple[date | None, date | None]:
+        """The first and last UTC day with figures; None without any."""
+        spans = self._opened.spans
+        if self._user_id not in spans:
+            spans[self._user_id] = self.rows("span", sample=self.is_sample)[0]
+        return spans[self._user_id]
+
+
+class Copies:
+    """Hands out copies: of the published file as it is now, and of a sample for those without figures.
+
+    A copy is attached to a database in memory: a second connection to the file's path would show the old one
+    for as long as the first is open.
+    """
+
+    def __init__(self, published: Path) -> None:
+        self._published = published
+        self._lock = threading.Lock()
+        self._current: _Opened | None = None
+        self._sample: _Opened | None = None
+        self._sample_day: date | None = None
+
+    @contextmanager
+    def of(self, user_id: str) -> Iterator[Copy]:
+        """The user's own figures, or the sample's while there are none."""
+        with self._reading() as opened:
+            if opened is not None:
+                with opened.cursor() as cursor:
+                    copy = Copy(opened, cursor, user_id, is_sample=False)
+                    if copy.span[0] is not None:
+                        yield copy
+                        return
+        sample = self._sampled()
+        with sample.cursor() as cursor:
+            yield Copy(sample, cursor, SAMPLE_USER, is_sample=True)
+
+    def everybody(self) -> dict[str, Any]:
+        """What each user cost in the last 30 days, USD by user id."""
+        with self._reading() as opened:
+            if opened is None:
+                return {}
+            with opened.cursor() as cursor:
+                return dict(cursor.execute(statement("users")).fetchall())
+
+    def close(self) -> None:
+        """Closes what is open."""
+        with self._lock:
+            for opened in (self._current, self._sample):
+                if opened:
+                    opened.connection.close()
+            self._current = self._sample = None
+
+    @contextmanager
+    def _reading(self) -> Iterator[_Opened | None]:
+        with self._lock:
+            opened = self._newest()
+            if opened:
+                opened.readers += 1
+        try:
+            yield opened
+        finally:
+            if opened:
+                with self._lock:
+                    opened.readers -= 1
+                    if opened.is_replaced and not opened.readers:
+                        opened.connection.close()
+
+    def _newest(self) -> _Opened | None:
+        try:
+            about = self._published.stat()
+        except FileNotFoundError:
+            return None
+        version = (about.st_ino, about.st_mtime_ns, about.st_size)
+        old = self._current
+        if old is None or old.version != version:
+            self._current = _open(self._published, version)
+            if old:
+                old.is_replaced = True
+                if not old.readers:
+                    old.connection.close()
+        return self._current
+
+    def _sampled(self) -> _Opened:
+        """The sample of today: 30 days of an imaginary organization, computed as everybody's figures are."""
+        today = datetime.now(UTC).date()
+        with self._lock:
+            if self._sample is None or self._sample_day != today:
+                # An older one stays open for whoever reads it: it is small, and made once a day.
+                self._sample, self._sample_day = _make_sample(today), today
+            return self._sample
+
+
+def _open(path: Path, version: tuple[int, ...]) -> _Opened:
+    connection = duckdb.connect(":memory:", config={"memory_limit": MEMORY_LIMIT, "threads": THREADS})
+    name = str(path).replace("'", "''")
+    connection.execute(f"ATTACH '{name}' AS finora (READ_ONLY)")
+    connection.execute("SET GLOBAL TimeZone = 'UTC'")
+    return _Opened(connection, version)
+
+
+def _make_sample(today: date) -> _Opened:
+    from finora_pipeline.warehouse.metrics import refresh_metrics
+    from finora_pipeline.warehouse.warehouse import Warehouse
+
+    with tempfile.TemporaryDirectory(prefix="finora-sample-") as folder:
+        warehouse = Warehouse(Path(folder))
+        refresh_metrics(warehouse, [SAMPLE_USER], today)
+        # The file goes at once; what is open of it stays readable.
+        return _open(warehouse.database, ())

@@ -1,0 +1,143 @@
+"""What stands before every page: headers, where a request comes from, its size, how often one may try."""
+
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LONGEST_BODY = 64_000
+CONTENT_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": CONTENT_POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_log = logging.getLogger("finora.dashboard")
+_SAFE = {"GET", "HEAD", "OPTIONS"}
+
+
+class Guard:
+    """Refuses foreign hosts, unsafe requests from other origins and large bodies; adds the headers, and
+    answers with `failure` where the app fails.
+
+    `origins` are the addresses that this server has for a browser, such as https://finora.example.com.
+    """
+
+    def __init__(
+        self, app: ASGIApp, origins: frozenset[str], is_public: bool, failure: Callable[[Request], Response]
+    ) -> None:
+        self._app = app
+        self._failure = failure
+        self._origins = origins
+        self._hosts = frozenset(urlsplit(origin).netloc for origin in origins)
+        self._headers = HEADERS | ({"Strict-Transport-Security": "max-age=31536000"} if is_public else {})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        has_begun = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        refused = self._refusal(scope)
+        if refused:
+            await refused(scope, receive, send_with_headers)
+            return
+        try:
+            await self._app(scope, _limited(receive), send_with_headers)
+        except Exception:
+            # The path tells what was asked for; bodies, which may hold a key, are never logged.
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            if has_begun:
+                raise
+            await self._failure(Request(scope))(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: Scope) -> PlainTextResponse | None:
+        headers = Headers(scope=scope)
+        # A page elsewhere whose name was made to lead here (DNS rebinding) gives itself away by the name.
+        if headers.get("host") not in self._hosts:
+            return PlainTextResponse("This server does not answer to that host name.", 421)
+        if scope["method"] in _SAFE:
+            return None
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        is_own = site == "same-origin" if site else origin in self._origins
+        if not is_own or (origin and origin not in self._origins):
+            return PlainTextResponse("This request comes from another site and was not carried out.", 403)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > LONGEST_BODY:
+            return PlainTextResponse("That is too large.", 413)
+        return None
+
+
+def _limited(receive: Receive) -> Receive:
+    """Gives up a body that goes on for longer than it said."""
+    size = 0
+
+    async def next_part() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > LONGEST_BODY:
+            return {"type": "http.disconnect"}
+        return message
+
+    return next_part
+
+
+class Attempts:
+    """Counts failures, to slow down who guesses. Kept in memory: a restart forgives."""
+
+    def __init__(
+        self, most: int, seconds: float, now: Callable[[], float] = time.monotonic, remembered: int = 10_000
+    ) -> None:
+        self._most = most
+        self._seconds = seconds
+        self._now = now
+        self._remembered = remembered
+        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def is_blocked(self, *keys: str) -> bool:
+        """Whether any of them has failed too often lately."""
+        return any(len(self._recent(key)) >= self._most for key in keys)
+
+    def failed(self, *keys: str) -> None:
+        """Notes a failure of each."""
+        for key in keys:
+            self._recent(key).append(self._now())
+        while len(self._failures) > self._remembered:
+            self._failures.popitem(last=False)
+
+    def forget(self, *keys: str) -> None:
+        """Forgives."""
+        for key in keys:
+            self._failures.pop(key, None)
+
+    def _recent(self, key: str) -> deque[float]:
+        failures = self._failures.setdefault(key, deque(maxlen=self._most))
+        self._failures.move_to_end(key)
+        while failures and self._now() - failures[0] > self._seconds:
+            failures.popleft()
+        return failures

@@ -1,0 +1,15 @@
+-- Each day's cost by project and model, as a CSV file shows it.
+SELECT
+    date,
+    costs.project_id,
+    coalesce(projects.name, costs.project_name) AS project_name,
+    coalesce(model, line_item, 'not attributed') AS model,
+    sum(amount_usd) AS amount_usd
+FROM daily_costs AS costs
+LEFT JOIN projects USING (user_id, provider, project_id)
+WHERE user_id = $user_id
+  AND date BETWEEN $first AND $last
+  AND ($model IS NULL OR coalesce(model, line_item, 'not attributed') = $model)
+  AND ($project_id IS NULL OR costs.project_id = $project_id)
+GROUP BY ALL
+ORDER BY ALL;

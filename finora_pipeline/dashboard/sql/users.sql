@@ -1,0 +1,5 @@
+-- What each user cost in the last 30 days.
+SELECT user_id, sum(value) AS amount_usd
+FROM user_metrics
+WHERE metric = 'total_spend' AND period = '30d' AND NOT is_sample
+GROUP BY ALL;
