@@ -33,6 +33,7 @@ from finora_pipeline.settings import BASE_URL_FILE, Settings
 from finora_pipeline.up import AlreadyServed, PortTaken, check_port, only_one, serve
 
 DEMO_DAYS = 90
+DASHBOARD_PORT = 8000
 KEY_VARIABLE = "OPENAI_ADMIN_KEY"
 REAL_USER = "my-company"
 # What the demo made, so that a second run finds the same organizations.
@@ -80,7 +81,8 @@ def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
             # The key is stored encrypted by now; no child process needs it.
             os.environ.pop(KEY_VARIABLE, None)
             log_to_terminal()
-            asyncio.run(serve(settings, _free_port(ui_port), _free_port(ui_port + 1)))
+            dashboard = ("--port", str(_free_port(DASHBOARD_PORT)))
+            asyncio.run(serve(settings, _free_port(ui_port), _free_port(ui_port + 1), dashboard))
 
 
 def _wants_real(real: bool | None) -> bool:

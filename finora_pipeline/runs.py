@@ -15,6 +15,7 @@ import dagster as dg
 from finora_pipeline.accounts.store import Accounts, open_accounts
 from finora_pipeline.assets.partitions import USERS_NAME, day_range_tags
 from finora_pipeline.definitions import build_defs
+from finora_pipeline.disk import told_if_full
 from finora_pipeline.liveness import release
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.refresh.fetch import ProgressCallback
@@ -137,7 +138,8 @@ def _run(
     prepare_instance(settings)
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     defs = build_defs(settings, openai_admin=openai_admin, on_progress=on_progress)
-    with dg.DagsterInstance.get() as instance:
+    # A full disk below Dagster's record ends the whole call: there is nowhere to say how the run ended.
+    with told_if_full(settings.dagster_home), dg.DagsterInstance.get() as instance:
         result = defs.resolve_job_def(job).execute_in_process(
             run_config=config | _QUIET, instance=instance, tags=tags, raise_on_error=False
         )

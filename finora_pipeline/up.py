@@ -1,4 +1,5 @@
-"""finora up: the Dagster code server, daemon and web server under one process, watched and started again.
+"""finora up: the dashboard and Dagster's code server, daemon and web server under one process, watched and
+started again.
 
 Beside them a small page of the process's own: /health and /metrics. All bind the loopback address.
 """
@@ -11,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -90,8 +91,9 @@ def environment_of(settings: Settings) -> dict[str, str]:
     }
 
 
-async def serve(settings: Settings, ui_port: int, health_port: int) -> None:
-    """Serves until SIGINT or SIGTERM; then ends every process it started."""
+async def serve(settings: Settings, ui_port: int, health_port: int, dashboard: tuple[str, ...]) -> None:
+    """Serves until SIGINT or SIGTERM; then ends every process it started. `dashboard` are the options of
+    finora dashboard, with which the web pages are served."""
     runs.prepare_instance(settings)
     accounts = runs.accounts_of(settings)
     code_port = check_port(0)
@@ -103,21 +105,29 @@ async def serve(settings: Settings, ui_port: int, health_port: int) -> None:
     environment = environment_of(settings)
     logs = settings.home / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    code = ("-m", "dagster", "code-server", "start", "-h", LOOPBACK, "-p", str(code_port))
-    code += (
+    # Not `dagster code-server`, which would not notice the end of the process behind it that does the work.
+    code = (
+        "dagster",
+        "api",
+        "grpc",
+        "-h",
+        LOOPBACK,
+        "-p",
+        str(code_port),
         "-m",
         "finora_pipeline.definitions",
-        "--use-python-environment-entry-point",
-        "--log-format",
-        "json",
     )
-    daemon = ("-m", "dagster._daemon", "run", "-w", str(workspace), "--log-format", "json")
-    web = ("-m", "dagster_webserver", "-h", LOOPBACK, "-p", str(ui_port), "-w", str(workspace))
+    code += ("--location-name", runs.LOCATION, "--use-python-environment-entry-point", "--log-format", "json")
+    daemon = ("dagster._daemon", "run", "-w", str(workspace), "--log-format", "json")
+    web = ("dagster_webserver", "-h", LOOPBACK, "-p", str(ui_port), "-w", str(workspace))
     web += ("--log-format", "json")
+    # Its other end is closed when this process ends, however it ends.
+    followed, held = os.pipe()
     children = [
-        Child("code-server", code, environment, logs),
-        Child("daemon", daemon, environment, logs),
-        Child("webserver", web, environment, logs),
+        Child("code-server", code, environment, logs, followed),
+        Child("daemon", daemon, environment, logs, followed),
+        Child("webserver", web, environment, logs, followed),
+        Child("dashboard", ("finora_pipeline", "dashboard", *dashboard), environment, logs, followed),
     ]
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -131,6 +141,7 @@ async def serve(settings: Settings, ui_port: int, health_port: int) -> None:
             tasks.append(asyncio.create_task(child.keep_running()))
             if child.name == "code-server":
                 await _until_listening(code_port, stop)
+        _log.info("Dashboard: %s", _dashboard_address(dashboard))
         _log.info("Dagster UI: http://%s:%s", LOOPBACK, ui_port)
         _log.info("Health and metrics: http://%s:%s/health, /metrics; logs: %s", LOOPBACK, health_port, logs)
         await stop.wait()
@@ -143,21 +154,39 @@ async def serve(settings: Settings, ui_port: int, health_port: int) -> None:
             await child.stop()
         page.should_exit = True
         await page_task
+        os.close(followed)
+        os.close(held)
+
+
+def _dashboard_address(options: tuple[str, ...]) -> str:
+    told = dict(zip(options[::2], options[1::2], strict=True))
+    return told.get("--public-url") or f"http://{told.get('--host', LOOPBACK)}:{told['--port']}"
 
 
 class Child:
-    """A process that is started again whenever it ends by itself; its output goes to a rotated log file."""
+    """A process that is started again whenever it ends by itself; its output goes to a rotated log file.
+
+    It ends with this process, which holds the other end of the pipe `followed` (`finora_pipeline.follower`).
+    """
 
     def __init__(
-        self, name: str, arguments: tuple[str, ...], environment: Mapping[str, str], logs: Path
+        self,
+        name: str,
+        arguments: tuple[str, ...],
+        environment: Mapping[str, str],
+        logs: Path,
+        followed: int,
     ) -> None:
         self.name = name
         self.starts = 0
         self._arguments = arguments
         self._environment = environment
+        self._followed = followed
         self._process: asyncio.subprocess.Process | None = None
-        self._output = RotatingFileHandler(logs / f"{name}.log", maxBytes=LOG_BYTES, backupCount=LOGS_KEPT)
-        self._output.setFormatter(logging.Formatter("%(message)s"))
+        # Of this start and of earlier ones whose own children, as runs are, have not ended yet.
+        self._outputs: dict[int, asyncio.Task[None]] = {}
+        self._log = RotatingFileHandler(logs / f"{name}.log", maxBytes=LOG_BYTES, backupCount=LOGS_KEPT)
+        self._log.setFormatter(logging.Formatter("%(message)s"))
 
     @property
     def is_running(self) -> bool:
@@ -173,19 +202,7 @@ class Child:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            # A group of its own: Ctrl-C at the terminal reaches this process alone, which ends all in order.
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *self._arguments,
-                env=dict(self._environment),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,
-                limit=1 << 20,
-            )
-            self.starts += 1
-            await self._copy_output()
+            self._process = await self._started()
             code = await self._process.wait()
             if loop.time() - began >= STEADY_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
@@ -193,29 +210,61 @@ class Child:
             await asyncio.sleep(pause)
             pause = min(2 * pause, MOST_PAUSE_SECONDS)
 
-    async def _copy_output(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        while chunk := await self._process.stdout.read(1 << 16):
-            for line in chunk.decode(errors="replace").splitlines():
-                self._output.emit(logging.LogRecord(self.name, logging.INFO, "", 0, line, None, None))
+    async def _started(self) -> asyncio.subprocess.Process:
+        # A pipe of its own making: of asyncio's the end would be waited for, and runs that outlive their code
+        # server hold it.
+        output, written = os.pipe()
+        try:
+            # A group of its own: Ctrl-C at the terminal reaches this process alone, which ends all in order.
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "finora_pipeline.follower",
+                *self._arguments,
+                env=dict(self._environment),
+                stdin=self._followed,
+                stdout=written,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(output)
+            raise
+        finally:
+            os.close(written)
+        self.starts += 1
+        self._outputs = {pid: copying for pid, copying in self._outputs.items() if not copying.done()}
+        self._outputs[process.pid] = asyncio.create_task(self._copy(output))
+        return process
+
+    async def _copy(self, output: int) -> None:
+        reader = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output, "rb", 0)
+        )
+        try:
+            while chunk := await reader.read(1 << 16):
+                for line in chunk.decode(errors="replace").splitlines():
+                    self._log.emit(logging.LogRecord(self.name, logging.INFO, "", 0, line, None, None))
+        finally:
+            transport.close()
 
     async def stop(self) -> None:
-        """Ends it as Ctrl-C would, and its whole group if it does not listen."""
+        """Ends it as Ctrl-C would, its whole group if it does not listen, and what earlier starts left."""
         if self._process and self.is_running:
             self._process.send_signal(signal.SIGINT)
-            try:
-                await asyncio.wait_for(self._drained(), STOP_SECONDS)
-            except TimeoutError:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                await self._process.wait()
-        self._output.close()
-
-    async def _drained(self) -> None:
-        """Until it has ended, reading on, since it would wait for somebody who does."""
-        assert self._process is not None
-        await self._copy_output()
-        await self._process.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+        for process_id, copying in self._outputs.items():
+            # While somebody holds the output, the group's number is nobody else's.
+            if not copying.done():
+                with suppress(ProcessLookupError):
+                    os.killpg(process_id, signal.SIGKILL)
+        await asyncio.gather(*self._outputs.values(), return_exceptions=True)
+        if self._process:
+            await self._process.wait()
+        self._log.close()
 
 
 async def _until_listening(port: int, stop: asyncio.Event) -> None:

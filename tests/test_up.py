@@ -39,7 +39,9 @@ def command(installation: Installation, *arguments: object) -> tuple[list[str], 
 @contextmanager
 def up(installation: Installation) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     port = free_port()
-    line, environment = command(installation, "--port", free_port(), "--health-port", port)
+    line, environment = command(
+        installation, "--port", free_port(), "--health-port", port, "--dashboard-port", free_port()
+    )
     with subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
@@ -76,7 +78,7 @@ def test_an_installation_is_served_watched_and_ended(start_openai, install):
         healthy = client.get("/health", params={"wait": PATIENCE})
         assert healthy.status_code == 200, healthy.text
         before = healthy.json()["processes"]
-        assert set(before) == {"code-server", "daemon", "webserver"}
+        assert set(before) == {"code-server", "daemon", "webserver", "dashboard"}
 
         page = client.get("/metrics").text
         assert 'finora_connections{plan="scale",status="active"} 1.0' in page
@@ -111,6 +113,7 @@ def test_an_installation_is_served_watched_and_ended(start_openai, install):
             "code-server": 1,
             "daemon": 2,
             "webserver": 1,
+            "dashboard": 1,
         }
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
@@ -118,7 +121,7 @@ def test_an_installation_is_served_watched_and_ended(start_openai, install):
         with pytest.raises(ProcessLookupError):
             os.kill(told["pid"], 0)
     logs = sorted(path.name for path in (installation.settings.home / "logs").iterdir())
-    assert logs == ["code-server.log", "daemon.log", "webserver.log"]
+    assert logs == ["code-server.log", "daemon.log", "dashboard.log", "webserver.log"]
 
 
 def test_a_port_in_use_is_told(start_openai, install):

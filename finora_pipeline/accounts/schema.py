@@ -6,8 +6,6 @@ SQLite in WAL mode or Postgres, through SQLAlchemy. All times are UTC.
 from datetime import UTC, datetime
 from typing import Any
 
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from sqlalchemy import (
     Column,
     Connection,
@@ -202,8 +200,15 @@ def _missing_columns(database: Engine | Connection) -> list[Column[Any]]:
 
 def _add_new_columns(database: Connection) -> None:
     """Brings an older database up to date: new columns may be empty, so adding them is all it takes."""
+    missing = list(_missing_columns(database))
+    if not missing:
+        return
+    # A dozen megabytes that every process would carry for a rare moment.
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+
     operations = Operations(MigrationContext.configure(database))
-    for column in _missing_columns(database):
+    for column in missing:
         operations.add_column(column.table.name, Column(column.name, column.type))
 
 

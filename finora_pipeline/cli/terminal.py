@@ -42,12 +42,21 @@ def plain_errors() -> Iterator[None]:
     """Turns the domain's errors, whose messages are sentences for a person, into the command's error."""
     from finora_pipeline.accounts.model import AccountsError
     from finora_pipeline.accounts.vault import VaultError
+    from finora_pipeline.disk import DiskFull
     from finora_pipeline.openai_admin.errors import OpenAIAdminError
     from finora_pipeline.openai_admin.keys import KeyFormError
     from finora_pipeline.plans import UnknownPlan
     from finora_pipeline.warehouse.warehouse import WarehouseOutdated
 
-    known = (AccountsError, VaultError, OpenAIAdminError, KeyFormError, UnknownPlan, WarehouseOutdated)
+    known = (
+        AccountsError,
+        VaultError,
+        OpenAIAdminError,
+        KeyFormError,
+        UnknownPlan,
+        WarehouseOutdated,
+        DiskFull,
+    )
     try:
         yield
     except known as error:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import jinja2
+from anyio.to_thread import current_default_thread_limiter
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -24,7 +25,6 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from finora_pipeline.accounts import connections as connecting
 from finora_pipeline.accounts.model import AccountsError, Connection, Status, check_user_id
 from finora_pipeline.accounts.sign_in import SESSION_LONGEST, Login, SignIn
 from finora_pipeline.accounts.store import Accounts
@@ -37,9 +37,8 @@ from finora_pipeline.dashboard.oidc import Oidc, OidcError
 from finora_pipeline.dashboard.periods import BadPeriod, view_of
 from finora_pipeline.dashboard.security import Attempts, Guard
 from finora_pipeline.dashboard.states import freshness, notices
-from finora_pipeline.openai_admin.client import OpenAIAdminClient, open_client
 from finora_pipeline.openai_admin.errors import OpenAIAdminError
-from finora_pipeline.openai_admin.keys import KeyFormError
+from finora_pipeline.openai_admin.keys import KeyFormError, redact
 from finora_pipeline.plans import PLANS, Plan, UnknownPlan
 from finora_pipeline.settings import Settings
 
@@ -49,6 +48,8 @@ THIS_MACHINE = "this machine"
 # The user of an installation that has none yet, on its own machine.
 FIRST_USER = "my-company"
 USERS_A_PAGE = 50
+# Requests that are answered at the same time.
+THREADS = 4
 # Wrong passwords in a quarter of an hour: of one name, and from one address.
 MOST_FAILURES = 10
 MOST_FAILURES_OF_ADDRESS = 50
@@ -81,7 +82,9 @@ def exposure(host: str, port: int, public_url: str | None, has_sign_in: bool) ->
     """
     is_loopback = host in ("127.0.0.1", "::1", "localhost")
     if is_loopback and public_url is None:
-        origins = frozenset(f"http://{name}:{port}" for name in LOOPBACK_HOSTS)
+        # As a browser names them: without the port that is usual.
+        end = "" if port == 80 else f":{port}"
+        origins = frozenset(f"http://{name}{end}" for name in LOOPBACK_HOSTS)
         return Exposure(origins, False, has_sign_in)
     address = urlsplit(public_url or "")
     if address.scheme != "https" or not address.netloc or address.path not in ("", "/"):
@@ -94,7 +97,7 @@ def exposure(host: str, port: int, public_url: str | None, has_sign_in: bool) ->
             "Beyond this machine people must sign in: make a login with finora login add, or set "
             "FINORA_OIDC_ISSUER and FINORA_OIDC_CLIENT_ID."
         )
-    return Exposure(frozenset([f"https://{address.netloc}"]), True, True)
+    return Exposure(frozenset([f"https://{address.netloc.lower().removesuffix(':443')}"]), True, True)
 
 
 def create_app(
@@ -105,9 +108,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with open_client(settings.openai_base_url, connecting.CHECK_LIMITS) as client:
-            pages.client = client
-            yield
+        # More at once would only hold more memory.
+        current_default_thread_limiter().total_tokens = THREADS
+        yield
         pages.copies.close()
 
     user = "/users/{user_id}"
@@ -152,7 +155,10 @@ def create_app(
         BadPeriod: pages.bad_period,
         ClientDisconnect: lambda *_: PlainTextResponse("That is too large.", 413),
     }
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
+    # It would lead from a proxy's https to http.
+    app.router.redirect_slashes = False
+    return app
 
 
 class _Static(StaticFiles):
@@ -170,7 +176,7 @@ class _Pages:
     def __init__(
         self, settings: Settings, accounts: Accounts, sign_in: SignIn, exposed: Exposure, oidc: Oidc | None
     ) -> None:
-        self.client: OpenAIAdminClient | None = None
+        self._settings = settings
         self.copies = Copies(settings.published_database)
         self._accounts = accounts
         self._sign_in = sign_in
@@ -309,7 +315,8 @@ class _Pages:
         try:
             user_id = await run_in_threadpool(self._accounts.add_user, asked)
         except AccountsError as error:
-            return await run_in_threadpool(self._users_page, request, who, str(error), 422)
+            # Somebody may have pasted a key there.
+            return await run_in_threadpool(self._users_page, request, who, redact(str(error)), 422)
         return RedirectResponse(f"/users/{quote(user_id)}/settings/keys", 303)
 
     def _operator(self, request: Request) -> Login | Response:
@@ -424,7 +431,7 @@ class _Pages:
         try:
             await run_in_threadpool(change)
         except (AccountsError, UnknownPlan) as error:
-            return await run_in_threadpool(self._plan_page, request, who, user_id, str(error), 422)
+            return await run_in_threadpool(self._plan_page, request, who, user_id, redact(str(error)), 422)
         return RedirectResponse(f"/users/{quote(user_id)}/plan?saved=yes", 303)
 
     def keys(self, request: Request, who: Login, user_id: str) -> Response:
@@ -457,14 +464,18 @@ class _Pages:
             return allowed
         who, user_id = allowed
         form = await self._form(request)
-        assert self.client is not None
+        # Saved rarely: what asks OpenAI is not carried until then.
+        from finora_pipeline.accounts import connections as connecting
+        from finora_pipeline.openai_admin.client import open_client
+
         known = await run_in_threadpool(self._accounts.connection, user_id)
         is_update = known is not None and known.status is not Status.REMOVED
         save = connecting.update if is_update else connecting.connect
         try:
             if form.get("provider") != "openai":
                 raise AccountsError("Choose a provider: OpenAI is the one there is.")
-            await save(self._accounts, self.client, user_id, form.get("key", ""))
+            async with open_client(self._settings.openai_base_url, connecting.CHECK_LIMITS) as client:
+                await save(self._accounts, client, user_id, form.get("key", ""))
         except (KeyFormError, OpenAIAdminError, AccountsError, VaultError) as error:
             return await run_in_threadpool(self._keys_page, request, who, user_id, str(error), 422)
         _log.info("User %s %s OpenAI.", user_id, "updated" if is_update else "connected")
@@ -493,10 +504,12 @@ class _Pages:
     def sign_in_form(self, request: Request) -> Response:
         return self._sign_in_page(request)
 
-    def _sign_in_page(self, request: Request, error: str | None = None, status: int = 200) -> Response:
+    def _sign_in_page(
+        self, request: Request, error: str | None = None, status: int = 200, after: str | None = None
+    ) -> Response:
         if not self._requires_sign_in:
             return RedirectResponse("/", 303)
-        after = _own_path(request.query_params.get("next", "/"))
+        after = _own_path(after or request.query_params.get("next", "/"))
         return self._page(
             request, "sign_in.html", None, status, error=error, after=after, has_oidc=self._oidc is not None
         )
@@ -505,17 +518,19 @@ class _Pages:
         form = await self._form(request)
         name, password = form.get("name", "")[:200], form.get("password", "")
         address = request.client.host if request.client else ""
-        by_name = name.strip().casefold()
+        by_name, after = name.strip().casefold(), form.get("next", "/")
         if self._of_name.is_blocked(by_name) or self._of_address.is_blocked(address):
             told = "Too many wrong passwords: wait a quarter of an hour and try again."
-            return self._sign_in_page(request, told, 429)
+            return self._sign_in_page(request, told, 429, after)
+        # Counted before the password is looked at: guesses that come at once are as many.
+        self._of_name.failed(by_name)
+        self._of_address.failed(address)
         login = await run_in_threadpool(self._sign_in.by_password, name, password)
         if login is None:
-            self._of_name.failed(by_name)
-            self._of_address.failed(address)
-            return self._sign_in_page(request, "Name or password is wrong.", 401)
+            return self._sign_in_page(request, "Name or password is wrong.", 401, after)
         self._of_name.forget(by_name)
-        return await run_in_threadpool(self._signed_in, login, _own_path(form.get("next", "/")))
+        self._of_address.take_back(address)
+        return await run_in_threadpool(self._signed_in, login, _own_path(after))
 
     def _signed_in(self, login: Login, after: str) -> Response:
         token = self._sign_in.open_session(login, datetime.now(UTC))
@@ -622,10 +637,7 @@ def _state(connection: Connection | None, is_sample: bool) -> str:
 
 def _own_path(path: str) -> str:
     """The path, if it leads to a page of this server."""
-    parts = urlsplit(path)
-    is_own = (
-        path.startswith("/") and not path.startswith(("//", "/\\")) and not parts.netloc and not parts.scheme
-    )
+    is_own = path.startswith("/") and not path.startswith("//")
     return path if is_own and path.isprintable() and "\\" not in path else "/"
 
 

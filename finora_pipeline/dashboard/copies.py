@@ -1,5 +1,7 @@
 """The published copy, opened once and again whenever a newer one has been swapped in; and the sample."""
 
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -11,12 +13,15 @@ from typing import Any
 
 import duckdb
 
+from finora_pipeline.dashboard.sample import SAMPLE_USER
 from finora_pipeline.dashboard.sql import statement
 
-# The blocks that a page's questions read; what does not fit is read again from the system's file cache.
-MEMORY_LIMIT = "48MB"
-THREADS = 2
-SAMPLE_USER = "sample"
+# The blocks that pages' questions read; what does not fit is read again from the system's file cache.
+MEMORY_LIMIT = "24MB"
+# Pages that are computed at a time, each on a thread of its own.
+PAGES_AT_ONCE = 2
+# What DuckDB holds for an open file grows slowly with the questions; a file is opened in milliseconds.
+REOPENED_AFTER = 1_000
 
 
 @dataclass(slots=True)
@@ -26,6 +31,7 @@ class _Opened:
     connection: duckdb.DuckDBPyConnection
     version: tuple[int, ...]
     readers: int = 0
+    times_read: int = 0
     is_replaced: bool = False
     spans: dict[str, tuple[date | None, date | None]] = field(default_factory=dict)
 
@@ -75,23 +81,26 @@ class Copies:
     def __init__(self, published: Path) -> None:
         self._published = published
         self._lock = threading.Lock()
+        self._turns = threading.Semaphore(PAGES_AT_ONCE)
         self._current: _Opened | None = None
+        self._sample_lock = threading.Lock()
         self._sample: _Opened | None = None
         self._sample_day: date | None = None
 
     @contextmanager
     def of(self, user_id: str) -> Iterator[Copy]:
         """The user's own figures, or the sample's while there are none."""
-        with self._reading() as opened:
-            if opened is not None:
-                with opened.cursor() as cursor:
-                    copy = Copy(opened, cursor, user_id, is_sample=False)
-                    if copy.span[0] is not None:
-                        yield copy
-                        return
-        sample = self._sampled()
-        with sample.cursor() as cursor:
-            yield Copy(sample, cursor, SAMPLE_USER, is_sample=True)
+        with self._turns:
+            with self._reading() as opened:
+                if opened is not None:
+                    with opened.cursor() as cursor:
+                        copy = Copy(opened, cursor, user_id, is_sample=False)
+                        if copy.span[0] is not None:
+                            yield copy
+                            return
+            sample = self._sampled()
+            with sample.cursor() as cursor:
+                yield Copy(sample, cursor, SAMPLE_USER, is_sample=True)
 
     def everybody(self) -> dict[str, Any]:
         """What each user cost in the last 30 days, USD by user id."""
@@ -115,6 +124,7 @@ class Copies:
             opened = self._newest()
             if opened:
                 opened.readers += 1
+                opened.times_read += 1
         try:
             yield opened
         finally:
@@ -131,7 +141,7 @@ class Copies:
             return None
         version = (about.st_ino, about.st_mtime_ns, about.st_size)
         old = self._current
-        if old is None or old.version != version:
+        if old is None or old.version != version or old.times_read >= REOPENED_AFTER:
             self._current = _open(self._published, version)
             if old:
                 old.is_replaced = True
@@ -142,7 +152,7 @@ class Copies:
     def _sampled(self) -> _Opened:
         """The sample of today: 30 days of an imaginary organization, computed as everybody's figures are."""
         today = datetime.now(UTC).date()
-        with self._lock:
+        with self._sample_lock:
             if self._sample is None or self._sample_day != today:
                 # An older one stays open for whoever reads it: it is small, and made once a day.
                 self._sample, self._sample_day = _make_sample(today), today
@@ -150,7 +160,8 @@ class Copies:
 
 
 def _open(path: Path, version: tuple[int, ...]) -> _Opened:
-    connection = duckdb.connect(":memory:", config={"memory_limit": MEMORY_LIMIT, "threads": THREADS})
+    config = {"memory_limit": MEMORY_LIMIT, "threads": 1, "temp_directory": tempfile.gettempdir()}
+    connection = duckdb.connect(":memory:", config=config)
     name = str(path).replace("'", "''")
     connection.execute(f"ATTACH '{name}' AS finora (READ_ONLY)")
     connection.execute("SET GLOBAL TimeZone = 'UTC'")
@@ -158,11 +169,10 @@ def _open(path: Path, version: tuple[int, ...]) -> _Opened:
 
 
 def _make_sample(today: date) -> _Opened:
-    from finora_pipeline.warehouse.metrics import refresh_metrics
-    from finora_pipeline.warehouse.warehouse import Warehouse
-
     with tempfile.TemporaryDirectory(prefix="finora-sample-") as folder:
-        warehouse = Warehouse(Path(folder))
-        refresh_metrics(warehouse, [SAMPLE_USER], today)
+        # In a process of its own: what it imports and computes would double this one's memory for good.
+        file = Path(folder) / "sample.duckdb"
+        command = [sys.executable, "-m", "finora_pipeline.dashboard.sample", str(file), today.isoformat()]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
         # The file goes at once; what is open of it stays readable.
-        return _open(warehouse.database, ())
+        return _open(file, ())

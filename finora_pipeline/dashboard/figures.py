@@ -23,6 +23,7 @@ DIRECTIONS = ("input", "cached_input", "cache_write", "output", "other")
 class Sums:
     """What some days add up to: USD, the part charged by known tokens, tokens, the model that cost most."""
 
+    days: int
     usd: Decimal = Decimal(0)
     covered: Decimal = Decimal(0)
     input_tokens: int = 0
@@ -31,8 +32,12 @@ class Sums:
     top_usd: Decimal = Decimal(0)
 
     @property
+    def a_day(self) -> Decimal | None:
+        return formats.ratio(self.usd, self.days)
+
+    @property
     def per_1k_tokens(self) -> Decimal | None:
-        return formats.ratio(self.covered * 1000, self.input_tokens + self.output_tokens)
+        return formats.ratio(self.covered, self.input_tokens + self.output_tokens, per=1000)
 
     @property
     def top_share(self) -> Decimal | None:
@@ -128,7 +133,8 @@ def overview(copy: Copy, view: View, today: date) -> Overview:
     parts: dict[str, list[_Row]] = {"chart": [], "previous": [], "month": [], "month before": [], "day": []}
     for part, *rest in rows:
         parts[part].append(_Row(*rest))
-    now, previous = _sums(parts["chart"]), _sums(parts["previous"])
+    previous_days = (view.previous_last - view.previous_first).days + 1
+    now, previous = _sums(parts["chart"], view.days), _sums(parts["previous"], previous_days)
     first_date = copy.span[0]
     is_previous_known = first_date is not None and first_date <= view.previous_first
     by_day: dict[date, list[_Row]] = {}
@@ -190,7 +196,7 @@ def model_page(copy: Copy, view: View) -> ModelPage:
         )
         cost = formats.total([cell[0] for cell in mine])
         priced = formats.total([cell[2] for cell in mine])
-        directions.append((_words(d), cost, tokens, formats.ratio(priced * 1_000_000, tokens)))
+        directions.append((_words(d), cost, tokens, formats.ratio(priced, tokens, per=1_000_000)))
     return ModelPage(
         formats.total([cell[0] for cell in cells.values()]),
         stack(0, formats.usd, "Cost by direction"),
@@ -210,7 +216,7 @@ class _Row:
     output_tokens: int | None
 
 
-def _sums(rows: Iterable[_Row]) -> Sums:
+def _sums(rows: Iterable[_Row], days: int = 1) -> Sums:
     by_model: dict[str, Decimal] = {}
     covered, tokens_in, tokens_out = Decimal(0), 0, 0
     for row in rows:
@@ -220,7 +226,7 @@ def _sums(rows: Iterable[_Row]) -> Sums:
         tokens_out += row.output_tokens or 0
     top = max(by_model, key=lambda model: (by_model[model], model), default=None)
     usd = formats.total(list(by_model.values()))
-    return Sums(usd, covered, tokens_in, tokens_out, top, by_model[top] if top else Decimal(0))
+    return Sums(days, usd, covered, tokens_in, tokens_out, top, by_model[top] if top else Decimal(0))
 
 
 def _growth(
@@ -245,14 +251,13 @@ def _tiles(
         pick: Callable[[Sums], Decimal | int | None],
         tell: Callable[[Decimal | None], str],
         note: str = "",
-        spark: Callable[[Sums], Decimal | int | None] | None = None,
     ) -> Tile:
         value = pick(now)
         before = pick(previous) if previous else None
         change = None
         if value is not None and before is not None:
             change = formats.ratio(formats.minus(Decimal(value), Decimal(before)), Decimal(before))
-        told = [None if (one := (spark or pick)(day)) is None else Decimal(one) for day in daily]
+        told = [None if (one := pick(day)) is None else Decimal(one) for day in daily]
         return Tile(
             label,
             tell(None if value is None else Decimal(value)),
@@ -275,10 +280,9 @@ def _tiles(
         tile("Total spend", lambda s: s.usd, formats.usd),
         tile(
             "Average daily cost",
-            lambda s: s.usd / view.days,
+            lambda s: s.a_day,
             formats.usd,
-            f"over {view.days} days",
-            lambda s: s.usd,
+            f"over {view.days} day{'s' if view.days > 1 else ''}",
         ),
         tile(
             "Cost per 1k tokens",
@@ -291,7 +295,10 @@ def _tiles(
         tile("Tokens in", lambda s: tokens(s.input_tokens), formats.count, of_one_project),
         tile("Tokens out", lambda s: tokens(s.output_tokens), formats.count, of_one_project),
         tile(
-            "Top model share", lambda s: s.top_share, formats.percent, now.top_model or "Nothing was charged."
+            "Top model share",
+            lambda s: s.top_share,
+            formats.percent,
+            (now.top_model if now.top_share is not None else None) or "Nothing was charged.",
         ),
     ]
     value, why = growth
@@ -426,7 +433,7 @@ def _shortened(parts: list[Part], usd: Decimal) -> list[Part]:
 
 def _per_million(cell: tuple[Decimal, Decimal | None, Decimal | None]) -> Decimal | None:
     _, tokens, priced = cell
-    return None if priced is None else formats.ratio(priced * 1_000_000, tokens)
+    return None if priced is None else formats.ratio(priced, tokens, per=1_000_000)
 
 
 def _words(direction: str) -> str:

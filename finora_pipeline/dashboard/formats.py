@@ -1,10 +1,11 @@
 """Figures as a person reads them: rounded; what they round stands in the titles of the page, exact."""
 
 from datetime import datetime, timedelta
-from decimal import ROUND_HALF_UP, Context, Decimal
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Context, Decimal
 
 # Adds up any amounts of DECIMAL(38, 18) without rounding.
 _EXACT = Context(prec=76)
+_SMALLEST = Decimal("1e-18")
 _UNITS = ((Decimal(10) ** 12, "T"), (Decimal(10) ** 9, "B"), (Decimal(10) ** 6, "M"), (Decimal(10) ** 3, "K"))
 
 
@@ -22,11 +23,12 @@ def minus(left: Decimal, right: Decimal) -> Decimal:
     return _EXACT.subtract(left, right)
 
 
-def ratio(part: Decimal | int | None, whole: Decimal | int | None) -> Decimal | None:
-    """part ÷ whole; None without a denominator."""
+def ratio(part: Decimal | int | None, whole: Decimal | int | None, per: int = 1) -> Decimal | None:
+    """part × per ÷ whole, cut after the 18th decimal as in user_metrics; None without a denominator."""
     if part is None or not whole or whole < 0:
         return None
-    return _EXACT.divide(Decimal(part), Decimal(whole))
+    quotient = _EXACT.divide(_EXACT.multiply(Decimal(part), Decimal(per)), Decimal(whole))
+    return quotient.quantize(_SMALLEST, ROUND_DOWN, _EXACT)
 
 
 def usd(amount: Decimal | None) -> str:
@@ -36,7 +38,7 @@ def usd(amount: Decimal | None) -> str:
     size = abs(amount)
     sign = "−" if amount < 0 else ""
     if size == 0 or size >= Decimal("0.01"):
-        return f"{sign}${size.quantize(Decimal('0.01'), ROUND_HALF_UP):,f}"
+        return f"{sign}${size.quantize(Decimal('0.01'), ROUND_HALF_UP, _EXACT):,f}"
     rounded = Context(prec=3, rounding=ROUND_HALF_UP).plus(size)
     return f"{sign}${rounded:f}"
 
@@ -45,9 +47,10 @@ def price(amount: Decimal | None) -> str:
     """A price, to four digits that count and at least to the cent."""
     if amount is None:
         return "–"
+    if abs(amount) >= 10:
+        return usd(amount)
     rounded = Context(prec=4, rounding=ROUND_HALF_UP).plus(abs(amount)).normalize()
-    text = f"{rounded:,f}"
-    whole, _, fraction = text.partition(".")
+    whole, _, fraction = f"{rounded:f}".partition(".")
     return f"{'−' if amount < 0 else ''}${whole}.{fraction:0<2}"
 
 
@@ -65,9 +68,10 @@ def count(number: int | Decimal | None) -> str:
     if number is None:
         return "–"
     value = Decimal(number)
+    three = Context(prec=3, rounding=ROUND_HALF_UP)
     for unit, letter in _UNITS:
-        if abs(value) >= unit:
-            return f"{Context(prec=3, rounding=ROUND_HALF_UP).divide(value, unit):f}{letter}"
+        if abs(three.plus(value)) >= unit:
+            return f"{three.divide(value, unit):f}{letter}"
     return f"{value.quantize(Decimal(1), ROUND_HALF_UP):f}"
 
 
@@ -75,9 +79,9 @@ def percent(share: Decimal | None, signed: bool = False) -> str:
     """A share or a change with one decimal, none from ten times up."""
     if share is None:
         return "–"
-    hundredfold = share * 100
+    hundredfold = _EXACT.multiply(share, Decimal(100))
     digits = Decimal(1) if abs(hundredfold) >= 1000 else Decimal("0.1")
-    rounded = hundredfold.quantize(digits, ROUND_HALF_UP)
+    rounded = hundredfold.quantize(digits, ROUND_HALF_UP, _EXACT)
     sign = "−" if rounded < 0 else "+" if signed and rounded > 0 else ""
     return f"{sign}{abs(rounded):,f} %"
 

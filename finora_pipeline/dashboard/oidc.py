@@ -4,8 +4,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from authlib.common.errors import AuthlibBaseError
-from authlib.integrations.starlette_client import OAuth
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,6 +20,8 @@ class Oidc:
     """An identity provider and this server's registration with it."""
 
     def __init__(self, issuer: str, client_id: str, client_secret: str | None) -> None:
+        from authlib.integrations.starlette_client import OAuth
+
         oauth = OAuth()
         oauth.register(
             "provider",
@@ -49,13 +49,23 @@ class Oidc:
 
     async def email(self, request: Request) -> str:
         """The verified e-mail address of who comes back from the provider. Raises `OidcError`."""
+        from authlib.common.errors import AuthlibBaseError
+        from joserfc.errors import JoseError
+
         try:
             token = await self._provider.authorize_access_token(request)
-        except AuthlibBaseError as error:
+        except (AuthlibBaseError, JoseError) as error:
             raise OidcError("The identity provider did not confirm the sign-in; begin again.") from error
         except Exception as error:
             raise OidcError("The identity provider cannot be reached; try again later.") from error
         claims = token.get("userinfo") or {}
+        # Authlib takes a token of another audience whose authorized party is this client.
+        if claims and self._provider.client_id not in _several(claims["aud"]):
+            raise OidcError("The identity provider did not confirm the sign-in; begin again.")
         if not claims.get("email") or claims.get("email_verified") is not True:
             raise OidcError("The identity provider did not tell a verified e-mail address.")
         return str(claims["email"])
+
+
+def _several(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value

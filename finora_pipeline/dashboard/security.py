@@ -127,8 +127,11 @@ class Attempts:
         """Notes a failure of each."""
         for key in keys:
             self._recent(key).append(self._now())
-        while len(self._failures) > self._remembered:
-            self._failures.popitem(last=False)
+
+    def take_back(self, key: str) -> None:
+        """Takes back the latest failure, which was none."""
+        if failures := self._recent(key):
+            failures.pop()
 
     def forget(self, *keys: str) -> None:
         """Forgives."""
@@ -138,6 +141,8 @@ class Attempts:
     def _recent(self, key: str) -> deque[float]:
         failures = self._failures.setdefault(key, deque(maxlen=self._most))
         self._failures.move_to_end(key)
+        while len(self._failures) > self._remembered:
+            self._failures.popitem(last=False)
         while failures and self._now() - failures[0] > self._seconds:
             failures.popleft()
         return failures

@@ -1,5 +1,7 @@
 """Runs the dashboard under uvicorn."""
 
+import sys
+
 from starlette.applications import Starlette
 
 from finora_pipeline.accounts.sign_in import SignIn
@@ -29,6 +31,8 @@ def serve(settings: Settings, host: str, port: int, public_url: str | None) -> N
     """Serves the pages until SIGINT or SIGTERM. Raises `DashboardRefused`, `VaultError`."""
     import uvicorn
 
+    # DuckDB imports pandas, 90 MB with all it needs, only to see whether a parameter is one of its values.
+    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
     app = prepared(settings, host, port, public_url)
     # Who asks for what is no business of a log, and a proxy's word for who it is is not taken.
     quiet = {"access_log": False, "log_level": "warning", "proxy_headers": False, "server_header": False}

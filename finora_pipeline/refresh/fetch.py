@@ -13,6 +13,7 @@ from finora_pipeline.accounts.connections import Organizations
 from finora_pipeline.accounts.model import AccountsError, Connection, Refresh
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
+from finora_pipeline.disk import DiskFull, told_if_full
 from finora_pipeline.openai_admin.client import OrganizationClient, first_failure
 from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, COSTS, COSTS_BY, Endpoint
 from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError, UnsupportedRequest
@@ -118,7 +119,7 @@ async def fetch(
     `readings` is what is read besides the costs, and once a day the directory. `load_ahead` is called in a
     thread now and then, to load what has landed while OpenAI is still being asked. `newest_sets` are those
     in the facts, by user and endpoint (`load.newest_sets`): what comes again as it was does not land.
-    `on_progress(done, total, failed)` is called after each user.
+    `on_progress(done, total, failed)` is called after each user. Raises `DiskFull`.
     """
     planned = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
     fetched = Fetched(users=len(planned))
@@ -148,9 +149,15 @@ async def fetch(
 
     longest = max((window.days for _, window in planned), default=1)
     workers = max(2, min(MOST_USERS_AT_ONCE, DAYS_AT_ONCE // longest))
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(workers, len(planned))):
-            group.create_task(read_users())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(workers, len(planned))):
+                group.create_task(read_users())
+    except BaseExceptionGroup as errors:
+        # One sentence instead of each worker's own.
+        if full := errors.subgroup(DiskFull):
+            raise full.exceptions[0] from None
+        raise
     await landing.finish()
     # What Arrow keeps for its next pages is better given to DuckDB now.
     pa.default_memory_pool().release_unused()
@@ -231,7 +238,8 @@ class _Landing:
     def _land(self, tables: Mapping[str, pa.Table], outcomes: Iterable[Refresh]) -> None:
         # Landed before it is recorded: a recorded read with nothing pending is taken for loaded.
         self._writer.write(tables)
-        self._accounts.record_refreshes(self._run_id, outcomes)
+        with told_if_full("the accounts database"):
+            self._accounts.record_refreshes(self._run_id, outcomes)
 
 
 async def _read_user(

@@ -5,13 +5,14 @@ from datetime import UTC, datetime
 
 from finora_pipeline.accounts.model import PROVIDER, Connection, Read
 from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.disk import told_if_full
 from finora_pipeline.warehouse.publish import Published, publish
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.warehouse import Warehouse
 
 
 def publish_refreshes(accounts: Accounts, warehouse: Warehouse) -> Published:
-    """Publishes, then marks the refreshes whose pages are all in the published copy."""
+    """Publishes, then marks the refreshes whose pages are all in the published copy. Raises `DiskFull`."""
     reads: list[Read] = []
 
     def connection_rows() -> Iterator[dict[str, object]]:
@@ -28,7 +29,8 @@ def publish_refreshes(accounts: Accounts, warehouse: Warehouse) -> Published:
             yield _row(connection, newest.get(connection.user_id))
 
     copy = publish(warehouse, accounts.user_ids(), connection_rows, datetime.now(UTC).date())
-    accounts.mark_published(reads, copy.at)
+    with told_if_full("the accounts database"):
+        accounts.mark_published(reads, copy.at)
     return copy
 
 

@@ -64,6 +64,7 @@ def publish(
     database = warehouse.published / "finora.duckdb"
     database.parent.mkdir(parents=True, exist_ok=True)
     with warehouse.lock():
+        _remove_halves(warehouse.published)
         with warehouse.connect() as connection:
             catch_up(connection, user_ids, today)
             with transaction(connection):
@@ -89,14 +90,25 @@ def _totals(connection: duckdb.DuckDBPyConnection, table: str, today: date) -> t
     return rows + connection.execute(f"SELECT count(*), sum(amount_usd) {recent}", first).fetchall()[0]
 
 
+def _remove_halves(folder: Path) -> None:
+    """Removes what somebody who was killed, or had no room, has written aside; under the lock nobody does."""
+    for half in (*folder.glob(".*"), *folder.glob("parquet/*/*/.*")):
+        half.unlink()
+
+
 def _swap_in(source: Path, target: Path) -> int:
     aside = target.with_name(f".{target.name}.{os.getpid()}")
-    with source.open("rb") as read, aside.open("wb") as written:
-        # In the kernel, and without a copy at all where the file system can share blocks.
-        left = source.stat().st_size
-        while left and (copied := os.copy_file_range(read.fileno(), written.fileno(), left)):
-            left -= copied
-        os.fsync(written.fileno())
+    try:
+        with source.open("rb") as read, aside.open("wb") as written:
+            # In the kernel, and without a copy at all where the file system can share blocks.
+            left = source.stat().st_size
+            while left and (copied := os.copy_file_range(read.fileno(), written.fileno(), left)):
+                left -= copied
+            os.fsync(written.fileno())
+    except BaseException:
+        # Half a copy would keep a full disk full.
+        aside.unlink(missing_ok=True)
+        raise
     size = aside.stat().st_size
     aside.rename(target)
     return size

@@ -20,6 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finora_pipeline.disk import told_if_full
 from finora_pipeline.openai_admin.pages import SECONDS_PER_DAY, Page, canonical_costs
 
 PROVIDER = "openai"
@@ -150,11 +151,15 @@ class RawWriter:
         return {kind: _table(sets, self._run_id) for kind, sets in by_kind.items()}
 
     def write(self, tables: Mapping[str, pa.Table]) -> None:
-        """Writes a file a table: the half of landing that another thread can do meanwhile."""
-        for kind, table in tables.items():
-            name = f"{kind}~{self._run_id}~{next(self._numbers)}.parquet"
-            write_whole(table, self._folder / name)
-        _sync(self._folder)
+        """Writes a file a table: the half of landing that another thread can do meanwhile.
+
+        Raises `DiskFull`.
+        """
+        with told_if_full(self._folder):
+            for kind, table in tables.items():
+                name = f"{kind}~{self._run_id}~{next(self._numbers)}.parquet"
+                write_whole(table, self._folder / name)
+            _sync(self._folder)
 
 
 def _table(sets: list[PageSet], run_id: str) -> pa.Table:
@@ -184,19 +189,24 @@ def write_whole(table: pa.Table, path: Path) -> None:
     """Writes raw pages under a name that holds the whole file or none, also after a crash."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     pages_a_group = max(1, ROW_GROUP_BYTES * table.num_rows // table.nbytes)
-    # Bodies repeat themselves within a page only: a dictionary would just be built and dropped. Arrow writes
-    # the file itself, since a Python file would make it wait for the interpreter at every write.
-    pq.write_table(
-        table,
-        aside,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=False,
-        write_statistics=_SMALL_COLUMNS,  # pyright: ignore[reportArgumentType]
-        row_group_size=pages_a_group,
-    )
-    _sync(aside)
-    aside.rename(path)
+    try:
+        # Bodies repeat themselves within a page only: a dictionary would just be built and dropped. Arrow
+        # writes the file itself, since a Python file would make it wait for the interpreter at every write.
+        pq.write_table(
+            table,
+            aside,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            write_statistics=_SMALL_COLUMNS,  # pyright: ignore[reportArgumentType]
+            row_group_size=pages_a_group,
+        )
+        _sync(aside)
+        aside.rename(path)
+    except BaseException:
+        # Half a file would keep a full disk full.
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -20,6 +20,8 @@ from finora_pipeline.warehouse.warehouse import (
 
 # For so long every page as it was read stays, whatever was read after it.
 RAW_PAGES_KEPT = timedelta(days=7)
+# Until a month that has ended is not written any more, but for corrections.
+SETTLING_DAYS = 8
 
 
 @dataclass(slots=True)
@@ -67,6 +69,34 @@ def prune(warehouse: Warehouse, kept_from: Mapping[str, date]) -> Removed:
                 "SEMI JOIN limits USING (user_id) EXCEPT FROM pipeline.stale_users"
             )
     return removed
+
+
+def cluster(warehouse: Warehouse, today: date) -> int:
+    """Puts the rows of this month, and in its first week of the month before, ordered by user; how many.
+
+    Refreshes write day after day of everybody, so that one user's rows lie everywhere. Readers want one
+    user's, and DuckDB skips the parts of a table that hold none of them.
+    """
+    closing = today - timedelta(days=SETTLING_DAYS)
+    first = min(today, closing).replace(day=1)
+    rows = 0
+    with warehouse.writing() as connection:
+        connection.execute("SET GLOBAL preserve_insertion_order = true")
+        for table in MONTHLY_TABLES:
+            with transaction(connection):
+                connection.execute(
+                    f"CREATE OR REPLACE TEMP TABLE ordered AS FROM {table} WHERE date >= $first",
+                    {"first": first},
+                )
+                connection.execute(f"DELETE FROM {table} WHERE date >= $first", {"first": first})
+                ((count,),) = connection.execute(
+                    f"INSERT INTO {table} FROM ordered ORDER BY user_id, date"
+                ).fetchall()
+            rows += count
+            # Frees the places of the rows as they were, for the next table's.
+            connection.execute("DROP TABLE ordered")
+            connection.execute("CHECKPOINT")
+    return rows
 
 
 def thin(warehouse: Warehouse, fetched_before: date) -> Removed:

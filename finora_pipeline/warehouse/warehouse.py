@@ -17,6 +17,7 @@ from typing import Any
 
 import duckdb
 
+from finora_pipeline.disk import told_if_full
 from finora_pipeline.warehouse.sql import section
 
 # In the order in which they are created.
@@ -64,14 +65,15 @@ class Warehouse:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Waits for and holds the right to write; not reentrant."""
-        self.database.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.database.with_name("write.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        """Waits for and holds the right to write; not reentrant. Raises `DiskFull`."""
+        with told_if_full(self.home):
+            self.database.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.database.with_name("write.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
 
     @contextmanager
     def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from finora_pipeline.disk import DiskFull
 from finora_pipeline.openai_admin.endpoints import ENDPOINTS
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.warehouse import load as loading
@@ -121,7 +122,7 @@ def test_a_failed_load_changes_nothing_and_the_next_one_succeeds(
             raise OSError("No space left on device")
 
     monkeypatch.setattr(loading, "run", failing)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFull, match=str(warehouse.home)):
         load(warehouse)
     monkeypatch.undo()
     assert rows(warehouse, AMOUNTS) == [(DAY, Decimal(1))]

@@ -51,3 +51,14 @@ def test_sample_rows_are_gone_from_the_copy_that_shows_the_first_real_ones(wareh
     load(warehouse)
     assert published(warehouse, "SELECT DISTINCT is_sample FROM daily_costs") == [(False,)]
     assert published(warehouse, SPEND) == [(Decimal("1.25"), False)]
+
+
+def test_what_a_killed_publisher_has_written_aside_is_removed(warehouse):
+    refresh_metrics(warehouse, ["acme"], TODAY)
+    month = warehouse.published / "parquet" / "daily_costs" / "month=2026-01"
+    month.mkdir(parents=True)
+    halves = [warehouse.published / ".finora.duckdb.1", month / ".daily_costs.parquet.1"]
+    for half in halves:
+        half.write_bytes(b"half")
+    published(warehouse, SPEND)
+    assert not any(half.exists() for half in halves)
