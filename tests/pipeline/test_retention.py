@@ -56,6 +56,28 @@ def nightly(installation: Installation) -> dict[str, object]:
     return {name: value.value for name, value in event.metadata.items()}
 
 
+def test_every_night_the_months_rows_are_put_in_the_order_of_users(installation: Installation):
+    tables = ("daily_costs", "daily_usage", "daily_model_costs", "daily_member_costs", "daily_key_costs")
+    # Written day by day, as refreshes do.
+    for number in (2, 1, 0):
+        installation.openai.simulator.frozen_now = later(installation, 1)
+        installation.refresh(installation.history(number + 1))
+
+    def rows(table: str) -> list[tuple[Any, ...]]:
+        return installation.sql(f"FROM {table} ORDER BY ALL")
+
+    before = {table: rows(table) for table in tables}
+    told = nightly(installation)
+    first = (installation.today - timedelta(days=retention.SETTLING_DAYS)).replace(day=1)
+    kept = 0
+    for table in tables:
+        assert rows(table) == before[table]
+        lie = installation.sql(f"SELECT user_id FROM {table} WHERE date >= ? ORDER BY rowid", first)
+        assert lie == sorted(lie)
+        kept += len(lie)
+    assert told["rows put in order"] == kept > 0
+
+
 def test_a_smaller_plan_takes_effect_after_a_week(installation: Installation):
     before = first_days(installation)
     installation.accounts.set_plan("user-0", "trial")

@@ -158,6 +158,9 @@ class Simulator:
                 if "now" in params:
                     self.frozen_now = datetime.fromisoformat(params["now"]).astimezone(UTC)
                 return {"now": self.now.isoformat()}
+            case "calm":
+                self.clear_faults()
+                return {"ok": True}
         organization = self.organizations[int(params.pop("organization"))]
         match action:
             case "truth":

@@ -1,0 +1,105 @@
+"""A real Chromium, driven by Playwright, and axe, which finds what keeps people from using a page."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# Chromium asks nobody but the dashboard.
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+DESKTOP, PHONE = (1440, 900), (390, 844)
+LOOKS: tuple[tuple[tuple[int, int], Literal["light", "dark"]], ...] = (
+    (DESKTOP, "light"),
+    (PHONE, "dark"),
+    (DESKTOP, "dark"),
+    (PHONE, "light"),
+)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """The browser of this machine."""
+    if CHROMIUM is None or not AXE.exists():
+        missing = (
+            "Chromium (Debian's package chromium)" if CHROMIUM is None else "axe-core (make test brings it)"
+        )
+        if os.environ.get("FINORA_TEST_EVERYTHING"):
+            pytest.fail(f"The browser tests need {missing}.")
+        pytest.skip(f"The browser tests need {missing}.")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield browser
+        browser.close()
+
+
+class Looker:
+    """Looks at pages as people do: on a desk and a phone, light and dark; keeps the pictures."""
+
+    def __init__(self, browser: Browser, base_url: str, pictures: Path | None) -> None:
+        self.complaints: list[str] = []
+        self._base_url = base_url
+        self._pictures = pictures
+        # A page whose policy forbids inline scripts lets axe in only from outside.
+        self._context = browser.new_context(
+            base_url=base_url, viewport={"width": DESKTOP[0], "height": DESKTOP[1]}, bypass_csp=True
+        )
+        self.page = browser.new_page(base_url=base_url, viewport={"width": DESKTOP[0], "height": DESKTOP[1]})
+        self.page.set_default_timeout(10_000)
+        # What the page's own policy forbids is told on the console; a refused form is no mistake of the page.
+        self.page.on(
+            "console",
+            lambda told: (
+                self.complaints.append(told.text) if told.type == "error" and "422" not in told.text else None
+            ),
+        )
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def look(self, name: str) -> None:
+        """Each size in another colour scheme, all of both where pictures are wanted: nothing is wider than
+        the screen, and axe finds nothing serious."""
+        path = self.page.url.removeprefix(self._base_url)
+        page = self._context.new_page()
+        for (width, height), scheme in LOOKS if self._pictures else LOOKS[:2]:
+            page.set_viewport_size({"width": width, "height": height})
+            page.emulate_media(color_scheme=scheme)
+            page.goto(path)
+            if self._pictures:
+                page.screenshot(path=self._pictures / f"{name}-{width}x{height}-{scheme}.png", full_page=True)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (name, width)
+            assert serious(page) == [], (name, width, scheme)
+        page.close()
+
+    def close(self) -> None:
+        self.page.close()
+        self._context.close()
+
+
+def serious(page: Page) -> list[tuple[str, list[Any]]]:
+    """What axe finds that keeps somebody from using the page: the rule, and where."""
+    if not AXE.exists():
+        warnings.warn("The pages are not checked for accessibility: axe-core is missing.", stacklevel=1)
+        return []
+    page.add_script_tag(path=AXE)
+    told = page.evaluate("axe.run()")
+    return [
+        (found["id"], [node["target"] for node in found["nodes"]])
+        for found in told["violations"]
+        if found["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.fixture
+def pictures() -> Path | None:
+    """The folder of FINORA_PICTURES, for whoever wants to look at the pages."""
+    wanted = os.environ.get("FINORA_PICTURES")
+    if not wanted:
+        return None
+    Path(wanted).mkdir(parents=True, exist_ok=True)
+    return Path(wanted)

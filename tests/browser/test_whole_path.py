@@ -1,0 +1,192 @@
+"""The dashboard in a real browser, from the sample to real figures, a rotated key and a removed one."""
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from sqlalchemy import update
+
+from finora_pipeline import runs
+from finora_pipeline.accounts.model import Status
+from finora_pipeline.accounts.schema import connections
+from finora_pipeline.dashboard.app import FIRST_USER
+from finora_pipeline.openai_admin.simulator import KeyState
+from tests.browser.conftest import Looker
+from tests.conftest import Installation
+from tests.dashboard.house import Served, dashboard
+
+DAYS = 40
+
+
+@pytest.fixture
+def installation(start_openai, install) -> Installation:
+    return install(start_openai(days=DAYS, services=True, projects=2))
+
+
+@pytest.fixture
+def served(installation: Installation) -> Iterator[Served]:
+    with dashboard(installation.settings) as served:
+        yield served
+
+
+@pytest.fixture
+def looker(chromium: Browser, served: Served, pictures: Path | None) -> Iterator[Looker]:
+    looker = Looker(chromium, served.url, pictures)
+    yield looker
+    looker.close()
+
+
+def save(page: Page, key: str) -> None:
+    page.get_by_label("Admin API Key").fill(key)
+    page.get_by_role("button", name="Save").click()
+
+
+def beside(work: Callable[[], list[runs.RunResult]]) -> None:
+    """Runs Dagster on a thread of its own: this one's event loop is the browser's."""
+    with ThreadPoolExecutor(1) as threads:
+        results = threads.submit(work).result()
+    assert all(result.succeeded for result in results), results
+
+
+def exact(page: Page, tile: str) -> Decimal:
+    """What a tile rounds."""
+    value = page.locator(".tile", has=page.get_by_role("heading", name=tile, exact=True)).locator(".value")
+    title = value.get_attribute("title")
+    assert title is not None
+    return Decimal(title)
+
+
+def test_from_the_sample_to_real_figures_and_on(
+    installation: Installation, served: Served, looker: Looker, pictures: Path | None
+):
+    openai, page = installation.openai, looker.page
+    organization = openai.organizations[0]
+    key = organization.admin_key
+    page.goto("/")
+    expect(page.get_by_role("heading", name="This is sample data")).to_be_visible()
+    looker.look("1-no-connection")
+    page.get_by_role("link", name="Connect OpenAI").click()
+    expect(page.get_by_label("Provider", exact=True)).to_have_value("openai")
+
+    save(page, "sk-proj-" + "a" * 40)
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("Validation failed.")
+    expect(alert).to_contain_text("project key")
+    expect(page.get_by_label("Admin API Key")).to_have_value("")
+    if pictures:
+        page.screenshot(path=pictures / "2-project-key.png", full_page=True)
+
+    save(page, f"  {key}\n")
+    expect(page.get_by_role("heading", name="OpenAI is connected")).to_be_visible()
+    looker.look("3-connected")
+    assert key not in page.content()
+    page.get_by_role("link", name="Overview").first.click()
+    expect(page.get_by_role("heading", name="First refresh under way")).to_be_visible()
+    looker.look("4-first-refresh")
+
+    # As the sensor asks for it; the page that waits finds out by itself.
+    served.accounts.set_plan(FIRST_USER, "growth")
+    beside(
+        lambda: runs.load_history(installation.settings, [FIRST_USER], openai_admin=installation.openai_admin)
+    )
+    expect(page.get_by_role("heading", name="First refresh under way")).to_have_count(0, timeout=10_000)
+    expect(page.get_by_text("sample data")).to_have_count(0)
+    expect(page.get_by_text("Refreshed less than a minute ago")).to_be_visible()
+    truth = openai.truth(0, installation.history(30))
+    assert exact(page, "Total spend") == sum(truth.by_row.values())
+    looker.look("5-overview")
+
+    page.get_by_role("link", name="90 days").click()
+    assert exact(page, "Total spend") == sum(openai.truth(0, installation.history(90)).by_row.values())
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download CSV").click()
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert sum(Decimal(line.rsplit(",", 1)[1]) for line in lines[1:]) == exact(page, "Total spend")
+
+    chart = page.locator("svg.bars").first
+    chart.focus()
+    chart.press("ArrowLeft")
+    expect(page.locator(".tip").first).to_contain_text(f"{installation.today:%a %d %b %Y}")
+    box = chart.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 5, box["y"] + 20)
+    first = installation.today - timedelta(days=89)
+    expect(page.locator(".tip").first).to_contain_text(f"{first:%a %d %b %Y}")
+
+    dearest = page.get_by_role("region", name="Cost by model").get_by_role("link").first
+    model = dearest.inner_text()
+    dearest.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(model)
+    looker.look("6-model")
+    page.get_by_role("link", name="Plan").click()
+    looker.look("7-plan")
+
+    page.get_by_role("link", name="Settings").click()
+    page.get_by_role("link", name="Update").click()
+    fresh = "sk-admin-" + "f" * 60
+    save(page, fresh)
+    expect(page.get_by_role("alert")).to_contain_text("The old key goes on working.")
+    openai.simulator.add_key(organization, fresh)
+    save(page, fresh)
+    expect(page.get_by_role("heading", name="The key is updated")).to_be_visible()
+    expect(page.get_by_text(re.compile("sk-admin-…ffff"))).to_be_visible()
+
+    page.get_by_role("link", name="Remove OpenAI").click()
+    looker.look("8-remove")
+    page.get_by_role("button", name="Remove OpenAI").click()
+    expect(page.get_by_role("heading", name="OpenAI is removed")).to_be_visible()
+    looker.look("9-removed")
+    page.get_by_role("link", name="Overview").first.click()
+    expect(page.get_by_role("heading", name="OpenAI was removed")).to_be_visible()
+    assert exact(page, "Total spend") == sum(truth.by_row.values())
+    looker.look("10-history-stays")
+    assert looker.complaints == []
+
+
+def test_what_needs_somebody_is_told_where_the_figures_are(
+    installation: Installation, served: Served, looker: Looker
+):
+    openai, page = installation.openai, looker.page
+    served.connect("acme", openai.organizations[0].admin_key)
+    beside(lambda: [installation.refresh()])
+    openai.simulator.set_key_state(openai.organizations[0].admin_key, KeyState.REVOKED)
+    beside(lambda: [installation.refresh()])
+    page.goto("/users/acme/overview")
+    expect(page.get_by_role("heading", name="OpenAI needs your attention")).to_be_visible()
+    looker.look("needs-attention")
+    page.get_by_role("link", name="Update the key").click()
+    expect(page.get_by_label("Admin API Key")).to_be_visible()
+
+    with served.accounts.database.begin() as database:
+        late = {
+            "status": Status.ACTIVE,
+            "last_refresh_at": installation.openai.simulator.now - timedelta(days=3),
+        }
+        database.execute(update(connections).values(late))
+    page.goto("/users/acme/overview")
+    expect(page.locator(".freshness")).to_contain_text("overdue")
+    expect(page.get_by_role("heading", name="OpenAI could not be read")).to_be_visible()
+    looker.look("failing-and-overdue")
+
+    page.goto("/users")
+    looker.look("users")
+    served.sign_in.save("ada@acme.example", user_id="acme", password="correct horse battery")
+    page.goto("/users/acme/overview?period=7d")
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    looker.look("sign-in")
+    page.get_by_label("Name").fill("ada@acme.example")
+    page.get_by_label("Password").fill("correct horse battery")
+    page.get_by_role("button", name="Sign in").click()
+    # Where somebody wanted to go is where they come out.
+    expect(page.locator("nav.periods a[aria-current]")).to_have_text("7 days")
+    page.goto("/users")
+    expect(page.get_by_role("heading", name="Not found")).to_be_visible()
+    page.goto("/")
+    page.get_by_text("ada@acme.example").click()
+    page.get_by_role("button", name="Sign out everywhere").click()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
