@@ -88,11 +88,18 @@ class _Installation(Collector):
             labels=["outcome"],
         )
         pages = GaugeMetricFamily("finora_pages_24h", "Pages of OpenAI read in the last 24 hours.")
+        requests = GaugeMetricFamily(
+            "finora_requests_24h",
+            "Requests to OpenAI of the last 24 hours, by the answer's status or what went wrong.",
+            labels=["outcome"],
+        )
+        for outcome, count in sorted(self._accounts.requests_since(now - LOOKED_BACK).items()):
+            requests.add_metric([outcome], count)
         told = self._accounts.outcomes_since(now - LOOKED_BACK)
         for outcome, (count, _) in sorted(told.items()):
             reads.add_metric([outcome], count)
         pages.add_metric([], sum(number for _, number in told.values()))
-        yield from (reads, pages)
+        yield from (requests, reads, pages)
 
     def _runs(self, now: datetime) -> Iterator[GaugeMetricFamily]:
         runs = GaugeMetricFamily(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ACCOUNTS_URL = "FINORA_ACCOUNTS_URL"
+DOCS_URL = "FINORA_DOCS_URL"
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 # A data folder that is connected to another OpenAI than the real one, as the demo's is, says so in this
 # file: no command may by mistake send its keys elsewhere.
@@ -23,6 +24,8 @@ class Settings:
     `FINORA_ACCOUNTS_URL`   SQLAlchemy URL of the accounts database, default SQLite in the data folder
     `FINORA_MASTER_KEY`     read by the vault alone; only its name is known here
     `FINORA_NOTIFY`         read by the notifier alone: whom alarms are sent to
+    `FINORA_OIDC_…`         read by the dashboard alone: the identity provider
+    `FINORA_DOCS_URL`       set by finora up: where the UI finds the documentation
     """
 
     home: Path
@@ -30,6 +33,7 @@ class Settings:
     openai_base_url: str
     accounts_url: str = field(repr=False)
     has_own_accounts: bool = False
+    docs_url: str | None = None
     master_key_variable: str = "FINORA_MASTER_KEY"
 
     @classmethod
@@ -46,6 +50,7 @@ class Settings:
             openai_base_url=base_url.rstrip("/"),
             accounts_url=environment.get(ACCOUNTS_URL) or f"sqlite:///{home / 'accounts.sqlite'}",
             has_own_accounts=bool(environment.get(ACCOUNTS_URL)),
+            docs_url=environment.get(DOCS_URL),
         )
 
     @property

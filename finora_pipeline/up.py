@@ -26,7 +26,7 @@ from starlette.routing import Route
 from finora_pipeline import runs
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.monitoring import daemon_is_alive, metrics_page
-from finora_pipeline.settings import Settings
+from finora_pipeline.settings import DOCS_URL, Settings
 
 LOOPBACK = "127.0.0.1"
 LOG_BYTES = 10_000_000
@@ -39,6 +39,8 @@ STEADY_SECONDS = 120.0
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
 MOST_WAIT_SECONDS = 120.0
+# Within the installed package, or beside it in a checkout.
+DOCS = (Path(__file__).parent / "docs", Path(__file__).parent.parent / "docs")
 _log = logging.getLogger("finora.up")
 
 
@@ -102,7 +104,7 @@ async def serve(settings: Settings, ui_port: int, health_port: int, dashboard: t
         "load_from:\n"
         f"  - grpc_server: {{host: {LOOPBACK}, port: {code_port}, location_name: {runs.LOCATION}}}\n"
     )
-    environment = environment_of(settings)
+    environment = environment_of(settings) | {DOCS_URL: f"http://{LOOPBACK}:{health_port}/docs"}
     logs = settings.home / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     # Not `dagster code-server`, which would not notice the end of the process behind it that does the work.
@@ -280,6 +282,15 @@ async def _until_listening(port: int, stop: asyncio.Event) -> None:
             return
 
 
+def _docs(request: Request) -> Response:
+    """A page of the documentation as it was written, in Markdown."""
+    pages = {path.name: path for folder in DOCS for path in folder.glob("*.md")}
+    page = pages.get(request.path_params["page"])
+    if page is None:
+        return Response("There is no such page: " + ", ".join(sorted(pages)), 404, media_type="text/plain")
+    return Response(page.read_text(), media_type="text/plain; charset=utf-8")
+
+
 def _page_server(settings: Settings, accounts: Accounts, children: list[Child], port: int) -> uvicorn.Server:
     async def is_well() -> bool:
         return all(child.is_running for child in children) and await run_in_threadpool(daemon_is_alive)
@@ -301,7 +312,8 @@ def _page_server(settings: Settings, accounts: Accounts, children: list[Child], 
         page = await run_in_threadpool(metrics_page, settings, accounts)
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app = Starlette(routes=[Route("/health", health), Route("/metrics", metrics)])
+    routes = [Route("/health", health), Route("/metrics", metrics), Route("/docs/{page}", _docs)]
+    app = Starlette(routes=routes)
     server = uvicorn.Server(uvicorn.Config(app, LOOPBACK, port, log_level="warning", access_log=False))
     # Signals are this module's: uvicorn would end the page alone.
     server.capture_signals = _no_signals

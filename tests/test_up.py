@@ -85,6 +85,7 @@ def test_an_installation_is_served_watched_and_ended(start_openai, install):
         assert 'finora_data_age_seconds{of="oldest",plan="scale"}' in page
         assert 'finora_reads_24h{outcome="complete"} 1.0' in page
         assert 'finora_runs_24h{job="refresh",plan="",status="success"} 1.0' in page
+        assert 'finora_requests_24h{outcome="200"}' in page
         assert "finora_published_rows" in page
         assert "finora_alarms_open 0.0" in page
         assert "sk-" not in page
@@ -120,8 +121,8 @@ def test_an_installation_is_served_watched_and_ended(start_openai, install):
     for told in after.values():
         with pytest.raises(ProcessLookupError):
             os.kill(told["pid"], 0)
-    logs = sorted(path.name for path in (installation.settings.home / "logs").iterdir())
-    assert logs == ["code-server.log", "daemon.log", "dashboard.log", "webserver.log"]
+    logs = sorted(path.name for path in (installation.settings.home / "logs").glob("[a-z]*"))
+    assert logs == ["code-server.log", "daemon.log", "dashboard.log", "runs.log", "webserver.log"]
 
 
 def test_a_port_in_use_is_told(start_openai, install):

@@ -119,6 +119,17 @@ refreshes = Table(
     Index("refreshes_user_started", "user_id", "started_at"),
 )
 
+# Requests to OpenAI, by run and by how they ended.
+requests = Table(
+    "requests",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("outcome", String(40), primary_key=True),
+    Column("count", Integer, nullable=False),
+    Column("finished_at", UtcDateTime, nullable=False),
+    Index("requests_finished_at", "finished_at"),
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -6,7 +6,7 @@ Nothing here talks to OpenAI: `connections.py` checks a key before it comes here
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from finora_pipeline.accounts.schema import (
     logins,
     open_database,
     refreshes,
+    requests,
     sessions,
     users,
 )
@@ -40,6 +41,7 @@ from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.plans import PLANS, PRUNE_GRACE, Plan, plan_named
 
 _log = logging.getLogger(__name__)
+REQUESTS_KEPT = timedelta(days=30)
 # As of a connection whose history has not been read.
 _UNREAD: dict[str, None] = {"history_from": None, "read_until": None}
 
@@ -387,6 +389,29 @@ class Accounts:
         )
         with self._read.connect() as database:
             return {name: (count, int(pages)) for name, count, pages in database.execute(query)}
+
+    def record_requests(self, run_id: str, outcomes: Mapping[str, int]) -> None:
+        """Stores how many requests a run made, by how they ended; forgets those of a month ago."""
+        now = _now()
+        rows = [
+            {"run_id": run_id, "outcome": outcome, "count": count, "finished_at": now}
+            for outcome, count in outcomes.items()
+        ]
+        with self._write.begin() as database:
+            old = (requests.c.run_id == run_id) | (requests.c.finished_at < now - REQUESTS_KEPT)
+            database.execute(delete(requests).where(old))
+            if rows:
+                database.execute(insert(requests), rows)
+
+    def requests_since(self, moment: datetime) -> dict[str, int]:
+        """The requests to OpenAI of the runs that ended since then, by how they ended."""
+        query = (
+            select(requests.c.outcome, func.sum(requests.c.count))
+            .where(requests.c.finished_at >= moment)
+            .group_by(requests.c.outcome)
+        )
+        with self._read.connect() as database:
+            return {outcome: int(count) for outcome, count in database.execute(query)}
 
     def mark_published(self, reads: Iterable[Read], published_at: datetime) -> None:
         """Notes that everybody can see these reads since that moment, and how fresh their users' data is."""

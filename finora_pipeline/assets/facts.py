@@ -5,7 +5,14 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from finora_pipeline.assets.metadata import dollars, loaded_metadata, table_description, table_metadata
+from finora_pipeline.assets.metadata import (
+    OWNERS,
+    dollars,
+    loaded_metadata,
+    markdown_table,
+    table_description,
+    table_metadata,
+)
 from finora_pipeline.assets.partitions import DAYS
 from finora_pipeline.assets.raw_pages import COST_PAGES, USAGE_PAGES
 from finora_pipeline.resources.warehouse import WarehouseResource
@@ -30,6 +37,7 @@ def grain_check_spec(table: str) -> dg.AssetCheckSpec:
             table,
             deps=[pages],
             kinds={"duckdb"},
+            owners=OWNERS,
             description=table_description(table),
             metadata=table_metadata(table),
         )
@@ -76,8 +84,7 @@ def grain_check(table: str, loaded: Loaded) -> dg.AssetCheckResult:
 def revisions_check(loaded: Loaded) -> dg.AssetCheckResult:
     """Warns of settled days that OpenAI changed, with by how much."""
     late = loaded.late_revisions
-    lines = ["| user | day | change |", "|---|---|---|"]
-    lines += [f"| {user_id} | {day} | {dollars(usd)} |" for user_id, day, usd in late[:DAYS_SHOWN]]
+    rows = [(user_id, day, dollars(usd)) for user_id, day, usd in late[:DAYS_SHOWN]]
     return dg.AssetCheckResult(
         check_name="revisions_within_reason",
         asset_key="daily_costs",
@@ -85,6 +92,6 @@ def revisions_check(loaded: Loaded) -> dg.AssetCheckResult:
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
             "days changed": len(late),
-            "first": dg.MarkdownMetadataValue("\n".join(lines) if late else "none"),
+            "first": markdown_table(("user", "day", "change"), rows),
         },
     )

@@ -1,6 +1,8 @@
-"""What assets show in the UI: table schemas from the warehouse's SQL, counts, failures in words."""
+"""What assets show in the UI: table schemas from the warehouse's SQL, counts, failures in words, a plot."""
 
-from collections.abc import Iterable
+import base64
+from collections.abc import Iterable, Sequence
+from datetime import date
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
@@ -9,11 +11,15 @@ import dagster as dg
 
 from finora_pipeline.accounts.model import Refresh
 from finora_pipeline.refresh.fetch import Fetched
+from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.load import Loaded
 from finora_pipeline.warehouse.warehouse import table_columns, table_comments
 
 # A run's page must stay readable with a thousand failures.
 FAILURES_SHOWN = 50
+PLOT_HEIGHT = 80
+CENT = Decimal("0.01")
+OWNERS = ["team:finora"]
 
 _columns = lru_cache(table_columns)
 _comments = lru_cache(table_comments)
@@ -26,7 +32,7 @@ def table_metadata(table: str) -> dict[str, Any]:
             [dg.TableColumn(c.name, c.type, c.comment) for c in _columns()[table]]
         ),
         "dagster/table_name": f"finora.main.{table}",
-    }
+    } | docs("analysts.md")
 
 
 def table_description(table: str) -> str:
@@ -39,7 +45,7 @@ def fetched_metadata(fetched: Fetched, endpoints: str, seconds: float) -> dict[s
         "users": fetched.users,
         "failed users": len(fetched.failures),
         "failures by reason": dg.JsonMetadataValue(dict(fetched.reasons)),
-        "failures": dg.MarkdownMetadataValue(failure_table(fetched.failures)),
+        "failures": failure_table(fetched.failures),
         "pages": fetched.pages,
         "unchanged pages, not stored again": fetched.unchanged_pages,
         "megabytes": round(fetched.bytes / 1e6, 3),
@@ -73,13 +79,53 @@ def dollars(amount: Decimal) -> str:
     return f"${whole}.{fraction.rstrip('0'):0<2}"
 
 
-def failure_table(failures: Iterable[Refresh]) -> str:
-    """Failed users and why, as Markdown."""
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> dg.MarkdownMetadataValue:
+    """Rows as a table; a word where there are none. A cell's own bars and breaks stay within it."""
+    lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    if not lines:
+        return dg.MarkdownMetadataValue("none")
+    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return dg.MarkdownMetadataValue("\n".join(head + lines))
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())
+
+
+def cost_plot(days: Sequence[tuple[date, Decimal]]) -> dg.MarkdownMetadataValue:
+    """Dollars a day as bars, with the sum and the highest in words."""
+    if not days:
+        return dg.MarkdownMetadataValue("nothing was charged")
+    most = max(amount for _, amount in days)
+    shapes = []
+    for number, (day, amount) in enumerate(days):
+        height = float(amount / most) * PLOT_HEIGHT if amount > 0 else 0.0
+        shapes.append(
+            f'<rect x="{number * 12}" y="{PLOT_HEIGHT - height:.1f}" width="9" height="{height:.1f}" '
+            f'fill="#0b7a63"><title>{day}: {dollars(amount)}</title></rect>'
+        )
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{len(days) * 12}" height="{PLOT_HEIGHT}">'
+        f"{''.join(shapes)}</svg>"
+    )
+    image = base64.b64encode(svg.encode()).decode()
+    first, last = days[0][0], days[-1][0]
+    return dg.MarkdownMetadataValue(
+        f"{first} to {last}, at most {dollars(most.quantize(CENT))} a day\n\n"
+        f"![dollars a day](data:image/svg+xml;base64,{image})"
+    )
+
+
+def docs(page: str) -> dict[str, Any]:
+    """The link to a page of the documentation, where it is served (finora up)."""
+    url = Settings.from_environment().docs_url
+    return {"docs": dg.UrlMetadataValue(f"{url}/{page}")} if url else {}
+
+
+def failure_table(failures: Iterable[Refresh]) -> dg.MarkdownMetadataValue:
+    """Failed users and why."""
     failures = sorted(failures, key=lambda failure: failure.user_id)
-    if not failures:
-        return "none"
-    lines = ["| user | reason | what to do |", "|---|---|---|"]
-    lines += [f"| {f.user_id} | {f.reason} | {f.message} |" for f in failures[:FAILURES_SHOWN]]
+    rows: list[Sequence[object]] = [(f.user_id, f.reason, f.message) for f in failures[:FAILURES_SHOWN]]
     if len(failures) > FAILURES_SHOWN:
-        lines.append(f"| … | | and {len(failures) - FAILURES_SHOWN} more: see finora status |")
-    return "\n".join(lines)
+        rows.append(("…", "", f"and {len(failures) - FAILURES_SHOWN} more: see finora status"))
+    return markdown_table(("user", "reason", "what to do"), rows)

@@ -7,7 +7,13 @@ from decimal import Decimal
 
 import dagster as dg
 
-from finora_pipeline.assets.metadata import dollars, table_description, table_metadata
+from finora_pipeline.assets.metadata import (
+    OWNERS,
+    dollars,
+    markdown_table,
+    table_description,
+    table_metadata,
+)
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.warehouse import WarehouseResource
 from finora_pipeline.warehouse.metrics import refresh_metrics
@@ -24,6 +30,7 @@ COST_TABLES = ("daily_model_costs", "daily_member_costs", "daily_key_costs")
             description=table_description(table),
             metadata=table_metadata(table),
             kinds={"duckdb"},
+            owners=OWNERS,
         )
         for table, deps in (
             *((table, FACTS) for table in (*COST_TABLES, "reconciliation")),
@@ -84,9 +91,5 @@ def reconciliation_check(residuals: Mapping[str, tuple[int, Decimal]]) -> dg.Ass
 
 
 def residual_table(residuals: Mapping[str, tuple[int, Decimal]]) -> dg.MarkdownMetadataValue:
-    lines = [
-        f"| {severity} | {days} | {dollars(usd)} |" for severity, (days, usd) in sorted(residuals.items())
-    ]
-    return dg.MarkdownMetadataValue(
-        "\n".join(["| severity | days | residual |", "|---|---|---|", *lines]) if lines else "none"
-    )
+    rows = [(severity, days, dollars(usd)) for severity, (days, usd) in sorted(residuals.items())]
+    return markdown_table(("severity", "days", "residual"), rows)

@@ -4,14 +4,16 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 from dagster import DagsterLogManager
 from pydantic import Field
 
 from finora_pipeline.accounts.model import Connection
-from finora_pipeline.assets.metadata import fetched_metadata
+from finora_pipeline.assets.metadata import OWNERS, docs, fetched_metadata
 from finora_pipeline.assets.partitions import DAYS
+from finora_pipeline.logs import run_log
 from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.refresh.fetch import (
@@ -56,6 +58,8 @@ class RefreshConfig(dg.Config):
             "and by member and API key where the organization's API takes that. "
             "Parquet, one row a page; a page set lands only when it is complete.",
             kinds={"openai", "parquet"},
+            owners=OWNERS,
+            metadata=docs("faults.md"),
         ),
         dg.AssetSpec(
             USAGE_PAGES,
@@ -63,6 +67,8 @@ class RefreshConfig(dg.Config):
             "API key, model, batch and service tier. "
             "Parquet, one row a page; a page set lands only when it is complete.",
             kinds={"openai", "parquet"},
+            owners=OWNERS,
+            metadata=docs("faults.md"),
         ),
     ],
     name="raw_openai_pages",
@@ -140,7 +146,8 @@ def fetch_and_land(
                 known,
             )
 
-    return asyncio.run(run())
+    with run_log(Path(warehouse.home), context.run.run_id):
+        return asyncio.run(run())
 
 
 def read_check(fetched: Fetched) -> dg.AssetCheckResult:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from finora_pipeline.assets.metadata import OWNERS, docs, markdown_table
 from finora_pipeline.refresh.serve import publish_refreshes
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.warehouse import WarehouseResource
@@ -15,6 +16,8 @@ from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, cluster, prune, 
 
 @dg.asset(
     group_name="upkeep",
+    owners=OWNERS,
+    metadata=docs("operations.md"),
     kinds={"duckdb", "parquet"},
     description="Removes the days that a user's plan keeps no longer, a week after they fell out of it or "
     "the plan was changed, and raw pages of which nothing stands in the facts any more; orders the month's "
@@ -32,10 +35,10 @@ def retention(
     if pruned.rows or clustered:
         publish_refreshes(accounts.accounts, warehouse.warehouse)
     runs = prune_runs(context.instance, now - RUNS_KEPT)
-    rows = [f"| {table} | {count:,} |" for table, count in sorted(pruned.rows.items())]
+    rows = [(table, f"{count:,}") for table, count in sorted(pruned.rows.items())]
     return dg.MaterializeResult(
         metadata={
-            "rows removed": dg.MarkdownMetadataValue("\n".join(["| table | rows |", "|---|---|", *rows])),
+            "rows removed": markdown_table(("table", "rows"), rows),
             "rows put in order": clustered,
             "raw files removed": thinned.files_removed,
             "raw files rewritten": thinned.files_rewritten,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from finora_pipeline.accounts.model import Connection, Status
+from finora_pipeline.assets.metadata import OWNERS, cost_plot, docs, markdown_table
 from finora_pipeline.plans import PLANS
 from finora_pipeline.refresh.serve import publish_refreshes
 from finora_pipeline.resources.accounts import AccountsResource
@@ -20,6 +21,8 @@ LONGEST_INTERVAL = max(plan.refresh_interval for plan in PLANS.values())
 @dg.asset(
     deps=["user_metrics", "reconciliation"],
     group_name="serving",
+    owners=OWNERS,
+    metadata=docs("analysts.md"),
     kinds={"duckdb", "parquet"},
     description="`finora.duckdb`, swapped in whole so that no reader ever waits, and Parquet by month: "
     "facts, metrics and the state of the connections, without secrets.",
@@ -49,6 +52,7 @@ def published(accounts: AccountsResource, warehouse: WarehouseResource) -> dg.Ma
             "file": dg.PathMetadataValue(copy.database),
             "megabytes": round(copy.bytes / 1e6, 3),
             "parquet files written": copy.months,
+            "dollars a day": cost_plot(copy.daily_usd),
             "seconds": round(time.monotonic() - started, 3),
         },
         check_results=[copy_check(copy), promise_check(accounts.accounts.connections(), datetime.now(UTC))],
@@ -57,14 +61,12 @@ def published(accounts: AccountsResource, warehouse: WarehouseResource) -> dg.Ma
 
 def copy_check(copy: Published) -> dg.AssetCheckResult:
     """Fails if readers do not get what the pipeline holds."""
-    told = "\n".join(
-        f"- {table}: {held} held, {got} published" for table, (held, got) in copy.different.items()
-    )
+    rows = [(table, held, got) for table, (held, got) in copy.different.items()]
     return dg.AssetCheckResult(
         check_name="published_equals_warehouse",
         asset_key="published",
         passed=not copy.different,
-        metadata={"tables that differ": dg.MarkdownMetadataValue(told or "none")},
+        metadata={"tables that differ": markdown_table(("table", "held", "published"), rows)},
     )
 
 
@@ -74,10 +76,7 @@ def promise_check(connections: Iterable[Connection], now: datetime) -> dg.AssetC
         c for c in connections if c.status is Status.ACTIVE and c.next_refresh_at and c.next_refresh_at < now
     ]
     late.sort(key=lambda connection: connection.user_id)
-    lines = ["| user | plan | promised until |", "|---|---|---|"]
-    lines += [
-        f"| {c.user_id} | {c.plan.name} | {c.next_refresh_at:%Y-%m-%d %H:%M} |" for c in late[:USERS_SHOWN]
-    ]
+    rows = [(c.user_id, c.plan.name, f"{c.next_refresh_at:%Y-%m-%d %H:%M}") for c in late[:USERS_SHOWN]]
     return dg.AssetCheckResult(
         check_name="every_promise_kept",
         asset_key="published",
@@ -85,6 +84,6 @@ def promise_check(connections: Iterable[Connection], now: datetime) -> dg.AssetC
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
             "users whose data is too old": len(late),
-            "who": dg.MarkdownMetadataValue("\n".join(lines) if late else "none"),
+            "who": markdown_table(("user", "plan", "promised until"), rows),
         },
     )

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from finora_pipeline.assets.metadata import fetched_metadata, loaded_metadata
+from finora_pipeline.assets.metadata import OWNERS, docs, fetched_metadata, loaded_metadata
 from finora_pipeline.assets.partitions import USERS
 from finora_pipeline.assets.raw_pages import fetch_and_land
 from finora_pipeline.openai_admin.endpoints import COSTS
@@ -20,6 +20,8 @@ from finora_pipeline.warehouse.load import KINDS, load_pending
 
 @dg.asset(
     group_name="history",
+    owners=OWNERS,
+    metadata=docs("operations.md"),
     kinds={"openai", "duckdb"},
     partitions_def=USERS,
     backfill_policy=dg.BackfillPolicy.single_run(),

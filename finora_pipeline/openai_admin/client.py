@@ -18,6 +18,7 @@ Contract
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -132,7 +133,8 @@ class OpenAIAdminClient:
         self._limits = limits
         self._in_flight = asyncio.Semaphore(limits.concurrency)
         self._extensions = {"timeout": httpx.Timeout(limits.timeout_seconds).as_dict()}
-        self.requests = 0
+        # Requests made, by how each ended: the answer's status, timeout, unreachable or unreadable.
+        self.outcomes: Counter[str] = Counter()
 
     def organization(self, key: AdminKey) -> "OrganizationClient":
         """A client that reads the one organization the key belongs to."""
@@ -158,6 +160,9 @@ class OpenAIAdminClient:
             try:
                 return read(await self._get_once(path, params, key))
             except (RateLimited, Unreachable, UnreadableResponse) as error:
+                if isinstance(error, UnreadableResponse):
+                    self.outcomes["200"] -= 1
+                    self.outcomes["unreadable"] += 1
                 if is_optional and isinstance(error, NotFound):
                     raise
                 # Never without a pause, whatever `Retry-After` says.
@@ -169,7 +174,6 @@ class OpenAIAdminClient:
 
     async def _get_once(self, path: str, params: QueryParams, key: AdminKey) -> bytes:
         async with self._in_flight:
-            self.requests += 1
             try:
                 answer = await self._transport.handle_async_request(
                     httpx.Request(
@@ -184,17 +188,21 @@ class OpenAIAdminClient:
                 finally:
                     await answer.aclose()
             except httpx.ConnectTimeout:
+                self.outcomes["unreachable"] += 1
                 # The transport says so of refused connections and unknown hosts, too.
                 raise Unreachable("OpenAI could not be reached; try again later.") from None
             except httpx.TimeoutException:
+                self.outcomes["timeout"] += 1
                 raise Unreachable(
                     f"OpenAI did not answer within {self._limits.timeout_seconds:g} s; try again later."
                 ) from None
             except (httpx.TransportError, httpx.DecodingError, aiohttp.ClientError) as error:
                 # aiohttp's own errors, where the transport does not translate them, hold the request's key.
+                self.outcomes["unreachable"] += 1
                 raise Unreachable(
                     f"OpenAI could not be reached ({type(error).__name__}); try again later."
                 ) from None
+        self.outcomes[str(answer.status_code)] += 1
         if answer.status_code != 200:
             raise _error_of(answer.status_code, body, answer.headers)
         if key.reveal().encode() in body:

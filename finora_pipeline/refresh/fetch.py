@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -14,6 +14,7 @@ from finora_pipeline.accounts.model import AccountsError, Connection, Refresh
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
 from finora_pipeline.disk import DiskFull, told_if_full
+from finora_pipeline.logs import READS
 from finora_pipeline.openai_admin.client import OrganizationClient, first_failure
 from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, COSTS, COSTS_BY, Endpoint
 from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError, UnsupportedRequest
@@ -35,6 +36,8 @@ DIRECTORY_AFTER = timedelta(hours=23)
 _DIMENSION_OF = {endpoint.name: dimension for dimension, endpoint in COSTS_BY.items()}
 ProgressCallback = Callable[[int, int, int], None]
 _log = logging.getLogger(__name__)
+# A line a user and run, for machines: it goes to the log file of reads alone.
+_reads = logging.getLogger(READS)
 
 
 @dataclass(slots=True)
@@ -139,7 +142,9 @@ async def fetch(
             except (AccountsError, VaultError) as error:
                 outcome, sets = _ended(connection, window, began, [], "vault", str(error), False), []
             except Exception as error:
-                _log.exception("Reading user %s failed unexpectedly", connection.user_id)
+                _log.exception(
+                    "Reading user %s failed unexpectedly", connection.user_id, extra=_of(connection)
+                )
                 message = f"The pipeline failed ({type(error).__name__}); its log says where."
                 outcome, sets = _ended(connection, window, began, [], "internal_error", message, False), []
             done += 1
@@ -161,7 +166,9 @@ async def fetch(
     await landing.finish()
     # What Arrow keeps for its next pages is better given to DuckDB now.
     pa.default_memory_pool().release_unused()
-    fetched.requests = organizations.client.requests
+    outcomes = organizations.client.outcomes
+    fetched.requests = outcomes.total()
+    accounts.record_requests(run_id, outcomes)
     return fetched
 
 
@@ -235,11 +242,30 @@ class _Landing:
         if self._loading:
             await self._loading
 
-    def _land(self, tables: Mapping[str, pa.Table], outcomes: Iterable[Refresh]) -> None:
+    def _land(self, tables: Mapping[str, pa.Table], outcomes: Sequence[Refresh]) -> None:
         # Landed before it is recorded: a recorded read with nothing pending is taken for loaded.
         self._writer.write(tables)
         with told_if_full("the accounts database"):
             self._accounts.record_refreshes(self._run_id, outcomes)
+        for outcome in outcomes:
+            _reads.info("user read", extra=_fields(outcome))
+
+
+def _of(connection: Connection) -> dict[str, str]:
+    return {"user_id": connection.user_id}
+
+
+def _fields(outcome: Refresh) -> dict[str, object]:
+    """What the log tells of a read. Never a secret."""
+    return {
+        "user_id": outcome.user_id,
+        "plan": outcome.plan,
+        "first_day": outcome.window_start.isoformat(),
+        "last_day": (outcome.window_end - timedelta(days=1)).isoformat(),
+        "outcome": outcome.reason or "complete",
+        "pages": outcome.pages,
+        "seconds": round((outcome.finished_at - outcome.started_at).total_seconds(), 3),
+    }
 
 
 async def _read_user(
@@ -285,7 +311,9 @@ async def _read_user(
         except OpenAIAdminError as error:
             # Names are no reason to call costs that were read a failure. A key that may not list them is
             # asked again tomorrow, anything else at the next refresh.
-            _log.warning("The names of user %s could not be read: %s", connection.user_id, error)
+            _log.warning(
+                "The names of user %s could not be read: %s", connection.user_id, error, extra=_of(connection)
+            )
             directory_read_at = began if isinstance(error, PermanentError) else None
     ended = _ended(connection, window, began, sets)
     return replace(ended, cost_groupings=groupings, directory_read_at=directory_read_at), sets

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import duckdb
@@ -36,18 +37,21 @@ CONNECTION_SCHEMA = pa.schema(
 # What a copy is compared by: whole tables by their number of rows, the last days by the sum of their dollars.
 COMPARED = ("daily_costs", "daily_model_costs", "daily_member_costs", "daily_key_costs")
 COMPARED_DAYS = timedelta(days=4)
+SHOWN_DAYS = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """What was published: the file, its size in bytes, the Parquet files rewritten, when; and the tables of
-    which readers do not get what the pipeline holds, with the rows and dollars of both. There are none."""
+    which readers do not get what the pipeline holds, with the rows and dollars of both: there are none.
+    `daily_usd`: what all users were charged on each of the last days, in USD."""
 
     database: Path
     bytes: int
     months: int
     at: datetime
     different: dict[str, tuple[tuple[object, ...], tuple[object, ...]]]
+    daily_usd: list[tuple[date, Decimal]]
 
 
 def publish(
@@ -78,8 +82,13 @@ def publish(
         size = _swap_in(warehouse.database, database)
         with duckdb.connect(database, read_only=True) as connection:
             copied = {table: _totals(connection, table, today) for table in COMPARED}
+            daily_usd = connection.execute(
+                "SELECT date, sum(amount_usd) FROM daily_model_costs WHERE date > $first AND NOT is_sample "
+                "GROUP BY date ORDER BY date",
+                {"first": today - SHOWN_DAYS},
+            ).fetchall()
     different = {table: (held[table], copied[table]) for table in COMPARED if held[table] != copied[table]}
-    return Published(database, size, months, datetime.now(UTC), different)
+    return Published(database, size, months, datetime.now(UTC), different, daily_usd)
 
 
 def _totals(connection: duckdb.DuckDBPyConnection, table: str, today: date) -> tuple[object, ...]:

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, event
 
 from finora_pipeline.accounts.model import AccountsError, Connection, Organization, Read, Refresh, Status
 from finora_pipeline.accounts.schema import open_database
+from finora_pipeline.accounts.sign_in import SignIn
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import load_vault
 from finora_pipeline.alarms.book import Alarm, mark_told, note, open_alarms
@@ -244,3 +245,9 @@ def test_outcomes_are_counted(home):
     assert home.accounts.unpublished_reads() == [
         Read("run-1", "acme", connection.changed_at + timedelta(seconds=1), a_read(connection).window_end)
     ]
+
+
+def test_a_name_that_postgres_cannot_compare_is_nobodys(home):
+    people = SignIn(home.accounts.database)
+    assert people.login("\0") is None
+    assert people.by_password("ada\0", "a long password") is None

@@ -64,7 +64,7 @@ def read(*answers: bytes, days: int = 3, limits: Limits = ONCE) -> tuple[list[Pa
     async def run() -> tuple[list[Page], int]:
         window = Window(FIRST, FIRST + timedelta(days=days))
         async with listening(answers, []) as base_url, open_client(base_url, limits) as client:
-            return await client.organization(KEY).read(COSTS, window), client.requests
+            return await client.organization(KEY).read(COSTS, window), client.outcomes.total()
 
     return asyncio.run(run())
 

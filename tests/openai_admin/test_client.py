@@ -97,7 +97,7 @@ def read(
 
     async def use(client: OpenAIAdminClient) -> tuple[list[Page], int]:
         pages = await client.organization(key_of(openai)).read(endpoint, last_days(openai, days))
-        return pages, client.requests
+        return pages, client.outcomes.total()
 
     return with_client(openai.base_url, use, limits)
 
@@ -108,7 +108,7 @@ def read_with_cursor(openai: OpenAI, days: int = 10, limits: Limits = PATIENT) -
     async def use(client: OpenAIAdminClient) -> tuple[list[Page], int]:
         reader = client.organization(key_of(openai))
         pages = await reader._read_piece(SHORT_PAGES, last_days(openai, days), SHORT_PAGES.group_by)
-        return pages, client.requests
+        return pages, client.outcomes.total()
 
     return with_client(openai.base_url, use, limits)
 
@@ -279,7 +279,7 @@ def test_refused_key_is_not_tried_again(
     async def use(client: OpenAIAdminClient) -> int:
         with pytest.raises(error):
             await client.organization(key_of(openai)).read(COSTS, last_days(openai, 5))
-        return client.requests
+        return client.outcomes.total()
 
     assert with_client(openai.base_url, use) == 1
     assert "Create a fresh Admin key" in str(failure(openai, lambda: read(openai)))
@@ -467,7 +467,7 @@ def test_refused_key_lists_no_projects(openai: OpenAI) -> None:
     async def use(client: OpenAIAdminClient) -> int:
         with pytest.raises(InsufficientPermissions):
             await client.organization(key_of(openai)).projects()
-        return client.requests
+        return client.outcomes.total()
 
     assert with_client(openai.base_url, use) == 1
 

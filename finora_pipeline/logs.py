@@ -1,0 +1,71 @@
+"""The log of a run for machines: lines of JSON, each with the run and, where it is about one, the user.
+
+They lie in `$FINORA_HOME/logs/runs.log`, which all runs write and which is rotated when one begins.
+"""
+
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+
+import structlog
+
+# The logger of lines that are for this file alone.
+READS = "finora_pipeline.reads"
+_ROOT = "finora_pipeline"
+MOST_BYTES = 10_000_000
+KEPT = 5
+
+
+@contextmanager
+def run_log(home: Path, run_id: str) -> Iterator[None]:
+    """Writes what the project logs within the block to the log file of runs."""
+    path = home / "logs" / "runs.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _rotate(path)
+    handler = WatchedFileHandler(path, encoding="utf-8")
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processor=structlog.processors.JSONRenderer(),
+            foreign_pre_chain=[
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                structlog.stdlib.ExtraAdder(),
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.format_exc_info,
+            ],
+        )
+    )
+
+    def with_run(record: logging.LogRecord) -> bool:
+        record.run_id = run_id
+        return True
+
+    handler.addFilter(with_run)
+    reads = logging.getLogger(READS)
+    reads.setLevel(logging.INFO)
+    reads.propagate = False
+    loggers = (logging.getLogger(_ROOT), reads)
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+def _rotate(path: Path) -> None:
+    """Puts a long file aside. Runs that write it notice, and go on in the new one."""
+    with path.with_name(".runs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists() or path.stat().st_size < MOST_BYTES:
+            return
+        for number in range(KEPT - 1, 0, -1):
+            older = path.with_name(f"{path.name}.{number}")
+            if older.exists():
+                older.rename(path.with_name(f"{path.name}.{number + 1}"))
+        path.rename(path.with_name(f"{path.name}.1"))

@@ -1,0 +1,440 @@
+"""Every figure that the pages show is the simulated OpenAI's truth, to the last digit."""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+from fractions import Fraction
+from urllib.parse import urlencode
+
+import pytest
+
+from finora_pipeline.dashboard.copies import Copies
+from finora_pipeline.dashboard.figures import Tile, export_rows, overview
+from finora_pipeline.dashboard.periods import view_of
+from finora_pipeline.openai_admin.line_items import parse_line_item
+from finora_pipeline.plans import PLANS
+from finora_pipeline.settings import Settings
+from finora_pipeline.warehouse.metrics import refresh_metrics
+from finora_pipeline.warehouse.publish import publish
+from finora_pipeline.warehouse.warehouse import Warehouse
+from tests.conftest import Installation
+from tests.dashboard.house import DAYS_OF, Node, Served, dashboard, read_html
+from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
+
+UNIT = Decimal("1e-18")
+NUMBER_OF = {user_id: number for number, user_id in enumerate(DAYS_OF)}
+METRICS = {
+    "Total spend": "total_spend",
+    "Average daily cost": "average_daily_cost",
+    "Cost per 1k tokens": "cost_per_1k_tokens",
+    "Tokens in": "input_tokens",
+    "Tokens out": "output_tokens",
+    "Top model share": "top_model_share",
+}
+Row = tuple[date, str, str]
+
+
+@dataclass(frozen=True)
+class Days:
+    """What is asked for, and the days that must be shown."""
+
+    query: str
+    first: date
+    last: date
+
+    @property
+    def number(self) -> int:
+        return (self.last - self.first).days + 1
+
+
+def spans(today: date) -> dict[str, Days]:
+    """The periods that are looked at: those with a name, some days that begin and end anywhere, one day."""
+    lengths = {name: Days(f"period={name}", today - timedelta(n - 1), today) for name, n in
+               (("7d", 7), ("30d", 30), ("90d", 90))}  # fmt: skip
+    some = Days("", today - timedelta(53), today - timedelta(17))
+    asked = urlencode({"period": "custom", "from": some.first, "to": some.last})
+    return lengths | {
+        "month": Days("period=month", today.replace(day=1), today),
+        "custom": Days(asked, some.first, some.last),
+        "today": Days(f"from={today}&to={today}", today, today),
+    }
+
+
+def truth_of(installation: Installation, user_id: str, days: Days) -> dict[Row, Decimal]:
+    """Day, project and model (the charge's text where it names none) to USD."""
+    number = NUMBER_OF[user_id]
+    organization = installation.openai.organizations[number]
+    truth = organization.truth(days.first, days.last + timedelta(1), installation.openai.simulator.now)
+    found: dict[Row, Decimal] = defaultdict(Decimal)
+    for (day, project, text), amount in truth.by_row.items():
+        found[day, project, parse_line_item(text).model or text] += amount
+    return found
+
+
+def added(rows: dict[Row, Decimal], by: Callable[[Row], str]) -> dict[str, Decimal]:
+    """The rows' sums by a part of their keys."""
+    sums: dict[str, Decimal] = defaultdict(Decimal)
+    for row, amount in rows.items():
+        sums[by(row)] += amount
+    return dict(sums)
+
+
+def rounded(amount: Decimal) -> str:
+    """As the tables tell amounts of a cent and more."""
+    return f"${amount.quantize(Decimal('0.01'), ROUND_HALF_UP):,}"
+
+
+def tiles(page: Node) -> dict[str, Node]:
+    return {tile.one("h2").text: tile for tile in page.all("div", class_="tile")}
+
+
+def value(tile: Node) -> Decimal | None:
+    text = tile.one("p", class_="value").title
+    return Decimal(text) if text else None
+
+
+def note(tile: Node) -> str:
+    return tile.one("p", class_="note").text
+
+
+def breakdown(page: Node, title: str) -> dict[str, Decimal]:
+    """Names and exact amounts of a breakdown, the rows behind `Show more` among them."""
+    (card,) = [card for card in page.all("section", class_="card") if card.one("h2").text == title]
+    rows = [row for table in card.all("table") for row in table.one("tbody").all("tr")]
+    found = [(row.one("th").text, Decimal(row.all("td")[0].title)) for row in rows]
+    assert len(dict(found)) == len(found)
+    # What was used and cost nothing has a row, too.
+    return {name: amount for name, amount in found if amount}
+
+
+def csv_rows(text: str) -> dict[Row, Decimal]:
+    rows = list(csv.DictReader(io.StringIO(text)))
+    found = {
+        (date.fromisoformat(row["date"]), row["project_id"], row["model"]): Decimal(row["amount_usd"])
+        for row in rows
+    }
+    assert len(found) == len(rows)
+    return found
+
+
+@pytest.mark.parametrize("name", spans(date(2026, 1, 1)))
+def test_all_of_overview_is_the_truth(name: str, installation: Installation, local: Served) -> None:
+    today = installation.today
+    days = spans(today)[name]
+    truth = truth_of(installation, "acme", days)
+    total = sum(truth.values(), Decimal(0))
+    page = local.page(f"/users/acme/overview?{days.query}")
+    shown = tiles(page)
+
+    assert value(shown["Total spend"]) == total
+    average = Decimal(Fraction(total).numerator) / Decimal(Fraction(total).denominator * days.number)
+    assert value(shown["Average daily cost"]) == average.quantize(UNIT, ROUND_DOWN)
+    by_model = added(truth, lambda row: row[2])
+    top = max(by_model, key=lambda model: by_model[model])
+    assert note(shown["Top model share"]) == top
+    used = installation.openai.organizations[0].truth(
+        days.first, days.last + timedelta(1), installation.openai.simulator.now
+    )
+    for label, measure in (("Tokens in", "input_tokens"), ("Tokens out", "output_tokens")):
+        assert value(shown[label]) == sum(use.get(measure, 0) for use in used.usage.values())
+
+    names = {project.id: project.name for project in installation.openai.organizations[0].projects}
+    members = {member.id: member.name for member in installation.openai.organizations[0].members}
+    keys = {key.id: key.name for key in installation.openai.organizations[0].api_keys}
+    assert breakdown(page, "Cost by model") == by_model
+    assert breakdown(page, "Cost by project") == added(truth, lambda row: names[row[1]])
+    by_member: dict[str, Decimal] = defaultdict(Decimal)
+    for (_, member), amount in used.by_member.items():
+        by_member[members[member] if member else "not attributed"] += amount
+    assert breakdown(page, "Cost by member") == by_member
+    by_key: dict[str, Decimal] = defaultdict(Decimal)
+    for (_, key), amount in used.by_key.items():
+        by_key[keys[key]] += amount
+    assert breakdown(page, "Cost by API key") == by_key
+    for title in ("model", "project", "member", "API key"):
+        assert sum(breakdown(page, f"Cost by {title}").values()) == total
+
+    assert csv_rows(local.get(f"/users/acme/overview.csv?{days.query}").text) == truth
+    assert_chart(page, truth, days)
+
+
+def assert_chart(page: Node, truth: dict[Row, Decimal], days: Days) -> None:
+    """Each day's total and its models' amounts, the smaller ones together."""
+    table = page.one("section", class_="chart").one("details").one("table")
+    names = [cell.text for cell in table.one("thead").all("th")]
+    rows = [[row.one("th").text, *(td.text for td in row.all("td"))] for row in table.one("tbody").all("tr")]
+    assert [row[0] for row in rows] == [(days.first + timedelta(n)).isoformat() for n in range(days.number)]
+    by_model = added(truth, lambda row: row[2])
+    named = {name for name in names[2:] if name in by_model}
+    assert named == set(sorted(by_model, key=lambda model: -by_model[model])[: len(named)])
+    for row in rows:
+        of_day = {key: amount for key, amount in truth.items() if key[0].isoformat() == row[0]}
+        expected = added(of_day, lambda key: key[2] if key[2] in named else "others")
+        assert row[1] == rounded(sum(of_day.values(), Decimal(0)))
+        for name, told in zip(names[2:], row[2:], strict=True):
+            amount = expected.get(name, Decimal(0))
+            if not amount or amount >= Decimal("0.01"):
+                assert told == rounded(amount)
+            else:
+                assert abs(Decimal(told.removeprefix("$")) / amount - 1) < Decimal("0.01")
+
+
+@pytest.mark.parametrize("period", ["7d", "30d", "90d", "month"])
+def test_tiles_agree_with_the_published_metrics(
+    period: str, installation: Installation, local: Served
+) -> None:
+    published = {
+        metric: rest
+        for metric, *rest in installation.sql(
+            "SELECT metric, value, change, detail, covered_share FROM user_metrics "
+            "WHERE user_id = 'acme' AND period = ?",
+            period,
+        )
+    }
+    shown = tiles(local.page(f"/users/acme/overview?period={period}"))
+    for label, metric in METRICS.items():
+        expected, change, _, _ = published[metric]
+        told = value(shown[label])
+        if metric == "top_model_share":
+            assert told is not None
+            told = told.quantize(Decimal("1e-12"), ROUND_HALF_UP)
+        assert told == expected
+        assert shown[label].one("p", class_="change").text.startswith(percent(change))
+    covered = published["cost_per_1k_tokens"][3]
+    assert note(shown["Cost per 1k tokens"]) == f"covers {percent(covered).lstrip('+')} of the spend"
+    (growth,) = [
+        value for (value,) in installation.sql(
+            "SELECT value FROM user_metrics WHERE user_id = 'acme' AND metric = 'month_over_month' "
+            "AND period = 'month'"
+        )
+    ]  # fmt: skip
+    told = value(shown["Month over month"])
+    assert growth is not None
+    assert told is not None
+    assert told.quantize(Decimal("1e-12"), ROUND_HALF_UP) == growth
+
+
+def percent(share: Decimal | None) -> str:
+    """A change as a tile tells it."""
+    if share is None:
+        return "–"
+    number = (share * 100).quantize(Decimal("0.1"), ROUND_HALF_UP)
+    return f"{'−' if number < 0 else '+' if number > 0 else ''}{abs(number):,} %"
+
+
+def test_a_model_is_shown_alone(installation: Installation, local: Served) -> None:
+    days = spans(installation.today)["30d"]
+    truth = truth_of(installation, "acme", days)
+    model = sorted(added(truth, lambda row: row[2]))[3]
+    mine = {row: amount for row, amount in truth.items() if row[2] == model}
+    query = urlencode({"period": "30d", "model": model})
+    page = local.page(f"/users/acme/overview?{query}")
+    assert value(tiles(page)["Total spend"]) == sum(mine.values())
+    assert breakdown(page, "Cost by model") == {model: sum(mine.values())}
+    for title in ("project", "member", "API key"):
+        assert sum(breakdown(page, f"Cost by {title}").values()) == sum(mine.values())
+    assert csv_rows(local.get(f"/users/acme/overview.csv?{query}").text) == mine
+    assert_chart(page, mine, days)
+
+
+def test_a_project_is_shown_alone_and_its_tokens_are_no_figure(
+    installation: Installation, local: Served
+) -> None:
+    days = spans(installation.today)["30d"]
+    truth = truth_of(installation, "acme", days)
+    project = installation.openai.organizations[0].projects[1]
+    mine = {row: amount for row, amount in truth.items() if row[1] == project.id}
+    query = urlencode({"period": "30d", "project": project.id})
+    page = local.page(f"/users/acme/overview?{query}")
+    shown = tiles(page)
+    assert value(shown["Total spend"]) == sum(mine.values())
+    for label in ("Cost per 1k tokens", "Tokens in", "Tokens out"):
+        assert shown[label].one("p", class_="value").text == "–"
+        assert note(shown[label]) == "Tokens are matched with costs over all projects together."
+    assert page.one("p", class_="filters").text.startswith(f"Only {project.name} ✕")
+    assert breakdown(page, "Cost by project") == {project.name: sum(mine.values())}
+    assert breakdown(page, "Cost by model") == added(mine, lambda row: row[2])
+    assert csv_rows(local.get(f"/users/acme/overview.csv?{query}").text) == mine
+    model = min(row[2] for row in mine)
+    both = local.page(f"/users/acme/overview?{query}&{urlencode({'model': model})}")
+    assert value(tiles(both)["Total spend"]) == sum(mine[row] for row in mine if row[2] == model)
+
+
+def test_a_models_page_splits_it_by_direction(installation: Installation, local: Served) -> None:
+    days = spans(installation.today)["30d"]
+    number = NUMBER_OF["bolt"]
+    organization = installation.openai.organizations[number]
+    truth = organization.truth(days.first, days.last + timedelta(1), installation.openai.simulator.now)
+    items = {text: parse_line_item(text) for text in truth.by_line_item}
+    model = next(item.model for item in items.values() if item.direction == "cached_input")
+    assert model
+    expected: dict[str, Decimal] = defaultdict(Decimal)
+    for text, amount in truth.by_line_item.items():
+        if items[text].model == model:
+            expected[(items[text].direction or "other").replace("_", " ")] += amount
+    page = local.page(f"/users/bolt/model?{urlencode({'model': model, 'period': '30d'})}")
+    table = page.all("table", class_="figures")[0]
+    rows = {row.one("th").text: row.all("td") for row in table.one("tbody").all("tr")}
+    assert {name: Decimal(cells[0].title) for name, cells in rows.items()} == expected
+    assert Decimal(table.one("tfoot").all("td")[0].title) == sum(expected.values())
+    for name, cells in rows.items():
+        per_million = expected[name] * 1_000_000 / Decimal(cells[1].title)
+        assert abs(Decimal(cells[2].text.removeprefix("$")) / per_million - 1) < Decimal("0.001")
+
+
+@pytest.mark.parametrize(("back", "bucket"), [(109, "week"), (2000, "month")])
+def test_long_periods_are_drawn_by_week_and_month(
+    back: int, bucket: str, installation: Installation, local: Served
+) -> None:
+    today = installation.today
+    # What the refresh read is all there is; a plan that keeps everything lets it be seen.
+    installation.accounts.set_plan("bolt", "enterprise")
+    first = max(today - timedelta(back), date(2020, 6, 1))
+    truth = truth_of(installation, "bolt", Days("", first, today))
+    page = local.page(f"/users/bolt/overview?from={first}")
+    table = page.one("section", class_="chart").one("details").one("table")
+    rows = {row.one("th").text: row.all("td")[0].text for row in table.one("tbody").all("tr")}
+
+    def start(day: date) -> date:
+        return day - timedelta(day.weekday()) if bucket == "week" else day.replace(day=1)
+
+    sums = added(truth, lambda row: start(row[0]).isoformat())
+    assert {at: told for at, told in rows.items() if told != "$0.00"} == {
+        at: rounded(amount) for at, amount in sums.items()
+    }
+    assert value(tiles(page)["Total spend"]) == sum(truth.values())
+
+
+def test_a_plan_shows_what_it_keeps(installation: Installation, local: Served) -> None:
+    today = installation.today
+    week = Days("", today - timedelta(6), today)
+    page = local.page("/users/tiny/overview?period=30d")
+    assert value(tiles(page)["Total spend"]) == sum(truth_of(installation, "tiny", week).values())
+    told = [one.text for one in page.all("p", class_="note")]
+    assert f"The trial plan keeps 7 days: days before {week.first} are not shown." in told
+    custom = local.page(f"/users/tiny/overview?from={today - timedelta(20)}&to={today - timedelta(2)}")
+    kept = Days("", week.first, today - timedelta(2))
+    assert value(tiles(custom)["Total spend"]) == sum(truth_of(installation, "tiny", kept).values())
+
+
+def test_a_trial_has_no_csv(local: Served) -> None:
+    answer = local.get("/users/tiny/overview.csv?period=7d")
+    assert answer.status_code == 403
+    assert "The trial plan has no CSV exports." in answer.text
+    assert "Download CSV" not in local.get("/users/tiny/overview").text
+
+
+def test_days_without_costs_say_so(installation: Installation, local: Served) -> None:
+    today = installation.today
+    query = f"from={today - timedelta(85)}&to={today - timedelta(80)}"
+    page = local.page(f"/users/acme/overview?{query}")
+    shown = tiles(page)
+    assert value(shown["Total spend"]) == 0
+    assert shown["Total spend"].one("p", class_="value").text == "$0.00"
+    for label, reason in (
+        ("Cost per 1k tokens", "No tokens are known for what was charged."),
+        ("Top model share", "Nothing was charged."),
+    ):
+        assert shown[label].one("p", class_="value").text == "–"
+        assert value(shown[label]) is None
+        assert note(shown[label]) == reason
+    assert (
+        page.one("section", class_="chart").one("p", class_="empty").text == "Nothing to draw for these days."
+    )
+    assert csv_rows(local.get(f"/users/acme/overview.csv?{query}").text) == {}
+    tiny = tiles(local.page("/users/tiny/overview"))["Month over month"]
+    assert note(tiny) == "The costs known do not reach back to the start of last month."
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("period=1y", "“1y” is no period: take 7d, 30d, 90d, month, or from and to."),
+        ("from=yesterday", "“yesterday” is no day: write it like 2026-11-24."),
+        ("from=2026-02-30", "“2026-02-30” is no day: write it like 2026-11-24."),
+        (
+            "period=custom&from={today}&to={yesterday}",
+            "The period begins ({today}) after it ends ({yesterday}).",
+        ),
+        ("from={today}&to={tomorrow}", "{tomorrow} is in the future; today is {today} in UTC."),
+        ("from=2020-06-01&to=2020-06-02", "The growth plan keeps costs from {kept} on."),
+        ("period=<b>7d</b>", "“<b>7d</b>” is no period: take 7d, 30d, 90d, month, or from and to."),
+    ],
+)
+@pytest.mark.parametrize("page", ["overview", "overview.csv", "model"])
+def test_days_that_cannot_be_shown_are_refused(
+    page: str, query: str, told: str, installation: Installation, local: Served
+) -> None:
+    today = installation.today
+    words = {"today": today, "yesterday": today - timedelta(1), "tomorrow": today + timedelta(1),
+             "kept": today - timedelta(89)}  # fmt: skip
+    answer = local.get(f"/users/acme/{page}?{query.format(**words)}")
+    assert answer.status_code == 400
+    card = read_html(answer.text).one("section", class_="card")
+    assert card.one("h1").text == "These days cannot be shown"
+    assert card.all("p")[0].text == told.format(**words)
+
+
+EXTREME = Decimal("123456789012.123456789012345678")
+# Python would round a sum of so many digits.
+TWICE = Decimal("246913578024.246913578024691356")
+SMALL = Decimal("0.000001")
+
+
+@pytest.fixture(scope="module")
+def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A user whose last 30 days cost more than a float can tell, and the days before next to nothing."""
+    home = tmp_path_factory.mktemp("extremes") / "home"
+    today = datetime.now(UTC).date()
+    amounts = {0: EXTREME, 1: EXTREME, 40: SMALL, 70: UNIT}
+    pages = [cost_day([cost_row(f'"{amounts[n]:f}"')], today - timedelta(n)) for n in sorted(amounts)]
+    warehouse = Warehouse(home)
+    land(warehouse, page_of(*pages))
+    # Another, of a quarter whose months differ in length: a dollar a day, two in March.
+    quarter = [date(2026, 1, 1) + timedelta(n) for n in range(90)]
+    spent = [cost_day([cost_row('"2.0"' if day.month == 3 else '"1.0"')], day) for day in quarter]
+    land(warehouse, page_of(*spent), user_id="quarter")
+    load(warehouse)
+    refresh_metrics(warehouse, ["acme", "quarter"], today)
+    publish(warehouse, ["acme", "quarter"], list, today)
+    with dashboard(Settings.from_environment({"FINORA_HOME": str(home)})) as served:
+        served.accounts.add_user("acme", "growth")
+        yield served
+
+
+def test_eighteen_decimals_are_all_shown(extremes: Served) -> None:
+    today = datetime.now(UTC).date()
+    page = extremes.page("/users/acme/overview?period=30d")
+    shown = tiles(page)
+    assert value(shown["Total spend"]) == TWICE
+    assert shown["Average daily cost"].one("p", class_="value").title == "8230452600.808230452600823045"
+    change = shown["Total spend"].one("p", class_="change").text
+    assert change.startswith("+24,691,357,802,424,691,258 %")
+    assert list(breakdown(page, "Cost by model").values()) == [TWICE]
+    exported = csv_rows(extremes.get("/users/acme/overview.csv?period=90d").text)
+    assert sorted(exported.values()) == [UNIT, SMALL, EXTREME, EXTREME]
+    smallest = extremes.page(f"/users/acme/overview?from={today - timedelta(75)}&to={today - timedelta(65)}")
+    assert tiles(smallest)["Total spend"].one("p", class_="value").text == "$0.000000000000000001"
+    model = extremes.page("/users/acme/model?model=gpt-4o&period=90d")
+    whole = model.all("table", class_="figures")[0].one("tfoot").all("td")[0].title
+    assert whole == "246913578024.246914578024691357"
+
+
+def test_months_of_different_length_are_compared_by_their_own_days(extremes: Served) -> None:
+    today = date(2026, 3, 30)
+    copies = Copies(extremes.settings.published_database)
+    view = view_of({"period": "month"}, PLANS["growth"], today)
+    assert (view.previous_first, view.previous_last) == (date(2026, 2, 1), date(2026, 2, 28))
+    with copies.of("quarter") as copy:
+        shown: dict[str, Tile] = {tile.label: tile for tile in overview(copy, view, today).tiles}
+        exported = export_rows(copy, view)
+    copies.close()
+    # 60 dollars in 30 days, against 28 in 28.
+    assert (shown["Total spend"].value, shown["Total spend"].change) == ("$60.00", "+114.3 %")
+    assert (shown["Average daily cost"].exact, shown["Average daily cost"].change) == ("2", "+100.0 %")
+    assert shown["Month over month"].value == "+114.3 %"
+    assert [row["amount_usd"] for row in exported] == ["2"] * 30

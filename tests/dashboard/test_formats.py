@@ -1,0 +1,227 @@
+"""Figures as a person reads them: rounding never misleads, and what is exact is exact."""
+
+import xml.etree.ElementTree as ET
+from datetime import date, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from urllib.parse import parse_qsl
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from finora_pipeline.dashboard import charts, formats
+from finora_pipeline.dashboard.periods import FIRST_DAY, BadPeriod, view_of
+from finora_pipeline.plans import PLANS
+
+# The same examples in every run, on however busy a machine.
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=30)
+# All that DECIMAL(38, 18) holds.
+DIGITS = st.integers(-(10**38) + 1, 10**38 - 1) | st.integers(-(10**21), 10**21) | st.integers(-2000, 2000)
+AMOUNTS = DIGITS.map(lambda digits: Decimal(digits).scaleb(-18, context=formats._EXACT))
+UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+TODAY = date(2026, 11, 24)
+
+
+def read(text: str) -> Fraction:
+    """What a person understands of a figure."""
+    text = text.replace("−", "-").replace("$", "").replace(",", "").removesuffix(" %").removeprefix("+")
+    unit = UNITS.get(text[-1], 1)
+    return Fraction(text.rstrip("KMBT")) * unit
+
+
+def assert_rounds(told: str, exact: Fraction, share: Fraction, least: Fraction = Fraction(0)) -> None:
+    """The figure is off by no more than a share of itself, or by the least that is told."""
+    assert abs(read(told) - exact) <= max(abs(exact) * share, least)
+    assert read(told) * exact >= 0
+
+
+@REPEATABLE
+@given(amount=AMOUNTS)
+def test_dollars(amount: Decimal) -> None:
+    told = formats.usd(amount)
+    exact = Fraction(amount)
+    if abs(exact) >= Fraction(1, 100):
+        assert_rounds(told, exact, Fraction(0), Fraction(1, 200))
+        assert told[-3] == "."
+    else:
+        assert_rounds(told, exact, Fraction(1, 200))
+    assert (read(told) == 0) == (amount == 0)
+    assert "E" not in told
+
+
+@REPEATABLE
+@given(amount=AMOUNTS)
+def test_prices(amount: Decimal) -> None:
+    told = formats.price(amount)
+    exact = Fraction(amount)
+    assert_rounds(told, exact, Fraction(1, 2000))
+    assert abs(read(told) - exact) <= Fraction(1, 200)
+    assert (read(told) == 0) == (amount == 0)
+    assert len(told.partition(".")[2]) >= 2
+
+
+@REPEATABLE
+@given(amount=AMOUNTS)
+def test_the_exact_amount_is_exact(amount: Decimal) -> None:
+    told = formats.exact(amount)
+    assert Fraction(told) == Fraction(amount)
+    assert "E" not in told
+    assert not (told.endswith("0") and "." in told)
+
+
+@REPEATABLE
+@given(share=AMOUNTS, signed=st.booleans())
+def test_percents(share: Decimal, signed: bool) -> None:
+    told = formats.percent(share, signed)
+    exact = Fraction(share) * 100
+    assert_rounds(told, exact, Fraction(1, 2000), Fraction(1, 20))
+    assert told.startswith("+") == (signed and read(told) > 0)
+
+
+@REPEATABLE
+@given(number=st.integers(0, 10**16) | st.integers(0, 2000))
+def test_counts(number: int) -> None:
+    told = formats.count(number)
+    assert_rounds(told, Fraction(number), Fraction(1, 200))
+    digits = told.rstrip("KMBT").replace(".", "")
+    assert len(digits) <= 3 or told.endswith("T")
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (formats.usd(Decimal("0.00996")), "$0.00996"),
+        (formats.usd(Decimal("0.009999")), "$0.0100"),
+        (formats.usd(Decimal("-1234.505")), "−$1,234.51"),
+        (formats.price(Decimal("123.456")), "$123.46"),
+        (formats.price(Decimal("12345.678")), "$12,345.68"),
+        (formats.price(Decimal("0.0022270")), "$0.002227"),
+        (formats.price(Decimal("1.25")), "$1.25"),
+        (formats.count(999_499), "999K"),
+        (formats.count(999_999), "1.00M"),
+        (formats.count(1_236_000), "1.24M"),
+        (formats.percent(Decimal("0.9996")), "100.0 %"),
+        (formats.percent(Decimal("12.345"), signed=True), "+1,235 %"),
+        (formats.percent(Decimal("-0.0001"), signed=True), "0.0 %"),
+        (formats.exact(Decimal("100.00")), "100"),
+        (formats.duration(timedelta(hours=47)), "47 h"),
+        (formats.duration(timedelta(days=2)), "2 days"),
+        (formats.duration(timedelta(seconds=-5)), "less than a minute"),
+    ],
+)
+def test_at_the_edges(told: str, expected: str) -> None:
+    assert told == expected
+
+
+@pytest.mark.parametrize("tell", [formats.usd, formats.price, formats.count, formats.percent, formats.moment])
+def test_no_figure_is_a_dash(tell: object) -> None:
+    assert callable(tell)
+    assert tell(None) == "–"
+    assert formats.exact(None) == ""
+
+
+@REPEATABLE
+@given(part=AMOUNTS, whole=st.integers(-5, 10**15), per=st.sampled_from([1, 1000, 1_000_000]))
+def test_a_ratio_is_cut_after_the_18th_decimal(part: Decimal, whole: int, per: int) -> None:
+    told = formats.ratio(part, whole, per)
+    if whole <= 0:
+        assert told is None
+        return
+    assert told is not None
+    units = Fraction(part) * per * 10**18 / whole
+    assert Fraction(told) * 10**18 == int(units)
+
+
+DAYS = st.dates(date(2019, 1, 1), date(2027, 1, 1))
+TEXTS = st.text(max_size=20)
+QUERIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "period": st.sampled_from(["7d", "30d", "90d", "month", "custom", ""]) | TEXTS,
+        "from": DAYS.map(date.isoformat) | TEXTS,
+        "to": DAYS.map(date.isoformat) | TEXTS,
+        "model": TEXTS,
+        "project": TEXTS,
+    },
+)
+
+
+@REPEATABLE
+@given(query=QUERIES, plan=st.sampled_from(list(PLANS.values())), today=DAYS)
+def test_a_views_address_gives_the_view_again(query: dict[str, str], plan, today: date) -> None:
+    assume(today > FIRST_DAY)
+    try:
+        view = view_of(query, plan, today)
+    except BadPeriod:
+        return
+    assert max(plan.first_day_kept(today) or FIRST_DAY, FIRST_DAY) <= view.first <= view.last <= today
+    assert view.previous_first <= view.previous_last < view.first
+    assert view.previous_last - view.previous_first <= view.last - view.first
+    again = view_of(dict(parse_qsl(view.query()[1:])), plan, today)
+    for name in ("period", "first", "last", "previous_first", "previous_last", "model", "project_id"):
+        assert getattr(again, name) == getattr(view, name)
+    alone = view_of(dict(parse_qsl(view.query(model=None, project="p")[1:])), plan, today)
+    assert (alone.first, alone.last, alone.model, alone.project_id) == (view.first, view.last, None, "p")
+
+
+def numbers(svg: str) -> list[float]:
+    """Every number of a drawing's shapes; fails where it is no XML."""
+    found: list[float] = []
+    for element in ET.fromstring(svg).iter():
+        for name in ("x", "y", "width", "height"):
+            if name in element.attrib:
+                found.append(float(element.attrib[name]))
+        for step in element.attrib.get("d", "").replace("M", " ").replace("L", " ").replace("H", " ").split():
+            found.append(float(step))
+    return found
+
+
+# What XML cannot hold does not come from OpenAI's names: they are printed as they are otherwise.
+NAMES = st.text(
+    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff"), max_size=12
+)
+SERIES = st.lists(st.none() | AMOUNTS, max_size=8)
+
+
+@REPEATABLE
+@given(bars=st.lists(st.tuples(NAMES, st.lists(AMOUNTS, min_size=2, max_size=2)), max_size=8), title=NAMES)
+def test_bars_are_drawn_within_their_box(bars: list[tuple[str, list[Decimal]]], title: str) -> None:
+    drawn = charts.stacked_bars([charts.Bar(name, parts, name) for name, parts in bars], title)
+    assert all(-0.01 <= number <= charts.WIDTH + 0.01 for number in numbers(drawn))
+    root = ET.fromstring(drawn)
+    assert root.attrib["aria-label"] == title
+    assert [g.attrib["data-tip"] for g in root] == [name for name, _ in bars]
+
+
+@REPEATABLE
+@given(parts=st.lists(st.lists(AMOUNTS, max_size=3), max_size=5))
+def test_no_bar_exceeds_the_scale(parts: list[list[Decimal]]) -> None:
+    top = charts.highest([charts.Bar("", one, "") for one in parts])
+    most = max((sum((Fraction(p) for p in one if p > 0), Fraction(0)) for one in parts), default=Fraction(0))
+    assert Fraction(top) >= most
+    assert top > 0
+
+
+@REPEATABLE
+@given(values=SERIES, title=NAMES)
+def test_sparklines_are_drawn(values: list[Decimal | None], title: str) -> None:
+    drawn = charts.sparkline(values, title)
+    if len([value for value in values if value is not None]) < 2:
+        assert drawn == ""
+    else:
+        assert all(0 <= number <= 100 for number in numbers(drawn))
+
+
+@REPEATABLE
+@given(series=st.lists(st.tuples(NAMES, SERIES), max_size=3), tips=st.lists(NAMES, max_size=3))
+def test_lines_are_drawn(series: list[tuple[str, list[Decimal | None]]], tips: list[str]) -> None:
+    drawn = charts.lines(series, tips, "Prices")
+    if drawn:
+        assert all(number == number and abs(number) != float("inf") for number in numbers(drawn))
+
+
+@REPEATABLE
+@given(share=AMOUNTS)
+def test_a_share_is_drawn_within_its_row(share: Decimal) -> None:
+    assert 0 <= numbers(charts.share_bar(share))[0] <= 100

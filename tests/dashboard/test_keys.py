@@ -1,0 +1,176 @@
+"""Settings → API Keys: a key is checked before it is stored, and never comes back."""
+
+import base64
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from finora_pipeline.accounts import connections
+from finora_pipeline.accounts.model import Status
+from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState
+from tests.conftest import QUICK, Installation
+from tests.dashboard.house import Served, dashboard, read_html
+from tests.pipeline.test_no_leak import forms
+from tests.small_openai import fresh_key
+
+UNKNOWN = "sk-admin-thiskeyisknowntonobody0123456789"
+REASONS = {
+    "project key": "This is a project key, which cannot read billing data.",
+    "no key": "No key was given: paste the Admin key",
+    "another text": "This is not an OpenAI Admin key",
+    "half a key": "This Admin key is incomplete",
+    "deleted": "OpenAI does not accept this key: it was deleted or revoked.",
+    "without scope": "may not read",
+    "demoted": "may not read",
+    "no answer": "OpenAI",
+}
+
+
+def save(served: Served, user_id: str, key: str, provider: str = "openai") -> httpx.Response:
+    return served.post(f"/users/{user_id}/settings/keys", {"provider": provider, "key": key})
+
+
+def told(answer: httpx.Response) -> str:
+    return read_html(answer.text).one("div", id="key-error").text
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits here for an OpenAI that does not answer."""
+    monkeypatch.setattr(connections, "CHECK_LIMITS", QUICK)
+
+
+@pytest.fixture
+def bad_keys(installation: Installation) -> Iterator[dict[str, str]]:
+    """A key for each reason to refuse one."""
+    openai = installation.openai
+    keys = {name: fresh_key(openai, 0) for name in ("deleted", "without scope", "demoted", "no answer")}
+    for name, state in (
+        ("deleted", KeyState.REVOKED),
+        ("without scope", KeyState.RESTRICTED),
+        ("demoted", KeyState.DEMOTED),
+    ):
+        openai.simulator.set_key_state(keys[name], state)
+    yield keys | {
+        "project key": "sk-proj-0123456789abcdef0123456789",
+        "no key": " ",
+        "another text": "my key",
+        "half a key": "sk-admin-abc",
+    }
+    openai.simulator.clear_faults()
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_key_that_does_not_work_is_refused_with_the_reason(
+    reason: str, bad_keys: dict[str, str], installation: Installation, local: Served
+) -> None:
+    accounts = installation.accounts
+    if accounts.connection("careful") is None:
+        local.connect("careful", installation.openai.organizations[0].admin_key)
+    before, key = accounts.connection("careful"), accounts.key_ring(["careful"]).key_of("careful").reveal()
+    if reason == "no answer":
+        organization = installation.openai.organizations[0]
+        installation.openai.simulator.add_fault(organization, Fault(FaultKind.SERVER_ERROR))
+
+    for user_id in ("newcomer", "careful"):
+        answer = save(local, user_id, bad_keys[reason])
+        assert answer.status_code == 422
+        assert REASONS[reason] in told(answer)
+        assert told(answer).startswith("Validation failed. ")
+        assert told(answer).endswith("The old key goes on working.") == (user_id == "careful")
+        if len(bad_keys[reason]) > 10:
+            assert bad_keys[reason] not in answer.text
+    assert accounts.connection("newcomer") is None
+    assert accounts.connection("careful") == before
+    assert accounts.key_ring(["careful"]).key_of("careful").reveal() == key
+
+
+def test_openai_out_of_reach_is_said(installation: Installation) -> None:
+    # Nothing listens on the port that is reserved for discarding.
+    settings = replace(installation.settings, openai_base_url="http://127.0.0.1:9/v1")
+    with dashboard(settings) as served:
+        answer = save(served, "newcomer", UNKNOWN)
+    assert answer.status_code == 422
+    assert "OpenAI" in told(answer)
+    assert installation.accounts.connection("newcomer") is None
+
+
+def test_a_key_of_another_organization_is_refused(installation: Installation, local: Served) -> None:
+    local.connect("mixed", installation.openai.organizations[0].admin_key)
+    before = installation.accounts.connection("mixed")
+    answer = save(local, "mixed", fresh_key(installation.openai, 1))
+    assert answer.status_code == 422
+    assert "This key belongs to another OpenAI organization than the one connected" in told(answer)
+    assert installation.accounts.connection("mixed") == before
+
+
+def test_another_provider_is_refused(local: Served) -> None:
+    assert save(local, "newcomer", UNKNOWN, provider="anthropic").status_code == 422
+
+
+def test_connect_update_remove_and_no_key_is_left_anywhere(
+    installation: Installation, local: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    accounts, openai = installation.accounts, installation.openai
+    first, second = fresh_key(openai, 0), fresh_key(openai, 0)
+    answers = [save(local, "whole", UNKNOWN)]
+
+    answers.append(save(local, "whole", f" {first}\n"))
+    assert answers[-1].status_code == 303
+    assert answers[-1].headers["location"] == "/users/whole/settings/keys?saved=connected"
+    answers.append(local.get(answers[-1].headers["location"]))
+    page = read_html(answers[-1].text)
+    assert page.one("section", class_="success").one("h2").text == "OpenAI is connected"
+    assert page.all("code")[0].text == f"sk-admin-…{first[-4:]}"
+    assert accounts.key_ring(["whole"]).key_of("whole").reveal() == first
+
+    answers.append(save(local, "whole", second))
+    assert answers[-1].headers["location"] == "/users/whole/settings/keys?saved=updated"
+    answers += [
+        local.get(answers[-1].headers["location"]),
+        local.get("/users/whole/settings/keys?update=yes"),
+    ]
+    connection = accounts.connection("whole")
+    assert connection is not None
+    assert connection.key_version == 2
+    assert accounts.key_ring(["whole"]).key_of("whole").reveal() == second
+
+    # A key in the wrong field is nobody's to keep, either.
+    for form, path in (
+        ({"user_id": f"key {second}"}, "/users"),
+        ({"plan": second}, "/users/whole/plan"),
+        ({"provider": second, "key": second}, "/users/whole/settings/keys"),
+    ):
+        answers.append(local.post(path, form))
+        assert answers[-1].status_code == 422
+
+    answers.append(local.get("/users/whole/settings/keys/remove"))
+    assert "Remove OpenAI?" in answers[-1].text
+    answers.append(local.post("/users/whole/settings/keys/remove"))
+    assert answers[-1].headers["location"] == "/users/whole/settings/keys?saved=removed"
+    answers.append(local.get(answers[-1].headers["location"]))
+    assert "The stored key is deleted." in answers[-1].text
+    connection = accounts.connection("whole")
+    assert connection is not None
+    assert connection.status is Status.REMOVED
+    answers.append(local.post("/users/whole/settings/keys/remove"))
+    assert answers[-1].status_code == 422
+    assert local.get("/users/whole/settings/keys/remove").status_code == 303
+    answers.append(local.get("/users/whole/overview"))
+    answers.append(save(local, "whole", first))
+    assert answers[-1].headers["location"].endswith("saved=connected")
+    assert accounts.audit_trail("whole")[-1][1] == "connect"
+
+    seen = "\n".join(f"{answer.headers}{answer.text}" for answer in answers) + caplog.text
+    # The rest of the data folder is the pipeline's, whose own tests look through it.
+    files = [(path, path.read_bytes()) for path in installation.settings.home.iterdir() if path.is_file()]
+    assert any(path.name == "accounts.sqlite" for path, _ in files)
+    for key in (UNKNOWN, first, second):
+        for form in forms(key):
+            assert form.decode() not in seen
+            assert [str(path) for path, content in files if form in content] == []
+    assert base64.b64encode(first.encode()).decode() not in seen

@@ -1,0 +1,167 @@
+"""What the pages say of a connection's state, what to do about it, and how fresh the figures are."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from finora_pipeline.accounts.model import Connection, Read, Refresh
+from finora_pipeline.dashboard.states import Freshness, freshness
+from tests.conftest import Installation
+from tests.dashboard.house import Node, Served
+
+SAMPLE = "This is sample data of an imaginary organization"
+REVOKED = "OpenAI refused the key: create a new one."
+
+
+def notices(page: Node) -> list[str]:
+    """Titles of what stands above the figures."""
+    return [notice.one("h2").text for notice in page.all("section", class_="notice")]
+
+
+def actions(page: Node) -> list[tuple[str, str | None]]:
+    """Buttons of what stands above the figures, and where they lead."""
+    links = [link for notice in page.all("section", class_="notice") for link in notice.all("a")]
+    return [(link.text, link.attributes["href"]) for link in links]
+
+
+def attempt(
+    installation: Installation, user_id: str, message: str | None = None, permanent: bool = False
+) -> datetime:
+    """Records a read that has just ended, as a refresh does; when it began."""
+    now = datetime.now(UTC)
+    outcome = Refresh(
+        user_id, now.date() - timedelta(89), now.date() + timedelta(1), now, now, 1,
+        reason="failure" if message else None, message=message, permanent=permanent,
+    )  # fmt: skip
+    installation.accounts.record_refreshes(f"run-{user_id}-{now:%s%f}", [outcome])
+    return now
+
+
+def published(installation: Installation, user_id: str, at: datetime) -> None:
+    """Notes that a read which began at that moment is what everybody sees."""
+    read = Read("run", user_id, at, at.date() + timedelta(1))
+    installation.accounts.mark_published([read], datetime.now(UTC))
+
+
+def test_without_a_connection_a_sample_is_shown(local: Served) -> None:
+    page = local.page("/users/stranger/overview")
+    assert notices(page) == [SAMPLE]
+    assert actions(page) == [("Connect OpenAI", "/users/stranger/settings/keys")]
+    assert page.all("p", class_="value")[0].title != "0"
+    assert page.all("p", class_="freshness") == []
+    assert local.get("/users/stranger/state").json() == {"state": "none"}
+    exported = local.get("/users/stranger/overview.csv")
+    assert exported.status_code == 403
+
+
+def test_a_first_refresh_is_followed_to_its_end(installation: Installation, local: Served) -> None:
+    local.connect("fresh", installation.openai.organizations[3].admin_key)
+    page = local.page("/users/fresh/overview")
+    assert notices(page) == ["First refresh under way", SAMPLE]
+    steps = [step.text for step in page.one("ol", class_="steps").all("li")]
+    assert steps == [
+        "Key checked with OpenAI: done",
+        "Cost history read: waiting",
+        "Figures published: waiting",
+    ]
+    body = page.one("body")
+    assert body.attributes["data-state-url"] == "/users/fresh/state"
+    asked = local.get("/users/fresh/state")
+    assert asked.json() == {"state": body.attributes["data-state"]}
+    assert local.get("/users/fresh/overview.csv").headers["content-disposition"].count("sample-costs") == 1
+
+    attempt(installation, "fresh")
+    assert local.get("/users/fresh/state").json() != asked.json()
+    steps = [step.text for step in local.page("/users/fresh/overview").one("ol", class_="steps").all("li")]
+    assert steps[1] == "Cost history read: done"
+
+    published(installation, "fresh", datetime.now(UTC))
+    page = local.page("/users/fresh/overview")
+    assert notices(page) == ["Nothing charged so far", SAMPLE]
+    assert page.one("p", class_="freshness").text.startswith(
+        "Refreshed less than a minute ago, next within 23 h"
+    )
+
+
+def test_a_connection_that_needs_attention_says_why(installation: Installation, local: Served) -> None:
+    local.connect("refused", installation.openai.organizations[0].admin_key)
+    attempt(installation, "refused", REVOKED, permanent=True)
+    page = local.page("/users/refused/overview")
+    (title, sample) = notices(page)
+    assert title.startswith("OpenAI needs your attention since 20")
+    assert sample == SAMPLE
+    assert page.one("section", class_="error").one("p").text == REVOKED
+    assert actions(page) == [("Update the key", "/users/refused/settings/keys?update=yes")]
+    settings = local.page("/users/refused/settings/keys")
+    assert settings.one("span", class_="needs-attention").text == "needs attention"
+    assert settings.one("p", class_="error").text == REVOKED
+
+
+def test_a_passing_failure_is_tried_again_by_itself(installation: Installation, local: Served) -> None:
+    local.connect("unlucky", installation.openai.organizations[0].admin_key)
+    attempt(installation, "unlucky", "OpenAI answered 500.")
+    page = local.page("/users/unlucky/overview")
+    assert notices(page)[0].startswith("OpenAI could not be read at 20")
+    assert notices(page)[1:] == [SAMPLE]
+    assert (
+        page.one("section", class_="warning").one("p").text
+        == "OpenAI answered 500. It is tried again by itself."
+    )
+    told = local.page("/users/unlucky/settings/keys").one("p", class_="warning").text
+    assert told == "The last attempt failed: OpenAI answered 500. It is tried again by itself."
+    attempt(installation, "unlucky")
+    assert notices(local.page("/users/unlucky/overview"))[0] == "First refresh under way"
+
+
+def test_what_is_overdue_is_marked(installation: Installation, local: Served) -> None:
+    local.connect("late", installation.openai.organizations[0].admin_key)
+    published(installation, "late", datetime.now(UTC) - timedelta(hours=30, minutes=5))
+    told = local.page("/users/late/overview").one("p", class_="freshness")
+    assert told.fits({"class_": "overdue"})
+    assert told.text == "Refreshed 30 h ago, overdue for 6 h"
+    row = next(row for row in local.page("/users").all("tr") if row.text.startswith("late"))
+    assert row.one("td", class_="overdue").text == "Refreshed 30 h ago, overdue for 6 h"
+
+
+def test_what_was_removed_keeps_its_figures(local: Served) -> None:
+    page = local.page("/users/gone/overview")
+    (title,) = notices(page)
+    assert title.startswith("OpenAI was removed on 20")
+    assert actions(page) == [("Connect again", "/users/gone/settings/keys")]
+    assert page.all("p", class_="value")[0].title != "0"
+    assert page.one("p", class_="freshness").text.endswith(" ago, not refreshed any more")
+    settings = local.page("/users/gone/settings/keys").one("p", class_="empty").text
+    assert settings.startswith("No provider is connected; OpenAI was removed on 20")
+
+
+def test_what_works_has_nothing_above_its_figures(local: Served) -> None:
+    page = local.page("/users/acme/overview")
+    assert notices(page) == []
+    assert page.one("p", class_="freshness").text.endswith("; today is partial")
+
+
+@pytest.mark.parametrize(
+    ("since", "text", "is_overdue"),
+    [
+        (
+            timedelta(seconds=20),
+            "Refreshed less than a minute ago, next within 23 h; today is partial",
+            False,
+        ),
+        (timedelta(minutes=7), "Refreshed 7 min ago, next within 23 h; today is partial", False),
+        (timedelta(hours=23, minutes=30), "Refreshed 23 h ago, next within 30 min; today is partial", False),
+        (timedelta(hours=24, seconds=30), "Refreshed 24 h ago, overdue for less than a minute", True),
+        (timedelta(days=3), "Refreshed 3 days ago, overdue for 2 days", True),
+    ],
+)
+def test_freshness_in_words(
+    since: timedelta, text: str, is_overdue: bool, installation: Installation
+) -> None:
+    now = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+    connection = installation.accounts.connection("acme")
+    assert isinstance(connection, Connection)
+    refreshed = replace(connection, last_refresh_at=now - since)
+    assert freshness(refreshed, now) == Freshness(text, is_overdue)
+    assert freshness(replace(connection, last_refresh_at=None), now) is None
+    assert freshness(None, now) is None

@@ -1,0 +1,42 @@
+"""What a run leaves for machines: lines of JSON with run and user, and the requests by how they ended."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from finora_pipeline import logs
+from finora_pipeline.logs import run_log
+from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState
+
+
+def test_each_read_is_a_line_with_its_run_and_user(start_openai, install):
+    openai = start_openai(organizations=2, days=3, services=False)
+    installation = install(openai)
+    installation.connect(plan="trial")
+    openai.simulator.set_key_state(openai.organizations[1].admin_key, KeyState.REVOKED)
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, times=1))
+    result = installation.refresh()
+
+    text = (installation.settings.home / "logs" / "runs.log").read_text()
+    assert "sk-admin" not in text
+    lines = {line["user_id"]: line for line in map(json.loads, text.splitlines())}
+    assert {line["run_id"] for line in lines.values()} == {result.run_id}
+    assert lines["user-0"]["outcome"] == "complete"
+    assert lines["user-0"]["pages"] > 0
+    assert lines["user-1"]["outcome"] == "invalid_key"
+    assert lines["user-0"]["plan"] == "trial"
+
+    told = installation.accounts.requests_since(datetime.now(UTC) - timedelta(hours=1))
+    assert told["429"] == 1
+    assert told["401"] == 1
+    assert told["200"] > 1
+
+
+def test_a_long_log_is_put_aside_when_a_run_begins(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logs, "MOST_BYTES", 10)
+    for _ in range(logs.KEPT + 3):
+        with run_log(tmp_path, "run"):
+            (tmp_path / "logs" / "runs.log").write_text("x" * 20)
+    kept = sorted(path.name for path in (tmp_path / "logs").glob("runs.log*"))
+    assert kept == ["runs.log", *(f"runs.log.{number}" for number in range(1, logs.KEPT + 1))]
