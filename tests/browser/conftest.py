@@ -23,9 +23,9 @@ LOOKS: tuple[tuple[tuple[int, int], Literal["light", "dark"]], ...] = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The browser of this machine."""
+    """The browser of this machine. It ends with its tests: while it runs, so does an event loop."""
     if CHROMIUM is None or not AXE.exists():
         missing = (
             "Chromium (Debian's package chromium)" if CHROMIUM is None else "axe-core (make test brings it)"
