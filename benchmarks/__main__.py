@@ -26,7 +26,7 @@ from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.openai_admin.simulator.process import in_own_process
-from finora_pipeline.refresh.windows import TRAILING_DAYS
+from finora_pipeline.refresh.windows import FIRST_DAY, TRAILING_DAYS
 
 console = Console()
 # What the peer reads, too.
@@ -140,6 +140,11 @@ async def warm(base_url: str, window: Window) -> None:
                 for endpoint in READ
             ]
             await asyncio.gather(*reads)
+            if window.days > TRAILING_DAYS + 1:
+                # Where a history begins is asked, too.
+                ever = Window(FIRST_DAY, window.end)
+                walks = [client.organization(key).read(COSTS, ever, ()) for key in keys[first : first + 50]]
+                await asyncio.gather(*walks)
 
 
 if __name__ == "__main__":

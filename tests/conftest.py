@@ -12,6 +12,7 @@ from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import duckdb
 import pytest
@@ -24,10 +25,16 @@ from finora_pipeline.openai_admin.client import Limits, open_client
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.openai_admin.simulator import OrganizationSpec, SimulatedOrganization, Simulator, running
 from finora_pipeline.reading import connect as connect_reader
+from finora_pipeline.refresh.fetch import select_connections
+from finora_pipeline.refresh.read import read_and_land
+from finora_pipeline.refresh.serve import publish_refreshes
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
 from finora_pipeline.settings import ACCOUNTS_URL, Settings
+from finora_pipeline.warehouse.load import KINDS, load_pending
+from finora_pipeline.warehouse.metrics import refresh_metrics
+from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.postgres_server import PostgresServer, postgres_binaries, running_postgres
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -132,7 +139,24 @@ class Installation:
             first_pause_seconds=QUICK.first_pause_seconds,
         )
 
-    def refresh(self, window: Window | None = None, **options: Any) -> runs.RunResult:
+    def refresh(
+        self, window: Window | None = None, *, plan: str | None = None, users: Sequence[str] = ()
+    ) -> runs.RunResult:
+        """What the steps of a refresh do, one after the other and without Dagster, whose own part of a run
+        takes as long: for tests of what comes out. `run` is a real run."""
+        run_id = str(uuid4())
+        warehouse = Warehouse(self.settings.home)
+        chosen = select_connections(self.accounts, plan=plan, user_ids=users, skip_missing=True)
+        asked = window or trailing_window(self.today)
+        read_and_land(run_id, chosen, asked, self.accounts, self.openai_admin, warehouse)
+        loaded = load_pending(warehouse, KINDS, run_id)
+        assert not any(loaded.repeated.values())
+        computed = refresh_metrics(warehouse, self.accounts.user_ids(), datetime.now(UTC).date())
+        assert not computed.unequal
+        publish_refreshes(self.accounts, warehouse)
+        return runs.RunResult(run_id, True, self.accounts.refreshes_of(run_id), [])
+
+    def run(self, window: Window | None = None, **options: Any) -> runs.RunResult:
         """A real run of the refresh job in this process."""
         return runs.refresh(
             self.settings, window or trailing_window(self.today), openai_admin=self.openai_admin, **options

@@ -70,7 +70,7 @@ def first_run_of(installation: Installation, backfill_id: str) -> dg.DagsterRun:
 def test_an_installation_is_served_watched_and_ended(start_openai, install):
     installation = install(start_openai(days=2, services=False))
     installation.connect(plan="scale")
-    installation.refresh()
+    installation.run()
     # A moment before the daemon's first look, so that the test need not wait for its second.
     days = installation.history(2)
     backfill_id = launch_backfill(installation.settings, days, plan="scale", users=["user-0"])

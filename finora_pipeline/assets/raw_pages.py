@@ -1,10 +1,8 @@
 """Raw pages: what OpenAI says about a range of days, for every user that is due, verbatim on disk."""
 
-import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import dagster as dg
 from dagster import DagsterLogManager
@@ -13,21 +11,18 @@ from pydantic import Field
 from finora_pipeline.accounts.model import Connection
 from finora_pipeline.assets.metadata import OWNERS, docs, fetched_metadata
 from finora_pipeline.assets.partitions import DAYS
-from finora_pipeline.logs import run_log
 from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.refresh.fetch import (
     Fetched,
     ProgressCallback,
-    fetch,
     read_before,
     select_connections,
 )
+from finora_pipeline.refresh.read import read_and_land
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
 from finora_pipeline.resources.warehouse import WarehouseResource
-from finora_pipeline.warehouse.load import load_ahead, newest_sets
-from finora_pipeline.warehouse.raw import RawPages
 
 COST_PAGES = dg.AssetKey("raw_openai_cost_pages")
 READ_CHECK = "every_connection_read"
@@ -119,35 +114,20 @@ def fetch_and_land(
     warehouse: WarehouseResource,
     on_progress: ProgressCallback,
 ) -> Fetched:
-    """Runs the asynchronous fetch to its end; a run that repeats one that was cut short goes on where that
-    one was."""
+    """Reads and lands; a run that repeats one that was cut short goes on where that one was."""
     if parent := _cut_short(context):
         done = read_before(accounts.accounts, parent, connections, asked)
         context.log.info(f"{len(done)} of {len(connections)} users were read by run {parent}.")
         connections = [c for c in connections if c.user_id not in done]
-    on_progress = _logged(context.log, on_progress)
-    user_ids = [connection.user_id for connection in connections]
-    known = newest_sets(warehouse.warehouse, user_ids)
-
-    async def run() -> Fetched:
-        async with openai_admin.organizations(user_ids) as organizations:
-            return await fetch(
-                accounts.accounts,
-                organizations,
-                RawPages(warehouse.warehouse.raw),
-                connections,
-                asked,
-                datetime.now(UTC).date(),
-                context.run.run_id,
-                on_progress,
-                openai_admin.readings,
-                openai_admin.directory,
-                lambda: load_ahead(warehouse.warehouse),
-                known,
-            )
-
-    with run_log(Path(warehouse.home), context.run.run_id):
-        return asyncio.run(run())
+    return read_and_land(
+        context.run.run_id,
+        connections,
+        asked,
+        accounts.accounts,
+        openai_admin,
+        warehouse.warehouse,
+        _logged(context.log, on_progress),
+    )
 
 
 def read_check(fetched: Fetched) -> dg.AssetCheckResult:

@@ -44,6 +44,7 @@ class Looker:
 
     def __init__(self, browser: Browser, base_url: str, pictures: Path | None) -> None:
         self.complaints: list[str] = []
+        self._looks = 0
         self._base_url = base_url
         self._pictures = pictures
         # A page whose policy forbids inline scripts lets axe in only from outside.
@@ -61,12 +62,14 @@ class Looker:
         )
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
-    def look(self, name: str) -> None:
-        """Each size in another colour scheme, all of both where pictures are wanted: nothing is wider than
-        the screen, and axe finds nothing serious."""
+    def look(self, name: str, *, thoroughly: bool = False) -> None:
+        """Nothing is wider than the screen, and axe finds nothing serious: on a desk or on a phone, one after
+        the other, on both if `thoroughly`, and in every colour where pictures are wanted."""
         path = self.page.url.removeprefix(self._base_url)
         page = self._context.new_page()
-        for (width, height), scheme in LOOKS if self._pictures else LOOKS[:2]:
+        self._looks += 1
+        chosen = LOOKS[:2] if thoroughly else LOOKS[self._looks % 2 :][:1]
+        for (width, height), scheme in LOOKS if self._pictures else chosen:
             page.set_viewport_size({"width": width, "height": height})
             page.emulate_media(color_scheme=scheme)
             page.goto(path)

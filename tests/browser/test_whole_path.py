@@ -83,7 +83,7 @@ def test_from_the_sample_to_real_figures_and_on(
 
     save(page, f"  {key}\n")
     expect(page.get_by_role("heading", name="OpenAI is connected")).to_be_visible()
-    looker.look("3-connected")
+    looker.look("3-connected", thoroughly=True)
     assert key not in page.content()
     page.get_by_role("link", name="Overview").first.click()
     expect(page.get_by_role("heading", name="First refresh under way")).to_be_visible()
@@ -99,7 +99,7 @@ def test_from_the_sample_to_real_figures_and_on(
     expect(page.get_by_text("Refreshed less than a minute ago")).to_be_visible()
     truth = openai.truth(0, installation.history(30))
     assert exact(page, "Total spend") == sum(truth.by_row.values())
-    looker.look("5-overview")
+    looker.look("5-overview", thoroughly=True)
 
     page.get_by_role("link", name="90 days").click()
     assert exact(page, "Total spend") == sum(openai.truth(0, installation.history(90)).by_row.values())
@@ -178,7 +178,7 @@ def test_what_needs_somebody_is_told_where_the_figures_are(
     served.sign_in.save("ada@acme.example", user_id="acme", password="correct horse battery")
     page.goto("/users/acme/overview?period=7d")
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
-    looker.look("sign-in")
+    looker.look("sign-in", thoroughly=True)
     page.get_by_label("Name").fill("ada@acme.example")
     page.get_by_label("Password").fill("correct horse battery")
     page.get_by_role("button", name="Sign in").click()

@@ -608,6 +608,16 @@ def test_side_door_refuses_what_it_cannot_read(
     assert ask(sdk, "costs", **whole_window()).data
 
 
+def test_side_door_ends_all_faults(simulated: conftest.OpenAI, sdk: OpenAI) -> None:
+    assert side_door(simulated, "faults", b'{"organization": 0, "kind": "rate_limit"}').status_code == 200
+    with pytest.raises(RateLimitError):
+        ask(sdk, "costs", **whole_window())
+
+    assert side_door(simulated, "calm", b"").status_code == 200
+
+    assert ask(sdk, "costs", **whole_window()).data
+
+
 def test_side_door_takes_json_and_a_query_alike(simulated: conftest.OpenAI, sdk: OpenAI) -> None:
     for action, body in (
         ("faults", b'{"organization": 0, "kind": "rate_limit", "times": 1, "seconds": 0.5}'),

@@ -123,7 +123,7 @@ def look(installation: Installation) -> str:
 def installation(start_openai, install) -> Installation:
     installation = install(start_openai(days=2, services=False))
     installation.connect(plan="growth")
-    installation.refresh()
+    installation.run()
     return installation
 
 
@@ -134,7 +134,7 @@ def test_a_revoked_key_is_told_once_and_once_when_it_works_again(
     assert look(installation) == "Nothing new; 0 open."
     simulator, key = installation.openai.simulator, installation.openai.organizations[0].admin_key
     simulator.set_key_state(key, KeyState.REVOKED)
-    installation.refresh()
+    installation.run()
     assert "told by: json, mailto" in look(installation)
     assert look(installation) == "Nothing new; 1 open."
     (message,) = webhook.messages
@@ -144,7 +144,7 @@ def test_a_revoked_key_is_told_once_and_once_when_it_works_again(
     assert [alarm["key"] for alarm in json.loads(shown.stdout)] == ["attention/user-0"]
 
     simulator.set_key_state(key, KeyState.ACTIVE)
-    installation.refresh(users=["user-0"])
+    installation.run(users=["user-0"])
     assert "1 over" in look(installation)
     assert "✓ Over since" in webhook.messages[1]
     assert look(installation) == "Nothing new; 0 open."

@@ -34,7 +34,7 @@ CHECKS = {
 def installation(start_openai, install) -> Installation:
     installation = install(start_openai(days=20, services=False))
     installation.connect(plan="growth")
-    installation.refresh()
+    installation.run()
     return installation
 
 
@@ -82,7 +82,7 @@ def test_a_settled_day_that_changes_is_told(installation: Installation):
             {"day": day},
         )
         connection.execute("DELETE FROM pipeline.loaded_sets")
-    installation.refresh(installation.history(15))
+    installation.run(installation.history(15))
     told = evaluation(installation, "daily_costs", "revisions_within_reason")
     assert not told.passed
     assert told.severity is dg.AssetCheckSeverity.WARN
@@ -127,11 +127,11 @@ def test_a_failed_blocking_check_keeps_the_last_good_copy(installation: Installa
 
     monkeypatch.setattr(metrics, "refresh_metrics", with_a_day_that_does_not_add_up)
     installation.openai.simulator.frozen_now = installation.openai.simulator.now + timedelta(hours=2)
-    result = installation.refresh()
+    result = installation.run()
     assert not result.succeeded
     failed = evaluation(installation, "daily_model_costs", "parts_add_up_to_the_bill")
     assert not failed.passed
     assert installation.sql("SELECT count(*), sum(amount_usd) FROM daily_costs") == before
     monkeypatch.undo()
-    assert installation.refresh().succeeded
+    assert installation.run().succeeded
     assert installation.sql("SELECT count(*), sum(amount_usd) FROM daily_costs") != before

@@ -184,7 +184,7 @@ input()"""
 def test_a_run_in_this_process_is_not_held_after_it(start_openai, install):
     installation = install(start_openai(days=2))
     installation.connect(plan="trial")
-    result = installation.refresh()
+    result = installation.run()
     assert not is_alive(installation.settings.home, result.run_id)
     assert list((installation.settings.home / "runs").iterdir()) == []
 
@@ -216,7 +216,7 @@ def test_the_sensor_loads_new_connections_and_refreshes_updated_ones(start_opena
 
     # Once read, a new key means a refresh; a removed connection means nothing.
     instance.add_dynamic_partitions(USERS_NAME, list(added.partition_keys))
-    installation.refresh()
+    installation.run()
     organization = installation.openai.organizations[1]
     rotated = organization.new_admin_key(2)
     installation.openai.simulator.add_key(organization, rotated)
@@ -265,7 +265,7 @@ def test_thirty_days_are_one_run_and_thirty_partitions(start_openai, install):
     installation.connect(plan="growth")
     openai = installation.openai
     openai.simulator.set_key_state(openai.organizations[1].admin_key, KeyState.REVOKED)
-    result = installation.refresh(installation.history(30))
+    result = installation.run(installation.history(30))
     runs.prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         assert instance.get_runs_count() == 1
@@ -291,7 +291,7 @@ def test_one_users_history_is_loaded_again(start_openai, install):
     openai = start_openai(organizations=2, days=30)
     installation = install(openai)
     installation.connect(plan="growth")
-    installation.refresh()
+    installation.run()
     # Something older than the trailing days is restated, which only a history load sees.
     openai.organizations[0].spec = openai.organizations[0].spec.__class__(
         0, since=openai.organizations[0].spec.since, daily_requests=61

@@ -16,7 +16,7 @@ def test_each_read_is_a_line_with_its_run_and_user(start_openai, install):
     installation.connect(plan="trial")
     openai.simulator.set_key_state(openai.organizations[1].admin_key, KeyState.REVOKED)
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, times=1))
-    result = installation.refresh()
+    result = installation.run()
 
     text = (installation.settings.home / "logs" / "runs.log").read_text()
     assert "sk-admin" not in text

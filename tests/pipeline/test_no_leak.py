@@ -54,11 +54,11 @@ def test_no_key_is_left_anywhere(
     installation: Installation = install(openai)
     installation.connect(plan="trial")
     first, second, third, fourth = openai.organizations
-    installation.refresh()
+    installation.run()
     openai.simulator.set_key_state(second.admin_key, KeyState.REVOKED)
     openai.simulator.add_fault(third, Fault(FaultKind.ECHO_KEY))
     openai.simulator.add_fault(fourth, Fault(FaultKind.RESET))
-    installation.refresh()
+    installation.run()
     rotated = first.new_admin_key(2)
     openai.simulator.add_key(first, rotated)
 

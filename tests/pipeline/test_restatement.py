@@ -85,8 +85,8 @@ def test_until_the_seventh_the_month_before_is_read_once_a_day(day: int, start_o
 def test_days_that_did_not_change_are_not_computed_again(start_openai, install):
     installation = install(start_openai(days=8))
     installation.connect(plan="trial")
-    installation.refresh()
-    installation.refresh()
+    installation.run()
+    installation.run()
     assert installation.sql("SELECT count(*) FROM cost_revisions") == [(0,)]
     runs.prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:

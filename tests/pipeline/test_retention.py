@@ -191,12 +191,12 @@ def test_a_difference_between_facts_and_raw_pages_is_told(installation: Installa
 
 def test_a_warehouse_of_another_version_is_refused_and_built_again(installation: Installation):
     installation.openai.simulator.frozen_now = later(installation, 5)
-    installation.refresh()
+    installation.run()
     revisions = installation.sql("SELECT count(*) FROM cost_revisions")
     metrics = installation.sql("SELECT * EXCLUDE (sparkline) FROM user_metrics ORDER BY ALL")
     with warehouse_of(installation).writing() as connection:
         connection.execute("UPDATE pipeline.made_by SET schema_hash = 'another'")
-    refused = installation.refresh()
+    refused = installation.run()
     assert not refused.succeeded
     assert "finora rebuild --replace" in " ".join(refused.errors)
 
@@ -204,7 +204,7 @@ def test_a_warehouse_of_another_version_is_refused_and_built_again(installation:
     assert done.exit_code == 0, done.output
     assert revisions == installation.sql("SELECT count(*) FROM cost_revisions") != [(0,)]
     assert installation.sql("SELECT * EXCLUDE (sparkline) FROM user_metrics ORDER BY ALL") == metrics
-    assert installation.refresh().failed_users == []
+    assert installation.run().failed_users == []
     installation.assert_exact("user-0", 0, installation.history(90))
 
 

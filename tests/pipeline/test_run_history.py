@@ -54,8 +54,8 @@ def test_old_runs_go_with_their_files_but_not_the_last_of_a_day(installed):
     installation = installed
     installation.connect(plan="growth")
     # Days 5 to 3 ago are not in the trailing window of the last run.
-    first = installation.refresh(installation.history(6))
-    repeated = [installation.refresh() for _ in range(2)]
+    first = installation.run(installation.history(6))
+    repeated = [installation.run() for _ in range(2)]
     folder = Path(installation.settings.dagster_home)
     with dg.DagsterInstance.get() as instance:
         days = dg.AssetKey("daily_costs")
