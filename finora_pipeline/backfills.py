@@ -18,6 +18,7 @@ from dagster._core.utils import make_new_backfill_id
 from dagster._time import get_current_timestamp
 
 from finora_pipeline import runs
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.schedules.jobs import BATCH_TAG, refresh_job, user_tags
@@ -72,9 +73,8 @@ def launch_backfill(
     return backfill.backfill_id
 
 
-def backfill_state(settings: Settings, backfill_id: str) -> BackfillState:
-    """How far a backfill is."""
-    accounts = runs.accounts_of(settings)
+def backfill_state(accounts: Accounts, backfill_id: str) -> BackfillState:
+    """How far a backfill is: of a user that was read again after a failure, the latest read counts."""
     with dg.DagsterInstance.get() as instance:
         backfill = instance.get_backfill(backfill_id)
         assert backfill is not None, "Dagster keeps its backfills"
@@ -82,11 +82,12 @@ def backfill_state(settings: Settings, backfill_id: str) -> BackfillState:
             run.run_id for run in instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill_id}))
         ]
     reads = [read for run_id in run_ids for read in accounts.refreshes_of(run_id)]
+    latest = {read["user_id"]: read for read in sorted(reads, key=lambda read: read["started_at"])}
     return BackfillState(
         status=backfill.status.value.lower(),
         is_over=backfill.status in BULK_ACTION_TERMINAL_STATUSES,
         succeeded=backfill.status in _WELL,
         run_ids=run_ids,
-        users_read=len(reads),
-        users_failed=sum(read["outcome"] != "complete" for read in reads),
+        users_read=len(latest),
+        users_failed=sum(read["outcome"] != "complete" for read in latest.values()),
     )

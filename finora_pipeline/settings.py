@@ -1,5 +1,5 @@
 """What the environment may set, read once and typed. Nothing else in the project reads `os.environ`, except
-those who keep a secret out of all that is shown: the vault and the notifier."""
+those who keep a secret out of all that is shown: the vault, the notifier and the single sign-on."""
 
 import os
 from collections.abc import Mapping

@@ -57,7 +57,7 @@ def first_run_of(installation: Installation, backfill_id: str) -> dg.DagsterRun:
     """The backfill's first run, once it has ended well."""
     until = time.monotonic() + PATIENCE
     while True:
-        state = backfill_state(installation.settings, backfill_id)
+        state = backfill_state(installation.accounts, backfill_id)
         with dg.DagsterInstance.get() as instance:
             for run_id in state.run_ids:
                 run = instance.get_run_by_id(run_id)
@@ -101,7 +101,7 @@ def test_an_installation_is_served_watched_and_ended(start_openai, install):
         assert run.tags[USER_TAG] == "user-0"
         assert run.tags.items() >= BATCH_TAG.items()
         assert [read["user_id"] for read in installation.accounts.refreshes_of(run.run_id)] == ["user-0"]
-        assert backfill_state(installation.settings, backfill_id).users_read == 1
+        assert backfill_state(installation.accounts, backfill_id).users_read == 1
 
         os.kill(before["daemon"]["pid"], signal.SIGKILL)
         # What has ended is started again, and only that.

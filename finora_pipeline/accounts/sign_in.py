@@ -45,14 +45,16 @@ class SignIn:
     """Logins and sessions in the accounts database."""
 
     def __init__(self, database: Engine) -> None:
-        self._database = database
+        # A page that only reads must not wait for whoever writes.
+        self._read = database.execution_options(writes=False)
+        self._write = database.execution_options(writes=True)
         self._passwords = PasswordHash([Argon2Hasher(time_cost=2, memory_cost=ARGON2_KIB, parallelism=1)])
         # Verified where there is no such login, so that both answers take as long.
         self._nobodys = self._passwords.hash(secrets.token_urlsafe(16))
 
     def logins(self) -> list[Login]:
         """Everybody who may sign in, by name."""
-        with self._database.connect() as database:
+        with self._read.connect() as database:
             return [_login(row) for row in database.execute(select(logins).order_by(logins.c.name))]
 
     def login(self, name: str) -> Login | None:
@@ -64,7 +66,7 @@ class SignIn:
         # Postgres refuses to compare with some of the names that no login has.
         if not _is_name(name):
             return None
-        with self._database.connect() as database:
+        with self._read.connect() as database:
             return database.execute(select(logins).where(logins.c.name == _spelled(name))).first()
 
     def save(self, name: str, *, user_id: str | None, password: str | None) -> Login:
@@ -81,7 +83,7 @@ class SignIn:
             "password_hash": None if password is None else self._passwords.hash(password),
             "created_at": datetime.now(UTC),
         }
-        with self._database.begin() as database:
+        with self._write.begin() as database:
             database.execute(delete(sessions).where(sessions.c.name == name))
             database.execute(delete(logins).where(logins.c.name == name))
             database.execute(insert(logins).values(row))
@@ -91,7 +93,7 @@ class SignIn:
 
     def remove(self, name: str) -> None:
         """Removes a login and ends its sessions. Raises `AccountsError` if there is none."""
-        with self._database.begin() as database:
+        with self._write.begin() as database:
             database.execute(delete(sessions).where(sessions.c.name == _spelled(name)))
             if not database.execute(delete(logins).where(logins.c.name == _spelled(name))).rowcount:
                 raise AccountsError(f"There is no login {name}.")
@@ -109,7 +111,7 @@ class SignIn:
         """Begins a session; what the browser is to keep."""
         token = secrets.token_urlsafe(32)
         row = {"token_hash": _hash(token), "name": login.name, "opened_at": now, "seen_at": now}
-        with self._database.begin() as database:
+        with self._write.begin() as database:
             over = (sessions.c.opened_at < now - SESSION_LONGEST) | (sessions.c.seen_at < now - SESSION_IDLE)
             database.execute(delete(sessions).where(over))
             database.execute(insert(sessions).values(row))
@@ -126,34 +128,35 @@ class SignIn:
                 sessions.c.seen_at >= now - SESSION_IDLE,
             )
         )
-        with self._database.connect() as database:
+        with self._read.connect() as database:
             row = database.execute(query).first()
         if row is None:
             return None
         if now - row.seen_at >= _SEEN_EVERY:
             seen = update(sessions).where(sessions.c.token_hash == _hash(token)).values(seen_at=now)
-            with self._database.begin() as database:
+            with self._write.begin() as database:
                 database.execute(seen)
         return _login(row)
 
     def close_session(self, token: str) -> None:
         """Ends one session."""
-        with self._database.begin() as database:
+        with self._write.begin() as database:
             database.execute(delete(sessions).where(sessions.c.token_hash == _hash(token)))
 
     def close_sessions(self, name: str) -> int:
         """Ends every session of a login; how many."""
-        with self._database.begin() as database:
+        with self._write.begin() as database:
             return database.execute(delete(sessions).where(sessions.c.name == _spelled(name))).rowcount
 
     def is_configured(self) -> bool:
         """Whether anybody can sign in."""
-        with self._database.connect() as database:
+        with self._read.connect() as database:
             return bool(database.scalar(select(func.count()).select_from(logins)))
 
 
 def _spelled(name: str) -> str:
-    return name.strip().casefold()
+    # ASCII alone: other letters fold into those of another domain's name.
+    return "".join(letter.lower() if letter.isascii() else letter for letter in name.strip())
 
 
 def _is_name(name: str) -> bool:

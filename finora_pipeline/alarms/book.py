@@ -22,7 +22,7 @@ class Alarm:
 
 def open_alarms(database: Engine) -> list[Alarm]:
     """The alarms that are not over, oldest first."""
-    with database.connect() as connection:
+    with database.execution_options(writes=False).connect() as connection:
         query = (
             select(alarms).where(alarms.c.resolved_at.is_(None)).order_by(alarms.c.opened_at, alarms.c.key)
         )

@@ -151,7 +151,8 @@ def _cut_short(context: dg.AssetExecutionContext) -> str | None:
         dg.DagsterRunStatus.CANCELED,
     ):
         return None
-    return parent if time.time() - (record.start_time or 0) <= RESUME_SECONDS else None
+    ended = record.end_time or record.start_time or 0
+    return parent if time.time() - ended <= RESUME_SECONDS else None
 
 
 def _logged(log: DagsterLogManager, on_progress: ProgressCallback) -> ProgressCallback:

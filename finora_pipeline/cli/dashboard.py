@@ -81,10 +81,17 @@ def list_logins(as_json: bool) -> None:
 
 @login.command()
 @click.argument("name")
-def remove(name: str) -> None:
+@click.option("--opens-pages", is_flag=True, help="Also the last one, after which nobody has to sign in.")
+def remove(name: str, opens_pages: bool) -> None:
     """Remove a login and end its sessions."""
     with plain_errors():
-        _opened()[1].remove(name)
+        _, sign_in = _opened()
+        if [one.name for one in sign_in.logins()] == [name.strip().lower()] and not opens_pages:
+            raise click.ClickException(
+                "This is the last login: without one, whoever uses this machine sees every user's pages. "
+                "Add --opens-pages if that is meant."
+            )
+        sign_in.remove(name)
     messages.print(f"{name} may not sign in any more.", markup=False)
 
 

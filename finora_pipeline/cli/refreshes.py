@@ -135,19 +135,20 @@ def backfill(
     settings = Settings.from_environment()
     window = _window(first, last)
     with plain_errors():
-        chosen = select_connections(runs.accounts_of(settings), plan=plan, user_ids=users)
+        accounts = runs.accounts_of(settings)
+        chosen = select_connections(accounts, plan=plan, user_ids=users)
         if not chosen:
             raise AccountsError("There is no connection to read: finora status says why.")
         backfill_id = backfills.launch_backfill(settings, window, plan=plan, users=users)
     is_served = daemon_is_alive()
     if not is_served:
         messages.print("It begins when finora up runs.")
-    state = backfills.backfill_state(settings, backfill_id)
+    state = backfills.backfill_state(accounts, backfill_id)
     if wait and is_served:
         with progress(f"Backfill {backfill_id}: {len(chosen)} users, {window.days} days") as on_progress:
             while not state.is_over:
                 time.sleep(1)
-                state = backfills.backfill_state(settings, backfill_id)
+                state = backfills.backfill_state(accounts, backfill_id)
                 on_progress(state.users_read, len(chosen), state.users_failed)
     if as_json:
         print_json({"backfill_id": backfill_id, "users": len(chosen), "days": window.days, **asdict(state)})

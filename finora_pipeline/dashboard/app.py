@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+import duckdb
 import jinja2
 from anyio.to_thread import current_default_thread_limiter
 from starlette.applications import Starlette
@@ -153,6 +154,8 @@ def create_app(
     handlers: Mapping[Any, Any] = {
         HTTPException: pages.http_error,
         BadPeriod: pages.bad_period,
+        duckdb.CatalogException: pages.other_version,
+        duckdb.BinderException: pages.other_version,
         ClientDisconnect: lambda *_: PlainTextResponse("That is too large.", 413),
     }
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
@@ -256,9 +259,12 @@ class _Pages:
             "path": request.url.path,
             "user_id": values.pop("user_id", None),
             "base": None,
+            "own": None,
         }
         if shared["user_id"]:
+            # As a link writes it, and as a request's path reads it.
             shared["base"] = f"/users/{quote(shared['user_id'])}"
+            shared["own"] = f"/users/{shared['user_id']}"
         return HTMLResponse(self._templates.get_template(template).render(shared | values), status)
 
     # Pages.
@@ -517,8 +523,10 @@ class _Pages:
     async def sign_in_by_password(self, request: Request) -> Response:
         form = await self._form(request)
         name, password = form.get("name", "")[:200], form.get("password", "")
-        address = request.client.host if request.client else ""
         by_name, after = name.strip().casefold(), form.get("next", "/")
+        # Behind a proxy everybody comes from its address: one who guesses would close the door to all.
+        is_direct = request.client is not None and not self._exposed.is_public
+        address = request.client.host if request.client and is_direct else f"of {by_name}"
         if self._of_name.is_blocked(by_name) or self._of_address.is_blocked(address):
             told = "Too many wrong passwords: wait a quarter of an hour and try again."
             return self._sign_in_page(request, told, 429, after)
@@ -601,6 +609,11 @@ class _Pages:
         )
         response.headers.update(headers or {})
         return response
+
+    def other_version(self, request: Request, error: Exception) -> Response:
+        _log.error("The published copy is of another version: %s", error)
+        told = "The published figures are of another version of finora; the next refresh makes new ones."
+        return self._page(request, "error.html", None, 503, title="Not at the moment", told=told)
 
     def bad_period(self, request: Request, error: Exception) -> Response:
         return self._page(

@@ -1,5 +1,7 @@
 """The published copy, opened once and again whenever a newer one has been swapped in; and the sample."""
 
+import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,11 +19,13 @@ from finora_pipeline.dashboard.sample import SAMPLE_USER
 from finora_pipeline.dashboard.sql import statement
 
 # The blocks that pages' questions read; what does not fit is read again from the system's file cache.
-MEMORY_LIMIT = "24MB"
+MEMORY_LIMIT = "20MB"
 # Pages that are computed at a time, each on a thread of its own.
 PAGES_AT_ONCE = 2
 # What DuckDB holds for an open file grows slowly with the questions; a file is opened in milliseconds.
 REOPENED_AFTER = 1_000
+SAMPLE_SECONDS = 60
+_log = logging.getLogger("finora.dashboard")
 
 
 @dataclass(slots=True)
@@ -29,11 +33,16 @@ class _Opened:
     """One copy, open until the last who reads it is done."""
 
     connection: duckdb.DuckDBPyConnection
+    spill: Path
     version: tuple[int, ...]
     readers: int = 0
     times_read: int = 0
     is_replaced: bool = False
     spans: dict[str, tuple[date | None, date | None]] = field(default_factory=dict)
+
+    def close(self) -> None:
+        self.connection.close()
+        shutil.rmtree(self.spill, ignore_errors=True)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """For one thread; a cursor does not take over which database is meant."""
@@ -90,17 +99,17 @@ class Copies:
     @contextmanager
     def of(self, user_id: str) -> Iterator[Copy]:
         """The user's own figures, or the sample's while there are none."""
-        with self._turns:
-            with self._reading() as opened:
-                if opened is not None:
-                    with opened.cursor() as cursor:
-                        copy = Copy(opened, cursor, user_id, is_sample=False)
-                        if copy.span[0] is not None:
-                            yield copy
-                            return
-            sample = self._sampled()
-            with sample.cursor() as cursor:
-                yield Copy(sample, cursor, SAMPLE_USER, is_sample=True)
+        with self._turns, self._reading() as opened:
+            if opened is not None:
+                with opened.cursor() as cursor:
+                    copy = Copy(opened, cursor, user_id, is_sample=False)
+                    if copy.span[0] is not None:
+                        yield copy
+                        return
+        # Made without a turn, which others wait for.
+        sample = self._sampled()
+        with self._turns, sample.cursor() as cursor:
+            yield Copy(sample, cursor, SAMPLE_USER, is_sample=True)
 
     def everybody(self) -> dict[str, Any]:
         """What each user cost in the last 30 days, USD by user id."""
@@ -115,7 +124,7 @@ class Copies:
         with self._lock:
             for opened in (self._current, self._sample):
                 if opened:
-                    opened.connection.close()
+                    opened.close()
             self._current = self._sample = None
 
     @contextmanager
@@ -132,21 +141,28 @@ class Copies:
                 with self._lock:
                     opened.readers -= 1
                     if opened.is_replaced and not opened.readers:
-                        opened.connection.close()
+                        opened.close()
 
     def _newest(self) -> _Opened | None:
+        old = self._current
         try:
             about = self._published.stat()
         except FileNotFoundError:
-            return None
+            # Taken away, for a while: what is open can still be read.
+            return old
         version = (about.st_ino, about.st_mtime_ns, about.st_size)
-        old = self._current
         if old is None or old.version != version or old.times_read >= REOPENED_AFTER:
-            self._current = _open(self._published, version)
+            try:
+                self._current = _open(self._published, version)
+            except duckdb.Error:
+                if old is None:
+                    raise
+                _log.exception("The published copy cannot be opened; the one before it is shown.")
+                return old
             if old:
                 old.is_replaced = True
                 if not old.readers:
-                    old.connection.close()
+                    old.close()
         return self._current
 
     def _sampled(self) -> _Opened:
@@ -160,12 +176,18 @@ class Copies:
 
 
 def _open(path: Path, version: tuple[int, ...]) -> _Opened:
-    config = {"memory_limit": MEMORY_LIMIT, "threads": 1, "temp_directory": tempfile.gettempdir()}
-    connection = duckdb.connect(":memory:", config=config)
+    # Of its own: databases that spill into one folder give their files the same names and spoil each other's.
+    spill = Path(tempfile.mkdtemp(prefix="finora-dashboard-"))
+    config = {"memory_limit": MEMORY_LIMIT, "threads": 1, "temp_directory": str(spill)}
+    opened = _Opened(duckdb.connect(":memory:", config=config), spill, version)
     name = str(path).replace("'", "''")
-    connection.execute(f"ATTACH '{name}' AS finora (READ_ONLY)")
-    connection.execute("SET GLOBAL TimeZone = 'UTC'")
-    return _Opened(connection, version)
+    try:
+        opened.connection.execute(f"ATTACH '{name}' AS finora (READ_ONLY)")
+        opened.connection.execute("SET GLOBAL TimeZone = 'UTC'")
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 def _make_sample(today: date) -> _Opened:
@@ -173,6 +195,6 @@ def _make_sample(today: date) -> _Opened:
         # In a process of its own: what it imports and computes would double this one's memory for good.
         file = Path(folder) / "sample.duckdb"
         command = [sys.executable, "-m", "finora_pipeline.dashboard.sample", str(file), today.isoformat()]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=SAMPLE_SECONDS)
         # The file goes at once; what is open of it stays readable.
         return _open(file, ())

@@ -141,7 +141,8 @@ def overview(copy: Copy, view: View, today: date) -> Overview:
     for row in parts["day"]:
         by_day.setdefault(row.at, []).append(row)
     days = [view.last - timedelta(days=SPARKLINE_DAYS - 1 - number) for number in range(SPARKLINE_DAYS)]
-    daily = [_sums(by_day.get(day, ())) for day in days]
+    # Before the first day that is known there is no figure, not even zero.
+    daily = [_sums(by_day.get(day, ())) if first_date and day >= first_date else None for day in days]
     growth = _growth(_sums(parts["month"]), _sums(parts["month before"]), first_date, before_first)
     tiles = _tiles(view, now, previous if is_previous_known else None, daily, growth)
     found = copy.rows("breakdowns", **values)
@@ -154,7 +155,14 @@ def overview(copy: Copy, view: View, today: date) -> Overview:
 
 def model_page(copy: Copy, view: View) -> ModelPage:
     """A model's cost and tokens by direction, and what a million tokens effectively cost over time."""
-    rows = copy.rows("model", first=view.first, last=view.last, model=view.model, bucket=view.bucket)
+    rows = copy.rows(
+        "model",
+        first=view.first,
+        last=view.last,
+        model=view.model,
+        project_id=view.project_id,
+        bucket=view.bucket,
+    )
     cells = {
         (at, direction): (usd or Decimal(0), tokens, priced) for at, direction, usd, tokens, priced in rows
     }
@@ -243,7 +251,7 @@ def _tiles(
     view: View,
     now: Sums,
     previous: Sums | None,
-    daily: Sequence[Sums],
+    daily: Sequence[Sums | None],
     growth: tuple[Decimal | None, str],
 ) -> list[Tile]:
     def tile(
@@ -257,7 +265,7 @@ def _tiles(
         change = None
         if value is not None and before is not None:
             change = formats.ratio(formats.minus(Decimal(value), Decimal(before)), Decimal(before))
-        told = [None if (one := pick(day)) is None else Decimal(one) for day in daily]
+        told = [None if day is None or (one := pick(day)) is None else Decimal(one) for day in daily]
         return Tile(
             label,
             tell(None if value is None else Decimal(value)),

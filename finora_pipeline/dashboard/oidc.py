@@ -1,6 +1,7 @@
 """Sign-in with the company's identity provider: OpenID Connect with state, nonce and PKCE, by Authlib."""
 
 import os
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,6 @@ class Oidc:
     """An identity provider and this server's registration with it."""
 
     def __init__(self, issuer: str, client_id: str, client_secret: str | None) -> None:
-        import httpx
         from authlib.integrations.starlette_client import OAuth
 
         oauth = OAuth()
@@ -33,7 +33,7 @@ class Oidc:
                 "scope": "openid email",
                 "code_challenge_method": "S256",
                 # Made once: each request would read all certificates again, while nobody else is served.
-                "verify": httpx.create_ssl_context(),
+                "verify": ssl.create_default_context(),
             },
         )
         self._provider: Any = oauth.create_client("provider")

@@ -74,8 +74,9 @@ def view_of(query: Mapping[str, str], plan: Plan, today: date) -> View:
         raise BadPeriod(f"“{period[:20]}” is no period: take 7d, 30d, 90d, month, or from and to.")
     asked, first = first, max(first, kept_from)
     if period == "month":
-        previous_first = (first.replace(day=1) - timedelta(days=1)).replace(day=1)
-        previous_last = min(previous_first + (last - first), first.replace(day=1) - timedelta(days=1))
+        last_of_previous = first.replace(day=1) - timedelta(days=1)
+        previous_first = last_of_previous.replace(day=min(first.day, last_of_previous.day))
+        previous_last = last_of_previous.replace(day=min(last.day, last_of_previous.day))
     else:
         previous_last = first - timedelta(days=1)
         previous_first = previous_last - (last - first)

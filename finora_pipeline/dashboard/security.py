@@ -1,6 +1,7 @@
 """What stands before every page: headers, where a request comes from, its size, how often one may try."""
 
 import logging
+import re
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -26,6 +27,8 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _log = logging.getLogger("finora.dashboard")
+_OF_PROXIES = ("x-forwarded-for", "x-forwarded-host", "forwarded", "via")
+_LOOPBACK = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?")
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 
 
@@ -39,6 +42,7 @@ class Guard:
     def __init__(
         self, app: ASGIApp, origins: frozenset[str], is_public: bool, failure: Callable[[Request], Response]
     ) -> None:
+        self._is_public = is_public
         self._app = app
         self._failure = failure
         self._origins = origins
@@ -77,19 +81,30 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers = Headers(scope=scope)
+        if scope["path"] == "/health":
+            return None
+        if not self._is_public and any(name in headers for name in _OF_PROXIES):
+            # It would make everybody out there somebody on this machine.
+            return PlainTextResponse("Behind a proxy the pages must be served with --public-url.", 421)
         # A page elsewhere whose name was made to lead here (DNS rebinding) gives itself away by the name.
-        if headers.get("host") not in self._hosts:
+        host = headers.get("host", "")
+        if not self._is_known(host):
             return PlainTextResponse("This server does not answer to that host name.", 421)
         if scope["method"] in _SAFE:
             return None
+        own = self._origins if self._is_public else {f"http://{host}"}
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        is_own = site == "same-origin" if site else origin in self._origins
-        if not is_own or (origin and origin not in self._origins):
+        is_own = site == "same-origin" if site else origin in own
+        if not is_own or (origin and origin not in own):
             return PlainTextResponse("This request comes from another site and was not carried out.", 403)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > LONGEST_BODY:
             return PlainTextResponse("That is too large.", 413)
         return None
+
+    def _is_known(self, host: str) -> bool:
+        """Whether the server has that name. On this machine any port may lead here, through a tunnel, say."""
+        return host in self._hosts or (not self._is_public and _LOOPBACK.fullmatch(host) is not None)
 
 
 def _limited(receive: Receive) -> Receive:

@@ -158,11 +158,15 @@ class OpenAIAdminClient:
         pause = self._limits.first_pause_seconds
         while True:
             try:
-                return read(await self._get_once(path, params, key))
-            except (RateLimited, Unreachable, UnreadableResponse) as error:
-                if isinstance(error, UnreadableResponse):
-                    self.outcomes["200"] -= 1
+                body = await self._get_once(path, params, key)
+                try:
+                    answer = read(body)
+                except UnreadableResponse:
                     self.outcomes["unreadable"] += 1
+                    raise
+                self.outcomes["200"] += 1
+                return answer
+            except (RateLimited, Unreachable, UnreadableResponse) as error:
                 if is_optional and isinstance(error, NotFound):
                     raise
                 # Never without a pause, whatever `Retry-After` says.
@@ -202,10 +206,11 @@ class OpenAIAdminClient:
                 raise Unreachable(
                     f"OpenAI could not be reached ({type(error).__name__}); try again later."
                 ) from None
-        self.outcomes[str(answer.status_code)] += 1
         if answer.status_code != 200:
+            self.outcomes[str(answer.status_code)] += 1
             raise _error_of(answer.status_code, body, answer.headers)
         if key.reveal().encode() in body:
+            self.outcomes["unreadable"] += 1
             raise UnreadableResponse("The answer repeats the key that asked for it, so it is not kept.")
         return body
 

@@ -101,7 +101,7 @@ def _totals(connection: duckdb.DuckDBPyConnection, table: str, today: date) -> t
 
 def _remove_halves(folder: Path) -> None:
     """Removes what somebody who was killed, or had no room, has written aside; under the lock nobody does."""
-    for half in (*folder.glob(".*"), *folder.glob("parquet/*/*/.*")):
+    for half in (*folder.glob(".finora.duckdb.*"), *folder.glob("parquet/*/*/.*.parquet.*")):
         half.unlink()
 
 

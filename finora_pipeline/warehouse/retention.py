@@ -77,8 +77,7 @@ def cluster(warehouse: Warehouse, today: date) -> int:
     Refreshes write day after day of everybody, so that one user's rows lie everywhere. Readers want one
     user's, and DuckDB skips the parts of a table that hold none of them.
     """
-    closing = today - timedelta(days=SETTLING_DAYS)
-    first = min(today, closing).replace(day=1)
+    first = (today - timedelta(days=SETTLING_DAYS)).replace(day=1)
     rows = 0
     with warehouse.writing() as connection:
         connection.execute("SET GLOBAL preserve_insertion_order = true")

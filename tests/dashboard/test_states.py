@@ -1,11 +1,14 @@
 """What the pages say of a connection's state, what to do about it, and how fresh the figures are."""
 
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from finora_pipeline.accounts.model import Connection, Read, Refresh
+from finora_pipeline.dashboard.copies import Copies
 from finora_pipeline.dashboard.states import Freshness, freshness
 from tests.conftest import Installation
 from tests.dashboard.house import Node, Served
@@ -165,3 +168,37 @@ def test_freshness_in_words(
     assert freshness(refreshed, now) == Freshness(text, is_overdue)
     assert freshness(replace(connection, last_refresh_at=None), now) is None
     assert freshness(None, now) is None
+
+
+def test_a_copy_that_cannot_be_opened_leaves_the_one_before(
+    installation: Installation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    published = tmp_path / "finora.duckdb"
+    shutil.copyfile(installation.settings.published_database, published)
+    copies = Copies(published)
+    with copies.of("acme") as copy:
+        before = copy.span
+    published.with_name("next").write_bytes(b"not a database")
+    published.with_name("next").rename(published)
+    with copies.of("acme") as copy:
+        assert (copy.span, copy.is_sample) == (before, False)
+    assert "the one before it is shown" in caplog.text
+    published.unlink()
+    with copies.of("acme") as copy:
+        assert copy.span == before
+    copies.close()
+
+
+def test_databases_that_are_open_at_once_spill_apart(installation: Installation) -> None:
+    copies = Copies(installation.settings.published_database)
+    with copies.of("acme"), copies.of("nobody") as sample:
+        assert sample.is_sample
+        folders = {opened.spill for opened in (copies._current, copies._sample) if opened}
+    assert len(folders) == 2
+    copies.close()
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_a_page_does_not_wait_for_whoever_writes_the_accounts(local: Served) -> None:
+    with local.accounts.database.begin():
+        assert local.get("/users/acme/overview", timeout=5).status_code == 200

@@ -9,6 +9,7 @@ SELECT
 FROM daily_costs
 WHERE user_id = $user_id
   AND date BETWEEN $first AND $last
+  AND ($project_id IS NULL OR project_id = $project_id)
   AND coalesce(model, line_item, 'not attributed') = $model
 GROUP BY ALL
 ORDER BY ALL;
