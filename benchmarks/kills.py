@@ -10,14 +10,10 @@ installation (`prepared_home`), so that many kills take minutes; nothing else di
 # psutil comes with `make bench` alone; `make check` reads this file without it.
 # pyright: reportMissingModuleSource=false, reportMissingImports=false
 
-import asyncio
-import fcntl
 import json
-import os
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,14 +21,12 @@ import time
 import urllib.parse
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Set
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
+from datetime import timedelta
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import click
 import dagster as dg
@@ -41,20 +35,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.__main__ import admin_keys, window_of
+from benchmarks.installation import PATIENCE, PROCESSES, UNFINISHED, Installation, NotHealed, wait_for
 from finora_pipeline import runs
-from finora_pipeline.accounts import connections as connecting
-from finora_pipeline.accounts.store import Accounts
-from finora_pipeline.assets.partitions import day_range_tags
 from finora_pipeline.liveness import is_alive
-from finora_pipeline.openai_admin.client import open_client
-from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.openai_admin.simulator.process import in_own_process
-from finora_pipeline.reading import connect as connect_reader
 from finora_pipeline.settings import Settings
-from finora_pipeline.up import check_port
-from finora_pipeline.warehouse.load import _GRAIN
-from finora_pipeline.warehouse.warehouse import Warehouse
 
 DAYS = 8
 USERS_AT_FIRST = 6
@@ -64,11 +49,8 @@ PLANS = ("enterprise", "scale")
 KILLS_A_CHECK = 10
 # A moment at which to kill, after something to do was given.
 MOST_SECONDS_BEFORE = 3.0
-# The simulated clock stays within the real day.
-MINUTES_A_STEP = 7
-LAST_OF_DAY = timedelta(hours=23, minutes=59)
-PATIENCE = 180.0
-LOOK_SECONDS = 0.1
+# How far the simulated clock goes on at a time.
+STEP = timedelta(minutes=7)
 VICTIMS = {
     "daemon": 4,
     "code server": 5,
@@ -78,28 +60,8 @@ VICTIMS = {
     "finora up alone": 2,
     "the whole tree": 3,
 }
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 _BEGUN = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
-_LAUNCH = """
-mutation ($params: ExecutionParams!) {
-  launchRun(executionParams: $params) {
-    __typename
-    ... on LaunchRunSuccess { run { runId } }
-    ... on PythonError { message }
-  }
-}
-"""
 console = Console(highlight=False)
-
-
-class NotHealed(Exception):
-    """Something did not come back in time; the message says what."""
 
 
 @dataclass
@@ -154,7 +116,7 @@ def main(kills: int, seed: int, keep: bool) -> None:
 
 
 def _kill_all(site: "Site", kills: int, told: Told) -> None:
-    site.connect(USERS_AT_FIRST)
+    site.connect_next(USERS_AT_FIRST)
     site.start()
     site.wait_until_healed()
     site.check(told)
@@ -174,125 +136,39 @@ def _kill_all(site: "Site", kills: int, told: Told) -> None:
                 return
 
 
-class Site:
-    """An installation of its own: `finora up` below a temporary folder, and what is done to it."""
+class Site(Installation):
+    """The installation whose processes are killed, and the work it is given."""
 
     def __init__(self, home: Path, base_url: str, random: Random) -> None:
         self.random = random
-        self._environment = os.environ | {
-            "FINORA_HOME": str(home / "data"),
-            "DAGSTER_HOME": str(home / "data" / "dagster"),
-            "OPENAI_BASE_URL": base_url,
-        }
-        self.settings = Settings.from_environment(self._environment)
-        self._door = base_url.removesuffix("/v1") + "/_simulator/"
-        self._keys = admin_keys(base_url)
-        self._log = home / "up.log"
-        self._up: subprocess.Popen[bytes] | None = None
-        self._ports = check_port(0), check_port(0)
-        self._dashboard_port = check_port(0)
-        self._midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        self._clock = self._midnight
-        self._move_clock()
+        super().__init__(home, base_url, DAYS)
+        self.move_clock(STEP)
+
+    def prepare(self) -> None:
         prepared_home(self.settings)
-        runs.prepare_instance(self.settings)
-        self._accounts: Accounts = runs.accounts_of(self.settings)
 
     # What is going on.
 
-    def start(self) -> None:
-        ui, health = map(str, self._ports)
-        command = [sys.executable, "-m", "finora_pipeline", "up", "--port", ui, "--health-port", health]
-        command += ["--dashboard-port", str(self._dashboard_port)]
-        with self._log.open("ab") as log:
-            # A session of its own: Ctrl-C reaches this process alone, which ends all in order.
-            self._up = subprocess.Popen(
-                command,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def connect(self, count: int) -> None:
+    def connect_next(self, count: int) -> None:
         """Connects the next users."""
-        known = len(self._accounts.connections())
-        lines = [
-            connecting.NewConnection(user_of(number), PLANS[number % 2], self._keys[number])
-            for number in range(known, min(known + count, USERS))
-        ]
-
-        async def run() -> None:
-            async with open_client(self.settings.openai_base_url) as client:
-                async for _, outcome in connecting.connect_many(self._accounts, client, lines):
-                    assert not isinstance(outcome, str), outcome
-
-        asyncio.run(run())
+        known = len(self.accounts.connections())
+        self.connect(range(known, min(known + count, USERS)), PLANS)
 
     def give_work(self) -> None:
         """Days change, beside the refresh that has just begun; one more of a plan, or of those that the
         sensor starts by itself."""
-        self._move_clock()
+        self.move_clock(STEP)
         todo = self.random.choice(["plan", "connect", "update"])
-        users = len(self._accounts.connections())
+        users = len(self.accounts.connections())
         if todo == "connect" and users < USERS:
-            self.connect(1)
+            self.connect_next(1)
         elif todo in ("connect", "update"):
-            self._update(self.random.randrange(users))
+            self.update(self.random.randrange(users))
         else:
             with suppress(OSError, NotHealed):
                 self.launch({"plan": self.random.choice(PLANS)})
 
-    def _update(self, number: int) -> None:
-        async def run() -> None:
-            async with open_client(self.settings.openai_base_url) as client:
-                await connecting.update(self._accounts, client, user_of(number), self._keys[number])
-
-        asyncio.run(run())
-
-    def launch(self, config: dict[str, Any]) -> str:
-        """Starts the refresh job as the UI does; returns the run's id. Raises `OSError`, `NotHealed`."""
-        window = window_of(4)
-        tags = day_range_tags(window.start, window.last)
-        params = {
-            "selector": {
-                "repositoryLocationName": runs.LOCATION,
-                "repositoryName": "__repository__",
-                "jobName": "refresh",
-            },
-            "runConfigData": {"ops": {"raw_openai_pages": {"config": config}}},
-            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
-        }
-        body = json.dumps({"query": _LAUNCH, "variables": {"params": params}}).encode()
-        url = f"http://127.0.0.1:{self._ports[0]}/graphql"
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            launched = json.load(answer)["data"]["launchRun"]
-        if launched["__typename"] != "LaunchRunSuccess":
-            raise NotHealed(f"The run could not be launched: {launched}")
-        return launched["run"]["runId"]
-
-    def _move_clock(self) -> None:
-        self._clock = min(self._clock + timedelta(minutes=MINUTES_A_STEP), self._midnight + LAST_OF_DAY)
-        self._ask("clock", now=self._clock.isoformat())
-
-    def _ask(self, action: str, **params: object) -> Any:
-        with urllib.request.urlopen(f"{self._door}{action}?{urllib.parse.urlencode(params)}") as answer:
-            return json.load(answer)
-
     # Its processes.
-
-    def processes(self) -> list[psutil.Process]:
-        """All that belong to this installation, whoever started them: their environment says so."""
-        mine = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
-                if process.pid != os.getpid() and (
-                    process.environ().get("FINORA_HOME") == self._environment["FINORA_HOME"]
-                ):
-                    mine.append(process)
-        return mine
 
     def kill(self, victim: str, seconds_before: float) -> set[int]:
         """Sends SIGKILL after a while; returns the ids of the processes it was sent to."""
@@ -310,8 +186,8 @@ class Site:
 
     def _launched(self) -> None:
         """Sees to it that there is a run before long."""
-        with self._instance() as instance:
-            if not instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED), limit=1):
+        with self.instance() as instance:
+            if not instance.get_runs(dg.RunsFilter(statuses=UNFINISHED), limit=1):
                 with suppress(OSError, NotHealed):
                     self.launch({})
 
@@ -319,14 +195,7 @@ class Site:
         mine = self.processes()
         if victim == "the whole tree":
             return mine
-        wanted = {
-            "daemon": "follower dagster._daemon",
-            "code server": "follower dagster api grpc",
-            "webserver": "follower dagster_webserver",
-            "dashboard": "follower finora_pipeline dashboard",
-            "a run": "spawn_main",
-            "finora up alone": "finora_pipeline up",
-        }[victim]
+        wanted = PROCESSES[victim.removesuffix(" alone")]
         found = []
         for process in mine:
             with suppress(psutil.Error):
@@ -336,11 +205,6 @@ class Site:
 
     # Is all well?
 
-    @contextmanager
-    def _instance(self) -> Iterator[dg.DagsterInstance]:
-        with dg.DagsterInstance.get() as instance:
-            yield instance
-
     def wait_until_healed(self, killed: Set[int] = frozenset()) -> None:
         """Every process runs, in place of one that was killed; a refresh that is asked for now begins; and no
         run that lost its process is taken for going."""
@@ -349,8 +213,7 @@ class Site:
         wait_for("an end of the runs without a process", lambda: not self._dead_runs())
 
     def _is_well(self, killed: Set[int]) -> bool:
-        if self._up and self._up.poll() is not None:
-            raise NotHealed(f"finora up ended: {self._log.read_text()[-2000:]}")
+        self.check_up()
         ui, health = self._ports
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{ui}/server_info", timeout=30).close()
@@ -366,7 +229,7 @@ class Site:
             run_id = self.launch({})
         except (OSError, NotHealed):
             return False
-        with self._instance() as instance:
+        with self.instance() as instance:
 
             def begun() -> dg.DagsterRunStatus | None:
                 status = getattr(instance.get_run_by_id(run_id), "status", None)
@@ -375,110 +238,19 @@ class Site:
             return wait_for("the begin of a refresh", begun) is not dg.DagsterRunStatus.FAILURE
 
     def _dead_runs(self) -> list[str]:
-        with self._instance() as instance:
+        with self.instance() as instance:
             started = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
         return [run.run_id for run in started if not is_alive(self.settings.home, run.run_id)]
 
     def check(self, told: Told) -> None:
-        """Waits until nothing is left to do, refreshes once more and compares everything."""
-        wait_for("an end of all runs", lambda: not self._unfinished())
-        last = wait_for("the last refresh", self._refreshed)
-        assert last
-        wait_for("an end of all runs", lambda: not self._unfinished())
         told.checks += 1
-        told.wrong += [*self._what_differs(), *self._what_is_held()]
-        status = [sys.executable, "-m", "finora_pipeline", "status", "--json"]
-        done = subprocess.run(status, env=self._environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            told.wrong.append(f"finora status: {done.stderr[-500:]}")
-
-    def _refreshed(self) -> bool:
-        """Whether a refresh that began now has succeeded; a run that fails is told by the next one's end."""
-        try:
-            run_id = self.launch({})
-        except (OSError, NotHealed):
-            return False
-        with self._instance() as instance:
-
-            def end() -> dg.DagsterRun | None:
-                run = instance.get_run_by_id(run_id)
-                return run if run and run.is_finished else None
-
-            return wait_for("the end of a refresh", end).is_success
-
-    def _unfinished(self) -> list[str]:
-        with self._instance() as instance:
-            found = instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED))
-        return [f"{run.job_name} {run.run_id[:8]} {run.status.value}" for run in found]
-
-    def _what_differs(self) -> Iterator[str]:
-        window = Window(window_of(DAYS).start, window_of(1).end)
-        with connect_reader(self.settings.published_database) as connection:
-            for table, grain in _GRAIN.items():
-                query = f"SELECT count(*) FROM (FROM {table} SELECT 1 GROUP BY {grain} HAVING count(*) > 1)"
-                (repeated,) = connection.execute(query).fetchall()[0]
-                if repeated:
-                    yield f"{table}: {repeated} grains stand twice"
-            rows = connection.execute(
-                "SELECT user_id, date, project_id, line_item, amount_usd FROM daily_costs WHERE NOT is_sample"
-            ).fetchall()
-        held: dict[str, dict[str, Decimal]] = defaultdict(dict)
-        for user_id, day, project_id, line_item, amount in rows:
-            held[user_id][f"{day}|{project_id}|{line_item}"] = amount
-        for number in range(len(self._accounts.connections())):
-            truth = self._ask("truth", organization=number, start=window.start, end=window.end)["by_row"]
-            wanted = {key: Decimal(amount) for key, amount in truth.items()}
-            got = held.get(user_of(number), {})
-            if got != wanted:
-                keys = sorted(key for key in {*got, *wanted} if got.get(key) != wanted.get(key))
-                days = sorted({date.fromisoformat(key[:10]) for key in keys})
-                total = sum(got.values(), Decimal()), sum(wanted.values(), Decimal())
-                yield f"{user_of(number)}: {len(keys)} rows of {days[0]} to {days[-1]} differ; {total}"
-
-    def _what_is_held(self) -> Iterator[str]:
-        lock = Warehouse(self.settings.home).database.with_name("write.lock")
-        with lock.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield "The warehouse's lock is held while no run is going."
-        with self._instance() as instance:
-            storage = instance.event_log_storage
-            for key in storage.get_concurrency_keys():
-                if storage.get_concurrency_info(key).claimed_slots:
-                    yield f"A slot of the pool {key} is held while no run is going."
-        pending = list((self.settings.home / "raw" / "pending").glob("*.parquet"))
-        if pending:
-            yield f"{len(pending)} raw files have not been loaded."
+        told.wrong += self.settle()
 
     def ended_runs(self) -> tuple[int, int]:
         """Runs that were marked failed, and all that ended."""
-        with self._instance() as instance:
+        with self.instance() as instance:
             ended = instance.get_runs()
         return sum(run.is_failure for run in ended), sum(run.is_finished for run in ended)
-
-    def end(self) -> list[str]:
-        """Ends all there is; tells what was left after `finora up` had ended."""
-        wrong = []
-        if self._up and self._up.poll() is None:
-            self._up.send_signal(signal.SIGINT)
-            try:
-                if code := self._up.wait(PATIENCE):
-                    wrong.append(f"finora up ended with {code}.")
-            except subprocess.TimeoutExpired:
-                wrong.append("finora up did not end.")
-        left = self.processes()
-        for process in left:
-            with suppress(psutil.Error):
-                wrong.append(f"Left after the end: {' '.join(process.cmdline())[:200]}")
-                process.kill()
-        if self._up:
-            self._up.wait(PATIENCE)
-        return wrong
-
-
-def user_of(number: int) -> str:
-    return f"user-{number:02}"
 
 
 def prepared_home(settings: Settings) -> None:
@@ -490,16 +262,6 @@ def prepared_home(settings: Settings) -> None:
     config["run_queue"] |= {"dequeue_interval_seconds": 1, "user_code_failure_retry_delay": 2}
     settings.dagster_home.mkdir(parents=True)
     (settings.dagster_home / runs.INSTANCE_FILE).write_text(yaml.safe_dump(config))
-
-
-def wait_for(what: str, look: Callable[[], Any]) -> Any:
-    """What `look` gives as soon as it is something. Raises `NotHealed`."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if found := look():
-            return found
-        threading.Event().wait(LOOK_SECONDS)
-    raise NotHealed(f"Waited {PATIENCE:.0f} s for {what}.")
 
 
 if __name__ == "__main__":

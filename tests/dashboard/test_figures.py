@@ -261,7 +261,12 @@ def test_a_project_is_shown_alone_and_its_tokens_are_no_figure(
     assert csv_rows(local.get(f"/users/acme/overview.csv?{query}").text) == mine
     model = min(row[2] for row in mine)
     both = local.page(f"/users/acme/overview?{query}&{urlencode({'model': model})}")
-    assert value(tiles(both)["Total spend"]) == sum(mine[row] for row in mine if row[2] == model)
+    of_model = sum(mine[row] for row in mine if row[2] == model)
+    assert value(tiles(both)["Total spend"]) == of_model
+    # Its own page is of the same days and project.
+    alone = local.page(f"/users/acme/model?{query}&{urlencode({'model': model})}")
+    total = alone.one("tfoot").all("td")[0]
+    assert Decimal(total.title) == of_model
 
 
 def test_a_models_page_splits_it_by_direction(installation: Installation, local: Served) -> None:

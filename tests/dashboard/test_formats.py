@@ -225,3 +225,11 @@ def test_lines_are_drawn(series: list[tuple[str, list[Decimal | None]]], tips: l
 @given(share=AMOUNTS)
 def test_a_share_is_drawn_within_its_row(share: Decimal) -> None:
     assert 0 <= numbers(charts.share_bar(share))[0] <= 100
+
+
+def test_a_month_that_the_plan_cuts_is_compared_with_the_same_days() -> None:
+    view = view_of({"period": "month"}, PLANS["trial"], date(2026, 11, 24))
+    assert (view.first, view.last) == (date(2026, 11, 18), date(2026, 11, 24))
+    assert (view.previous_first, view.previous_last) == (date(2026, 10, 18), date(2026, 10, 24))
+    shorter = view_of({"period": "month"}, PLANS["growth"], date(2026, 3, 31))
+    assert (shorter.previous_first, shorter.previous_last) == (date(2026, 2, 1), date(2026, 2, 28))
