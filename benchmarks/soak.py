@@ -118,7 +118,7 @@ class Soaked(Installation):
         self.seen = Seen()
         self.dead = set(range(REVOKED_FOR_GOOD, REVOKED_FOR_GOOD + DEAD_FOR_GOOD))
         self.gone = set(range(REVOKED_FOR_GOOD))
-        self._revoked: dict[int, float] = {}
+        self._revoked: set[int] = set()
 
     @property
     def permanent(self) -> set[str]:
@@ -160,19 +160,19 @@ class Soaked(Installation):
         number = self.random.randrange(REVOKED_FOR_GOOD + DEAD_FOR_GOOD, self.users)
         if number not in self._revoked:
             self.ask("keys", organization=number, state=KeyState.REVOKED)
-            self._revoked[number] = time.monotonic()
+            self._revoked.add(number)
             self.seen.faults["key revoked"] += 1
 
     def restore(self) -> None:
         """Users who have been told that their key is refused bring one that works."""
-        for number in list(self._revoked):
+        for number in sorted(self._revoked):
             connection = self.accounts.connection(user_of(number))
             if connection and connection.status is Status.NEEDS_ATTENTION:
                 self.ask("keys", organization=number, state=KeyState.ACTIVE)
                 # Their organization may fail in another way just now; they try again.
                 with suppress(OpenAIAdminError, AccountsError):
                     self.update(number)
-                    del self._revoked[number]
+                    self._revoked.remove(number)
                     self.seen.faults["key restored"] += 1
 
     def look_at_pages(self) -> None:
@@ -197,7 +197,7 @@ class Soaked(Installation):
     def heal(self) -> None:
         """No more faults: everybody's key works again."""
         self.ask("calm")
-        for number in self.gone | set(self._revoked):
+        for number in self.gone | self._revoked:
             self.ask("keys", organization=number, state=KeyState.ACTIVE)
         # What is going may still be refused.
         wait_for("an end of all runs", lambda: not self.unfinished())
