@@ -446,19 +446,26 @@ class Accounts:
 
     def last_failures(self, user_ids: Sequence[str]) -> dict[str, str]:
         """For users whose latest attempt failed: what the failure says."""
-        newest = (
-            select(refreshes.c.user_id, func.max(refreshes.c.started_at).label("started_at"))
-            .group_by(refreshes.c.user_id)
-            .subquery()
-        )
-        wanted = set(user_ids)
-        query = select(refreshes.c.user_id, refreshes.c.message).join(
-            newest,
-            (refreshes.c.user_id == newest.c.user_id) & (refreshes.c.started_at == newest.c.started_at),
-        )
+        found: dict[str, str] = {}
         with self._read.connect() as database:
-            rows = database.execute(query.where(refreshes.c.outcome == "failed"))
-            return {row.user_id: row.message for row in rows if row.user_id in wanted}
+            for part in _parts(user_ids):
+                newest = (
+                    select(refreshes.c.user_id, func.max(refreshes.c.started_at).label("started_at"))
+                    .where(refreshes.c.user_id.in_(part))
+                    .group_by(refreshes.c.user_id)
+                    .subquery()
+                )
+                query = (
+                    select(refreshes.c.user_id, refreshes.c.message)
+                    .join(
+                        newest,
+                        (refreshes.c.user_id == newest.c.user_id)
+                        & (refreshes.c.started_at == newest.c.started_at),
+                    )
+                    .where(refreshes.c.outcome == "failed")
+                )
+                found |= {row.user_id: row.message for row in database.execute(query)}
+        return found
 
     def audit_trail(self, user_id: str) -> list[tuple[datetime, str, str | None]]:
         """What happened to a user's connection, oldest first: when, what, detail."""

@@ -349,20 +349,24 @@ class _Pages:
         with self.copies.of(user_id) as copy:
             figures = overview(copy, view, now.date())
             is_sample = copy.is_sample
+        told = self._told(connection, failure, is_sample, plan, now)
+        state = _state(connection, is_sample)
         return self._page(
-            request,
-            "overview.html",
-            who,
-            user_id=user_id,
-            plan=plan,
-            view=view,
-            figures=figures,
-            is_sample=is_sample,
-            notices=notices(connection, failure, is_sample),
-            freshness=freshness(connection, now),
-            today=now.date(),
-            state=_state(connection, is_sample),
+            request, "overview.html", who, user_id=user_id, view=view, figures=figures, state=state, **told
         )
+
+    @staticmethod
+    def _told(
+        connection: Connection | None, failure: str | None, is_sample: bool, plan: Plan, now: datetime
+    ) -> dict[str, Any]:
+        """What stands around the figures of every page that has some."""
+        return {
+            "plan": plan,
+            "is_sample": is_sample,
+            "notices": notices(connection, failure, is_sample),
+            "freshness": freshness(connection, now),
+            "today": now.date(),
+        }
 
     def overview_csv(self, request: Request, who: Login, user_id: str) -> Response:  # noqa: ARG002
         plan = self._plan(user_id)
@@ -388,19 +392,8 @@ class _Pages:
             page = model_page(copy, view)
             is_sample = copy.is_sample
         connection, failure = self._known(user_id)
-        return self._page(
-            request,
-            "model.html",
-            who,
-            user_id=user_id,
-            plan=plan,
-            view=view,
-            page=page,
-            is_sample=is_sample,
-            notices=notices(connection, failure, is_sample),
-            freshness=freshness(connection, now),
-            today=now.date(),
-        )
+        told = self._told(connection, failure, is_sample, plan, now)
+        return self._page(request, "model.html", who, user_id=user_id, view=view, page=page, **told)
 
     def state(self, request: Request, who: Login, user_id: str) -> Response:  # noqa: ARG002
         """What a page that waits asks for, to load itself again when it changes."""
