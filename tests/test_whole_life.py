@@ -144,7 +144,7 @@ class Life:
                     trailing_window(today),
                     today,
                     run_id,
-                    load_ahead=lambda: load_ahead(self.warehouse),
+                    load_ahead=lambda all_read: load_ahead(self.warehouse, all_read),
                 )
 
         assert asyncio.run(read()).failures == []

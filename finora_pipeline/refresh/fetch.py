@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from threading import Event
 
 import pyarrow as pa
 
@@ -114,14 +115,15 @@ async def fetch(
     on_progress: ProgressCallback | None = None,
     readings: Sequence[Endpoint] = tuple(BESIDES_COSTS.values()),
     with_directory: bool = True,
-    load_ahead: Callable[[], None] | None = None,
+    load_ahead: Callable[[Event], None] | None = None,
     newest_sets: Mapping[tuple[str, str], str] | None = None,
 ) -> Fetched:
     """Reads each connection's window and lands every complete page set; records how each read ended.
 
     `readings` is what is read besides the costs, and once a day the directory. `load_ahead` is called in a
-    thread now and then, to load what has landed while OpenAI is still being asked. `newest_sets` are those
-    in the facts, by user and endpoint (`load.newest_sets`): what comes again as it was does not land.
+    thread now and then, to load what has landed while OpenAI is still being asked; its event tells that all
+    is read. `newest_sets` are those in the facts, by user and endpoint (`load.newest_sets`): what comes again
+    as it was does not land.
     `on_progress(done, total, failed)` is called after each user. Raises `DiskFull`.
     """
     planned = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
@@ -181,7 +183,7 @@ class _Landing:
         writer: RawWriter,
         run_id: str,
         fetched: Fetched,
-        load_ahead: Callable[[], None] | None,
+        load_ahead: Callable[[Event], None] | None,
         newest_sets: Mapping[tuple[str, str], str],
     ) -> None:
         self._accounts = accounts
@@ -193,6 +195,7 @@ class _Landing:
         self._bytes = 0
         self._one_at_a_time = asyncio.Lock()
         self._load_ahead = load_ahead
+        self._all_read = Event()
         self._newest_sets = newest_sets
         self._loading: asyncio.Task[None] | None = None
 
@@ -231,10 +234,11 @@ class _Landing:
         await asyncio.to_thread(self._land, self._writer.tables(sets), outcomes)
         if self._load_ahead and (self._loading is None or self._loading.done()):
             await self._loaded()
-            self._loading = asyncio.create_task(asyncio.to_thread(self._load_ahead))
+            self._loading = asyncio.create_task(asyncio.to_thread(self._load_ahead, self._all_read))
 
     async def finish(self) -> None:
         """Lands the rest, and waits until nothing is being loaded."""
+        self._all_read.set()
         await self.flush()
         await self._loaded()
 

@@ -55,7 +55,7 @@ def read_and_land(
                 on_progress,
                 admin.readings,
                 admin.directory,
-                lambda: load_ahead(warehouse),
+                lambda all_read: load_ahead(warehouse, all_read),
                 known,
             )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
+from threading import Event
 
 import duckdb
 import pyarrow as pa
@@ -88,8 +89,11 @@ def newest_sets(warehouse: Warehouse, user_ids: Iterable[str]) -> dict[tuple[str
     return {(user_id, endpoint): sha256 for user_id, endpoint, sha256 in rows}
 
 
-def load_ahead(warehouse: Warehouse) -> None:
-    """Loads landed files where there are enough for a transaction, on one core, while pages still arrive."""
+def load_ahead(warehouse: Warehouse, all_read: Event) -> None:
+    """Loads landed files where there are enough for a transaction, on one core, while pages still arrive.
+
+    It stops soon after `all_read` is set: the rest is better loaded with every core.
+    """
     raw = RawPages(warehouse.raw)
     waiting = [kind for kind in KINDS if len(raw.pending(kind)) >= FILES_AHEAD]
     if not waiting:
@@ -97,7 +101,8 @@ def load_ahead(warehouse: Warehouse) -> None:
     with warehouse.writing() as connection:
         connection.execute("SET threads = 1")
         for kind in waiting:
-            _load_all(connection, raw, kind)
+            if not all_read.is_set():
+                _load_all(connection, raw, kind)
 
 
 def _load_all(connection: duckdb.DuckDBPyConnection, raw: RawPages, kind: str) -> None:

@@ -20,9 +20,9 @@ SAMPLE_MODELS = pa.table(
         "output_price_per_million": ["10.00", "2.00", "0.60"],
     }
 )
-# User-days that are computed in one transaction; memory grows with them, and until a transaction's end DuckDB
-# keeps what a replaced temporary table held.
-DAYS_AT_ONCE = 750
+# Rows of costs and usage whose days are computed in one transaction: each reads the tables anew, but memory
+# grows with them, and until a transaction's end DuckDB keeps what a replaced temporary table held.
+ROWS_AT_ONCE = 150_000
 # Users whose figures are computed in one transaction.
 USERS_AT_ONCE = 1_000
 
@@ -77,19 +77,21 @@ def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str
     connection.register("sample_models", SAMPLE_MODELS)
     with transaction(connection):
         run(connection, "sample_data", "refresh", today=today)
-    stale = connection.execute("FROM pipeline.stale_days ORDER BY user_id, provider, date").to_arrow_table()
+    connection.execute(section("attribution", "portion"), {"rows_at_once": ROWS_AT_ONCE})
+    portions = connection.execute(
+        "SELECT portion, count(*) FROM portioned_days GROUP BY portion ORDER BY portion"
+    ).fetchall()
     unequal: list[tuple[str, date]] = []
-    for days in _portions(stale, DAYS_AT_ONCE):
-        connection.register("days_to_split", days)
+    for portion, _ in portions:
         with transaction(connection):
-            run(connection, "attribution", "prepare")
+            run(connection, "attribution", "prepare", portion=portion)
             for table in ("daily_model_costs", "daily_member_costs", "daily_key_costs", "reconciliation"):
                 run(connection, table, "refresh", today=today)
             unequal += connection.execute(section("attribution", "check")).fetchall()
             run(connection, "attribution", "finish")
     open_days = connection.execute(section("reconciliation", "check")).fetchall()
     residuals = {severity: (days, usd) for severity, days, usd in open_days}
-    return Recomputed(stale.num_rows, unequal, residuals)
+    return Recomputed(sum(days for _, days in portions), unequal, residuals)
 
 
 def _portions(rows: pa.Table, most: int) -> Iterator[pa.Table]:

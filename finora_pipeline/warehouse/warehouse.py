@@ -79,9 +79,13 @@ class Warehouse:
     def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection for the holder of the lock; the tables are created in a new database."""
         spill = self.database.with_name("spill")
-        connection = duckdb.connect(
-            self.database, config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(spill)}
-        )
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": MEMORY_LIMIT,
+            "temp_directory": str(spill),
+            # What is larger goes straight into the database instead of into its log first.
+            "checkpoint_threshold": "8MB",
+        }
+        connection = duckdb.connect(self.database, config=config)
         try:
             connection.execute("SET GLOBAL TimeZone = 'UTC'")
             connection.execute("SET GLOBAL preserve_insertion_order = false")

@@ -1,7 +1,9 @@
 """Cost by member and by API key: as OpenAI bills it, else by use; always the whole bill."""
 
+import itertools
 from collections import defaultdict
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -10,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finora_pipeline.openai_admin.endpoints import ENDPOINTS
+from finora_pipeline.warehouse import metrics
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation
@@ -72,6 +75,34 @@ def test_the_api_that_refused_a_split_is_asked_again_once_a_day(start_openai, in
         assert openai.simulator.requests["costs"] == asked
     assert methods(installation, "daily_member_costs") == {"billed"}
     assert methods(installation, "daily_key_costs") == {"allocated"}
+
+
+def test_days_with_none_few_or_many_rows_are_all_computed_a_portion_at_a_time(monkeypatch, tmp_path):
+    monkeypatch.setattr(metrics, "ROWS_AT_ONCE", 3)
+    warehouse = Warehouse(tmp_path)
+    rows_of_days = [1, 0, 9, 2, 1]
+    for user_id in ("acme", "bolt"):
+        days = [
+            cost_day([cost_row(f'"0.{n + 1}"', f"gpt-4o-{n}, input") for n in range(count)], day)
+            for day, count in zip(days_from(DAY), rows_of_days, strict=False)
+        ]
+        land(warehouse, page_of(*days), user_id=user_id)
+    load(warehouse)
+    computed = refresh_metrics(warehouse, ["acme", "bolt"], DAY + timedelta(days=9))
+    assert (computed.days, computed.unequal) == (10, [])
+    for table in ("daily_model_costs", "daily_member_costs", "daily_key_costs"):
+        found = rows(warehouse, f"SELECT user_id, date, count(*) FROM {table} GROUP BY ALL ORDER BY ALL")
+        assert found == [
+            (user_id, day, count)
+            for user_id in ("acme", "bolt")
+            for day, count in zip(days_from(DAY), rows_of_days, strict=False)
+            if count
+        ]
+    assert rows(warehouse, "FROM pipeline.stale_days") == []
+
+
+def days_from(first: date) -> Iterator[date]:
+    return (first + timedelta(days=n) for n in itertools.count())
 
 
 amounts = st.decimals(-1000, 1_000_000, places=18, allow_nan=False)

@@ -20,11 +20,32 @@ CREATE MACRO from_units(units) AS
     (units // 1000000000000000000)::DECIMAL(38, 18)
     + (units % 1000000000000000000)::DECIMAL(18, 0) * 0.000000000000000001::DECIMAL(18, 18);
 
+-- [portion]
+-- The days whose facts changed, in portions of about $rows_at_once rows of costs and usage, a user's days
+-- together.
+CREATE OR REPLACE TEMP TABLE portioned_days AS
+WITH rows_of AS (
+    SELECT user_id, provider, date, count(*) AS rows
+    FROM (
+        SELECT user_id, provider, date FROM daily_costs
+        UNION ALL
+        SELECT user_id, provider, date FROM daily_usage
+    )
+    SEMI JOIN pipeline.stale_days USING (user_id, provider, date)
+    GROUP BY ALL
+)
+SELECT
+    user_id,
+    provider,
+    date,
+    (sum(coalesce(rows, 0)) OVER (ORDER BY user_id, provider, date) // $rows_at_once)::INTEGER AS portion
+FROM pipeline.stale_days
+LEFT JOIN rows_of USING (user_id, provider, date);
+
 -- [prepare]
--- Some of the days whose facts changed, from the Arrow table `days_to_split`, numbered so that what follows need
--- not compare texts.
+-- The days of one portion, numbered so that what follows need not compare texts.
 CREATE OR REPLACE TEMP TABLE split_days AS
-SELECT row_number() OVER () AS day, user_id, provider, date FROM days_to_split;
+SELECT row_number() OVER () AS day, user_id, provider, date FROM portioned_days WHERE portion = $portion;
 
 -- The use on these days, in the measures that lines are priced by.
 CREATE OR REPLACE TEMP TABLE used AS
