@@ -17,6 +17,7 @@ Contract
 
 import asyncio
 import random
+import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -357,18 +358,24 @@ def _check_whole(pages: list[Page], window: Window, today: date) -> None:
         raise _PagesDoNotFit("OpenAI left out days that were asked for.")
 
 
+@lru_cache(maxsize=1)
+def _certificates() -> ssl.SSLContext:
+    """Whom connections trust, read once in a process: reading it takes as long as a small refresh."""
+    return httpx.create_ssl_context()
+
+
 @asynccontextmanager
 async def open_client(base_url: str, limits: Limits | None = None) -> AsyncIterator[OpenAIAdminClient]:
     """A client for the length of a run; its connections are closed at the end."""
     limits = limits or Limits()
 
     def session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=limits.concurrency, ssl=transport.ssl_context)
+        connector = aiohttp.TCPConnector(limit=limits.concurrency, ssl=_certificates())
         # No organization's cookies go out with another's requests.
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
     # The transport without httpx's client above it: no redirects, cookies or log lines, half the time.
-    async with AiohttpTransport(client=session) as transport:
+    async with AiohttpTransport(verify=_certificates(), client=session) as transport:
         yield OpenAIAdminClient(transport, base_url, limits)
 
 

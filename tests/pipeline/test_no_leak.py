@@ -48,9 +48,11 @@ def test_no_key_is_left_anywhere(
     install,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     caplog.set_level(logging.DEBUG)
     openai = start_openai(organizations=4, days=4)
+    monkeypatch.setenv("OPENAI_BASE_URL", openai.base_url)
     installation: Installation = install(openai)
     installation.connect(plan="trial")
     first, second, third, fourth = openai.organizations
@@ -75,6 +77,7 @@ def test_no_key_is_left_anywhere(
         terminal.invoke(main, ["status", "--json"]).output,
         terminal.invoke(main, ["remove", "--user", "user-3", "--yes"]).output,
     ]
+    assert "does not accept this key" in told[0]
     captured = capfd.readouterr()
     written = "\n".join([*told, captured.out, captured.err, caplog.text]).encode()
 
