@@ -104,7 +104,8 @@ class Installation:
         self.settings = Settings.from_environment(
             {"FINORA_HOME": str(home), "OPENAI_BASE_URL": openai.base_url, ACCOUNTS_URL: accounts_url}
         )
-        shutil.copytree(fresh_dagster_home(), self.settings.dagster_home, dirs_exist_ok=True)
+        if not self.settings.dagster_home.exists():
+            shutil.copytree(fresh_dagster_home(), self.settings.dagster_home)
         self.accounts: Accounts = runs.accounts_of(self.settings)
         self.today: date = datetime.now(UTC).date()
 
@@ -196,6 +197,40 @@ def install(tmp_path: Path) -> Callable[..., Installation]:
 
     def make(openai: OpenAI, accounts_url: str = "") -> Installation:
         return Installation(tmp_path / "home", openai, accounts_url)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def kept_homes() -> dict[object, Path]:
+    """The data folders that `install_loaded` has made for a module's tests."""
+    return {}
+
+
+@pytest.fixture
+def install_loaded(
+    kept_homes: dict[object, Path],
+    start_openai: Callable[..., OpenAI],
+    install: Callable[..., Installation],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Installation]:
+    """As `install`, with a user of the plan connected to each organization and refreshed once: made by the
+    first test of a module that asks for it, copied for the others. `by_run` refreshes by a real run."""
+
+    def make(plan: str, *, by_run: bool = False, **spec: Any) -> Installation:
+        openai, home = start_openai(**spec), tmp_path / "home"
+        same = (plan, by_run, *sorted(spec.items()))
+        if same in kept_homes:
+            shutil.copytree(kept_homes[same], home)
+            return install(openai)
+        installation = install(openai)
+        installation.connect(plan=plan)
+        result = installation.run() if by_run else installation.refresh()
+        assert result.succeeded, result.errors
+        assert not result.failed_users
+        kept_homes[same] = shutil.copytree(home, tmp_path_factory.mktemp("kept") / "home")
+        return installation
 
     return make
 

@@ -31,11 +31,8 @@ CHECKS = {
 
 
 @pytest.fixture
-def installation(start_openai, install) -> Installation:
-    installation = install(start_openai(days=20, services=False))
-    installation.connect(plan="growth")
-    installation.run()
-    return installation
+def installation(install_loaded) -> Installation:
+    return install_loaded("growth", by_run=True, days=20, services=False)
 
 
 def evaluation(installation: Installation, asset: str, check: str) -> dg.AssetCheckEvaluation:

@@ -46,11 +46,9 @@ def elsewhere() -> Iterator[Callable[[Installation, str], int]]:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_killed_refresh_is_healed_by_the_next(point: str, elsewhere, start_openai, install):
-    openai = start_openai(organizations=2, days=DAYS)
-    installation = install(openai)
-    installation.connect(plan="trial")
-    installation.refresh()
+def test_a_killed_refresh_is_healed_by_the_next(point: str, elsewhere, install_loaded):
+    installation = install_loaded("trial", organizations=2, days=DAYS)
+    openai = installation.openai
     # Time goes on, so that what the killed refresh reads is not what is stored.
     openai.simulator.frozen_now += timedelta(hours=5)
 

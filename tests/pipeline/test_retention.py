@@ -21,11 +21,8 @@ from tests.pipeline.test_directory import read_again
 
 
 @pytest.fixture
-def installation(start_openai, install) -> Installation:
-    installation = install(start_openai(organizations=2, days=30, projects=2, services=False))
-    installation.connect(plan="growth")
-    assert installation.refresh().failed_users == []
-    return installation
+def installation(install_loaded) -> Installation:
+    return install_loaded("growth", organizations=2, days=30, projects=2, services=False)
 
 
 def warehouse_of(installation: Installation) -> Warehouse:
