@@ -38,7 +38,7 @@ TABLES = (
 VIEWS = ("named", "as_of", "reconciliation")
 _CREATED_IN_ORDER = (*CREATED, *TABLES, *VIEWS)
 # Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
-MEMORY_LIMIT = "192MB"
+MEMORY_LIMIT = "128MB"
 
 
 class WarehouseOutdated(Exception):
