@@ -6,14 +6,18 @@ import sys
 from pathlib import Path
 
 import duckdb
+import pytest
+from click.testing import CliRunner
+
+from finora_pipeline.cli import main
 
 ROOT = Path(__file__).parent.parent
 
 
-def run_demo(home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_demo(home: Path) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "OPENAI_BASE_URL")}
-    environment |= {"FINORA_HOME": str(home), **variables}
-    command = [sys.executable, "-m", "finora_pipeline", "demo", "--once", *arguments]
+    environment |= {"FINORA_HOME": str(home)}
+    command = [sys.executable, "-m", "finora_pipeline", "demo", "--once"]
     return subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -26,7 +30,7 @@ def published(home: Path) -> list[tuple[object, ...]]:
         ).fetchall()
 
 
-def test_the_demo_runs_from_nothing_and_again(tmp_path: Path):
+def test_the_demo_runs_from_nothing_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     home = tmp_path / "home"
     first = run_demo(home)
     assert first.returncode == 0, first.stderr
@@ -42,19 +46,20 @@ def test_the_demo_runs_from_nothing_and_again(tmp_path: Path):
 
     # The demo's folder never meets a real organization.
     key = "sk-admin-thiskeyisknowntonobody0123456789"
-    refused = run_demo(home, "--real", OPENAI_ADMIN_KEY=key)
-    assert refused.returncode == 1
-    assert "set FINORA_HOME to another folder" in refused.stderr
-    assert key not in refused.stdout + refused.stderr
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", key)
+    refused = CliRunner().invoke(main, ["demo", "--once", "--real"])
+    assert refused.exit_code == 1
+    assert "set FINORA_HOME to another folder" in refused.output
+    assert key not in refused.output
 
 
 def test_a_folder_with_real_connections_is_no_place_for_the_demo(install, start_openai):
     installation = install(start_openai(days=2))
     installation.connect()
-    refused = run_demo(installation.settings.home)
-    assert refused.returncode == 1
+    refused = CliRunner().invoke(main, ["demo", "--once"])
+    assert refused.exit_code == 1
     assert "holds real connections: set FINORA_HOME to another folder for the demo" in " ".join(
-        refused.stderr.split()
+        refused.output.split()
     )
     assert [c.user_id for c in installation.accounts.connections()] == ["user-0"]
 
