@@ -49,7 +49,7 @@ def test_the_demo_runs_from_nothing_and_again(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("OPENAI_ADMIN_KEY", key)
     refused = CliRunner().invoke(main, ["demo", "--once", "--real"])
     assert refused.exit_code == 1
-    assert "set FINORA_HOME to another folder" in refused.output
+    assert "set FINORA_HOME to another folder" in refused.stderr
     assert key not in refused.output
 
 
@@ -59,7 +59,7 @@ def test_a_folder_with_real_connections_is_no_place_for_the_demo(install, start_
     refused = CliRunner().invoke(main, ["demo", "--once"])
     assert refused.exit_code == 1
     assert "holds real connections: set FINORA_HOME to another folder for the demo" in " ".join(
-        refused.output.split()
+        refused.stderr.split()
     )
     assert [c.user_id for c in installation.accounts.connections()] == ["user-0"]
 

@@ -130,7 +130,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory):
             accounts=AccountsResource.of(installation.settings),
             base_url=openai.base_url,
             timeout_seconds=2,
-            retry_seconds=1,
+            retry_seconds=2,
             first_pause_seconds=0.001,
         )
 
