@@ -21,7 +21,7 @@ from finora_pipeline.disk import told_if_full
 from finora_pipeline.warehouse.sql import section
 
 # In the order in which they are created.
-CREATED = ("pipeline", "macros", "billed_costs", "attribution")
+CREATED = ("pipeline", "macros", "billed_costs")
 # The tables that are also published as Parquet, a file a month.
 MONTHLY_TABLES = ("daily_costs", "daily_usage", "daily_model_costs", "daily_member_costs", "daily_key_costs")
 TABLES = (
@@ -39,6 +39,8 @@ VIEWS = ("named", "as_of", "reconciliation")
 _CREATED_IN_ORDER = (*CREATED, *TABLES, *VIEWS)
 # Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
 MEMORY_LIMIT = "128MB"
+# Each takes memory of its own that cannot be spilled: with one a core, a load fails on a machine of eight.
+THREADS = 2
 
 
 class WarehouseOutdated(Exception):
@@ -60,6 +62,8 @@ class Warehouse:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.database = home / "warehouse" / "warehouse.duckdb"
+        # Long raw pages in pieces, while they are loaded.
+        self.cut_pages = self.database.with_name("cut_pages")
         self.raw = home / "raw"
         self.published = home / "published"
 
@@ -81,9 +85,12 @@ class Warehouse:
         spill = self.database.with_name("spill")
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": MEMORY_LIMIT,
+            "threads": THREADS,
             "temp_directory": str(spill),
             # What is larger goes straight into the database instead of into its log first.
             "checkpoint_threshold": "8MB",
+            # It takes a quarter of a commit to try and is never chosen: a dictionary is smaller.
+            "disabled_compression_methods": "fsst",
         }
         connection = duckdb.connect(self.database, config=config)
         try:

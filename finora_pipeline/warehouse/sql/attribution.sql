@@ -13,13 +13,6 @@
 --   4. What nobody's use matches stands under no member (NULL).
 --   5. Usage names some models without their date of release: as in daily_model_costs.
 
--- [create]
--- An amount in whole 10^-18 dollars and back.
-CREATE MACRO to_units(amount) AS replace(amount::DECIMAL(38, 18)::VARCHAR, '.', '')::HUGEINT;
-CREATE MACRO from_units(units) AS
-    (units // 1000000000000000000)::DECIMAL(38, 18)
-    + (units % 1000000000000000000)::DECIMAL(18, 0) * 0.000000000000000001::DECIMAL(18, 18);
-
 -- [portion]
 -- The days whose facts changed, in portions of about $rows_at_once rows of costs and usage, a user's days
 -- together.
@@ -105,7 +98,7 @@ FROM (
     SELECT
         split.day,
         project_id,
-        costs.model AS line_model,
+        any_value(costs.model) AS line_model,
         coalesce(costs.model, line_item, 'not attributed') AS model,
         sum(amount_usd) AS amount_usd,
         sum(amount_usd) FILTER (
@@ -141,7 +134,7 @@ WHERE charge_sums.rowid = only_one.sum;
 
 -- The single charges of those that several share, or that OpenAI splits itself.
 CREATE OR REPLACE TEMP TABLE split_sums AS
-SELECT split_days.*, sums.project_id, sums.line_model, sums.model, sums.pool, sums.is_sample
+SELECT split_days.*, sums.project_id, sums.model, sums.pool, sums.is_sample
 FROM charge_sums AS sums
 JOIN split_days ON split_days.day = sums.day
 LEFT JOIN pools ON pools.rowid = sums.pool
@@ -163,7 +156,6 @@ JOIN daily_costs AS costs
     AND costs.provider = sums.provider
     AND costs.date = sums.date
     AND costs.project_id IS NOT DISTINCT FROM sums.project_id
-    AND costs.model IS NOT DISTINCT FROM sums.line_model
     AND coalesce(costs.model, costs.line_item, 'not attributed') = sums.model
 WHERE costs.amount_usd IS NOT NULL;
 
@@ -254,16 +246,15 @@ SELECT
     charge_sums.project_id,
     CASE dimension WHEN 'member' THEN pools.only_member ELSE pools.only_key END AS id,
     charge_sums.model,
-    sum(charge_sums.amount_usd) AS amount_usd,
+    charge_sums.amount_usd,
     'allocated' AS method,
-    bool_or(charge_sums.is_sample) AS is_sample
+    charge_sums.is_sample
 FROM charge_sums
 CROSS JOIN (VALUES ('member'), ('key')) AS dimensions(dimension)
 ANTI JOIN billed_days USING (day, dimension)
 LEFT JOIN pools ON pools.rowid = charge_sums.pool
 WHERE charge_sums.amount_usd IS NOT NULL
   AND CASE dimension WHEN 'member' THEN pools.has_members ELSE pools.has_keys END IS NOT true
-GROUP BY ALL
 UNION ALL
 -- Charges whose use several share.
 SELECT
