@@ -180,8 +180,18 @@ class _UsagePage(msgspec.Struct, frozen=True, gc=False):
     next_page: str | None = None
 
 
+class _UncheckedBucket(msgspec.Struct, gc=False):
+    start_time: int
+    results: list[msgspec.Raw]
+
+
+class _UncheckedPage(msgspec.Struct, gc=False):
+    data: list[_UncheckedBucket]
+
+
 _COST_DECODER = msgspec.json.Decoder(_CostPage)
 _USAGE_DECODER = msgspec.json.Decoder(_UsagePage)
+_UNCHECKED_DECODER = msgspec.json.Decoder(_UncheckedPage)
 
 PageT = TypeVar("PageT", _CostPage, _UsagePage)
 
@@ -217,6 +227,25 @@ def canonical_costs(body: bytes) -> bytes:
     return msgspec.json.encode(
         {"data": [{"start_time": day, "results": rows} for day, rows in buckets.items()]}
     )
+
+
+def pieces(body: bytes, most_bytes: int) -> Iterator[bytes]:
+    """A checked page of costs or usage as several short ones: its results as they are, in their order, each
+    under its day. A piece ends with the result that makes it `most_bytes` long."""
+    data: list[_UncheckedBucket] = []
+    size = 0
+    for bucket in _UNCHECKED_DECODER.decode(body).data:
+        first = 0
+        for end, result in enumerate(bucket.results, start=1):
+            size += len(bytes(result))
+            if size >= most_bytes or end == len(bucket.results):
+                data.append(_UncheckedBucket(bucket.start_time, bucket.results[first:end]))
+                first = end
+            if size >= most_bytes:
+                yield msgspec.json.encode(_UncheckedPage(data))
+                data, size = [], 0
+    if data:
+        yield msgspec.json.encode(_UncheckedPage(data))
 
 
 def _text(value: Decimal | None) -> str | None:

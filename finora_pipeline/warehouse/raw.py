@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finora_pipeline.disk import told_if_full
-from finora_pipeline.openai_admin.pages import SECONDS_PER_DAY, Page, canonical_costs
+from finora_pipeline.openai_admin.pages import SECONDS_PER_DAY, Page, canonical_costs, pieces
 
 PROVIDER = "openai"
 SCHEMA = pa.schema(
@@ -51,6 +51,10 @@ SCHEMA = pa.schema(
 _SMALL_COLUMNS = [field.name for field in SCHEMA if field.name not in ("body", "canonical")]
 # DuckDB takes in a row group's bodies at once, in each of its threads, several times over.
 ROW_GROUP_BYTES = 1_000_000
+# The columns that the facts are made of.
+_TEXT_COLUMNS = ("user_id", "provider", "endpoint", "fetched_at", "body", "canonical")
+# To take a text apart takes ten times its length of memory, which DuckDB cannot spill.
+LONGEST_TEXT_BYTES = 2 * ROW_GROUP_BYTES
 _NAME = re.compile(r"(?P<kind>\w+)~(?P<run_id>[\w-]+)~(?P<number>\d+)\.parquet")
 
 
@@ -207,6 +211,35 @@ def write_whole(table: pa.Table, path: Path) -> None:
         # Half a file would keep a full disk full.
         aside.unlink(missing_ok=True)
         raise
+
+
+def cut_long_pages(file: RawFile, folder: Path) -> Path:
+    """A file of the same name with the texts of a raw file's pages of costs or usage cut into pieces that
+    DuckDB takes apart in little memory; the raw file itself where no page is long."""
+    with pq.ParquetFile(file.path) as whole:
+        if not _has_long_page(whole.metadata):
+            return file.path
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / file.name
+        schema = pa.schema([SCHEMA.field(name) for name in _TEXT_COLUMNS])
+        # It is read once, at once.
+        with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as cut:
+            for group in range(whole.num_row_groups):
+                for row in whole.read_row_group(group, columns=list(_TEXT_COLUMNS)).to_pylist():
+                    text = (row["canonical"] or row["body"]).encode()
+                    for piece in pieces(text, ROW_GROUP_BYTES):
+                        one = row | {"body": piece.decode(), "canonical": None}
+                        cut.write_table(pa.Table.from_pylist([one], schema))
+    return path
+
+
+def _has_long_page(metadata: pq.FileMetaData) -> bool:
+    texts = [index for index, name in enumerate(metadata.schema.names) if name in ("body", "canonical")]
+    return any(
+        metadata.row_group(group).column(column).total_uncompressed_size > LONGEST_TEXT_BYTES
+        for group in range(metadata.num_row_groups)
+        for column in texts
+    )
 
 
 def _sync(path: Path) -> None:

@@ -108,7 +108,7 @@ def _loaded_beside(warehouse: Warehouse) -> Iterator[tuple[Warehouse, int]]:
         with beside.writing() as connection:
             for kind in KINDS:
                 for batch in batches([file for file in files if file.kind == kind]):
-                    load_files(connection, kind, batch)
+                    load_files(connection, kind, batch, beside.cut_pages)
         yield beside, len(files)
     finally:
         shutil.rmtree(beside.home, ignore_errors=True)

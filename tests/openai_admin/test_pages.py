@@ -23,6 +23,7 @@ from finora_pipeline.openai_admin.pages import (
     check_page,
     decode_costs,
     decode_usage,
+    pieces,
     unix_seconds,
 )
 
@@ -392,6 +393,41 @@ def test_canonical_form_keeps_the_exact_sum(rows: list[str]) -> None:
     days = json.loads(canonical)["data"]
     grains = [(r["project_id"], r["line_item"]) for day in days for r in day["results"]]
     assert len(grains) == len(set(grains))
+
+
+@REPEATABLE
+@given(
+    days=st.lists(
+        st.lists(st.sampled_from(['"1.5"', '"0E-6176"', "-2.50e3", "null", '"é\\u20ac"']), max_size=6)
+    ),
+    most_bytes=st.integers(1, 2_000),
+)
+def test_pieces_of_a_page_hold_its_results_as_they_are(days: list[list[str]], most_bytes: int) -> None:
+    rows = [[row(value, name=f"{day}-{i}é") for i, value in enumerate(of)] for day, of in enumerate(days)]
+    buckets = [
+        f'{{"start_time": {DAY + i * 86_400}, "results": [{", ".join(r)}]}}' for i, r in enumerate(rows)
+    ]
+    whole = f'{{"object": "page", "data": [{",".join(buckets)}]}}'
+
+    cut = list(pieces(whole.encode(), most_bytes))
+
+    held = [
+        (bucket["start_time"], result)
+        for piece in cut
+        for bucket in json.loads(piece, parse_float=str, parse_int=str)["data"]
+        for result in bucket["results"]
+    ]
+    assert held == [
+        (bucket["start_time"], result)
+        for bucket in json.loads(whole, parse_float=str, parse_int=str)["data"]
+        for result in bucket["results"]
+    ]
+    assert all(text.encode() in b"".join(cut) for of_day in rows for text in of_day)
+    longest = max((len(text.encode()) for of_day in rows for text in of_day), default=0)
+    results = [
+        sum(len(text.encode()) for of_day in rows for text in of_day if text.encode() in p) for p in cut
+    ]
+    assert all(size < most_bytes + longest for size in results)
 
 
 def test_window_needs_a_day() -> None:

@@ -157,3 +157,45 @@ def test_many_files_are_loaded_in_several_transactions(warehouse: Warehouse):
     loaded = load(warehouse, run_id="run-0")
     assert loaded.cost_rows == 1
     assert rows(warehouse, "SELECT count(*), sum(amount_usd) FROM daily_costs") == [(count, Decimal(count))]
+
+
+def test_usage_rows_of_one_grain_are_added_up(warehouse: Warehouse):
+    one = {"model": "gpt-4o", "project_id": "proj_a", "input_tokens": 5, "num_model_requests": 1}
+    other = {"model": "gpt-4o", "project_id": "proj_b", "input_tokens": 100}
+    next_day = DAY + timedelta(days=1)
+    twice = page_of(
+        bucket([one, other, one | {"input_tokens": 7, "output_tokens": 3}]), bucket([one], next_day)
+    )
+    land(warehouse, twice, endpoint=ENDPOINTS["completions"])
+    loaded = load(warehouse, "completions")
+    assert loaded.repeated == {"daily_usage": 0}
+    query = (
+        "SELECT date, project_id, requests, input_tokens, output_tokens, images FROM daily_usage ORDER BY ALL"
+    )
+    assert rows(warehouse, query) == [
+        (DAY, "proj_a", 2, 12, 3, None),
+        (DAY, "proj_b", None, 100, None, None),
+        (next_day, "proj_a", 1, 5, None, None),
+    ]
+
+
+def test_pages_of_a_large_organization_fit_into_the_memory_limit(warehouse: Warehouse):
+    days = [DAY + timedelta(days=number) for number in range(40)]
+    long_name = "x" * 400
+    cost_days = [
+        cost_day(
+            [cost_row(f'"{n}.{n:018}"', f"{long_name}{n}", f"proj_{n % 40}") for n in range(1, 1_501)], day
+        )
+        for day in days
+    ]
+    land(warehouse, page_of(*cost_days))
+    results = [{"model": f"{long_name}{n}", "project_id": "proj_a", "input_tokens": n} for n in range(1_500)]
+    land(warehouse, page_of(*(bucket(results, day) for day in days)), endpoint=ENDPOINTS["completions"])
+    load(warehouse)
+    load(warehouse, "completions")
+    exact = sum((Decimal(f"{n}.{n:018}") for n in range(1, 1_501)), Decimal(0)) * 40
+    assert rows(warehouse, "SELECT count(*), sum(amount_usd) FROM daily_costs") == [(60_000, exact)]
+    assert rows(warehouse, "SELECT count(*), sum(input_tokens) FROM daily_usage") == [
+        (60_000, sum(range(1_500)) * 40)
+    ]
+    assert not warehouse.cut_pages.exists()

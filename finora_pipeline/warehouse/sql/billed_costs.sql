@@ -50,7 +50,7 @@ WITH pages AS (
         unnest(from_json(coalesce(canonical, body), '{"data": [{"start_time": "BIGINT", "results": [{
             "amount": {"value": "VARCHAR"}, "project_id": "VARCHAR", "line_item": "VARCHAR",
             "user_id": "VARCHAR", "api_key_id": "VARCHAR"}]}]}').data) AS bucket
-    FROM read_parquet(getvariable('raw_files'), filename = true)
+    FROM read_parquet(getvariable('text_files'), filename = true)
 ),
 buckets AS (
     SELECT pages.* EXCLUDE (bucket), new.date, unnest(bucket.results) AS result

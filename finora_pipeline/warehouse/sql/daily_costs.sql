@@ -52,10 +52,10 @@ COMMENT ON COLUMN daily_costs.is_sample IS 'Made-up row of a user without real d
 
 -- [line_items]
 -- The distinct texts of the raw files' pages.
-SELECT DISTINCT unnest(line_items) FROM read_parquet(getvariable('raw_files'));
+SELECT DISTINCT unnest(line_items) FROM raw_pages;
 
 -- [load]
--- From the raw files' pages, as OpenAI sent them. `canonical` stands in for a page whose numbers SQL would
+-- From the raw files' pages, as OpenAI sent them, long ones in pieces. `canonical` stands in for a page whose numbers SQL would
 -- not read exactly as they are, or that names a project and line item of a day twice. `line_items` (an Arrow
 -- table) holds each distinct text, parsed.
 CREATE OR REPLACE TEMP TABLE old_costs AS
@@ -78,7 +78,7 @@ WITH pages AS (
             "amount": {"value": "VARCHAR"}, "line_item": "VARCHAR", "quantity": "VARCHAR",
             "quantity_unit": "VARCHAR", "project_id": "VARCHAR", "project_name": "VARCHAR",
             "organization_id": "VARCHAR"}]}]}').data) AS bucket
-    FROM read_parquet(getvariable('raw_files'), filename = true)
+    FROM read_parquet(getvariable('text_files'), filename = true)
 ),
 buckets AS (
     SELECT pages.* EXCLUDE (bucket), new.date, unnest(bucket.results) AS result

@@ -88,7 +88,7 @@ COMMENT ON COLUMN daily_usage.raw_file IS 'Raw file that holds the page';
 COMMENT ON COLUMN daily_usage.is_sample IS 'Made-up row of a user without real data';
 
 -- [load]
--- From the raw files' pages, as OpenAI sent them.
+-- From the raw files' pages, as OpenAI sent them, long ones in pieces.
 CREATE OR REPLACE TEMP TABLE old_usage AS
 SELECT daily_usage.* EXCLUDE (fetched_at, raw_file, is_sample)
 FROM daily_usage
@@ -126,7 +126,7 @@ WITH pages AS (
             "input_cached_image_tokens": "BIGINT", "output_image_tokens": "BIGINT",
             "images": "BIGINT", "seconds": "BIGINT", "characters": "BIGINT",
             "usage_bytes": "BIGINT", "num_sessions": "BIGINT"}]}]}').data) AS bucket
-    FROM read_parquet(getvariable('raw_files'), filename = true)
+    FROM read_parquet(getvariable('text_files'), filename = true)
 ),
 buckets AS (
     SELECT pages.* EXCLUDE (bucket), new.date, unnest(bucket.results) AS result
@@ -150,34 +150,66 @@ SELECT
     result.model AS model,
     result.batch AS batch,
     result.service_tier AS service_tier,
-    sum(result.num_model_requests)::BIGINT,
-    sum(result.num_requests)::BIGINT,
-    sum(result.input_tokens)::BIGINT,
-    sum(result.input_cached_tokens)::BIGINT,
-    sum(result.input_uncached_tokens)::BIGINT,
-    sum(result.input_cache_write_tokens)::BIGINT,
-    sum(result.input_cache_write_30m_tokens)::BIGINT,
-    sum(result.input_cache_write_12h_tokens)::BIGINT,
-    sum(result.input_text_tokens)::BIGINT,
-    sum(result.input_cached_text_tokens)::BIGINT,
-    sum(result.output_tokens)::BIGINT,
-    sum(result.output_text_tokens)::BIGINT,
-    sum(result.input_audio_tokens)::BIGINT,
-    sum(result.input_cached_audio_tokens)::BIGINT,
-    sum(result.output_audio_tokens)::BIGINT,
-    sum(result.input_image_tokens)::BIGINT,
-    sum(result.input_cached_image_tokens)::BIGINT,
-    sum(result.output_image_tokens)::BIGINT,
-    sum(result.images)::BIGINT,
-    sum(result.seconds)::BIGINT,
-    sum(result.characters)::BIGINT,
-    sum(result.usage_bytes)::BIGINT,
-    sum(result.num_sessions)::BIGINT,
+    result.num_model_requests,
+    result.num_requests,
+    result.input_tokens,
+    result.input_cached_tokens,
+    result.input_uncached_tokens,
+    result.input_cache_write_tokens,
+    result.input_cache_write_30m_tokens,
+    result.input_cache_write_12h_tokens,
+    result.input_text_tokens,
+    result.input_cached_text_tokens,
+    result.output_tokens,
+    result.output_text_tokens,
+    result.input_audio_tokens,
+    result.input_cached_audio_tokens,
+    result.output_audio_tokens,
+    result.input_image_tokens,
+    result.input_cached_image_tokens,
+    result.output_image_tokens,
+    result.images,
+    result.seconds,
+    result.characters,
+    result.usage_bytes,
+    result.num_sessions,
     fetched_at,
     raw_file,
     false
-FROM buckets
+FROM buckets;
+
+-- [repeated]
+-- The new rows of which two seem to be of one grain: OpenAI sends none unless it left a dimension out.
+CREATE OR REPLACE TEMP TABLE repeated_usage AS
+SELECT hash(user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier)
+    AS number
+FROM daily_usage
+WHERE fetched_at >= getvariable('first_fetched_at')
+GROUP BY number
+HAVING count(*) > 1;
+
+-- [merge]
+-- They become one row, with their sum. To group all rows at once would take memory by their number.
+CREATE OR REPLACE TEMP TABLE merged_usage AS
+SELECT
+    user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier,
+    sum(COLUMNS(* EXCLUDE (
+        user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier,
+        fetched_at, raw_file, is_sample
+    )))::BIGINT,
+    fetched_at, raw_file, is_sample
+FROM daily_usage
+WHERE fetched_at >= getvariable('first_fetched_at')
+  AND hash(user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier)
+    IN (FROM repeated_usage)
 GROUP BY ALL;
+
+DELETE FROM daily_usage
+WHERE fetched_at >= getvariable('first_fetched_at')
+  AND hash(user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier)
+    IN (FROM repeated_usage);
+
+INSERT INTO daily_usage FROM merged_usage;
 
 -- [compare]
 -- What was restated: the rows of days read before that are not as they were, in any measure.

@@ -50,18 +50,16 @@ CREATE TABLE pipeline.stale_users (user_id VARCHAR NOT NULL, provider VARCHAR NO
 CREATE TABLE pipeline.unpublished_months (table_name VARCHAR NOT NULL, month DATE NOT NULL);
 
 -- [begin_load]
+-- What the raw files say of each page, without its text.
+CREATE OR REPLACE TEMP TABLE raw_pages AS
+SELECT * EXCLUDE (body, canonical, filename), parse_filename(filename) AS raw_file
+FROM read_parquet(getvariable('raw_files'), filename = true);
+
 -- The days that the pages in the raw files have a bucket of, empty ones included. A day counts only if the
 -- warehouse does not hold a newer read of it.
 CREATE OR REPLACE TEMP TABLE new_days AS
 WITH page_days AS (
-    SELECT DISTINCT
-        user_id,
-        provider,
-        endpoint,
-        fetched_at,
-        parse_filename(filename) AS raw_file,
-        unnest(days) AS date
-    FROM read_parquet(getvariable('raw_files'), filename = true)
+    SELECT user_id, provider, endpoint, fetched_at, raw_file, unnest(days) AS date FROM raw_pages
 )
 SELECT
     user_id,
@@ -80,6 +78,8 @@ WHERE NOT EXISTS (
       AND loaded.fetched_at >= page_days.fetched_at
 )
 GROUP BY user_id, provider, endpoint, date;
+
+SET VARIABLE first_fetched_at = (SELECT min(fetched_at) FROM new_days);
 
 -- Those of them that had been read before.
 CREATE OR REPLACE TEMP TABLE reread_days AS
@@ -103,7 +103,7 @@ WITH sets AS (
         sha256(string_agg(
             concat_ws(' ', window_start, window_end, grouping, sha256), chr(10) ORDER BY window_start, page_number
         )) AS sha256
-    FROM read_parquet(getvariable('raw_files'))
+    FROM raw_pages
     WHERE len(days) > 0
     GROUP BY user_id, provider, endpoint, fetched_at
 )
@@ -155,14 +155,7 @@ EXCEPT
 FROM pipeline.unpublished_months;
 
 INSERT INTO pipeline.loaded_files
-WITH files AS (
-    SELECT
-        parse_filename(filename) AS raw_file,
-        any_value(run_id) AS run_id,
-        max(fetched_at)::DATE AS fetched_on,
-        count(*) AS pages,
-        count(DISTINCT user_id) AS users
-    FROM read_parquet(getvariable('raw_files'), filename = true)
-    GROUP BY raw_file
-)
-SELECT raw_file, run_id, $kind, fetched_on, now(), pages, users FROM files;
+SELECT
+    raw_file, any_value(run_id), $kind, max(fetched_at)::DATE, now(), count(*), count(DISTINCT user_id)
+FROM raw_pages
+GROUP BY raw_file;
