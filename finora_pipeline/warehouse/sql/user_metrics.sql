@@ -177,10 +177,11 @@ SELECT
     this.period,
     this.side,
     this.span_start,
-    share_of(this.covered, this.total) AS covered_share,
+    CASE this.side WHEN 1 THEN share_of(this.covered, this.total) END AS covered_share,
     this.top_model,
     this.total::DECIMAL(38, 18) AS total_spend,
-    exact_ratio(this.total, this.days) AS average_daily_cost,
+    CASE this.days WHEN 1 THEN this.total::DECIMAL(38, 18) ELSE exact_ratio(this.total, this.days) END
+        AS average_daily_cost,
     exact_ratio(this.covered, this.input_tokens + this.output_tokens, per := 1000) AS cost_per_1k_tokens,
     this.input_tokens::DECIMAL(38, 18) AS input_tokens,
     this.output_tokens::DECIMAL(38, 18) AS output_tokens,
@@ -201,9 +202,12 @@ WHERE old.user_id = computed.user_id AND old.provider = computed.provider;
 
 INSERT INTO user_metrics
 WITH sparks AS (
-    SELECT row, list(span_values ORDER BY span_start) AS days
-    FROM span_values
-    WHERE side = 2 AND span_start > $today::DATE - 14
+    -- Sorted as a list, by its rows' first column: a sorted aggregate takes six times as long.
+    SELECT row, list_sort(list(day)) AS days
+    FROM (
+        SELECT span_start, * EXCLUDE (span_start) FROM span_values
+        WHERE side = 2 AND span_start > $today::DATE - 14
+    ) AS day
     GROUP BY row
 ),
 figures AS (
