@@ -110,6 +110,12 @@ class RawPages:
         self._pending.mkdir(parents=True, exist_ok=True)
         return RawWriter(self._pending, run_id)
 
+    def remove_halves(self) -> None:
+        """Removes what processes that were killed have written aside; what another is writing stays."""
+        for half in (*self._pending.glob(".*.parquet.*"), *self._pages.glob("*/*/.*.parquet.*")):
+            if not _is_running(int(half.suffix[1:])):
+                half.unlink(missing_ok=True)
+
     def pending(self, kind: str | None = None) -> list[RawFile]:
         """Files that have landed and are not moved yet, of one kind or all, by name."""
         if not self._pending.exists():
@@ -240,6 +246,16 @@ def _has_long_page(metadata: pq.FileMetaData) -> bool:
         for group in range(metadata.num_row_groups)
         for column in texts
     )
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is kept no longer: days older than a plan's history, replaced raw pages, users who are purged."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -106,6 +107,7 @@ def thin(warehouse: Warehouse, fetched_before: date) -> Removed:
     """
     removed = Removed()
     with warehouse.lock():
+        RawPages(warehouse.raw).remove_halves()
         files = list(RawPages(warehouse.raw).archived())
         with warehouse.connect() as connection:
             needed = connection.execute(
@@ -155,6 +157,9 @@ def purge(warehouse: Warehouse, user_id: str) -> Removed:
     """Removes a user from every table and every raw file; the database is written anew without them."""
     removed = Removed()
     with warehouse.lock():
+        # Their pages may also be in what somebody who was killed has left.
+        shutil.rmtree(warehouse.cut_pages, ignore_errors=True)
+        RawPages(warehouse.raw).remove_halves()
         for file in [*RawPages(warehouse.raw).pending(), *RawPages(warehouse.raw).archived()]:
             _keep_rows(file.path, [one != user_id for one in _users_of(file.path)], removed)
         if warehouse.database.exists():

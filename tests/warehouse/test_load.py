@@ -1,5 +1,7 @@
 """Loading: exactly once, newest wins, whole days, also empty ones."""
 
+import os
+import subprocess
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -11,6 +13,7 @@ from finora_pipeline.openai_admin.endpoints import ENDPOINTS
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.warehouse import load as loading
 from finora_pipeline.warehouse.raw import RawPages
+from finora_pipeline.warehouse.retention import thin
 from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.warehouse.landing import DAY, bucket, cost_day, cost_row, land, load, page_of, rows
 
@@ -100,12 +103,19 @@ def test_a_file_whose_move_was_lost_is_not_loaded_again(warehouse: Warehouse):
     assert rows(warehouse, "SELECT count(*), sum(amount_usd) FROM daily_costs") == [(1, Decimal(1))]
 
 
-def test_a_half_written_file_is_not_seen(warehouse: Warehouse):
+def test_a_half_written_file_is_not_seen_and_goes_once_nobody_writes_it(warehouse: Warehouse):
     land(warehouse, page_of(cost_day([cost_row('"1.00"')])))
     (pending,) = RawPages(warehouse.raw).pending()
-    pending.path.with_name(f".{pending.name}.4711").write_bytes(pending.path.read_bytes()[:100])
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    half, written = (pending.path.with_name(f".{pending.name}.{pid}") for pid in (killed.pid, os.getpid()))
+    for path in (half, written):
+        path.write_bytes(pending.path.read_bytes()[:100])
     load(warehouse)
     assert rows(warehouse, "SELECT count(*) FROM daily_costs") == [(1,)]
+    thin(warehouse, DAY)
+    assert not half.exists()
+    assert written.exists()
 
 
 def test_a_failed_load_changes_nothing_and_the_next_one_succeeds(
