@@ -5,7 +5,8 @@ import string
 
 PREFIX = "sk-admin-"
 _ADMIN_KEY = re.compile(r"sk-admin-[A-Za-z0-9_-]{16,500}")
-_ANY_KEY = re.compile(r"sk-[A-Za-z0-9_*-]{4,}")
+# Our own sentences say how a key begins, and hints too: that alone is none.
+_ANY_KEY = re.compile(r"sk-(?!admin-(?![A-Za-z0-9_*-]))[A-Za-z0-9_*-]{4,}")
 # What editors, spreadsheets and chat programs put around a pasted text without showing it.
 _SURROUNDING = string.whitespace + "\u00a0\u200b\u200c\u200d\u2060\ufeff"
 

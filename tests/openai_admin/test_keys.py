@@ -101,6 +101,7 @@ def test_key_is_not_copied() -> None:
         ("Incorrect API key provided: sk-admin*fake. You", "Incorrect API key provided: sk-…. You"),
         ("sk-proj-***********abcd is not known", "sk-… is not known"),
         (f'{{"key":"{KEY}","old":"sk-svcacct-12345678"}}', '{"key":"sk-…","old":"sk-…"}'),
+        ("One starts with sk-admin-, as sk-admin-…abcd.", "One starts with sk-admin-, as sk-admin-…abcd."),
         ("Missing scopes: api.usage.read.", "Missing scopes: api.usage.read."),
         ("", ""),
     ],
