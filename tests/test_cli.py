@@ -263,6 +263,7 @@ def test_connect_many_tells_bad_lines_by_number_and_connects_the_rest(fresh):
     assert [told[n]["user"] for n in range(1, 7)] == ["acme", "globex", "?", "?", "hooli", "acme"]
     assert "There is no plan “gold”" in told[2]["detail"]
     assert told[3]["detail"] == told[4]["detail"] == "A line must be user,plan,key with just two commas."
+    assert "This is a project key" in told[5]["detail"]
     assert "which starts with sk-admin-, under Settings" in told[5]["detail"]
     assert told[6]["detail"] == "User acme is named twice; only the first line counts."
     assert fresh.accounts.user_ids() == ["acme"]

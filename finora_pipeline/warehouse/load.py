@@ -236,7 +236,7 @@ def _loaded_by(connection: duckdb.DuckDBPyConnection, run_id: str, kinds: list[s
 
 
 def _repeated(connection: duckdb.DuckDBPyConnection, table: str, of_run: str, run_id: str) -> int:
-    # Grouped by a number first, which takes a fifth of the time; rows are compared where two have the same.
+    # By a number first, which is faster than by texts; rows are compared where two have the same.
     number = f"hash({_GRAIN[table]})"
     suspicious = f"SELECT {number} FROM {table} {of_run} GROUP BY {number} HAVING count(*) > 1"
     query = (

@@ -28,4 +28,7 @@ CREATE MACRO parts_to_decimal(number, sign) AS
     + (sign || '0.' || left(split_part(number, '.', 2), 18))::DECIMAL(18, 18);
 
 CREATE MACRO exact_decimal(text) AS
-    parts_to_decimal(CASE text WHEN '0E-6176' THEN '0' ELSE text END, CASE WHEN starts_with(text, '-') THEN '-' ELSE '' END);
+    parts_to_decimal(
+        CASE text WHEN '0E-6176' THEN '0' ELSE text END,
+        CASE WHEN starts_with(text, '-') THEN '-' ELSE '' END
+    );
