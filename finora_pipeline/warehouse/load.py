@@ -164,9 +164,10 @@ def load_files(
                 merge = section("directory", "merge").format(table=table, id=ID_COLUMN[table])
                 connection.execute(merge)
         if kind == USAGE_KIND:
-            run(connection, "daily_usage", "repeated")
+            grain = _GRAIN["daily_usage"]
+            connection.execute(section("daily_usage", "repeated").format(grain=grain))
             if connection.execute("FROM repeated_usage LIMIT 1").fetchall():
-                run(connection, "daily_usage", "merge")
+                connection.execute(section("daily_usage", "merge").format(grain=grain))
         if kind != DIRECTORY_KIND and connection.execute("FROM reread_days LIMIT 1").fetchall():
             run(connection, tables[0], "compare")
         run(connection, "pipeline", "end_load", **parameters)

@@ -179,10 +179,10 @@ SELECT
 FROM buckets;
 
 -- [repeated]
--- The new rows of which two seem to be of one grain: OpenAI sends none unless it left a dimension out.
+-- The new rows of which two seem to be of one grain ({grain}): OpenAI sends none unless it left a dimension
+-- out.
 CREATE OR REPLACE TEMP TABLE repeated_usage AS
-SELECT hash(user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier)
-    AS number
+SELECT hash({grain}) AS number
 FROM daily_usage
 WHERE fetched_at >= getvariable('first_fetched_at')
 GROUP BY number
@@ -192,22 +192,17 @@ HAVING count(*) > 1;
 -- They become one row, with their sum. To group all rows at once would take memory by their number.
 CREATE OR REPLACE TEMP TABLE merged_usage AS
 SELECT
-    user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier,
-    sum(COLUMNS(* EXCLUDE (
-        user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier,
-        fetched_at, raw_file, is_sample
-    )))::BIGINT,
+    {grain},
+    sum(COLUMNS(* EXCLUDE ({grain}, fetched_at, raw_file, is_sample)))::BIGINT,
     fetched_at, raw_file, is_sample
 FROM daily_usage
 WHERE fetched_at >= getvariable('first_fetched_at')
-  AND hash(user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier)
-    IN (FROM repeated_usage)
+  AND hash({grain}) IN (FROM repeated_usage)
 GROUP BY ALL;
 
 DELETE FROM daily_usage
 WHERE fetched_at >= getvariable('first_fetched_at')
-  AND hash(user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier)
-    IN (FROM repeated_usage);
+  AND hash({grain}) IN (FROM repeated_usage);
 
 INSERT INTO daily_usage FROM merged_usage;
 
