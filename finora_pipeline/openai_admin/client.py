@@ -52,6 +52,7 @@ from finora_pipeline.openai_admin.pages import (
     PageHead,
     Window,
     check_page,
+    check_text,
     unix_seconds,
 )
 
@@ -386,9 +387,10 @@ def _url(address: str, params: QueryParams) -> httpx.URL:
 
 
 def _read_list(body: bytes) -> _ObjectList:
+    check_text(body)
     try:
         return msgspec.json.decode(body, type=_ObjectList)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UnreadableResponse(f"OpenAI's answer is not a list of projects: {error}.") from None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -116,6 +116,12 @@ class CostResult(msgspec.Struct, frozen=True, gc=False):
     quantity_unit: str | None = None
 
 
+# So large that no row of a day has it (a quadrillion tokens, a petabyte), so small that thousands of them add
+# up within the 64 bits of our columns.
+_MOST_COUNTED = 10**15
+Count = Annotated[int, msgspec.Meta(ge=-_MOST_COUNTED, le=_MOST_COUNTED)]
+
+
 class UsageResult(msgspec.Struct, frozen=True, gc=False):
     """One row of any usage endpoint; a measure that the endpoint does not have is None."""
 
@@ -125,29 +131,29 @@ class UsageResult(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     batch: bool | None = None
     service_tier: str | None = None
-    num_model_requests: int | None = None
-    num_requests: int | None = None
-    input_tokens: int | None = None
-    input_cached_tokens: int | None = None
-    input_uncached_tokens: int | None = None
-    input_cache_write_tokens: int | None = None
-    input_cache_write_30m_tokens: int | None = None
-    input_cache_write_12h_tokens: int | None = None
-    input_text_tokens: int | None = None
-    input_cached_text_tokens: int | None = None
-    output_tokens: int | None = None
-    output_text_tokens: int | None = None
-    input_audio_tokens: int | None = None
-    input_cached_audio_tokens: int | None = None
-    output_audio_tokens: int | None = None
-    input_image_tokens: int | None = None
-    input_cached_image_tokens: int | None = None
-    output_image_tokens: int | None = None
-    images: int | None = None
-    seconds: int | None = None
-    characters: int | None = None
-    usage_bytes: int | None = None
-    num_sessions: int | None = None
+    num_model_requests: Count | None = None
+    num_requests: Count | None = None
+    input_tokens: Count | None = None
+    input_cached_tokens: Count | None = None
+    input_uncached_tokens: Count | None = None
+    input_cache_write_tokens: Count | None = None
+    input_cache_write_30m_tokens: Count | None = None
+    input_cache_write_12h_tokens: Count | None = None
+    input_text_tokens: Count | None = None
+    input_cached_text_tokens: Count | None = None
+    output_tokens: Count | None = None
+    output_text_tokens: Count | None = None
+    input_audio_tokens: Count | None = None
+    input_cached_audio_tokens: Count | None = None
+    output_audio_tokens: Count | None = None
+    input_image_tokens: Count | None = None
+    input_cached_image_tokens: Count | None = None
+    output_image_tokens: Count | None = None
+    images: Count | None = None
+    seconds: Count | None = None
+    characters: Count | None = None
+    usage_bytes: Count | None = None
+    num_sessions: Count | None = None
 
 
 class CostBucket(msgspec.Struct, frozen=True, gc=False):
@@ -269,8 +275,7 @@ def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
     Each amount must be a decimal in a JSON string or number, or null, in US dollars. Raises
     `UnreadableResponse` with what is wrong.
     """
-    if not body.isascii():
-        _check_text(body)
+    check_text(body)
     if not endpoint.is_costs:
         used = decode_usage(body)
         return PageHead(used.has_more, used.next_page, [bucket.start_time for bucket in used.data])
@@ -296,7 +301,10 @@ def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
     return PageHead(page.has_more, page.next_page, starts, is_canonical, named)
 
 
-def _check_text(body: bytes) -> None:
+def check_text(body: bytes) -> None:
+    """Raises `UnreadableResponse` if it is not UTF-8 as a whole: decoders pass over what they need not read."""
+    if body.isascii():
+        return
     try:
         body.decode()
     except UnicodeDecodeError:

@@ -260,7 +260,17 @@ def test_one_odd_amount_after_many_plain_ones_is_found_at_once(odd: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("measure", "value"), [("input_tokens", "7"), ("input_tokens", 7.5), ("model", 5), ("batch", "false")]
+    ("measure", "value"),
+    [
+        ("input_tokens", "7"),
+        ("input_tokens", 7.5),
+        # SQL would take what no column holds for no use at all.
+        ("input_tokens", 2**63),
+        ("usage_bytes", 10**15 + 1),
+        ("input_cached_tokens", -(2**63)),
+        ("model", 5),
+        ("batch", "false"),
+    ],
 )
 def test_usage_of_the_wrong_type_is_refused(measure: str, value: Any) -> None:
     sent = json.loads(page())

@@ -2,6 +2,8 @@
 
 from datetime import timedelta
 
+import pytest
+
 from finora_pipeline.openai_admin.simulator import Fault, FaultKind
 from tests.conftest import Installation, now_in_the_middle_of_today
 
@@ -78,3 +80,23 @@ def test_the_directory_is_read_once_a_day_and_never_fails_a_refresh(start_openai
         assert installation.refresh().failed_users == []
         assert openai.simulator.requests["users"] == times
     assert len(names(installation, "members")) == len(openai.organizations[0].members)
+
+
+@pytest.mark.parametrize("kind", [FaultKind.NOT_UTF8, FaultKind.NANOSECONDS])
+def test_an_odd_list_of_one_user_fails_nobody(start_openai, install, kind):
+    openai = start_openai(organizations=2, days=4)
+    installation = install(openai)
+    installation.connect(plan="trial")
+    openai.simulator.add_fault(openai.organizations[1], Fault(kind, endpoint="users"))
+    openai.simulator.add_fault(openai.organizations[1], Fault(kind, endpoint="projects"))
+    openai.simulator.add_fault(openai.organizations[1], Fault(kind, endpoint="api_keys"))
+    assert installation.refresh().failed_users == []
+    assert len(names(installation, "members")) == len(openai.organizations[0].members)
+    assert installation.sql("SELECT count(DISTINCT user_id) FROM daily_costs") == [(2,)]
+    # A moment that is none is no reason to do without the names.
+    has_names = kind is FaultKind.NANOSECONDS
+    for table, moment in (("projects", "created_at"), ("members", "added_at"), ("api_keys", "created_at")):
+        found = installation.sql(
+            f"SELECT count(*) > 0, count({moment}) FROM {table} WHERE user_id = 'user-1'"
+        )
+        assert found == [(has_names, 0)]

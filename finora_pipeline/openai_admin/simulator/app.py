@@ -251,6 +251,8 @@ async def _send_altered(fault: Fault, body: bytes, key: str, send: Send) -> None
         await asyncio.sleep(fault.seconds or 0)
     elif fault.kind is FaultKind.CUT:
         body = body[: len(body) // 2]
+    elif fault.kind is FaultKind.NOT_UTF8:
+        body = body.replace(b'name":"', b'name":"\xe9')
     else:
         page = json.loads(body)
         _spoil(page, fault.kind, key)
@@ -279,6 +281,10 @@ def _spoil(page: dict[str, Any], kind: FaultKind, key: str) -> None:
             page |= _STUCK
         case FaultKind.ECHO_KEY:
             page["debug"] = key
+        case FaultKind.NANOSECONDS:
+            for listed in page.get("data", ()):
+                moments = {name: at for name, at in listed.items() if name.endswith("_at") and at}
+                listed |= {name: at * 1_000_000_000 for name, at in moments.items()}
 
 
 async def _send_json(

@@ -32,6 +32,8 @@ class FaultKind(StrEnum):
     NO_CURSOR = "no_cursor"  # has_more without next_page
     SAME_CURSOR = "same_cursor"  # the cursor never moves; the pages after it are empty
     ECHO_KEY = "echo_key"  # the answer repeats the caller's key
+    NOT_UTF8 = "not_utf8"  # names in another encoding
+    NANOSECONDS = "nanoseconds"  # moments of a list in nanoseconds
 
 
 @dataclass(slots=True)

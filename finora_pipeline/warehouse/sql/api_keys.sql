@@ -4,6 +4,7 @@
 -- Rules
 --   1. A row stays when OpenAI lists it no more: its costs stay, too. `is_listed` tells which is which.
 --   2. Names are those of the newest list that has the id.
+--   3. A moment that no calendar has is NULL.
 
 -- [create]
 CREATE TABLE api_keys (
@@ -67,7 +68,7 @@ SELECT
     coalesce(item.owner.user.id, item.owner.service_account.id) AS owner_id,
     coalesce(item.owner.user.name, item.owner.service_account.name) AS owner_name,
     item.owner.user.email AS owner_email,
-    to_timestamp(item.created_at) AS created_at,
-    to_timestamp(item.last_used_at) AS last_used_at,
+    try(to_timestamp(item.created_at)) AS created_at,
+    try(to_timestamp(item.last_used_at)) AS last_used_at,
     fetched_at
 FROM pages;

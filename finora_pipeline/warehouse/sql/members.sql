@@ -4,6 +4,7 @@
 -- Rules
 --   1. A row stays when OpenAI lists it no more: its costs stay, too. `is_listed` tells which is which.
 --   2. Names are those of the newest list that has the id.
+--   3. A moment that no calendar has is NULL.
 
 -- [create]
 CREATE TABLE members (
@@ -51,6 +52,6 @@ SELECT
     item.email AS email,
     item.name AS name,
     item.role AS role,
-    to_timestamp(item.added_at) AS added_at,
+    try(to_timestamp(item.added_at)) AS added_at,
     fetched_at
 FROM pages;

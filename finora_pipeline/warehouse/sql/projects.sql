@@ -4,6 +4,7 @@
 -- Rules
 --   1. A row stays when OpenAI lists it no more: its costs stay, too. `is_listed` tells which is which.
 --   2. Names are those of the newest list that has the id.
+--   3. A moment that no calendar has is NULL.
 
 -- [create]
 CREATE TABLE projects (
@@ -50,7 +51,7 @@ SELECT
     item.id AS project_id,
     item.name AS name,
     item.status AS status,
-    to_timestamp(item.created_at) AS created_at,
-    to_timestamp(item.archived_at) AS archived_at,
+    try(to_timestamp(item.created_at)) AS created_at,
+    try(to_timestamp(item.archived_at)) AS archived_at,
     fetched_at
 FROM pages;
