@@ -302,7 +302,7 @@ def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
 
 
 def check_text(body: bytes) -> None:
-    """Raises `UnreadableResponse` if it is not UTF-8 as a whole: decoders pass over what they need not read."""
+    """Raises `UnreadableResponse` unless all of it is UTF-8: decoders pass over what they need not read."""
     if body.isascii():
         return
     try:
