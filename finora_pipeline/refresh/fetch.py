@@ -230,8 +230,7 @@ class _Landing:
         """Lands what waits; no other flush may be going."""
         sets, outcomes = self._sets, self._outcomes
         self._sets, self._outcomes, self._bytes = [], [], 0
-        # Made here and not in the thread: two threads that both need Python only wait for each other.
-        await asyncio.to_thread(self._land, self._writer.tables(sets), outcomes)
+        await asyncio.to_thread(self._land, sets, outcomes)
         if self._load_ahead and (self._loading is None or self._loading.done()):
             await self._loaded()
             self._loading = asyncio.create_task(asyncio.to_thread(self._load_ahead, self._all_read))
@@ -246,9 +245,9 @@ class _Landing:
         if self._loading:
             await self._loading
 
-    def _land(self, tables: Mapping[str, pa.Table], outcomes: Sequence[Refresh]) -> None:
+    def _land(self, sets: Sequence[PageSet], outcomes: Sequence[Refresh]) -> None:
         # Landed before it is recorded: a recorded read with nothing pending is taken for loaded.
-        self._writer.write(tables)
+        self._writer.land(sets)
         with told_if_full("the accounts database"):
             self._accounts.record_refreshes(self._run_id, outcomes)
         for outcome in outcomes:

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -150,25 +150,17 @@ class RawWriter:
         self._numbers = itertools.count(int(datetime.now(UTC).timestamp() * 1000))
 
     def land(self, page_sets: Iterable[PageSet]) -> None:
-        """Writes complete reads to disk, a file a kind; when it returns they survive a crash."""
-        self.write(self.tables(page_sets))
-
-    def tables(self, page_sets: Iterable[PageSet]) -> dict[str, pa.Table]:
-        """The reads as they will be written, by kind: the half of landing that needs Python."""
-        by_kind: dict[str, list[PageSet]] = {}
-        for page_set in page_sets:
-            by_kind.setdefault(page_set.pages[0].endpoint.kind, []).append(page_set)
-        return {kind: _table(sets, self._run_id) for kind, sets in by_kind.items()}
-
-    def write(self, tables: Mapping[str, pa.Table]) -> None:
-        """Writes a file a table: the half of landing that another thread can do meanwhile.
+        """Writes complete reads to disk, a file a kind; when it returns they survive a crash.
 
         Raises `DiskFull`.
         """
+        by_kind: dict[str, list[PageSet]] = {}
+        for page_set in page_sets:
+            by_kind.setdefault(page_set.pages[0].endpoint.kind, []).append(page_set)
         with told_if_full(self._folder):
-            for kind, table in tables.items():
+            for kind, sets in by_kind.items():
                 name = f"{kind}~{self._run_id}~{next(self._numbers)}.parquet"
-                write_whole(table, self._folder / name)
+                write_whole(_table(sets, self._run_id), self._folder / name)
             _sync(self._folder)
 
 
@@ -186,13 +178,23 @@ def _table(sets: list[PageSet], run_id: str) -> pa.Table:
         [fetched_at for _, fetched_at, _ in rows],
         [run_id] * len(rows),
         [sha256 for one in sets for sha256 in one.page_hashes],
-        [page.body for page in pages],
+        _texts([page.body for page in pages]),
         [None if page.head.is_canonical else canonical_costs(page.body) for page in pages],
         [[start // SECONDS_PER_DAY for start in page.head.starts] for page in pages],
         [sorted(page.head.line_items) for page in pages],
     ]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    arrays = [
+        column if isinstance(column, pa.Array) else pa.array(column, field.type)
+        for column, field in zip(columns, SCHEMA, strict=True)
+    ]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _texts(bodies: list[bytes]) -> pa.StringArray:
+    """The bodies, which their check found to be UTF-8, in one piece: Arrow would look at each byte again, and
+    hold the interpreter meanwhile."""
+    ends = pa.array(itertools.accumulate(map(len, bodies), initial=0), pa.int32())
+    return pa.StringArray.from_buffers(len(bodies), ends.buffers()[1], pa.py_buffer(b"".join(bodies)))
 
 
 def write_whole(table: pa.Table, path: Path) -> None:

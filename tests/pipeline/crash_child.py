@@ -47,7 +47,7 @@ def section_is(table: str, name: str) -> Callable[..., bool]:
 
 
 POINTS: dict[str, Callable[[], None]] = {
-    "before anything lands": lambda: before(RawWriter, "write"),
+    "before anything lands": lambda: before(RawWriter, "land"),
     "while a raw file is written": lambda: before(Path, "rename"),
     "after landing, before it is recorded": lambda: before(Accounts, "record_refreshes"),
     "after fetching, before loading": lambda: before(load, "load_files"),

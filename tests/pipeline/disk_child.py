@@ -35,7 +35,7 @@ BALLAST = "ballast"
 AT_ONCE = 2
 # Where the disk becomes full: just before this function is called.
 POINTS: dict[str, tuple[Any, str]] = {
-    "landing raw pages": (RawWriter, "write"),
+    "landing raw pages": (RawWriter, "land"),
     "recording refreshes": (Accounts, "record_refreshes"),
     "loading facts": (load, "load_files"),
     "computing metrics": (metrics, "_refresh_costs"),
