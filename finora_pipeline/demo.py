@@ -23,6 +23,7 @@ from finora_pipeline.accounts.model import AccountsError
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.metadata import dollars
 from finora_pipeline.cli.terminal import log_to_terminal, messages, output, progress
+from finora_pipeline.dashboard import DEFAULT_PORT
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.openai_admin.simulator import OrganizationSpec, SimulatedOrganization
@@ -33,7 +34,6 @@ from finora_pipeline.settings import BASE_URL_FILE, Settings
 from finora_pipeline.up import AlreadyServed, PortTaken, check_port, only_one, serve
 
 DEMO_DAYS = 90
-DASHBOARD_PORT = 8000
 KEY_VARIABLE = "OPENAI_ADMIN_KEY"
 REAL_USER = "my-company"
 # What the demo made, so that a second run finds the same organizations.
@@ -81,7 +81,7 @@ def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
             # The key is stored encrypted by now; no child process needs it.
             os.environ.pop(KEY_VARIABLE, None)
             log_to_terminal()
-            dashboard = ("--port", str(_free_port(DASHBOARD_PORT)))
+            dashboard = ("--port", str(_free_port(DEFAULT_PORT)))
             asyncio.run(serve(settings, _free_port(ui_port), _free_port(ui_port + 1), dashboard))
 
 

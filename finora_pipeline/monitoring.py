@@ -23,6 +23,7 @@ from finora_pipeline.plans import PLANS
 from finora_pipeline.schedules.jobs import history_job, refresh_job, upkeep_job
 from finora_pipeline.schedules.refresh import PLAN_TAG
 from finora_pipeline.settings import Settings
+from finora_pipeline.warehouse.published import DATABASE, attach
 
 LOOKED_BACK = timedelta(hours=24)
 # A daemon that works says so every half minute.
@@ -136,13 +137,12 @@ class _Installation(Collector):
             about = path.stat()
             age.add_metric([], time.time() - about.st_mtime)
             size.add_metric([], about.st_size)
-            name = str(path).replace("'", "''")
             with duckdb.connect(":memory:") as connection:
-                # Attached, since a second connection to the path would see the file as it was at the first.
-                connection.execute(f"ATTACH '{name}' AS published (READ_ONLY)")
+                attach(connection, path)
                 found = connection.execute(
                     "SELECT table_name, estimated_size FROM duckdb_tables() "
-                    "WHERE database_name = 'published' AND schema_name = 'main' ORDER BY ALL"
+                    "WHERE database_name = ? AND schema_name = 'main' ORDER BY ALL",
+                    [DATABASE],
                 ).fetchall()
             for table, number in found:
                 rows.add_metric([table], number)

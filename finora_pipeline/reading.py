@@ -8,11 +8,10 @@ import duckdb
 import pandas as pd
 
 from finora_pipeline.settings import Settings
+from finora_pipeline.warehouse.published import DATABASE, attach
 
 # What a column of amounts becomes where floats are asked for.
 _FLOATS = {"DECIMAL(38,18)": "DOUBLE", "DECIMAL(38,18)[]": "DOUBLE[]"}
-# The name of the published database within a connection.
-DATABASE = "finora"
 
 
 class NothingPublished(FileNotFoundError):
@@ -32,11 +31,8 @@ def connect(path: str | Path | None = None) -> duckdb.DuckDBPyConnection:
     if not file.exists():
         raise NothingPublished(f"There is no {file}: connect an organization and run finora refresh first.")
     connection = duckdb.connect(":memory:")
-    # Attached, since a second connect to one path would return the copy that is open already.
-    name = str(file).replace("'", "''")
-    connection.execute(f"ATTACH '{name}' AS {DATABASE} (READ_ONLY)")
+    attach(connection, file)
     connection.execute(f"USE {DATABASE}")
-    connection.execute("SET TimeZone = 'UTC'")
     return connection
 
 

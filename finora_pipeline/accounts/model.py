@@ -149,6 +149,11 @@ class Read:
         return self.window_end > self.started_at.astimezone(UTC).date()
 
 
+def attention_alarm(user_id: str) -> str:
+    """The key of the alarm that a user's connection needs attention."""
+    return f"attention/{user_id}"
+
+
 def check_user_id(user_id: str) -> str:
     """The id without surrounding white space. Raises `AccountsError` for one that cannot be used."""
     user_id = user_id.strip()

@@ -22,6 +22,7 @@ from finora_pipeline.accounts.model import (
     Read,
     Refresh,
     Status,
+    attention_alarm,
     check_user_id,
 )
 from finora_pipeline.accounts.schema import (
@@ -161,7 +162,7 @@ class Accounts:
             database.execute(delete(sessions).where(sessions.c.name.in_(theirs)))
             deleted["logins"] = database.execute(delete(logins).where(logins.c.user_id == user_id)).rowcount
             deleted["alarms"] = database.execute(
-                delete(alarms).where(alarms.c.key == f"attention/{user_id}")
+                delete(alarms).where(alarms.c.key == attention_alarm(user_id))
             ).rowcount
             if not any(deleted.values()):
                 raise AccountsError(f"There is no user {user_id}.")

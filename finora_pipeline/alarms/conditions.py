@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from finora_pipeline.accounts.model import Connection, Status
+from finora_pipeline.accounts.model import Connection, Status, attention_alarm
 from finora_pipeline.plans import PLANS, Plan
 
 USERS_NAMED = 5
@@ -30,7 +30,7 @@ def of_connections(connections: Iterable[Connection], now: datetime) -> list[Con
         if one.status is Status.NEEDS_ATTENTION:
             found.append(
                 Condition(
-                    f"attention/{one.user_id}",
+                    attention_alarm(one.user_id),
                     f"The OpenAI connection of {one.user_id} needs attention: {one.status_reason}",
                 )
             )

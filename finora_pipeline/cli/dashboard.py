@@ -7,11 +7,12 @@ from rich.table import Table
 
 from finora_pipeline.cli.terminal import json_option, messages, moment, output, plain_errors, print_json
 from finora_pipeline.cli.terminal import row as text_row
+from finora_pipeline.dashboard import DEFAULT_PORT
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
-@click.option("--port", default=8000, show_default=True, help="Port to bind.")
+@click.option("--port", default=DEFAULT_PORT, show_default=True, help="Port to bind.")
 @click.option("--public-url", help="https://…, the address that browsers know, where a proxy stands before.")
 def dashboard(host: str, port: int, public_url: str | None) -> None:
     """Serve the web pages: Settings → API Keys, Overview, Plan.

@@ -17,6 +17,7 @@ import duckdb
 
 from finora_pipeline.dashboard.sample import SAMPLE_USER
 from finora_pipeline.dashboard.sql import statement
+from finora_pipeline.warehouse.published import attach
 
 # The blocks that pages' questions read; what does not fit is read again from the system's file cache.
 MEMORY_LIMIT = "20MB"
@@ -83,8 +84,7 @@ class Copy:
 class Copies:
     """Hands out copies: of the published file as it is now, and of a sample for those without figures.
 
-    A copy is attached to a database in memory: a second connection to the file's path would show the old one
-    for as long as the first is open.
+    A copy is attached to a database in memory (`published.attach`).
     """
 
     def __init__(self, published: Path) -> None:
@@ -180,10 +180,8 @@ def _open(path: Path, version: tuple[int, ...]) -> _Opened:
     spill = Path(tempfile.mkdtemp(prefix="finora-dashboard-"))
     config = {"memory_limit": MEMORY_LIMIT, "threads": 1, "temp_directory": str(spill)}
     opened = _Opened(duckdb.connect(":memory:", config=config), spill, version)
-    name = str(path).replace("'", "''")
     try:
-        opened.connection.execute(f"ATTACH '{name}' AS finora (READ_ONLY)")
-        opened.connection.execute("SET GLOBAL TimeZone = 'UTC'")
+        attach(opened.connection, path)
     except BaseException:
         opened.close()
         raise
