@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finora_pipeline.openai_admin.endpoints import DIRECTORY_KIND
+from finora_pipeline.warehouse.published import DATABASE, attach
 from finora_pipeline.warehouse.raw import RawFile, RawPages, write_whole
 from finora_pipeline.warehouse.warehouse import (
     MONTHLY_TABLES,
     Warehouse,
-    create_tables,
+    open_to_write,
     transaction,
 )
 
@@ -168,13 +169,21 @@ def purge(warehouse: Warehouse, user_id: str) -> Removed:
 
 
 def traces(warehouse: Warehouse, user_id: str) -> dict[str, int]:
-    """Where rows of a user still are: tables, raw files and published Parquet files, with their number."""
+    """Where rows of a user still are: tables, raw files and what is published, with their number."""
     found: dict[str, int] = {}
     if warehouse.database.exists():
         with warehouse.writing() as connection:
             for table in _tables_with(connection, "user_id"):
                 query = f"SELECT count(*) FROM {table} WHERE user_id = ?"
                 found[table] = connection.execute(query, [user_id]).fetchall()[0][0]
+    copy = warehouse.published / "finora.duckdb"
+    if copy.exists():
+        with duckdb.connect(":memory:") as connection:
+            attach(connection, copy)
+            connection.execute(f"USE {DATABASE}")
+            rows_of = [f"FROM {table} WHERE user_id = $user" for table in _tables_with(connection, "user_id")]
+            counts = (connection.execute(f"SELECT count(*) {rows}", {"user": user_id}) for rows in rows_of)
+            found[str(copy.relative_to(warehouse.home))] = sum(count.fetchall()[0][0] for count in counts)
     for folder in (warehouse.raw, warehouse.published / "parquet"):
         files = folder.rglob("*.parquet")
         place = str(folder.relative_to(warehouse.home))
@@ -218,9 +227,7 @@ def _write_without(warehouse: Warehouse, user_id: str, removed: Removed) -> None
     aside = warehouse.database.with_name("purged.duckdb")
     aside.unlink(missing_ok=True)
     name = str(warehouse.database).replace("'", "''")
-    with duckdb.connect(aside) as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        create_tables(connection)
+    with open_to_write(aside) as connection:
         connection.execute(f"ATTACH '{name}' AS old (READ_ONLY)")
         with_user = _tables_with(connection, "user_id")
         tables = [

@@ -82,30 +82,36 @@ class Warehouse:
     @contextmanager
     def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection for the holder of the lock; the tables are created in a new database."""
-        spill = self.database.with_name("spill")
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": MEMORY_LIMIT,
-            "threads": THREADS,
-            "temp_directory": str(spill),
-            # What is larger goes straight into the database instead of into its log first.
-            "checkpoint_threshold": "8MB",
-            # It takes a quarter of a commit to try; in the benchmarks no column is smaller with it.
-            "disabled_compression_methods": "fsst",
-        }
-        connection = duckdb.connect(self.database, config=config)
-        try:
-            connection.execute("SET GLOBAL TimeZone = 'UTC'")
-            connection.execute("SET GLOBAL preserve_insertion_order = false")
-            create_tables(connection)
+        with open_to_write(self.database) as connection:
             yield connection
-        finally:
-            connection.close()
 
     @contextmanager
     def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """The lock and a connection, for one write."""
         with self.lock(), self.connect() as connection:
             yield connection
+
+
+@contextmanager
+def open_to_write(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to a warehouse's file, which is made if there is none, within the memory it may take."""
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": MEMORY_LIMIT,
+        "threads": THREADS,
+        "temp_directory": str(database.with_name("spill")),
+        # What is larger goes straight into the database instead of into its log first.
+        "checkpoint_threshold": "8MB",
+        # It takes a quarter of a commit to try; in the benchmarks no column is smaller with it.
+        "disabled_compression_methods": "fsst",
+    }
+    connection = duckdb.connect(database, config=config)
+    try:
+        connection.execute("SET GLOBAL TimeZone = 'UTC'")
+        connection.execute("SET GLOBAL preserve_insertion_order = false")
+        create_tables(connection)
+        yield connection
+    finally:
+        connection.close()
 
 
 @contextmanager

@@ -222,3 +222,16 @@ def test_a_purged_user_is_nowhere(installation: Installation):
     nobody = CliRunner().invoke(main, ["purge", "--user", "nobody", "--yes"])
     assert nobody.exit_code == 1
     assert "There is no user nobody." in nobody.output
+
+
+@pytest.mark.parametrize("done", ["the accounts", "the warehouse, too"])
+def test_a_purge_that_was_cut_short_can_be_done_again(installation: Installation, done: str):
+    installation.accounts.purge("user-0")
+    warehouse = warehouse_of(installation)
+    if done == "the warehouse, too":
+        retention.purge(warehouse, "user-0")
+    again = CliRunner().invoke(main, ["purge", "--user", "user-0", "--yes"])
+    assert again.exit_code == 0, again.output
+    assert set(retention.traces(warehouse, "user-0").values()) == {0}
+    assert installation.sql("SELECT DISTINCT user_id FROM user_metrics") == [("user-1",)]
+    installation.assert_exact("user-1", 1, installation.history(90))
