@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import psycopg2
 from psycopg2.extensions import connection as DriverConnection
@@ -40,7 +40,8 @@ class PostgresServer:
         are its sessions'."""
         schema = f"test_{next(self._numbers)}"
         self.sql(f"CREATE SCHEMA {schema}")
-        options = quote(" ".join(f"-c{setting}" for setting in (f"search_path={schema}", *settings)))
+        own = (f"search_path={schema}", f"application_name={schema}")
+        options = quote(" ".join(f"-c{setting}" for setting in (*own, *settings)))
         return f"postgresql+psycopg2://{USER}@/postgres?host={quote(str(self.folder))}&options={options}"
 
     def sql(self, statement: str) -> list[tuple[object, ...]]:
@@ -53,10 +54,19 @@ class PostgresServer:
         """Whether a session waits for another one's lock at this moment."""
         return bool(self.sql("SELECT 1 FROM pg_locks WHERE NOT granted"))
 
-    def sessions(self) -> int:
-        """How many sessions of clients there are, this one's left out."""
-        query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
-        return len(self.sql(f"{query} AND pid <> pg_backend_pid()"))
+    def sessions(self, url: str) -> int:
+        """How many sessions there are of a URL without settings of its own."""
+        return len(self.sql(f"SELECT pid {self._sessions_of(url)}"))
+
+    def left(self, url: str) -> int:
+        """How many sessions of the URL stay, when those that are ending have ended."""
+        self.sql(f"SELECT pg_wait_for_backend_termination(pid, 5000) {self._sessions_of(url)}")
+        return self.sessions(url)
+
+    @staticmethod
+    def _sessions_of(url: str) -> str:
+        schema = unquote(url).rpartition("application_name=")[2]
+        return f"FROM pg_stat_activity WHERE application_name = '{schema}'"
 
     def drop_connections(self) -> None:
         """Ends all sessions, as a restart of the server does."""
