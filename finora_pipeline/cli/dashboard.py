@@ -1,6 +1,8 @@
 """finora dashboard: the web pages; finora login: who may open them."""
 
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
@@ -8,6 +10,24 @@ from rich.table import Table
 from finora_pipeline.cli.terminal import json_option, messages, moment, output, plain_errors, print_json
 from finora_pipeline.cli.terminal import row as text_row
 from finora_pipeline.dashboard import DEFAULT_PORT
+
+if TYPE_CHECKING:
+    from finora_pipeline.accounts.sign_in import Login, SignIn
+
+
+opens_pages_option = click.option(
+    "--opens-pages", is_flag=True, help="Also the last login, after which nobody has to sign in."
+)
+
+
+def keep_pages_closed(sign_in: "SignIn", is_removed: "Callable[[Login], bool]") -> None:
+    """Refuses to remove the last logins there are."""
+    logins = sign_in.logins()
+    if logins and all(map(is_removed, logins)):
+        raise click.ClickException(
+            "This is the last login: without one, whoever uses this machine sees every user's pages. "
+            "Add --opens-pages if that is meant."
+        )
 
 
 @click.command()
@@ -82,16 +102,13 @@ def list_logins(as_json: bool) -> None:
 
 @login.command()
 @click.argument("name")
-@click.option("--opens-pages", is_flag=True, help="Also the last one, after which nobody has to sign in.")
+@opens_pages_option
 def remove(name: str, opens_pages: bool) -> None:
     """Remove a login and end its sessions."""
     with plain_errors():
         _, sign_in = _opened()
-        if [one.name for one in sign_in.logins()] == [name.strip().lower()] and not opens_pages:
-            raise click.ClickException(
-                "This is the last login: without one, whoever uses this machine sees every user's pages. "
-                "Add --opens-pages if that is meant."
-            )
+        if not opens_pages:
+            keep_pages_closed(sign_in, lambda one: one.name == name.strip().lower())
         sign_in.remove(name)
     messages.print(f"{name} may not sign in any more.", markup=False)
 

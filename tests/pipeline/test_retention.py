@@ -10,6 +10,7 @@ from sqlalchemy import update
 
 from finora_pipeline import runs
 from finora_pipeline.accounts.schema import users
+from finora_pipeline.accounts.sign_in import SignIn
 from finora_pipeline.cli import main
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.warehouse import retention
@@ -208,6 +209,13 @@ def test_a_warehouse_of_another_version_is_refused_and_built_again(installation:
 def test_a_purged_user_is_nowhere(installation: Installation):
     organization = installation.openai.organizations[0]
     told = [organization.id, organization.members[0].email, organization.projects[0].id]
+    people = SignIn(installation.accounts.database)
+    people.save("ada@acme.example", user_id="user-0", password=None)
+    refused = CliRunner().invoke(main, ["purge", "--user", "user-0", "--yes"])
+    assert refused.exit_code == 1
+    assert "This is the last login" in refused.output
+    assert first_days(installation).keys() == {"user-0", "user-1"}
+    people.save("ops@finora.example", user_id=None, password=None)
     done = CliRunner().invoke(main, ["purge", "--user", "user-0", "--yes"])
     assert done.exit_code == 0, done.output
     for path in installation.settings.home.rglob("*.duckdb"):
