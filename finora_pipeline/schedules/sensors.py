@@ -46,6 +46,9 @@ def connection_changes(
     # Keys that were there before need not stand side by side, which a range of partitions must.
     requests += [_history_request([user_id]) for user_id in new if user_id in known]
     requests += [_refresh_request(part) for part in _parts(updated)]
+    # Also whom a command has read before: the UI offers the history of those who have a partition.
+    connected = [c.user_id for c in changed if c.status is not Status.REMOVED]
+    added += [user_id for user_id in connected if user_id not in known and user_id not in new]
     return dg.SensorResult(
         run_requests=requests,
         dynamic_partitions_requests=[USERS.build_add_request(added)] if added else [],

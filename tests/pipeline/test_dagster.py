@@ -233,6 +233,19 @@ def test_the_sensor_loads_new_connections_and_refreshes_updated_ones(start_opena
     assert third.run_requests == []
 
 
+def test_who_was_read_before_the_sensor_looked_can_be_chosen_in_the_ui(start_openai, install, instance):
+    installation = install(start_openai(organizations=3, days=2))
+    installation.connect(plan="trial", users=["user-0", "user-1"])
+    installation.run()
+    installation.connect(plan="trial")
+    told = evaluate_sensor(installation, instance, None)
+    assert isinstance(told, dg.SensorResult)
+    # The range of a run's partitions may hold nobody else.
+    assert [request.partition_key for request in told.run_requests or []] == ["user-2"]
+    (added,) = told.dynamic_partitions_requests or []
+    assert list(added.partition_keys) == ["user-2", "user-0", "user-1"]
+
+
 def test_the_sensor_sees_a_change_that_was_committed_after_a_later_one(start_openai, install, instance):
     installation = install(start_openai(organizations=2, days=2))
     (later, earlier) = ["user-0", "user-1"]
