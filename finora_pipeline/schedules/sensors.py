@@ -47,8 +47,8 @@ def connection_changes(
     requests += [_history_request([user_id]) for user_id in new if user_id in known]
     requests += [_refresh_request(part) for part in _parts(updated)]
     # Also whom a command has read before: the UI offers the history of those who have a partition.
-    connected = [c.user_id for c in changed if c.status is not Status.REMOVED]
-    added += [user_id for user_id in connected if user_id not in known and user_id not in new]
+    offered = known.union(new)
+    added += [c.user_id for c in changed if c.status is not Status.REMOVED and c.user_id not in offered]
     return dg.SensorResult(
         run_requests=requests,
         dynamic_partitions_requests=[USERS.build_add_request(added)] if added else [],
