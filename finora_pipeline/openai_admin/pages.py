@@ -188,7 +188,7 @@ class _UsagePage(msgspec.Struct, frozen=True, gc=False):
 
 class _UncheckedBucket(msgspec.Struct, gc=False):
     start_time: int
-    results: list[msgspec.Raw]
+    results: msgspec.Raw
 
 
 class _UncheckedPage(msgspec.Struct, gc=False):
@@ -198,6 +198,7 @@ class _UncheckedPage(msgspec.Struct, gc=False):
 _COST_DECODER = msgspec.json.Decoder(_CostPage)
 _USAGE_DECODER = msgspec.json.Decoder(_UsagePage)
 _UNCHECKED_DECODER = msgspec.json.Decoder(_UncheckedPage)
+_RESULTS_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
 
 PageT = TypeVar("PageT", _CostPage, _UsagePage)
 
@@ -237,21 +238,37 @@ def canonical_costs(body: bytes) -> bytes:
 
 def pieces(body: bytes, most_bytes: int) -> Iterator[bytes]:
     """A checked page of costs or usage as several short ones: its results as they are, in their order, each
-    under its day. A piece ends with the result that makes it `most_bytes` long."""
+    under its day. One holds as many whole days as are `most_bytes` long together, or a part of a longer day,
+    up to the result that makes it as long."""
     data: list[_UncheckedBucket] = []
     size = 0
     for bucket in _UNCHECKED_DECODER.decode(body).data:
-        first = 0
-        for end, result in enumerate(bucket.results, start=1):
-            size += len(bytes(result))
-            if size >= most_bytes or end == len(bucket.results):
-                data.append(_UncheckedBucket(bucket.start_time, bucket.results[first:end]))
-                first = end
-            if size >= most_bytes:
+        for results in _parts(bucket.results, most_bytes):
+            length = memoryview(results).nbytes
+            if data and size + length > most_bytes:
                 yield msgspec.json.encode(_UncheckedPage(data))
                 data, size = [], 0
+            data.append(_UncheckedBucket(bucket.start_time, results))
+            size += length
     if data:
         yield msgspec.json.encode(_UncheckedPage(data))
+
+
+def _parts(results: msgspec.Raw, most_bytes: int) -> Iterator[msgspec.Raw]:
+    """A day's list of results as it is, or as several where it is long."""
+    if memoryview(results).nbytes <= most_bytes:
+        yield results
+        return
+    part: list[msgspec.Raw] = []
+    size = 0
+    for result in _RESULTS_DECODER.decode(results):
+        part.append(result)
+        size += memoryview(result).nbytes
+        if size >= most_bytes:
+            yield msgspec.Raw(msgspec.json.encode(part))
+            part, size = [], 0
+    if part:
+        yield msgspec.Raw(msgspec.json.encode(part))
 
 
 def _text(value: Decimal | None) -> str | None:

@@ -231,7 +231,8 @@ def cut_long_pages(file: RawFile, folder: Path) -> Path:
         path = folder / file.name
         schema = pa.schema([SCHEMA.field(name) for name in _TEXT_COLUMNS])
         # It is read once, at once.
-        with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as cut:
+        plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        with pq.ParquetWriter(path, schema, **plain) as cut:
             for group in range(whole.num_row_groups):
                 for row in whole.read_row_group(group, columns=list(_TEXT_COLUMNS)).to_pylist():
                     text = (row["canonical"] or row["body"]).encode()
