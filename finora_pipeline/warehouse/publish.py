@@ -65,7 +65,7 @@ def publish(
     `user_ids` are all users there are; `connection_rows` is called under the lock and gives rows of
     `CONNECTION_SCHEMA`.
     """
-    database = warehouse.published / "finora.duckdb"
+    database = warehouse.published_database
     database.parent.mkdir(parents=True, exist_ok=True)
     with warehouse.lock():
         _remove_halves(warehouse.published)

@@ -173,22 +173,25 @@ def traces(warehouse: Warehouse, user_id: str) -> dict[str, int]:
     found: dict[str, int] = {}
     if warehouse.database.exists():
         with warehouse.writing() as connection:
-            for table in _tables_with(connection, "user_id"):
-                query = f"SELECT count(*) FROM {table} WHERE user_id = ?"
-                found[table] = connection.execute(query, [user_id]).fetchall()[0][0]
-    copy = warehouse.published / "finora.duckdb"
+            found = _rows_of(connection, user_id)
+    copy = warehouse.published_database
     if copy.exists():
         with duckdb.connect(":memory:") as connection:
             attach(connection, copy)
             connection.execute(f"USE {DATABASE}")
-            rows_of = [f"FROM {table} WHERE user_id = $user" for table in _tables_with(connection, "user_id")]
-            counts = (connection.execute(f"SELECT count(*) {rows}", {"user": user_id}) for rows in rows_of)
-            found[str(copy.relative_to(warehouse.home))] = sum(count.fetchall()[0][0] for count in counts)
+            found[str(copy.relative_to(warehouse.home))] = sum(_rows_of(connection, user_id).values())
     for folder in (warehouse.raw, warehouse.published / "parquet"):
         files = folder.rglob("*.parquet")
         place = str(folder.relative_to(warehouse.home))
         found[place] = sum(_users_of(file).count(user_id) for file in files)
     return found
+
+
+def _rows_of(connection: duckdb.DuckDBPyConnection, user_id: str) -> dict[str, int]:
+    """The user's rows in each table that has users."""
+    count = "SELECT count(*) FROM {} WHERE user_id = ?"
+    tables = _tables_with(connection, "user_id")
+    return {table: connection.execute(count.format(table), [user_id]).fetchall()[0][0] for table in tables}
 
 
 def _users_of(file: Path) -> list[str]:

@@ -66,6 +66,7 @@ class Warehouse:
         self.cut_pages = self.database.with_name("cut_pages")
         self.raw = home / "raw"
         self.published = home / "published"
+        self.published_database = self.published / "finora.duckdb"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -238,6 +238,7 @@ def test_a_purge_that_was_cut_short_can_be_done_again(installation: Installation
     warehouse = warehouse_of(installation)
     if done == "the warehouse, too":
         retention.purge(warehouse, "user-0")
+    assert retention.traces(warehouse, "user-0")["published/finora.duckdb"] > 0
     again = CliRunner().invoke(main, ["purge", "--user", "user-0", "--yes"])
     assert again.exit_code == 0, again.output
     assert set(retention.traces(warehouse, "user-0").values()) == {0}
