@@ -4,7 +4,6 @@ import base64
 from collections.abc import Iterable, Sequence
 from datetime import date
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any
 
 import dagster as dg
@@ -13,7 +12,7 @@ from finora_pipeline.accounts.model import Refresh
 from finora_pipeline.refresh.fetch import Fetched
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.load import Loaded
-from finora_pipeline.warehouse.warehouse import table_columns, table_comments
+from finora_pipeline.warehouse.warehouse import described_tables
 
 # A run's page must stay readable with a thousand failures.
 FAILURES_SHOWN = 50
@@ -21,22 +20,19 @@ PLOT_HEIGHT = 80
 CENT = Decimal("0.01")
 OWNERS = ["team:finora"]
 
-_columns = lru_cache(table_columns)
-_comments = lru_cache(table_comments)
-
 
 def table_metadata(table: str) -> dict[str, Any]:
     """A table's columns with types and documentation, and its name in the published file."""
     return {
         "dagster/column_schema": dg.TableSchema(
-            [dg.TableColumn(c.name, c.type, c.comment) for c in _columns()[table]]
+            [dg.TableColumn(c.name, c.type, c.comment) for c in described_tables()[table].columns]
         ),
         "dagster/table_name": f"finora.main.{table}",
     } | docs("analysts.md")
 
 
 def table_description(table: str) -> str:
-    return _comments()[table]
+    return described_tables()[table].comment
 
 
 def fetched_metadata(fetched: Fetched, endpoints: str, seconds: float) -> dict[str, Any]:

@@ -56,6 +56,14 @@ class Column:
     comment: str
 
 
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a table or view is, in a sentence, and its columns."""
+
+    comment: str
+    columns: list[Column]
+
+
 class Warehouse:
     """The warehouse below a data folder; creating the object touches nothing."""
 
@@ -160,27 +168,20 @@ def run(connection: duckdb.DuckDBPyConnection, table: str, name: str, **paramete
         connection.execute(statement, wanted or None)
 
 
-def table_columns() -> dict[str, list[Column]]:
-    """The columns of published tables and views with their documentation, read from their `.sql` files."""
+@lru_cache(maxsize=1)
+def described_tables() -> dict[str, Description]:
+    """The published tables and views by name, as their `.sql` files document them."""
     with duckdb.connect(":memory:") as connection:
         create_tables(connection)
-        rows = connection.execute(
+        columns: dict[str, list[Column]] = {}
+        for table, name, type_, comment in connection.execute(
             "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() "
             "WHERE schema_name = 'main' AND NOT internal ORDER BY table_name, column_index"
-        ).fetchall()
-    columns: dict[str, list[Column]] = {}
-    for table, name, type_, comment in rows:
-        columns.setdefault(table, []).append(Column(name, type_, comment))
-    return columns
-
-
-def table_comments() -> dict[str, str]:
-    """What each published table or view is, in a sentence, read from its `.sql` file."""
-    with duckdb.connect(":memory:") as connection:
-        create_tables(connection)
-        query = (
+        ).fetchall():
+            columns.setdefault(table, []).append(Column(name, type_, comment))
+        comments = connection.execute(
             "SELECT table_name, comment FROM duckdb_tables() WHERE schema_name = 'main' AND NOT internal "
             "UNION ALL "
             "SELECT view_name, comment FROM duckdb_views() WHERE schema_name = 'main' AND NOT internal"
-        )
-        return dict(connection.execute(query).fetchall())
+        ).fetchall()
+    return {table: Description(comment, columns[table]) for table, comment in comments}
