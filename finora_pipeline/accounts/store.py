@@ -521,9 +521,10 @@ def _read_after(connection: Connection, outcome: Refresh) -> dict[str, date | No
     if outcome.is_complete:
         if first is None or end is None or outcome.window_start > end:
             # The plan may have changed while fewer days were being read. After a pause that is longer than
-            # what the plan keeps, history begins anew.
+            # what the plan keeps, history begins anew; a plan that keeps everything has none so long.
             kept_from = connection.first_day(outcome.started_at.date())
-            is_whole = kept_from is None or outcome.window_start <= kept_from
+            is_missing = first is None or end is None
+            is_whole = is_missing if kept_from is None else outcome.window_start <= kept_from
             if is_whole and outcome.plan in (None, connection.plan.name):
                 first, end = outcome.window_start, outcome.window_end
         elif outcome.window_start <= end and outcome.window_end >= first:

@@ -151,6 +151,22 @@ def test_days_missed_by_a_long_pause_are_read_by_the_next_refresh(start_openai, 
     assert row["window_start"] == installation.today - timedelta(days=3)
 
 
+@pytest.mark.parametrize("plan", ["growth", "enterprise"])
+def test_past_days_read_after_a_pause_leave_no_gap(plan: str, start_openai, install):
+    """As of a tick before midnight whose run starts after it, or of a backfill."""
+    installation = install(start_openai(days=20, services=False, projects=1))
+    installation.connect(plan=plan)
+    installation.refresh()
+    read_until = installation.today - timedelta(days=11)
+    with installation.accounts._write.begin() as database:
+        database.execute(update(connections).values(read_until=read_until))
+    installation.refresh(trailing_window(installation.today - timedelta(days=1)))
+    assert installation.accounts.connection("user-0").read_until == read_until
+    (row,) = installation.refresh().refreshes
+    assert row["window_start"] == read_until - timedelta(days=TRAILING_DAYS)
+    assert installation.accounts.connection("user-0").read_until == row["window_end"]
+
+
 @pytest.mark.parametrize(
     ("days", "expected"),
     [
