@@ -10,7 +10,7 @@ import duckdb
 
 from finora_pipeline.warehouse.load import ID_COLUMN, KINDS, batches, load_files
 from finora_pipeline.warehouse.raw import RawPages
-from finora_pipeline.warehouse.warehouse import Warehouse
+from finora_pipeline.warehouse.warehouse import Warehouse, settle
 
 # What is told apart: all that OpenAI said, not which read of the same it came from.
 COMPARED = ("daily_costs", "daily_usage", "pipeline.billed_costs")
@@ -70,6 +70,7 @@ def replace_warehouse(warehouse: Warehouse) -> int:
     by whoever publishes next.
     """
     with warehouse.lock(), _loaded_beside(warehouse) as (beside, files):
+        settle(warehouse.database)
         with beside.connect() as connection:
             if warehouse.database.exists():
                 _attach_held(connection, warehouse)

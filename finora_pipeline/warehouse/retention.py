@@ -17,6 +17,7 @@ from finora_pipeline.warehouse.warehouse import (
     MONTHLY_TABLES,
     Warehouse,
     open_to_write,
+    settle,
     transaction,
 )
 
@@ -227,8 +228,10 @@ def _keep_rows(path: Path, kept: list[bool], removed: Removed) -> None:
 
 def _write_without(warehouse: Warehouse, user_id: str, removed: Removed) -> None:
     """Deleted rows would stay in the file until something else takes their place: so it is written anew."""
+    settle(warehouse.database)
     aside = warehouse.database.with_name("purged.duckdb")
-    aside.unlink(missing_ok=True)
+    for half in (aside, aside.with_name(f"{aside.name}.wal")):
+        half.unlink(missing_ok=True)
     name = str(warehouse.database).replace("'", "''")
     with open_to_write(aside) as connection:
         connection.execute(f"ATTACH '{name}' AS old (READ_ONLY)")

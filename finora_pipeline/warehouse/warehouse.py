@@ -123,6 +123,13 @@ def open_to_write(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         connection.close()
 
 
+def settle(database: Path) -> None:
+    """Brings what a killed process has left in a database's log into the database, if there is one: DuckDB
+    would replay the log into whatever takes the database's place."""
+    if database.exists():
+        duckdb.connect(database, config={"memory_limit": MEMORY_LIMIT, "threads": THREADS}).close()
+
+
 @contextmanager
 def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     """All or nothing: commits at the end of the block, rolls back if it fails."""
