@@ -7,10 +7,11 @@ the text OpenAI sent (`msgspec.Raw`): no float is ever made of them.
 
 import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -26,8 +27,6 @@ CURRENCY = "usd"
 # 18 places before its trailing zeros, and a number that a double holds.
 # Possessive throughout: a pattern that may go back would do so for every amount before an odd one.
 _CANONICAL_AMOUNTS = re.compile(rb'(?:(?>"-?\d{1,18}+\.\d{1,18}+0*+"|"0E-6176"|null)?+(?:,|$))*+').fullmatch
-# What makes a row of costs one of its own, however they were grouped.
-_GRAIN = operator.attrgetter("project_id", "line_item", "user_id", "api_key_id")
 _LINE_ITEM = operator.attrgetter("line_item")
 _CANONICAL_QUANTITIES = re.compile(rb"(?:(?>-?\d{1,12}+(?:\.\d{1,3}+)?+|null)?+(?:,|$))*+").fullmatch
 
@@ -208,19 +207,26 @@ def decode_costs(body: bytes) -> _CostPage:
     return _decode(_COST_DECODER, body)
 
 
-def canonical_costs(body: bytes) -> bytes:
+@lru_cache
+def _grain_of(group_by: tuple[str, ...]) -> Callable[[CostResult], object]:
+    """What makes a row of costs one of its own: what they are grouped by. OpenAI may name more."""
+    return operator.attrgetter(*group_by) if group_by else lambda _: None
+
+
+def canonical_costs(group_by: tuple[str, ...], body: bytes) -> bytes:
     """A checked page of costs in the one form that SQL reads without losing a digit.
 
-    Each amount and quantity becomes a string of a plain decimal with 18 places, each project and line item
-    (and member or API key) of a day one row. The page's amounts keep their exact sum, rounded once
+    Each amount and quantity becomes a string of a plain decimal with 18 places, each combination of what
+    they are grouped by one row of a day. The page's amounts keep their exact sum, rounded once
     (`amounts.round_to_total`).
     """
+    grain_of = _grain_of(group_by)
     days: list[int] = []
     grains: list[list[CostResult]] = []
     for bucket in decode_costs(body).data:
-        of_day: dict[tuple[str | None, ...], list[CostResult]] = {}
+        of_day: dict[object, list[CostResult]] = {}
         for result in bucket.results:
-            of_day.setdefault(_GRAIN(result), []).append(result)
+            of_day.setdefault(grain_of(result), []).append(result)
         days += [bucket.start_time] * len(of_day)
         grains += of_day.values()
     amounts = round_to_total([_total(r.amount.value for r in grain if r.amount) for grain in grains])
@@ -297,6 +303,7 @@ def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
         used = decode_usage(body)
         return PageHead(used.has_more, used.next_page, [bucket.start_time for bucket in used.data])
     page = decode_costs(body)
+    grain_of = _grain_of(endpoint.group_by)
     is_canonical = True
     line_items: set[str | None] = set()
     for bucket in page.data:
@@ -310,7 +317,7 @@ def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
             is_canonical = False
             for number in (*values, *quantities):
                 _check_number(number)
-        grains = set(map(_GRAIN, bucket.results))
+        grains = set(map(grain_of, bucket.results))
         line_items.update(map(_LINE_ITEM, bucket.results))
         if len(grains) < len(bucket.results):
             is_canonical = False

@@ -179,7 +179,7 @@ def _table(sets: list[PageSet], run_id: str) -> pa.Table:
         [run_id] * len(rows),
         [sha256 for one in sets for sha256 in one.page_hashes],
         _texts([page.body for page in pages]),
-        [None if page.head.is_canonical else canonical_costs(page.body) for page in pages],
+        [None if page.head.is_canonical else canonical_costs(page.grouping, page.body) for page in pages],
         [[start // SECONDS_PER_DAY for start in page.head.starts] for page in pages],
         [sorted(page.head.line_items) for page in pages],
     ]

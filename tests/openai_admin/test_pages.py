@@ -292,7 +292,7 @@ def test_usage_of_the_wrong_type_is_refused(measure: str, value: Any) -> None:
 )
 def test_missing_amount_is_accepted(body: bytes) -> None:
     assert check_page(COSTS, body).is_canonical
-    (bucket,) = json.loads(canonical_costs(body))["data"]
+    (bucket,) = json.loads(canonical_costs(COSTS.group_by, body))["data"]
     assert [result["amount"] for result in bucket["results"]] == [{"value": None}]
 
 
@@ -348,7 +348,7 @@ def test_duplicates_are_added_up() -> None:
         row("null", quantity=None),
     )
 
-    (bucket,) = json.loads(canonical_costs(body))["data"]
+    (bucket,) = json.loads(canonical_costs(COSTS.group_by, body))["data"]
 
     assert [(r["line_item"], Decimal(r["amount"]["value"]), r["quantity"]) for r in bucket["results"]] == [
         ("gpt-5, input", Decimal("0.3"), "7.500000000000000000"),
@@ -359,7 +359,9 @@ def test_duplicates_are_added_up() -> None:
 def test_a_float_on_the_way_would_be_seen() -> None:
     texts = ["0.1234567890123456789", '"123456789012345678.000000000000000001"', "12345678901234.123456"]
 
-    (bucket,) = json.loads(canonical_costs(page(*(row(t, line_item=t) for t in texts))))["data"]
+    (bucket,) = json.loads(canonical_costs(COSTS.group_by, page(*(row(t, line_item=t) for t in texts))))[
+        "data"
+    ]
 
     assert [result["amount"]["value"] for result in bucket["results"]] == [
         "0.123456789012345679",
@@ -374,7 +376,7 @@ def test_a_float_on_the_way_would_be_seen() -> None:
 )
 def test_canonical_form_of_captured_pages_keeps_their_sum(name: str) -> None:
     body = captured(name)
-    canonical = canonical_costs(body)
+    canonical = canonical_costs(COSTS.group_by, body)
 
     before, after = (sum(map(Fraction, amounts_of(text)), Fraction(0)) for text in (body, canonical))
     assert after == Fraction(round(before * 10**18), 10**18)
@@ -396,7 +398,7 @@ sent_rows = st.builds(
 @given(rows=st.lists(sent_rows, max_size=12))
 def test_canonical_form_keeps_the_exact_sum(rows: list[str]) -> None:
     body = page(*rows)
-    canonical = canonical_costs(body)
+    canonical = canonical_costs(COSTS.group_by, body)
 
     before, after = (sum(map(Fraction, amounts_of(text)), Fraction(0)) for text in (body, canonical))
     assert after == Fraction(round(before * 10**18), 10**18)

@@ -57,16 +57,19 @@ SELECT
     requests,
     input_tokens,
     output_tokens,
-    coalesce(
-        input_uncached_tokens,
-        input_tokens - coalesce(input_cached_tokens, 0) - coalesce(input_cache_write_tokens, 0),
+    -- More cached than there are would make a negative weight, with which parts do not add up.
+    greatest(
+        coalesce(
+            input_uncached_tokens,
+            input_tokens - coalesce(input_cached_tokens, 0) - coalesce(input_cache_write_tokens, 0)
+        ),
         0
     ) AS input,
-    coalesce(input_cached_tokens, 0) AS cached_input,
-    coalesce(output_tokens, 0) AS output,
-    coalesce(input_cache_write_tokens, 0) AS cache_write,
-    coalesce(images, 0) + coalesce(seconds, 0) + coalesce(characters, 0) AS other,
-    coalesce(requests, calls, 0) AS requests_or_calls,
+    greatest(input_cached_tokens, 0) AS cached_input,
+    greatest(output_tokens, 0) AS output,
+    greatest(input_cache_write_tokens, 0) AS cache_write,
+    greatest(images, 0) + greatest(seconds, 0) + greatest(characters, 0) AS other,
+    greatest(coalesce(requests, calls), 0) AS requests_or_calls,
     is_sample
 FROM daily_usage
 JOIN split_days AS split USING (user_id, provider, date);

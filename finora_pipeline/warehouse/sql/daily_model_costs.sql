@@ -10,7 +10,8 @@
 --   3. `token_priced_usd` is what was charged by the token (the line item names a direction, and the quantity
 --      is in tokens or has no unit).
 --   4. `cost_per_1k_tokens` = token_priced_usd ÷ (input_tokens + output_tokens) × 1000; cached input is part
---      of the input and is not added again. NULL without tokens.
+--      of the input and is not added again. NULL without tokens, and where that is too large to be computed: one
+--      user's numbers must not stop everybody's.
 
 -- [create]
 CREATE TABLE daily_model_costs (
@@ -95,11 +96,11 @@ models AS (
         usage.requests,
         usage.input_tokens,
         usage.output_tokens,
-        exact_ratio(
+        try(exact_ratio(
             costs.token_priced_usd,
             coalesce(usage.input_tokens, 0) + coalesce(usage.output_tokens, 0),
             per := 1000
-        ) AS cost_per_1k_tokens,
+        )) AS cost_per_1k_tokens,
         coalesce(costs.is_sample, usage.is_sample) AS is_sample
     FROM costs
     FULL JOIN usage USING (day, model)

@@ -11,9 +11,11 @@ CREATE MACRO from_units(units) AS units::DECIMAL(38, 0) * 0.000000000000000001::
 CREATE MACRO exact_ratio(numerator, denominator, per := 1) AS
     CASE WHEN denominator > 0 THEN from_units(to_units(numerator) * per // denominator::HUGEINT) END;
 
--- A share or a growth, to 12 decimals. NULL without a denominator.
+-- A share or a growth, to 12 decimals. NULL without a denominator, and from 10^20 on, which no column holds.
 CREATE MACRO share_of(part, whole) AS
-    CASE WHEN whole > 0 THEN round(part::DOUBLE / whole::DOUBLE, 12)::DECIMAL(38, 12)::DECIMAL(38, 18) END;
+    CASE WHEN whole > 0 THEN try_cast(
+        try_cast(round(part::DOUBLE / whole::DOUBLE, 12) AS DECIMAL(38, 12)) AS DECIMAL(38, 18)
+    ) END;
 
 -- A model's name without the date of its release: gpt-4o-2024-08-06 → gpt-4o.
 CREATE MACRO base_model(model) AS regexp_replace(model, '-\d{4}-\d{2}-\d{2}$', '');

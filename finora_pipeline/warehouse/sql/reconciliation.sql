@@ -116,7 +116,7 @@ priced_lines AS (
     WINDOW of_line AS (PARTITION BY line ORDER BY date)
 ),
 price_residuals AS (
-    SELECT day, round(sum(abs(amount - quantity * last_price)), 9)::DECIMAL(38, 18) AS price_residual_usd
+    SELECT day, try_cast(round(sum(abs(amount - quantity * last_price)), 9) AS DECIMAL(38, 18)) AS price_residual_usd
     FROM priced_lines
     WHERE day IS NOT NULL AND last_date >= date - 7
     GROUP BY ALL

@@ -14,7 +14,8 @@
 --   7. provider_share = total_spend ÷ the user's total_spend over all providers.
 --   8. month_over_month = (total_spend − that of the period before) ÷ the latter: for `month` the month so far
 --      against the same days of the month before, for the other periods likewise.
---   9. No denominator, no value: NULL, never 0 or infinity. `previous_value` is NULL unless the user's data
+--   9. No denominator, no value: NULL, never 0 or infinity; nor where a ratio's numbers are too large to be
+--      computed: one user's must not stop everybody's. `previous_value` is NULL unless the user's data
 --      reaches back to the start of the period before (month_over_month: of the one before that);
 --      `change` = (value − previous_value) ÷ previous_value.
 --  10. `sparkline` is the figure of each of the last 14 days taken as a period of its own.
@@ -88,7 +89,7 @@ ends AS (
         END AS before_start
     FROM before
 )
-SELECT *, least(before_start + ($today::DATE - period_start)::INTEGER, previous_start - 1) AS before_end
+SELECT *, least(before_start + (previous_end - previous_start)::INTEGER, previous_start - 1) AS before_end
 FROM ends;
 
 -- Those of the Arrow table `users_to_compute` who have data, numbered so that what follows need not compare texts.
@@ -180,15 +181,15 @@ SELECT
     CASE this.side WHEN 1 THEN share_of(this.covered, this.total) END AS covered_share,
     this.top_model,
     this.total::DECIMAL(38, 18) AS total_spend,
-    CASE this.days WHEN 1 THEN this.total::DECIMAL(38, 18) ELSE exact_ratio(this.total, this.days) END
+    CASE this.days WHEN 1 THEN this.total::DECIMAL(38, 18) ELSE try(exact_ratio(this.total, this.days)) END
         AS average_daily_cost,
-    exact_ratio(this.covered, this.input_tokens + this.output_tokens, per := 1000) AS cost_per_1k_tokens,
+    try(exact_ratio(this.covered, this.input_tokens + this.output_tokens, per := 1000)) AS cost_per_1k_tokens,
     this.input_tokens::DECIMAL(38, 18) AS input_tokens,
     this.output_tokens::DECIMAL(38, 18) AS output_tokens,
     (this.input_tokens + this.output_tokens)::DECIMAL(38, 18) AS tokens,
     this.requests::DECIMAL(38, 18) AS requests,
-    exact_ratio(this.input_tokens + this.output_tokens, 24 * this.days) AS tokens_per_hour,
-    exact_ratio(this.total, this.requests) AS cost_per_request,
+    try(exact_ratio(this.input_tokens + this.output_tokens, 24 * this.days)) AS tokens_per_hour,
+    try(exact_ratio(this.total, this.requests)) AS cost_per_request,
     share_of(this.top_usd, this.total) AS top_model_share,
     share_of(this.total, everywhere.total) AS provider_share,
     share_of(this.total - prior.total, prior.total) AS month_over_month

@@ -1,0 +1,104 @@
+"""Figures from odd data: one user's must neither be wrong by a digit nor stop everybody's."""
+
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, ENDPOINTS
+from finora_pipeline.warehouse.metrics import refresh_metrics
+from finora_pipeline.warehouse.warehouse import Warehouse
+from tests.warehouse.landing import DAY, bucket, cost_day, cost_row, land, load, page_of, rows
+
+NOON = datetime(2026, 6, 15, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Warehouse:
+    return Warehouse(tmp_path)
+
+
+def priced(amount: str, quantity: str) -> str:
+    return cost_row(f'"{amount}"')[:-1] + f',"quantity":{quantity}}}'
+
+
+def used_by(member_id: str, input_tokens: int, cached: int = 0) -> dict[str, Any]:
+    return {
+        "project_id": "proj_a",
+        "user_id": member_id,
+        "api_key_id": f"key_of_{member_id}",
+        "model": "gpt-4o",
+        "num_model_requests": 1,
+        "input_tokens": input_tokens,
+        "input_cached_tokens": cached,
+        "output_tokens": 0,
+    }
+
+
+@pytest.mark.parametrize("last_digit", range(6))
+def test_parts_add_up_where_more_is_cached_than_there_is(last_digit: int, warehouse: Warehouse):
+    bill = Decimal(f"0.10000000000000000{last_digit}")
+    land(warehouse, page_of(cost_day([cost_row(f'"{bill}"')])), fetched_at=NOON)
+    use = [used_by("a", 8), used_by("b", 5, cached=6), used_by("c", 5, cached=6)]
+    land(warehouse, page_of(bucket(use)), endpoint=ENDPOINTS["completions"], fetched_at=NOON)
+    load(warehouse)
+    load(warehouse, "completions")
+    assert refresh_metrics(warehouse, ["acme"], DAY).unequal == []
+    parts = rows(warehouse, "SELECT member_id, amount_usd FROM daily_member_costs ORDER BY member_id")
+    assert sum(amount for _, amount in parts) == bill
+    assert {member_id for member_id, amount in parts if amount} == {"a"}
+
+
+def test_rows_that_name_more_than_they_are_grouped_by_are_one_grain(warehouse: Warehouse):
+    named = [cost_row(f'"{usd}"')[:-1] + f',"user_id":"user-{usd}"}}' for usd in ("1.00", "2.00")]
+    land(warehouse, page_of(cost_day(named)), fetched_at=NOON)
+    loaded = load(warehouse)
+    assert not any(loaded.repeated.values())
+    assert rows(warehouse, "SELECT amount_usd FROM daily_costs") == [(Decimal(3),)]
+
+    by_member = BESIDES_COSTS["costs_by_member"]
+    land(warehouse, page_of(cost_day(named)), endpoint=by_member, fetched_at=NOON)
+    load(warehouse, by_member.name)
+    query = "SELECT member_id, amount_usd FROM pipeline.billed_costs ORDER BY member_id"
+    assert rows(warehouse, query) == [("user-1.00", Decimal(1)), ("user-2.00", Decimal(2))]
+
+
+def test_a_price_beyond_all_columns_is_no_figure(warehouse: Warehouse):
+    days = [
+        cost_day([priced("5000000.0", "0.000001")], DAY - timedelta(days=1)),
+        cost_day([priced("5.00", "100000000.0")], DAY),
+    ]
+    land(warehouse, page_of(*days), fetched_at=NOON)
+    load(warehouse)
+    refresh_metrics(warehouse, ["acme"], DAY + timedelta(days=4))
+    query = "SELECT facts_usd, price_residual_usd FROM pipeline.reconciled_days WHERE date = "
+    assert rows(warehouse, f"{query} '{DAY}'") == [(Decimal(5), None)]
+
+
+def test_amounts_that_are_too_large_for_a_ratio_have_none(warehouse: Warehouse):
+    amount = "234567890123456789.123456789012345678"
+    land(warehouse, page_of(cost_day([cost_row(f'"{amount}"')])), fetched_at=NOON)
+    before = page_of(cost_day([cost_row('"0.000000000000000001"')], DAY - timedelta(days=7)))
+    land(warehouse, before, run_id="run-0", fetched_at=NOON)
+    use = page_of(bucket([used_by("a", 8)]))
+    land(warehouse, use, endpoint=ENDPOINTS["completions"], fetched_at=NOON)
+    load(warehouse)
+    load(warehouse, "completions")
+    refresh_metrics(warehouse, ["acme"], DAY)
+    figures = dict(rows(warehouse, "SELECT metric, value FROM user_metrics WHERE period = '7d'"))
+    assert figures["total_spend"] == Decimal(amount)
+    assert figures["cost_per_1k_tokens"] is None
+
+
+@pytest.mark.parametrize(
+    "today", [date(2026, 3, 28), date(2026, 3, 31), date(2026, 5, 30), date(2026, 5, 31)]
+)
+def test_a_dollar_a_day_grows_by_nothing_in_any_month(today: date, warehouse: Warehouse):
+    days = [cost_day([cost_row('"1.00"')], today - timedelta(days=ago)) for ago in range(150)]
+    land(warehouse, page_of(*days), fetched_at=NOON)
+    load(warehouse)
+    refresh_metrics(warehouse, ["acme"], today)
+    query = "SELECT previous_value FROM user_metrics WHERE period = 'month' AND metric = 'month_over_month'"
+    assert rows(warehouse, query) == [(Decimal(0),)]
