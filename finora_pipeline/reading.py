@@ -1,6 +1,6 @@
 """Reads the published file: for notebooks, the command line and whoever asks a question in SQL."""
 
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ def connect(path: str | Path | None = None) -> duckdb.DuckDBPyConnection:
 
         finora_pipeline.connect().sql("SELECT date, sum(amount_usd) FROM daily_costs GROUP BY date")
     """
-    file = Path(path) if path else Settings.from_environment().published_database
+    file = Path(path).expanduser() if path else Settings.from_environment().published_database
     if not file.exists():
         raise NothingPublished(f"There is no {file}: connect an organization and run finora refresh first.")
     connection = duckdb.connect(":memory:")
@@ -47,13 +47,15 @@ def read(
 ) -> pd.DataFrame:
     """A published table as a pandas DataFrame, oldest day first.
 
-    `user_id` keeps one user's rows; `since` and `until` are UTC days, both included (`"2026-11-01"`), for
-    tables with a `date`. Amounts are `decimal.Decimal`, exact; `amounts="float"` makes them floats, which
-    plot faster and no longer add up to the cent. Raises `NothingPublished`, and `ValueError` for a table or
-    filter that does not exist.
+    `user_id` keeps one user's rows; `since` and `until` are UTC days, both included (`"2026-11-01"`; of a
+    moment, its day), for tables with a `date`. Amounts are `decimal.Decimal`, exact; `amounts="float"` makes
+    them floats, which plot faster and no longer add up to the cent. Raises `NothingPublished`, and
+    `ValueError` for a table or filter that does not exist and for what is no day.
 
         finora_pipeline.read("daily_costs", user_id="acme", since="2026-11-01")
     """
+    if amounts not in ("decimal", "float"):
+        raise ValueError(f"amounts is “decimal” or “float”, not “{amounts}”.")
     with connect(path) as connection:
         columns = dict(
             connection.execute(
@@ -70,8 +72,11 @@ def read(
                 {"database": DATABASE},
             ).fetchall()[0][0]
             raise ValueError(f"There is no table “{table}”; there are {tables}.")
-        filters = {"user_id": ("user_id", "=", user_id), "since": ("date", ">=", since)}
-        filters["until"] = ("date", "<=", until)
+        filters = {
+            "user_id": ("user_id", "=", user_id),
+            "since": ("date", ">=", _utc_day("since", since)),
+            "until": ("date", "<=", _utc_day("until", until)),
+        }
         wanted = {name: rule for name, rule in filters.items() if rule[2] is not None}
         for name, (column, _, _) in wanted.items():
             if column not in columns:
@@ -89,3 +94,15 @@ def read(
         # DuckDB's own way to pandas would turn decimals into floats.
         result = connection.execute(query, values).to_arrow_table()
     return result.to_pandas(date_as_object=False)
+
+
+def _utc_day(name: str, value: date | str | None) -> date | None:
+    """The UTC day that is meant; a moment without a zone is taken for UTC. Raises `ValueError`."""
+    if isinstance(value, datetime):
+        return (value.astimezone(UTC) if value.tzinfo else value).date()
+    if value is None or isinstance(value, date):
+        return value
+    try:
+        return date.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a day like 2026-11-01, not {value!r}.") from None

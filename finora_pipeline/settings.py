@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 ACCOUNTS_URL = "FINORA_ACCOUNTS_URL"
 DOCS_URL = "FINORA_DOCS_URL"
@@ -12,6 +13,10 @@ OPENAI_BASE_URL = "https://api.openai.com/v1"
 # A data folder that is connected to another OpenAI than the real one, as the demo's is, says so in this
 # file: no command may by mistake send its keys elsewhere.
 BASE_URL_FILE = "openai_base_url"
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be meant; the message says which and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,8 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        home = Path(environment.get("FINORA_HOME") or "data").expanduser().resolve()
+        """Raises `SettingsError` for what no command could work with."""
+        home = _folder("FINORA_HOME", environment.get("FINORA_HOME") or "data")
         dagster_home = environment.get("DAGSTER_HOME")
         own_base_url = home / BASE_URL_FILE
         base_url = environment.get("OPENAI_BASE_URL") or (
@@ -46,8 +52,8 @@ class Settings:
         )
         return cls(
             home=home,
-            dagster_home=Path(dagster_home).expanduser().resolve() if dagster_home else home / "dagster",
-            openai_base_url=base_url.rstrip("/"),
+            dagster_home=_folder("DAGSTER_HOME", dagster_home) if dagster_home else home / "dagster",
+            openai_base_url=_checked(base_url),
             accounts_url=environment.get(ACCOUNTS_URL) or f"sqlite:///{home / 'accounts.sqlite'}",
             has_own_accounts=bool(environment.get(ACCOUNTS_URL)),
             docs_url=environment.get(DOCS_URL),
@@ -62,3 +68,24 @@ class Settings:
     def published_database(self) -> Path:
         """The DuckDB file that readers open."""
         return self.home / "published" / "finora.duckdb"
+
+
+def _checked(base_url: str) -> str:
+    """The address of an API without its last slash. Raises `SettingsError`."""
+    address = base_url.strip().rstrip("/")
+    try:
+        parts = urlsplit(address)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or " " in address:
+        raise SettingsError(f"OPENAI_BASE_URL must be an address like {OPENAI_BASE_URL}.")
+    return address
+
+
+def _folder(name: str, path: str) -> Path:
+    """Raises `SettingsError` for one in which SQLAlchemy, here and in Dagster, would see a part of a URL."""
+    folder = Path(path).expanduser().resolve()
+    if odd := {"%", "?"} & set(str(folder)):
+        raise SettingsError(f"{name} must be a folder without {min(odd)} in its path: {folder}.")
+    return folder

@@ -56,9 +56,9 @@ class Terminal:
     def key(self, number: int = 0) -> str:
         return self.openai.organizations[number].admin_key
 
-    def run(self, *arguments: str, stdin: str = "") -> Result:
+    def run(self, *arguments: str, stdin: str | bytes = "") -> Result:
         result = CliRunner(env=self.environment).invoke(main, arguments, input=stdin)
-        for key in KEYS.findall(stdin):
+        for key in KEYS.findall(stdin if isinstance(stdin, str) else stdin.decode("latin-1")):
             assert key not in result.output, "a key came out"
         return result
 
@@ -290,6 +290,34 @@ def test_connect_many_repeats_no_key_that_stands_in_a_wrong_column(fresh, column
 def test_connect_many_understands_a_spreadsheets_csv(fresh):
     told = fresh.json("connect", "--many", stdin=f"\ufeffuser,plan,key\r\nacme,growth,{fresh.key()}\r\n")
     assert [(row["user"], row["outcome"]) for row in told] == [("acme", "connected")]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("globex,,{key}", "There is no plan"),
+        ("globex,growth," + "x" * 140_000, "this one is no CSV"),
+    ],
+)
+def test_connect_many_stores_nothing_of_a_line_that_says_too_little_or_much(fresh, line, says):
+    lines = f"{line.format(key=fresh.key(1))}\nacme,growth,{fresh.key()}\n"
+    result = fresh.run("connect", "--many", "--json", stdin=lines)
+    told = [(one["outcome"], one["detail"]) for one in json.loads(result.stdout)]
+    assert (told[0][0], told[1][0]) == ("failed", "connected")
+    assert says in told[0][1]
+    assert [row["user_id"] for row in fresh.json("status")] == ["acme"]
+    assert fresh.accounts.user_ids() == ["acme"]
+
+
+def test_connect_many_reads_the_lines_that_are_utf8(fresh):
+    lines = f"acme,growth,{fresh.key()}\nfrüh,growth,{fresh.key(1)}\n".encode("latin-1")
+    result = fresh.run("connect", "--many", "--json", stdin=lines)
+    assert [one["outcome"] for one in json.loads(result.stdout)] == ["connected", "failed"]
+
+
+@pytest.mark.parametrize("option", [["--plan", "scale"], ["--email", "a@b.c"], ["--replace-organization"]])
+def test_connect_many_refuses_what_it_would_pass_over(fresh, option):
+    assert "leave out --user, --plan" in fresh.fails("connect", "--many", *option, code=2)
 
 
 def test_connect_many_tells_the_outcome_of_lines_after_a_stray_quotation_mark(fresh):
@@ -574,6 +602,72 @@ def test_sql_prints_csv_that_other_programs_read(finora):
     (row,) = csv.DictReader(io.StringIO(finora.ok("sql", query, "--csv")))
     assert "E" not in row["zero"]
     assert "Decimal" not in row["sparkline"]
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("SELECT 'nan'::DOUBLE AS a, 'inf'::DOUBLE AS b", [{"a": None, "b": None}]),
+        ("SELECT map{'2026-01-01'::DATE: 1.50} AS a", [{"a": {"2026-01-01": "1.5"}}]),
+        ("SELECT [true] AS a, 'ab'::BLOB AS b", [{"a": [True], "b": "6162"}]),
+    ],
+)
+def test_sql_prints_json_of_whatever_duckdb_has(finora, query, says):
+    assert finora.json("sql", query) == says
+    finora.ok("sql", query)
+    finora.ok("sql", query, "--csv")
+
+
+def test_sql_loses_no_column_in_json(finora):
+    assert "Two columns are called a" in finora.fails("sql", "SELECT 1 AS a, 2 AS a", "--json")
+    assert finora.ok("sql", "SELECT 1 AS a, 2 AS a, true AS b", "--csv") == "a,a,b\n1,2,true\n"
+    assert "not both" in finora.fails("sql", "SELECT 1", "--csv", "--json", code=2)
+
+
+def test_sql_shows_what_columns_are_called_as_it_is_and_moves_no_cursor(finora):
+    shown = finora.ok("sql", "SELECT '[/x]', chr(27) || '[31mred' AS \"[red]h[/red]\"")
+    assert "'[/x]'" in shown
+    assert "[red]h[/red]" in shown
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("FINORA_HOME", "/proc/nope", "/proc/nope cannot be used: "),
+        ("FINORA_HOME", __file__, "cannot be used: "),
+        (
+            "FINORA_HOME",
+            "/tmp/per%cent",
+            "FINORA_HOME must be a folder without % in its path",
+        ),
+        ("DAGSTER_HOME", "/tmp/what?", "DAGSTER_HOME must be a folder without ? in its path"),
+        ("FINORA_ACCOUNTS_URL", "rubbish", "FINORA_ACCOUNTS_URL must be"),
+        ("FINORA_ACCOUNTS_URL", f"sqlite:///{__file__}", "cannot be opened: file is not a database"),
+        ("OPENAI_BASE_URL", "hello", "OPENAI_BASE_URL must be an address like https://api.openai.com/v1."),
+        ("OPENAI_BASE_URL", "ftp://api.openai.com/v1", "OPENAI_BASE_URL must be"),
+        ("OPENAI_BASE_URL", "http://[bad/v1", "OPENAI_BASE_URL must be"),
+        ("OPENAI_BASE_URL", "http://exa mple/v1", "OPENAI_BASE_URL must be"),
+        ("OPENAI_BASE_URL", "http://example:99999/v1", "OPENAI_BASE_URL must be"),
+    ],
+)
+@pytest.mark.parametrize("command", [["status"], ["refresh"], ["connect", "--user", "acme"]])
+def test_a_setting_that_cannot_be_meant_is_told_in_a_sentence(fresh, command, variable, value, says):
+    fresh.home.mkdir()
+    result = CliRunner(env=fresh.environment | {variable: value}).invoke(main, command, input=fresh.key())
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert says in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("name", ["quo'te", "a b#c+d", "ü"])
+def test_a_data_folder_may_have_any_name(openai, name, tmp_path):
+    typed = Terminal(openai, tmp_path / name)
+    typed.ok("connect", "--user", "acme", stdin=typed.key())
+    typed.ok("refresh", "--user", "acme")
+    assert typed.json("sql", "SELECT count(*) > 0 AS any FROM daily_costs") == [{"any": True}]
+    assert (tmp_path / name / "accounts.sqlite").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_finora_is_a_program_of_its_own(finora):

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
@@ -53,6 +53,35 @@ def total(frame: pd.DataFrame) -> Decimal:
 
 
 # read()
+
+
+@pytest.mark.parametrize("hour", [0, 5, 23])
+@pytest.mark.parametrize("zone", [None, UTC])
+def test_read_takes_a_moment_for_its_day(hour, zone, installation):
+    day = installation.today - timedelta(days=1)
+    moment = datetime(day.year, day.month, day.day, hour, tzinfo=zone)
+    frame = finora_pipeline.read("daily_costs", since=moment, until=moment)
+    assert set(frame["date"].dt.date) == {day}
+    assert len(frame) == len(finora_pipeline.read("daily_costs", since=day, until=str(day)))
+
+
+def test_a_moment_of_another_zone_is_of_its_utc_day(installation):
+    day = installation.today - timedelta(days=1)
+    late = datetime(day.year, day.month, day.day, 23, tzinfo=timezone(timedelta(hours=-5)))
+    assert finora_pipeline.read("daily_costs", since=late)["date"].dt.date.min() == day + timedelta(days=1)
+
+
+@pytest.mark.usefixtures("installation")
+@pytest.mark.parametrize("value", ["yesterday", "", 20261120])
+def test_what_is_no_day_is_refused(value):
+    with pytest.raises(ValueError, match="since must be a day like 2026-11-01"):
+        finora_pipeline.read("daily_costs", since=value)
+
+
+@pytest.mark.usefixtures("installation")
+def test_amounts_are_one_of_two():
+    with pytest.raises(ValueError, match="decimal"):
+        finora_pipeline.read("daily_costs", amounts="floats")  # pyright: ignore[reportArgumentType]
 
 
 def test_read_gives_a_table_with_exact_amounts(installation):

@@ -93,7 +93,7 @@ async def connect(
     Raises `KeyFormError`, `OpenAIAdminError`, `AccountsError` or `UnknownPlan`; nothing is stored then.
     """
     user_id = check_user_id(user_id)
-    plan = plan and plan_named(plan).name
+    plan = None if plan is None else plan_named(plan).name
     known = accounts.connection(user_id)
     if known and known.status is not Status.REMOVED:
         raise AccountsError(

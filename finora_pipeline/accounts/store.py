@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Engine, bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import Connection as DatabaseConnection
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from finora_pipeline.accounts.model import (
     PROVIDER,
@@ -125,7 +126,8 @@ class Accounts:
         user_id = check_user_id(user_id)
         if self.plan_of(user_id) is None:
             with self._write.begin() as database:
-                _save_user(database, user_id, plan and plan_named(plan).name, None, _now())
+                named = None if plan is None else plan_named(plan).name
+                _save_user(database, user_id, named, None, _now())
         return user_id
 
     def user_ids(self) -> list[str]:
@@ -478,12 +480,25 @@ class Accounts:
 def open_accounts(url: str, master_key_variable: str, master_key_file: Path) -> Accounts:
     """The accounts of this installation: its database, and the vault that the master key opens.
 
-    Raises `vault.VaultError`.
+    Raises `vault.VaultError`, and `AccountsError` if the database cannot be opened.
     """
-    database = make_url(url)
-    if database.get_backend_name() == "sqlite" and database.database:
+    try:
+        database = make_url(url)
+    except ArgumentError:
+        raise AccountsError(
+            "FINORA_ACCOUNTS_URL must be SQLAlchemy's URL of a database, "
+            "like postgresql+psycopg://finora@db.example/finora."
+        ) from None
+    is_file = database.get_backend_name() == "sqlite"
+    if is_file and database.database:
         Path(database.database).parent.mkdir(parents=True, exist_ok=True)
-    return Accounts(open_database(url), load_vault(master_key_variable, master_key_file))
+    try:
+        engine = open_database(url)
+    except DBAPIError as error:
+        place = database.database if is_file else f"on {database.host}"
+        said = str(error.orig).partition("\n")[0]
+        raise AccountsError(f"The accounts database {place} cannot be opened: {said}") from None
+    return Accounts(engine, load_vault(master_key_variable, master_key_file))
 
 
 def _parts(user_ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -3,6 +3,8 @@
 Commands import what they need when they run, so that `--help` is immediate.
 """
 
+from typing import Any
+
 import click
 
 from finora_pipeline.cli.alarms import alarms
@@ -14,10 +16,21 @@ from finora_pipeline.cli.refreshes import backfill, refresh
 from finora_pipeline.cli.simulation import simulate_openai
 from finora_pipeline.cli.up import up
 from finora_pipeline.cli.upkeep import purge, rebuild
+from finora_pipeline.settings import SettingsError
 
 
 class Commands(click.Group):
-    """Lists the commands in the order of their use."""
+    """Lists the commands in the order of their use; a setting that cannot be meant is told in a sentence."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SettingsError as error:
+            raise click.ClickException(str(error)) from None
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise click.ClickException(f"{error.filename} cannot be used: {error.strerror}.") from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)

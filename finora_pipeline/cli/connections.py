@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import io
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -63,9 +64,12 @@ def connect(
       finora connect --many < users.csv
     """
     if many:
-        if user_id:
-            raise click.UsageError("--many reads the users from the standard input: leave out --user.")
-        _connect_many(sys.stdin, as_json)
+        if user_id or plan or email or replace_organization:
+            raise click.UsageError(
+                "--many reads users, plans and keys from the standard input: "
+                "leave out --user, --plan, --email and --replace-organization."
+            )
+        _connect_many(_standard_input(), as_json)
         return
     if not user_id:
         raise click.UsageError("Say whose organization it is: --user ID (or --many for many).")
@@ -226,7 +230,11 @@ def _read_lines(lines: TextIO) -> tuple[dict[int, "NewConnection"], dict[int, tu
     outcomes: dict[int, tuple[str, str, str]] = {}
     for number, line in enumerate(lines, 1):
         # Line by line: an open quotation mark must not swallow those that follow.
-        (fields,) = csv.reader([line.removeprefix("\ufeff")])
+        try:
+            (fields,) = csv.reader([line.removeprefix("\ufeff")])
+        except csv.Error:
+            outcomes[number] = ("?", "failed", "A line must be user,plan,key; this one is no CSV.")
+            continue
         cells = [field.strip() for field in fields]
         if not any(cells) or cells[0].startswith("#") or cells == ["user", "plan", "key"]:
             continue
@@ -238,9 +246,19 @@ def _read_lines(lines: TextIO) -> tuple[dict[int, "NewConnection"], dict[int, tu
 
 
 def _read_key() -> str:
-    if sys.stdin.isatty():
+    lines = _standard_input()
+    if lines.isatty():
         return click.prompt("OpenAI Admin key", hide_input=True, prompt_suffix=" (not shown): ")
-    return sys.stdin.read()
+    return lines.read()
+
+
+def _standard_input() -> TextIO:
+    """What is typed or piped in. Neither keys nor ids have a letter that is no UTF-8: such a line is told."""
+    if sys.stdin is None:
+        return io.StringIO()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    return sys.stdin
 
 
 def _accounts() -> Any:

@@ -1,7 +1,6 @@
 """finora sql: a question to the published file."""
 
 import csv
-import json
 import sys
 from decimal import Decimal
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from finora_pipeline.cli.terminal import json_option, output, plain, print_json
+from finora_pipeline.cli.terminal import as_json_text, json_option, output, plain, print_json
 from finora_pipeline.cli.terminal import row as text_row
 
 ROWS_SHOWN = 200
@@ -27,6 +26,9 @@ def sql(query: str, as_csv: bool, as_json: bool) -> None:
       finora sql "SHOW TABLES"
       finora sql "DESCRIBE daily_costs"
     """
+    if as_csv and as_json:
+        raise click.UsageError("Give --csv or --json, not both.")
+
     import duckdb
 
     from finora_pipeline.reading import NothingPublished, connect
@@ -42,6 +44,8 @@ def sql(query: str, as_csv: bool, as_json: bool) -> None:
     except (duckdb.Error, NothingPublished) as error:
         raise click.ClickException(str(error)) from None
     if as_json:
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise click.ClickException(f"Two columns are called {min(twice)}: give one another name with AS.")
         print_json([dict(zip(names, row, strict=True)) for row in rows])
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -57,7 +61,8 @@ def _print_table(names: list[str], rows: list[tuple[Any, ...]]) -> None:
     }
     table = Table()
     for number, name in enumerate(names):
-        table.add_column(name, justify="right" if number in numeric else "left", overflow="fold")
+        (header,) = text_row(name)
+        table.add_column(header, justify="right" if number in numeric else "left", overflow="fold")
     for row in rows[:ROWS_SHOWN]:
         table.add_row(*text_row(*(_cell(value) for value in row)))
     output.print(table)
@@ -71,11 +76,11 @@ def _cell(value: Any) -> str:
         return "–"
     if isinstance(value, list):
         return " ".join(_cell(item) for item in value)
-    return plain(value)
+    return as_json_text(value) if isinstance(value, dict) else plain(value)
 
 
 def _csv_cell(value: Any) -> Any:
     """A value for other programs; a list as JSON."""
     if value is None:
         return ""
-    return json.dumps(value, default=plain) if isinstance(value, (list, dict)) else plain(value)
+    return as_json_text(value) if isinstance(value, (list, dict)) else plain(value)

@@ -11,7 +11,13 @@ KEYS_SHOWN = 20
 
 
 @click.command("simulate-openai")
-@click.option("--port", type=int, default=8765, show_default=True, help="Loopback port; 0 takes a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8765,
+    show_default=True,
+    help="Loopback port; 0 takes a free one.",
+)
 @click.option("--users", type=click.IntRange(1, 100_000), default=4, show_default=True, help="Organizations.")
 @click.option("--days", type=click.IntRange(1, 4_000), default=90, show_default=True, help="Days of history.")
 @click.option(
@@ -35,8 +41,8 @@ def simulate_openai(
 ) -> None:
     """Serve OpenAI's organization API over made-up organizations, until Ctrl-C.
 
-    Point finora or the official SDK to it with OPENAI_BASE_URL. The side door /_simulator/ lists the
-    organizations with their keys and tells the true totals.
+    Point finora or the official SDK to it with OPENAI_BASE_URL. The side door
+    /_simulator/organizations lists the organizations with their keys.
     """
     from finora_pipeline.openai_admin.simulator import OrganizationSpec, Simulator
     from finora_pipeline.openai_admin.simulator.server import base_url, listen, serve

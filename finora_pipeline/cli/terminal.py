@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rich.text import Text
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_CONTROLS = {code: "�" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 # A pipe has no width that lines would have to fit.
 PIPE_WIDTH = 1_000
 # Results go to the standard output, everything else beside it, so that a pipe gets results alone.
@@ -65,7 +67,20 @@ def plain_errors() -> Iterator[None]:
 
 def print_json(value: Any) -> None:
     """JSON on the standard output; moments and days in ISO 8601, decimals as exact text."""
-    click.echo(json.dumps(value, indent=2, default=plain, ensure_ascii=False))
+    click.echo(as_json_text(value, indent=2))
+
+
+def as_json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, which has neither keys that are no texts nor numbers that are none."""
+    return json.dumps(_for_json(value), indent=indent, default=plain, ensure_ascii=False, allow_nan=False)
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {plain(key): _for_json(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_for_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plain(value: Any) -> str:
@@ -73,6 +88,10 @@ def plain(value: Any) -> str:
     if isinstance(value, Decimal):
         text = format(value, "f")
         return text.rstrip("0").rstrip(".") if "." in text else text
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, bytes):
+        return value.hex()
     return value.isoformat() if isinstance(value, (date, datetime)) else str(value)
 
 
@@ -96,8 +115,8 @@ def progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
 
 
 def row(*cells: str) -> list[Text]:
-    """Cells of a table as they are: brackets in data are no markup."""
-    return [Text(cell) for cell in cells]
+    """Cells of a table as they are: brackets in data are no markup, and nothing in them moves the cursor."""
+    return [Text(cell.translate(_CONTROLS)) for cell in cells]
 
 
 def moment(value: datetime | None) -> str:

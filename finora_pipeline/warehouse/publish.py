@@ -150,8 +150,9 @@ def _write_month(connection: duckdb.DuckDBPyConnection, folder: Path, table: str
         target.unlink(missing_ok=True)
         return
     aside = target.with_name(f".{target.name}.{os.getpid()}")
+    name = str(aside).replace("'", "''")
     connection.execute(
-        f"COPY ({days}) TO '{aside}' "
+        f"COPY ({days}) TO '{name}' "
         "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE 40960)",
         {"month": month},
     )
