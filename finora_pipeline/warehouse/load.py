@@ -226,8 +226,9 @@ def _loaded_by(connection: duckdb.DuckDBPyConnection, run_id: str, kinds: list[s
         ).fetchall()[0]
         late = connection.execute(
             "SELECT user_id, date, sum(coalesce(new_amount_usd, 0) - coalesce(old_amount_usd, 0)) "
-            "FROM cost_revisions JOIN (SELECT DISTINCT user_id, provider, date, fetched_at AS observed_at "
-            f"FROM daily_costs {of_run}) USING (user_id, provider, date, observed_at) "
+            "FROM cost_revisions JOIN (SELECT user_id, provider, date, fetched_at AS observed_at "
+            f"FROM pipeline.loaded_days {of_run} AND endpoint = '{COSTS.name}') "
+            "USING (user_id, provider, date, observed_at) "
             "WHERE date <= observed_at::DATE - $settled_after GROUP BY ALL ORDER BY ALL",
             {"run_id": run_id, "settled_after": SETTLED_AFTER},
         ).fetchall()

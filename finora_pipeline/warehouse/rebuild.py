@@ -142,7 +142,11 @@ def _differences(
     found = connection.execute(
         f"""
         WITH held_rows AS (SELECT {columns} FROM {held_name} WHERE {_WANTED}{real}),
-        raw_rows AS (SELECT {columns} FROM {table} WHERE {_WANTED}{real}),
+        -- Days that were pruned may still stand in a raw file beside days that are kept.
+        raw_rows AS (
+            SELECT {columns} FROM {table} SEMI JOIN held.pipeline.loaded_days USING (user_id, provider, date)
+            WHERE {_WANTED}{real}
+        ),
         apart AS (
             SELECT user_id, date, true AS is_held FROM (FROM held_rows EXCEPT ALL FROM raw_rows)
             UNION ALL

@@ -78,7 +78,10 @@ def test_until_the_seventh_the_month_before_is_read_once_a_day(day: int, start_o
     window = window_of(yesterday, trailing_window(today), today)
     assert window is not None
     assert window.start == expected
-    already = replace(yesterday, read_until=today, last_attempt_at=datetime.combine(today, time(1), UTC))
+    # What failed today, or read past days alone, has not closed the month.
+    tried = replace(yesterday, last_attempt_at=datetime.combine(today, time(1), UTC))
+    assert window_of(tried, trailing_window(today), today) == window
+    already = replace(tried, read_until=today + timedelta(days=1))
     assert window_of(already, trailing_window(today), today) == trailing_window(today)
 
 

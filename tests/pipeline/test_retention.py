@@ -19,6 +19,7 @@ from finora_pipeline.warehouse.rebuild import rebuild
 from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation, now_in_the_middle_of_today
 from tests.pipeline.test_directory import read_again
+from tests.warehouse.landing import DAY, cost_day, cost_row, land, load, page_of
 
 
 @pytest.fixture
@@ -204,6 +205,19 @@ def test_a_warehouse_of_another_version_is_refused_and_built_again(installation:
     assert installation.sql("SELECT * EXCLUDE (sparkline) FROM user_metrics ORDER BY ALL") == metrics
     assert installation.run().failed_users == []
     installation.assert_exact("user-0", 0, installation.history(90))
+
+
+def test_pruned_days_beside_kept_ones_in_a_raw_file_are_no_difference(tmp_path):
+    warehouse = Warehouse(tmp_path)
+    days = [DAY + timedelta(days=number) for number in range(5)]
+    land(warehouse, page_of(*(cost_day([cost_row('"5.00"')], day) for day in days)))
+    load(warehouse)
+    assert retention.prune(warehouse, {"acme": days[2]}).rows["daily_costs"] == 2
+    assert rebuild(warehouse).differences == []
+    with warehouse.writing() as connection:
+        connection.execute("DELETE FROM daily_costs WHERE date = ?", [days[3]])
+    (difference,) = rebuild(warehouse).differences
+    assert (difference.date, difference.rows_only_held, difference.rows_only_raw) == (days[3], 0, 1)
 
 
 def test_a_purged_user_is_nowhere(installation: Installation):

@@ -102,3 +102,28 @@ def test_a_dollar_a_day_grows_by_nothing_in_any_month(today: date, warehouse: Wa
     refresh_metrics(warehouse, ["acme"], today)
     query = "SELECT previous_value FROM user_metrics WHERE period = 'month' AND metric = 'month_over_month'"
     assert rows(warehouse, query) == [(Decimal(0),)]
+
+
+def test_a_settled_day_that_is_emptied_is_a_late_revision(warehouse: Warehouse):
+    land(warehouse, page_of(cost_day([cost_row('"500.00"')])), fetched_at=NOON)
+    load(warehouse)
+    later = NOON + timedelta(days=20)
+    land(warehouse, page_of(bucket([])), run_id="run-2", fetched_at=later)
+    assert load(warehouse, run_id="run-2").late_revisions == [("acme", DAY, Decimal(-500))]
+
+
+def test_a_price_that_changed_shows_once_the_day_is_final(warehouse: Warehouse):
+    today = datetime.now(UTC).date()
+    first = today - timedelta(days=4)
+    # On the last of these days, which is not final when it is read, the price is three times as high.
+    usd = {first + timedelta(days=n): "30.00" if n == 3 else "10.00" for n in range(4)}
+    land(warehouse, page_of(*(cost_day([priced(amount, "1000.0")], day) for day, amount in usd.items())))
+    load(warehouse)
+    refresh_metrics(warehouse, ["acme"], today)
+    (created,) = rows(warehouse, "SELECT sql FROM duckdb_views() WHERE view_name = 'reconciliation'")[0]
+    query = "SELECT price_residual_usd FROM ({}) WHERE date = current_date - 1"
+    view = created[created.index("SELECT") :].rstrip(";")
+    assert rows(warehouse, query.format(view)) == [(None,)]
+    # Nothing is read or computed any more until then.
+    later = view.replace("current_date", "(current_date + 2)")
+    assert rows(warehouse, query.format(later)) == [(Decimal(20),)]

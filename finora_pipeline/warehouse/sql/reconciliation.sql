@@ -39,7 +39,7 @@ SELECT
     billed_tokens,
     used_tokens,
     (billed_tokens - used_tokens)::DECIMAL(38, 18) AS token_residual,
-    price_residual_usd,
+    CASE WHEN date <= current_date - 3 THEN price_residual_usd END AS price_residual_usd,
     lines_without_amount,
     CASE
         WHEN lines_without_amount > 0 THEN 'error'
@@ -106,7 +106,7 @@ lines AS MATERIALIZED (
         AND costs.date BETWEEN spans.first_date AND spans.last_date
     LEFT JOIN split_days AS split
         ON split.user_id = costs.user_id AND split.provider = costs.provider AND split.date = costs.date
-    WHERE amount_usd IS NOT NULL AND costs.quantity > 0 AND costs.date <= $today::DATE - 3 AND NOT is_sample
+    WHERE amount_usd IS NOT NULL AND costs.quantity > 0 AND NOT is_sample
 ),
 priced_lines AS (
     SELECT
