@@ -7,8 +7,10 @@ Dagster opens and closes a database for every event, which is most of what an ev
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
+from alembic.script import ScriptDirectory
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.runs import SqliteRunStorage
@@ -25,6 +27,9 @@ from sqlalchemy import Connection, Engine, StaticPool, create_engine
 # A run writes to two databases, its own and the index; a web server reads those of many runs.
 KEPT_DATABASES = 8
 BUSY_SECONDS = 60
+
+# Dagster reads its migrations from their fifty files for every database that it opens, four times a run.
+ScriptDirectory.from_config = staticmethod(lru_cache(ScriptDirectory.from_config))
 
 
 class KeptEventLogStorage(SqliteEventLogStorage):

@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -42,6 +43,12 @@ FIXTURES = Path(__file__).parent / "fixtures"
 QUICK = Limits(timeout_seconds=2.5, retry_seconds=0.05, first_pause_seconds=0.001)
 
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: to walk it at every garbage collection takes a twelfth of the suite."""
+    gc.collect()
+    gc.freeze()
 
 
 def now_in_the_middle_of_today() -> datetime:
