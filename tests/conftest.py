@@ -40,7 +40,7 @@ from tests.postgres_server import PostgresServer, postgres_binaries, running_pos
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # Faults are over in milliseconds: tests never wait.
-QUICK = Limits(timeout_seconds=2.5, retry_seconds=0.05, first_pause_seconds=0.001)
+QUICK = Limits(timeout_seconds=5, retry_seconds=0.05, first_pause_seconds=0.001)
 
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 
