@@ -618,6 +618,11 @@ def test_sql_prints_json_of_whatever_duckdb_has(finora, query, says):
     finora.ok("sql", query, "--csv")
 
 
+def test_sql_may_begin_with_a_comment(finora):
+    assert finora.json("sql", "-- how many\nSELECT 1 AS a") == [{"a": 1}]
+    assert "unexpected extra argument" in finora.fails("sql", "SELECT 1", "--jsn", code=2)
+
+
 def test_sql_loses_no_column_in_json(finora):
     assert "Two columns are called a" in finora.fails("sql", "SELECT 1 AS a, 2 AS a", "--json")
     assert finora.ok("sql", "SELECT 1 AS a, 2 AS a, true AS b", "--csv") == "a,a,b\n1,2,true\n"

@@ -14,7 +14,8 @@ from finora_pipeline.cli.terminal import row as text_row
 ROWS_SHOWN = 200
 
 
-@click.command()
+# A query may begin with a comment, which is no option.
+@click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("query")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, all rows.")
 @json_option

@@ -405,11 +405,11 @@ def _error_of(status: int, body: bytes, headers: Mapping[str, str]) -> OpenAIAdm
         if "missing scopes" in said.lower() or "insufficient permissions" in said.lower() or status == 403:
             return InsufficientPermissions(
                 "The key may not read this organization's cost and usage: it is a project key, or its "
-                "creator is no longer an Owner or Admin. Create a fresh Admin key in OpenAI and update it."
+                "creator is no longer an Owner or Admin. Create a fresh Admin key in OpenAI and save it here."
             )
         return InvalidKey(
             "OpenAI does not accept this key: it was deleted or revoked. "
-            "Create a fresh Admin key in OpenAI and update it."
+            "Create a fresh Admin key in OpenAI and save it here."
         )
     if status == 400:
         if "page token" in said.lower():
