@@ -104,6 +104,25 @@ def test_a_dollar_a_day_grows_by_nothing_in_any_month(today: date, warehouse: Wa
     assert rows(warehouse, query) == [(Decimal(0),)]
 
 
+def test_a_search_is_charged_by_the_call_and_no_second_request(warehouse: Warehouse):
+    land(warehouse, page_of(cost_day([cost_row('"4.00"', "web search tool calls")])), fetched_at=NOON)
+    asked = [used_by("a", 8) | {"num_model_requests": 5}, used_by("b", 8) | {"num_model_requests": 5}]
+    searched = [
+        {key: value for key, value in used_by(member_id, 0).items() if "tokens" not in key}
+        | {"num_model_requests": 2, "num_requests": calls}
+        for member_id, calls in (("a", 3), ("b", 1))
+    ]
+    for name, use in (("completions", asked), ("web_search_calls", searched)):
+        land(warehouse, page_of(bucket(use)), endpoint=ENDPOINTS[name], fetched_at=NOON)
+        load(warehouse, name)
+    load(warehouse)
+    refresh_metrics(warehouse, ["acme"], DAY)
+    parts = dict(rows(warehouse, "SELECT member_id, amount_usd FROM daily_member_costs"))
+    assert parts == {"a": Decimal(3), "b": Decimal(1)}
+    query = "SELECT requests FROM daily_model_costs WHERE model = 'gpt-4o'"
+    assert rows(warehouse, query) == [(10,)]
+
+
 def test_a_settled_day_that_is_emptied_is_a_late_revision(warehouse: Warehouse):
     land(warehouse, page_of(cost_day([cost_row('"500.00"')])), fetched_at=NOON)
     load(warehouse)

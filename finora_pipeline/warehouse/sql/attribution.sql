@@ -6,7 +6,8 @@
 --   2. allocated: elsewhere an amount of a day, project and line item is split by use: of the members who used
 --      the line's model in that project on that day, each bears the part of the amount that is their part of
 --      the tokens of the line's direction (uncached input, cached input, output, cache writes), of its images,
---      seconds or characters where the line names no direction, or of the requests where all those are 0.
+--      seconds or characters where the line names no direction, or of the calls or requests where all those
+--      are 0.
 --      A line without a model is split by the calls of the service that it names.
 --   3. The parts are whole 10^-18 dollars; what is left after rounding down goes, one each, to the parts with
 --      the largest remainder. So they add up to the amount, to the last digit.
@@ -54,7 +55,8 @@ SELECT
     project_id,
     member_id,
     api_key_id,
-    requests,
+    -- Whatever searched the web was a request to a model, which completions count already.
+    CASE WHEN service <> 'web_search_calls' THEN requests END AS requests,
     input_tokens,
     output_tokens,
     -- More cached than there are would make a negative weight, with which parts do not add up.
@@ -69,7 +71,7 @@ SELECT
     greatest(output_tokens, 0) AS output,
     greatest(input_cache_write_tokens, 0) AS cache_write,
     greatest(images, 0) + greatest(seconds, 0) + greatest(characters, 0) AS other,
-    greatest(coalesce(requests, calls), 0) AS requests_or_calls,
+    greatest(coalesce(calls, requests), 0) AS requests_or_calls,
     is_sample
 FROM daily_usage
 JOIN split_days AS split USING (user_id, provider, date);

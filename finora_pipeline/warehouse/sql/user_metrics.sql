@@ -10,7 +10,7 @@
 --      tokens) × 1000; `covered_share` is that cost's share of total_spend.
 --   4. top_model_share = spend of the model that cost most (`detail` names it) ÷ total_spend.
 --   5. tokens_per_hour = (input + output tokens) ÷ (24 × days of the period); today counts as a whole day.
---   6. cost_per_request = total_spend ÷ requests to models.
+--   6. cost_per_request = total_spend ÷ requests to models; those that searched the web count once.
 --   7. provider_share = total_spend ÷ the user's total_spend over all providers.
 --   8. month_over_month = (total_spend − that of the period before) ÷ the latter: for `month` the month so far
 --      against the same days of the month before, for the other periods likewise.
