@@ -126,8 +126,7 @@ class Accounts:
         user_id = check_user_id(user_id)
         if self.plan_of(user_id) is None:
             with self._write.begin() as database:
-                named = None if plan is None else plan_named(plan).name
-                _save_user(database, user_id, named, None, _now())
+                _save_user(database, user_id, plan, None, _now())
         return user_id
 
     def user_ids(self) -> list[str]:
@@ -555,7 +554,11 @@ def _state(connection: Connection | None) -> tuple[int, bool] | None:
 def _save_user(
     database: DatabaseConnection, user_id: str, plan: str | None, email: str | None, now: datetime
 ) -> bool:
-    """Creates or changes a user; tells whether the user's plan now keeps more than before."""
+    """Creates or changes a user; tells whether the user's plan now keeps more than before.
+
+    Raises `UnknownPlan`: one that was stored would keep everybody from being listed.
+    """
+    plan = None if plan is None else plan_named(plan).name
     known = database.execute(select(users).where(users.c.user_id == user_id)).first()
     changes: dict[str, Any] = {
         name: value for name, value in (("plan", plan), ("email", email)) if value is not None

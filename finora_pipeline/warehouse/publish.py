@@ -16,6 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from finora_pipeline.warehouse.metrics import catch_up
+from finora_pipeline.warehouse.published import quoted
 from finora_pipeline.warehouse.warehouse import MONTHLY_TABLES, Warehouse, transaction
 
 CONNECTION_SCHEMA = pa.schema(
@@ -150,9 +151,8 @@ def _write_month(connection: duckdb.DuckDBPyConnection, folder: Path, table: str
         target.unlink(missing_ok=True)
         return
     aside = target.with_name(f".{target.name}.{os.getpid()}")
-    name = str(aside).replace("'", "''")
     connection.execute(
-        f"COPY ({days}) TO '{name}' "
+        f"COPY ({days}) TO {quoted(aside)} "
         "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE 40960)",
         {"month": month},
     )

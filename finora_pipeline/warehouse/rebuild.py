@@ -9,6 +9,7 @@ from datetime import date
 import duckdb
 
 from finora_pipeline.warehouse.load import ID_COLUMN, KINDS, batches, load_files
+from finora_pipeline.warehouse.published import quoted
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.warehouse import Warehouse, settle
 
@@ -116,8 +117,7 @@ def _loaded_beside(warehouse: Warehouse) -> Iterator[tuple[Warehouse, int]]:
 
 
 def _attach_held(connection: duckdb.DuckDBPyConnection, warehouse: Warehouse) -> None:
-    name = str(warehouse.database).replace("'", "''")
-    connection.execute(f"ATTACH '{name}' AS held (READ_ONLY)")
+    connection.execute(f"ATTACH {quoted(warehouse.database)} AS held (READ_ONLY)")
 
 
 def _is_same(connection: duckdb.DuckDBPyConnection, table: str) -> bool:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finora_pipeline.openai_admin.endpoints import DIRECTORY_KIND
-from finora_pipeline.warehouse.published import DATABASE, attach
+from finora_pipeline.warehouse.published import DATABASE, attach, quoted
 from finora_pipeline.warehouse.raw import RawFile, RawPages, write_whole
 from finora_pipeline.warehouse.warehouse import (
     MONTHLY_TABLES,
@@ -232,9 +232,8 @@ def _write_without(warehouse: Warehouse, user_id: str, removed: Removed) -> None
     aside = warehouse.database.with_name("purged.duckdb")
     for half in (aside, aside.with_name(f"{aside.name}.wal")):
         half.unlink(missing_ok=True)
-    name = str(warehouse.database).replace("'", "''")
     with open_to_write(aside) as connection:
-        connection.execute(f"ATTACH '{name}' AS old (READ_ONLY)")
+        connection.execute(f"ATTACH {quoted(warehouse.database)} AS old (READ_ONLY)")
         with_user = _tables_with(connection, "user_id")
         tables = [
             f"{schema}.{table}"
