@@ -675,6 +675,38 @@ def test_a_data_folder_may_have_any_name(openai, name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["dashboard", "--port", "70000"], "70000 is not in the range 1<=x<=65535"),
+        (["up", "--health-port", "-1"], "-1 is not in the range 1<=x<=65535"),
+        (["simulate-openai", "--since", "9999-01-01"], "9999-01-01 has not come yet"),
+    ],
+)
+def test_ports_and_days_that_there_are_not_are_refused(fresh, command, says):
+    assert says in fresh.fails(*command, code=2)
+
+
+def test_a_password_that_no_browser_could_send_is_refused(fresh):
+    result = fresh.run("login", "add", "ada@acme.example", "--operator", stdin=b"pa\xdfword of somebody\n")
+    assert result.exit_code == 1
+    assert "Error: The password is not a text in UTF-8" in result.stderr
+    assert fresh.json("login", "list") == []
+
+
+def test_output_that_has_no_room_is_told_in_a_sentence(fresh):
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "finora_pipeline", "status"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=os.environ | fresh.environment,
+        )
+    assert (ended.returncode, ended.stderr) == (1, "Error: There is no room left where the output goes.\n")
+
+
 def test_finora_is_a_program_of_its_own(finora):
     query = "SELECT count(DISTINCT user_id) AS users FROM daily_costs WHERE user_id IN ('acme', 'globex')"
     ended = subprocess.run(

@@ -3,6 +3,7 @@
 Commands import what they need when they run, so that `--help` is immediate.
 """
 
+import errno
 from typing import Any
 
 import click
@@ -28,6 +29,8 @@ class Commands(click.Group):
         except SettingsError as error:
             raise click.ClickException(str(error)) from None
         except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise click.ClickException("There is no room left where the output goes.") from None
             if error.filename is None:
                 raise
             raise click.ClickException(f"{error.filename} cannot be used: {error.strerror}.") from None

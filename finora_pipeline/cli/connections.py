@@ -2,7 +2,6 @@
 
 import asyncio
 import csv
-import io
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,6 +18,7 @@ from finora_pipeline.cli.terminal import (
     print_json,
     progress,
     row,
+    standard_input,
 )
 from finora_pipeline.openai_admin.keys import redact
 from finora_pipeline.plans import PLANS
@@ -69,7 +69,7 @@ def connect(
                 "--many reads users, plans and keys from the standard input: "
                 "leave out --user, --plan, --email and --replace-organization."
             )
-        _connect_many(_standard_input(), as_json)
+        _connect_many(standard_input(), as_json)
         return
     if not user_id:
         raise click.UsageError("Say whose organization it is: --user ID (or --many for many).")
@@ -246,19 +246,10 @@ def _read_lines(lines: TextIO) -> tuple[dict[int, "NewConnection"], dict[int, tu
 
 
 def _read_key() -> str:
-    lines = _standard_input()
+    lines = standard_input()
     if lines.isatty():
         return click.prompt("OpenAI Admin key", hide_input=True, prompt_suffix=" (not shown): ")
     return lines.read()
-
-
-def _standard_input() -> TextIO:
-    """What is typed or piped in. Neither keys nor ids have a letter that is no UTF-8: such a line is told."""
-    if sys.stdin is None:
-        return io.StringIO()
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    return sys.stdin
 
 
 def _accounts() -> Any:

@@ -1,13 +1,21 @@
 """finora dashboard: the web pages; finora login: who may open them."""
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
-from finora_pipeline.cli.terminal import json_option, messages, moment, output, plain_errors, print_json
+from finora_pipeline.cli.terminal import (
+    json_option,
+    messages,
+    moment,
+    output,
+    plain_errors,
+    port_type,
+    print_json,
+    standard_input,
+)
 from finora_pipeline.cli.terminal import row as text_row
 from finora_pipeline.dashboard import DEFAULT_PORT
 
@@ -32,7 +40,7 @@ def keep_pages_closed(sign_in: "SignIn", is_removed: "Callable[[Login], bool]") 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
-@click.option("--port", default=DEFAULT_PORT, show_default=True, help="Port to bind.")
+@click.option("--port", type=port_type, default=DEFAULT_PORT, show_default=True, help="Port to bind.")
 @click.option("--public-url", help="https://…, the address that browsers know, where a proxy stands before.")
 def dashboard(host: str, port: int, public_url: str | None) -> None:
     """Serve the web pages: Settings → API Keys, Overview, Plan.
@@ -133,6 +141,10 @@ def _opened():
 
 
 def _password() -> str:
-    if sys.stdin.isatty():
+    lines = standard_input()
+    if lines.isatty():
         return click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
-    return sys.stdin.readline().rstrip("\r\n")
+    password = lines.readline().rstrip("\r\n")
+    if "\N{REPLACEMENT CHARACTER}" in password:
+        raise click.ClickException("The password is not a text in UTF-8, as browsers send it.")
+    return password

@@ -49,6 +49,8 @@ def simulate_openai(
 
     now = datetime.now(UTC)
     first = since.date() if since else now.date() - timedelta(days=days - 1)
+    if first > now.date():
+        raise click.BadParameter(f"{first} has not come yet.", param_hint="--since")
     small = {"services": False, "keys_per_project": 1} if completions_only else {}
     specs = [OrganizationSpec(number, since=first, seed=seed, **small) for number in range(users)]
     simulator = Simulator(specs, now=now if freeze_clock else None, amounts_as_numbers=amounts == "number")

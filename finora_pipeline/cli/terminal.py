@@ -1,5 +1,6 @@
 """What all commands share at the terminal: the consoles, domain errors as one sentence, JSON output."""
 
+import io
 import json
 import logging
 import math
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 from rich.console import Console
@@ -26,6 +27,7 @@ PIPE_WIDTH = 1_000
 output = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 messages = Console(stderr=True, highlight=False)
 
+port_type = click.IntRange(1, 65_535)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
 
 
@@ -63,6 +65,16 @@ def plain_errors() -> Iterator[None]:
         yield
     except known as error:
         raise click.ClickException(str(error)) from None
+
+
+def standard_input() -> TextIO:
+    """What is typed or piped in: ids, keys and passwords. A letter that is no UTF-8 stands as one that none
+    of them has."""
+    if sys.stdin is None:
+        return io.StringIO()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    return sys.stdin
 
 
 def print_json(value: Any) -> None:

@@ -2,15 +2,29 @@
 
 import click
 
-from finora_pipeline.cli.terminal import log_to_terminal, plain_errors
+from finora_pipeline.cli.terminal import log_to_terminal, plain_errors, port_type
 from finora_pipeline.dashboard import DEFAULT_PORT
 
 
 @click.command()
-@click.option("--port", default=3000, show_default=True, help="Loopback port of the Dagster UI.")
-@click.option("--health-port", default=3001, show_default=True, help="Loopback port of /health and /metrics.")
+@click.option(
+    "--port", type=port_type, default=3000, show_default=True, help="Loopback port of the Dagster UI."
+)
+@click.option(
+    "--health-port",
+    type=port_type,
+    default=3001,
+    show_default=True,
+    help="Loopback port of /health and /metrics.",
+)
 @click.option("--dashboard-host", default="127.0.0.1", show_default=True, help="As finora dashboard --host.")
-@click.option("--dashboard-port", default=DEFAULT_PORT, show_default=True, help="As finora dashboard --port.")
+@click.option(
+    "--dashboard-port",
+    type=port_type,
+    default=DEFAULT_PORT,
+    show_default=True,
+    help="As finora dashboard --port.",
+)
 @click.option("--public-url", help="As finora dashboard --public-url.")
 def up(port: int, health_port: int, dashboard_host: str, dashboard_port: int, public_url: str | None) -> None:
     """Serve the installation: dashboard, Dagster's UI and daemon, with schedules on, until Ctrl-C.

@@ -1,13 +1,21 @@
 """finora purge and finora rebuild: a user's data gone, and the facts proved by the raw pages."""
 
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 
 import click
 from rich.table import Table
 
 from finora_pipeline.cli.dashboard import keep_pages_closed, opens_pages_option
-from finora_pipeline.cli.terminal import json_option, messages, output, plain_errors, print_json, row
+from finora_pipeline.cli.terminal import (
+    json_option,
+    messages,
+    output,
+    plain_errors,
+    print_json,
+    progress,
+    row,
+)
 
 _day = click.DateTime(["%Y-%m-%d"])
 
@@ -86,9 +94,14 @@ def rebuild(
     warehouse = Warehouse(Settings.from_environment().home)
     if not warehouse.database.exists():
         raise click.ClickException("There is nothing to rebuild yet: finora refresh reads it first.")
-    rebuilt = rebuild_facts(
-        warehouse, user_id=user_id, first=first and first.date(), last=last and last.date()
-    )
+    with plain_errors(), progress("Loading raw files") as show:
+        rebuilt = rebuild_facts(
+            warehouse,
+            user_id=user_id,
+            first=first and first.date(),
+            last=last and last.date(),
+            on_progress=lambda done, total: show(done, total, 0),
+        )
     if as_json:
         names = ("table", "user", "date", "rows_only_held", "rows_only_raw")
         told = [
@@ -116,13 +129,17 @@ def _replace(as_json: bool) -> None:
     from finora_pipeline.refresh.serve import publish_refreshes
     from finora_pipeline.settings import Settings
     from finora_pipeline.warehouse.rebuild import replace_warehouse
+    from finora_pipeline.warehouse.retention import prune
     from finora_pipeline.warehouse.warehouse import Warehouse
 
     settings = Settings.from_environment()
     warehouse = Warehouse(settings.home)
     with plain_errors():
-        files = replace_warehouse(warehouse)
-        publish_refreshes(runs.accounts_of(settings), warehouse)
+        accounts = runs.accounts_of(settings)
+        with progress("Loading raw files") as show:
+            files = replace_warehouse(warehouse, lambda done, total: show(done, total, 0))
+        prune(warehouse, accounts.kept_from(datetime.now(UTC)))
+        publish_refreshes(accounts, warehouse)
     if as_json:
         print_json({"raw_files": files})
     else:

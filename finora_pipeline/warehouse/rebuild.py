@@ -1,7 +1,7 @@
 """Builds the facts again from the raw pages, offline, and compares them with those that are held."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -11,10 +11,12 @@ import duckdb
 from finora_pipeline.warehouse.load import ID_COLUMN, KINDS, batches, load_files
 from finora_pipeline.warehouse.published import quoted
 from finora_pipeline.warehouse.raw import RawPages
-from finora_pipeline.warehouse.warehouse import Warehouse, settle
+from finora_pipeline.warehouse.warehouse import OUTDATED, Warehouse, WarehouseOutdated, settle
 
 # What is told apart: all that OpenAI said, not which read of the same it came from.
-COMPARED = ("daily_costs", "daily_usage", "pipeline.billed_costs")
+COMPARED = ("main.daily_costs", "main.daily_usage", "pipeline.billed_costs")
+# Called with the raw files loaded, and all there are.
+Progress = Callable[[int, int], None]
 _WANTED = (
     "($user_id IS NULL OR user_id = $user_id) AND ($first IS NULL OR date >= $first) "
     "AND ($last IS NULL OR date <= $last)"
@@ -47,14 +49,22 @@ def rebuild(
     user_id: str | None = None,
     first: date | None = None,
     last: date | None = None,
+    on_progress: Progress | None = None,
 ) -> Rebuilt:
     """Loads all raw pages into an empty database beside the warehouse and compares, by user and UTC day.
 
-    The days from `first` to `last` (both included) of a user, or of everybody. Changes nothing.
+    The days from `first` to `last` (both included) of a user, or of everybody. Changes nothing. Raises
+    `WarehouseOutdated` if the tables held are others.
     """
     filters = {"user_id": user_id, "first": first, "last": last}
-    with warehouse.lock(), _loaded_beside(warehouse) as (beside, files), beside.connect() as connection:
+    with (
+        warehouse.lock(),
+        _loaded_beside(warehouse, on_progress) as (beside, files),
+        beside.connect() as connection,
+    ):
         _attach_held(connection, warehouse)
+        if not all(_is_same(connection, table) for table in (*COMPARED, "pipeline.loaded_days")):
+            raise WarehouseOutdated(OUTDATED)
         rows, differences = 0, []
         for table in COMPARED:
             differences += _differences(connection, table, filters)
@@ -63,14 +73,14 @@ def rebuild(
     return Rebuilt(files, rows, differences)
 
 
-def replace_warehouse(warehouse: Warehouse) -> int:
+def replace_warehouse(warehouse: Warehouse, on_progress: Progress | None = None) -> int:
     """Puts a database made of all raw pages in the warehouse's place; returns how many raw files it read.
 
     For a warehouse of another version, or a damaged one. What only it knows, the record of revisions and when
     days and names were read first, is taken over where its tables are still the same. Metrics are computed
-    by whoever publishes next.
+    by whoever publishes next; days that were pruned may be back, and are to be pruned again.
     """
-    with warehouse.lock(), _loaded_beside(warehouse) as (beside, files):
+    with warehouse.lock(), _loaded_beside(warehouse, on_progress) as (beside, files):
         settle(warehouse.database)
         with beside.connect() as connection:
             if warehouse.database.exists():
@@ -100,17 +110,21 @@ def replace_warehouse(warehouse: Warehouse) -> int:
 
 
 @contextmanager
-def _loaded_beside(warehouse: Warehouse) -> Iterator[tuple[Warehouse, int]]:
+def _loaded_beside(warehouse: Warehouse, on_progress: Progress | None) -> Iterator[tuple[Warehouse, int]]:
     """A database with all raw pages loaded, for the length of the block. The caller holds the lock, so that
     nothing moves between landed, loaded and archived."""
     beside = Warehouse(warehouse.home / "rebuild")
     shutil.rmtree(beside.home, ignore_errors=True)
     try:
         files = list(RawPages(warehouse.raw).archived())
+        loaded = 0
         with beside.writing() as connection:
             for kind in KINDS:
                 for batch in batches([file for file in files if file.kind == kind]):
                     load_files(connection, kind, batch, beside.cut_pages)
+                    loaded += len(batch)
+                    if on_progress:
+                        on_progress(loaded, len(files))
         yield beside, len(files)
     finally:
         shutil.rmtree(beside.home, ignore_errors=True)
@@ -136,12 +150,11 @@ def _is_same(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
 def _differences(
     connection: duckdb.DuckDBPyConnection, table: str, filters: dict[str, object]
 ) -> list[Difference]:
-    held_name = f"held.{table}" if "." in table else f"held.main.{table}"
     columns = "* EXCLUDE (fetched_at, raw_file)"
     real = "" if table.startswith("pipeline.") else " AND NOT is_sample"
     found = connection.execute(
         f"""
-        WITH held_rows AS (SELECT {columns} FROM {held_name} WHERE {_WANTED}{real}),
+        WITH held_rows AS (SELECT {columns} FROM held.{table} WHERE {_WANTED}{real}),
         -- Days that were pruned may still stand in a raw file beside days that are kept.
         raw_rows AS (
             SELECT {columns} FROM {table} SEMI JOIN held.pipeline.loaded_days USING (user_id, provider, date)
@@ -156,4 +169,4 @@ def _differences(
         FROM apart GROUP BY ALL ORDER BY ALL""",
         filters,
     ).fetchall()
-    return [Difference(table.removeprefix("pipeline."), *row) for row in found]
+    return [Difference(table.partition(".")[2], *row) for row in found]

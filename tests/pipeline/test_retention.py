@@ -94,6 +94,9 @@ def test_a_smaller_plan_takes_effect_after_a_week(installation: Installation):
     installation.assert_exact("user-1", 1, installation.history(90))
     ((oldest,),) = installation.sql("SELECT min(date) FROM daily_member_costs WHERE user_id = 'user-0'")
     assert oldest == after["user-0"]
+    # The raw files hold the days that went, beside those of the other user.
+    assert CliRunner().invoke(main, ["rebuild", "--replace"]).exit_code == 0
+    assert first_days(installation) == after
 
 
 def test_replaced_raw_pages_are_thinned_and_the_facts_can_be_built_again(installation: Installation):
@@ -195,9 +198,13 @@ def test_a_warehouse_of_another_version_is_refused_and_built_again(installation:
     metrics = installation.sql("SELECT * EXCLUDE (sparkline) FROM user_metrics ORDER BY ALL")
     with warehouse_of(installation).writing() as connection:
         connection.execute("UPDATE pipeline.made_by SET schema_hash = 'another'")
+        connection.execute("ALTER TABLE daily_usage ADD COLUMN another VARCHAR")
     refused = installation.run()
     assert not refused.succeeded
     assert "finora rebuild --replace" in " ".join(refused.errors)
+    compared = CliRunner().invoke(main, ["rebuild"])
+    assert compared.exit_code == 1
+    assert "finora rebuild --replace" in compared.output
 
     done = CliRunner().invoke(main, ["rebuild", "--replace"])
     assert done.exit_code == 0, done.output
