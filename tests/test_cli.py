@@ -679,7 +679,7 @@ def test_a_data_folder_may_have_any_name(openai, name, tmp_path):
     ("command", "says"),
     [
         (["dashboard", "--port", "70000"], "70000 is not in the range 1<=x<=65535"),
-        (["up", "--health-port", "-1"], "-1 is not in the range 1<=x<=65535"),
+        (["up", "--health-port", "-1"], "-1 is not in the range 0<=x<=65535"),
         (["simulate-openai", "--since", "9999-01-01"], "9999-01-01 has not come yet"),
     ],
 )

@@ -12,7 +12,6 @@ from finora_pipeline.cli.terminal import (
     moment,
     output,
     plain_errors,
-    port_type,
     print_json,
     standard_input,
 )
@@ -40,7 +39,9 @@ def keep_pages_closed(sign_in: "SignIn", is_removed: "Callable[[Login], bool]") 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
-@click.option("--port", type=port_type, default=DEFAULT_PORT, show_default=True, help="Port to bind.")
+@click.option(
+    "--port", type=click.IntRange(1, 65_535), default=DEFAULT_PORT, show_default=True, help="Port to bind."
+)
 @click.option("--public-url", help="https://…, the address that browsers know, where a proxy stands before.")
 def dashboard(host: str, port: int, public_url: str | None) -> None:
     """Serve the web pages: Settings → API Keys, Overview, Plan.

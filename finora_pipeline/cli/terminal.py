@@ -27,7 +27,6 @@ PIPE_WIDTH = 1_000
 output = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 messages = Console(stderr=True, highlight=False)
 
-port_type = click.IntRange(1, 65_535)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
 
 

@@ -2,17 +2,18 @@
 
 import click
 
-from finora_pipeline.cli.terminal import log_to_terminal, plain_errors, port_type
+from finora_pipeline.cli.terminal import log_to_terminal, plain_errors
 from finora_pipeline.dashboard import DEFAULT_PORT
+
+# 0 takes a free one.
+_PORT = click.IntRange(0, 65_535)
 
 
 @click.command()
-@click.option(
-    "--port", type=port_type, default=3000, show_default=True, help="Loopback port of the Dagster UI."
-)
+@click.option("--port", type=_PORT, default=3000, show_default=True, help="Loopback port of the Dagster UI.")
 @click.option(
     "--health-port",
-    type=port_type,
+    type=_PORT,
     default=3001,
     show_default=True,
     help="Loopback port of /health and /metrics.",
@@ -20,7 +21,7 @@ from finora_pipeline.dashboard import DEFAULT_PORT
 @click.option("--dashboard-host", default="127.0.0.1", show_default=True, help="As finora dashboard --host.")
 @click.option(
     "--dashboard-port",
-    type=port_type,
+    type=_PORT,
     default=DEFAULT_PORT,
     show_default=True,
     help="As finora dashboard --port.",
