@@ -5,12 +5,15 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationPlanned
+from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from sqlalchemy import update
@@ -360,9 +363,79 @@ def test_the_kept_event_log_is_dagsters_own(tmp_path: Path):
         assert said == ["turn 0", "turn 1"]
 
 
-def an_event(run_id: str, message: str) -> EventLogEntry:
+def test_events_stored_together_are_stored_as_one_by_one(tmp_path: Path):
+    facts = dg.AssetKey("facts")
+    days = ["2026-11-01", "2026-11-02"]
+    planned = [
+        DagsterEvent(
+            "ASSET_MATERIALIZATION_PLANNED",
+            "refresh",
+            step_key="facts",
+            event_specific_data=AssetMaterializationPlannedData(facts, day),
+        )
+        for day in days
+    ]
+    made = [
+        DagsterEvent(
+            "ASSET_MATERIALIZATION",
+            "refresh",
+            step_key="facts",
+            event_specific_data=StepMaterializationData(
+                dg.AssetMaterialization(facts, partition=day, tags={"dagster/data_version": day})
+            ),
+        )
+        for day in days
+    ]
+    check = DagsterEvent(
+        "ASSET_CHECK_EVALUATION_PLANNED",
+        "refresh",
+        step_key="facts",
+        event_specific_data=AssetCheckEvaluationPlanned(asset_key=facts, check_name="adds_up"),
+    )
+    batches = [
+        [an_event("run", "", event) for event in batch]
+        for batch in ([*planned, check], made, planned, made[:1])
+    ]
+    together, one_by_one = (
+        KeptEventLogStorage(str(tmp_path / "a")),
+        SqliteEventLogStorage(str(tmp_path / "b")),
+    )
+    for batch in batches:
+        together.store_event_batch(batch)
+        for event in batch:
+            one_by_one.store_event(event)
+    together.dispose()
+    for database in ("run.db", "index.db"):
+        written = [rows_of(tmp_path / folder / database) for folder in ("a", "b")]
+        assert written[0] == written[1]
+        assert len(written[0]["event_logs"]) == 8 if database == "run.db" else written[0]["asset_keys"]
+
+
+def rows_of(database: Path) -> dict[str, list[dict[str, Any]]]:
+    """All rows of an SQLite database by table, but for the moments at which they were written."""
+    moments = ("create_timestamp", "migration_completed")
+    with closing(sqlite3.connect(database)) as connection:
+        connection.row_factory = sqlite3.Row
+        tables = [
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        ]
+        return {
+            table: [
+                {name: row[name] for name in row.keys() if name not in moments}  # noqa: SIM118
+                for row in connection.execute(f"SELECT * FROM {table}")
+            ]
+            for table in tables
+        }
+
+
+def an_event(run_id: str, message: str, dagster_event: DagsterEvent | None = None) -> EventLogEntry:
     return EventLogEntry(
-        error_info=None, level="INFO", user_message=message, run_id=run_id, timestamp=time.time()
+        error_info=None,
+        level="INFO",
+        user_message=message,
+        run_id=run_id,
+        timestamp=time.time(),
+        dagster_event=dagster_event,
     )
 
 
