@@ -61,11 +61,13 @@ SELECT DISTINCT unnest(line_items) FROM raw_pages;
 CREATE OR REPLACE TEMP TABLE old_costs AS
 SELECT user_id, provider, date, project_id, line_item, amount_usd, quantity
 FROM daily_costs
-SEMI JOIN reread_days USING (user_id, provider, date);
+SEMI JOIN reread_days USING (user_id, provider, date)
+WHERE NOT is_sample;
 
+-- Sample rows stay until there are real ones: sample_data.sql.
 DELETE FROM daily_costs AS old
 USING new_days AS new
-WHERE old.user_id = new.user_id AND old.provider = new.provider AND old.date = new.date;
+WHERE old.user_id = new.user_id AND old.provider = new.provider AND old.date = new.date AND NOT old.is_sample;
 
 INSERT INTO daily_costs
 WITH pages AS (
@@ -135,6 +137,7 @@ WITH changes AS (
         SELECT user_id, provider, date, project_id, line_item, amount_usd, quantity, true
         FROM daily_costs
         SEMI JOIN reread_days USING (user_id, provider, date)
+        WHERE NOT is_sample
     )
     GROUP BY user_id, provider, date, project_id, line_item
 )

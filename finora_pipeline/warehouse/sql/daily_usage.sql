@@ -96,14 +96,17 @@ SEMI JOIN reread_days AS reread
     ON reread.user_id = daily_usage.user_id
     AND reread.provider = daily_usage.provider
     AND reread.endpoint = daily_usage.service
-    AND reread.date = daily_usage.date;
+    AND reread.date = daily_usage.date
+WHERE NOT is_sample;
 
+-- Sample rows stay until there are real ones: sample_data.sql.
 DELETE FROM daily_usage AS old
 USING new_days AS new
 WHERE old.service = new.endpoint
   AND old.user_id = new.user_id
   AND old.provider = new.provider
-  AND old.date = new.date;
+  AND old.date = new.date
+  AND NOT old.is_sample;
 
 INSERT INTO daily_usage
 WITH pages AS (
@@ -217,6 +220,7 @@ WITH reread_usage AS (
         AND reread.provider = daily_usage.provider
         AND reread.endpoint = daily_usage.service
         AND reread.date = daily_usage.date
+    WHERE NOT is_sample
 ),
 differences AS (
     (SELECT *, true AS is_new FROM reread_usage EXCEPT SELECT *, true FROM old_usage)
