@@ -26,14 +26,16 @@ IDENTITY_DAYS = 31
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Organizations:
-    """Clients by user, for the length of a run: keys as they were when it was made, decrypted one by one."""
+    """Clients by connection, for the length of a run: keys as they were when it was made, decrypted one by
+    one."""
 
     client: OpenAIAdminClient
     keys: KeyRing
 
-    def of(self, user_id: str) -> OrganizationClient:
-        """The client of the user's organization. Raises `AccountsError` without a key, `VaultError`."""
-        return self.client.organization(self.keys.key_of(user_id))
+    def of(self, connection: Connection) -> OrganizationClient:
+        """The client of the connection's organization. Raises `AccountsError` without a key, `VaultError`;
+        `KeyReplaced` if the connection has another key than it had."""
+        return self.client.organization(self.keys.key_of(connection.user_id, connection.key_version))
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -19,6 +19,10 @@ class AccountsError(Exception):
     """A request that cannot be done; the message is one sentence for the person who asked."""
 
 
+class KeyReplaced(AccountsError):
+    """The key that a run began with is no longer the user's."""
+
+
 class Status(StrEnum):
     """The state of a connection, in the words a person reads."""
 
@@ -113,7 +117,8 @@ class Refresh:
     `openai_admin.errors` and `message` its sentence, both None if the read was complete. `permanent`
     tells that only a person can help. `plan` is the one that the window was made for; `cost_groupings` what
     the read learned of the splits of costs that the API takes; `directory_read_at` when it read the
-    directory.
+    directory; `organization_id` and its name whose costs they were, where rows told; `key_version` which of
+    the user's keys it was made with.
     """
 
     user_id: str
@@ -128,6 +133,9 @@ class Refresh:
     plan: str | None = None
     cost_groupings: Mapping[str, bool] = field(default_factory=dict)
     directory_read_at: datetime | None = None
+    organization_id: str | None = None
+    organization_name: str | None = None
+    key_version: int | None = None
 
     @property
     def is_complete(self) -> bool:

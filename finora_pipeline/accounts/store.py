@@ -5,7 +5,10 @@ Nothing here talks to OpenAI: `connections.py` checks a key before it comes here
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from finora_pipeline.accounts.model import (
     PROVIDER,
     AccountsError,
     Connection,
+    KeyReplaced,
     Organization,
     Read,
     Refresh,
@@ -44,23 +48,42 @@ from finora_pipeline.plans import PLANS, PRUNE_GRACE, Plan, plan_named
 
 _log = logging.getLogger(__name__)
 REQUESTS_KEPT = timedelta(days=30)
+# A key ring looks this often which keys are the users' still.
+LOOK_AGAIN_SECONDS = 2.0
 # As of a connection whose history has not been read.
 _UNREAD: dict[str, None] = {"history_from": None, "read_until": None}
 
 
 class KeyRing:
-    """Some users' encrypted keys, as they were at one moment."""
+    """Some users' encrypted keys, as they were at one moment; `current_versions` tells which are the users'
+    keys now."""
 
-    def __init__(self, vault: Vault, sealed: Mapping[str, tuple[Sealed, int]]) -> None:
+    def __init__(
+        self,
+        vault: Vault,
+        sealed: Mapping[str, tuple[Sealed, int]],
+        current_versions: Callable[[], Mapping[str, int]],
+    ) -> None:
         self._vault = vault
         self._sealed = sealed
+        self._current_versions = current_versions
+        self._looked_at = -math.inf
+        self._versions: Mapping[str, int] = {}
 
-    def key_of(self, user_id: str) -> AdminKey:
-        """The user's Admin key, decrypted. Raises `AccountsError` if there is none, `VaultError`."""
+    def key_of(self, user_id: str, version: int | None = None) -> AdminKey:
+        """The user's Admin key, decrypted. Raises `AccountsError` if there is none, `VaultError`; with a
+        version, `KeyReplaced` if that is not the user's key, of the ring or since a moment ago."""
         if user_id not in self._sealed:
             raise AccountsError(f"No OpenAI key is stored for user {user_id}.")
-        sealed, version = self._sealed[user_id]
-        return AdminKey(self._vault.open(sealed, _identity(user_id, version)))
+        sealed, held = self._sealed[user_id]
+        if version is not None and not held == version == self._now().get(user_id):
+            raise KeyReplaced(f"The key of {user_id} was replaced or removed meanwhile.")
+        return AdminKey(self._vault.open(sealed, _identity(user_id, held)))
+
+    def _now(self) -> Mapping[str, int]:
+        if time.monotonic() - self._looked_at >= LOOK_AGAIN_SECONDS:
+            self._versions, self._looked_at = self._current_versions(), time.monotonic()
+        return self._versions
 
 
 _CONNECTIONS = (
@@ -180,7 +203,12 @@ class Accounts:
                 for part in _parts(user_ids)
                 for row in database.execute(select(credentials).where(credentials.c.user_id.in_(part)))
             }
-        return KeyRing(self._vault, sealed)
+        return KeyRing(self._vault, sealed, self._key_versions)
+
+    def _key_versions(self) -> dict[str, int]:
+        with self._read.connect() as database:
+            rows = database.execute(select(credentials.c.user_id, credentials.c.version)).all()
+        return {row.user_id: row.version for row in rows}
 
     def save_connection(
         self,
@@ -319,7 +347,7 @@ class Accounts:
 
         A complete read makes a connection that needed attention active again and widens what has been read
         without a gap; a permanent failure makes it need attention. A user who was removed meanwhile stays
-        removed.
+        removed, and a read with a key that was replaced meanwhile changes no state.
         """
         outcomes = list(outcomes)
         if not outcomes:
@@ -344,7 +372,12 @@ class Accounts:
         with self._write.begin() as database:
             wanted = _CONNECTIONS.where(connections.c.user_id.in_([o.user_id for o in outcomes]))
             known = {row.user_id: _connection(row) for row in database.execute(wanted)}
-            judged = [(known[o.user_id], o) for o in outcomes if o.user_id in known]
+            # What a key has read that was replaced meanwhile may be of another organization.
+            judged = [
+                (c, o)
+                for o in outcomes
+                if (c := known.get(o.user_id)) and o.key_version in (None, c.key_version)
+            ]
             changes = [_after(connection, outcome, now) for connection, outcome in judged]
             notes = [
                 {
@@ -510,6 +543,11 @@ def _parts(user_ids: Sequence[str]) -> Iterator[Sequence[str]]:
 def _after(connection: Connection, outcome: Refresh, now: datetime) -> dict[str, Any]:
     """The columns of a connection as a read's outcome leaves them."""
     status, reason, since = connection.status, connection.status_reason, connection.status_since
+    found = connection.organization
+    if outcome.organization_id and not found.organization_id:
+        found = replace(
+            found, organization_id=outcome.organization_id, name=outcome.organization_name or found.name
+        )
     # A key saved after this read began has not failed, and a removed connection stays removed.
     is_judged = connection.changed_at <= outcome.started_at and status is not Status.REMOVED
     if outcome.is_complete and is_judged and status is Status.NEEDS_ATTENTION:
@@ -526,6 +564,8 @@ def _after(connection: Connection, outcome: Refresh, now: datetime) -> dict[str,
         "last_attempt_at": outcome.started_at,
         "directory_read_at": outcome.directory_read_at or connection.directory_read_at,
         "cost_groupings": json.dumps({**connection.cost_groupings, **outcome.cost_groupings}),
+        "organization_id": found.organization_id,
+        "organization_name": found.name,
     }
 
 

@@ -68,13 +68,15 @@ class Window:
 @dataclass(frozen=True, slots=True)
 class PageHead:
     """What is known of a checked page: whether and where it goes on, the days it holds, whether SQL can
-    read its numbers as they stand (`canonical_costs` otherwise), and the line items it names."""
+    read its numbers as they stand (`canonical_costs` otherwise), the line items it names, and id and name of
+    the organization whose costs they are."""
 
     has_more: bool
     next_page: str | None
     starts: list[int]
     is_canonical: bool = True
     line_items: frozenset[str] = frozenset()
+    organization: tuple[str, str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +308,7 @@ def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
     grain_of = _grain_of(endpoint.group_by)
     is_canonical = True
     line_items: set[str | None] = set()
+    organization = None
     for bucket in page.data:
         # A first read asks for years, most of them before the organization.
         if not bucket.results:
@@ -323,9 +326,12 @@ def check_page(endpoint: Endpoint, body: bytes) -> PageHead:
             is_canonical = False
         if {amount.currency for amount in amounts} - {CURRENCY, None}:
             _check_currencies(amounts)
+        first = bucket.results[0]
+        if first.organization_id:
+            organization = (first.organization_id, first.organization_name)
     starts = [bucket.start_time for bucket in page.data]
     named = frozenset(text for text in line_items if text is not None)
-    return PageHead(page.has_more, page.next_page, starts, is_canonical, named)
+    return PageHead(page.has_more, page.next_page, starts, is_canonical, named, organization)
 
 
 def check_text(body: bytes) -> None:

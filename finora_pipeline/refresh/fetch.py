@@ -11,7 +11,7 @@ from threading import Event
 import pyarrow as pa
 
 from finora_pipeline.accounts.connections import Organizations
-from finora_pipeline.accounts.model import AccountsError, Connection, Refresh
+from finora_pipeline.accounts.model import AccountsError, Connection, KeyReplaced, Refresh
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
 from finora_pipeline.disk import DiskFull, told_if_full
@@ -124,7 +124,8 @@ async def fetch(
     thread now and then, to load what has landed while OpenAI is still being asked; its event tells that all
     is read. `newest_sets` are those in the facts, by user and endpoint (`load.newest_sets`): what comes again
     as it was does not land.
-    `on_progress(done, total, failed)` is called after each user. Raises `DiskFull`.
+    `on_progress(done, total, failed)` is called after each user. A user whose key is another than the
+    connection's is left out. Raises `DiskFull`.
     """
     planned = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
     fetched = Fetched(users=len(planned))
@@ -137,10 +138,17 @@ async def fetch(
         for connection, window in waiting:
             began = datetime.now(UTC)
             try:
-                organization = organizations.of(connection.user_id)
+                organization = organizations.of(connection)
                 outcome, sets = await _read_user(
                     organization, connection, window, readings, with_directory, began
                 )
+            except KeyReplaced:
+                # The days to read may be others now; the new key begins a refresh of its own.
+                _log.info(
+                    "User %s was left out: the key was replaced", connection.user_id, extra=_of(connection)
+                )
+                done += 1
+                continue
             except (AccountsError, VaultError) as error:
                 outcome, sets = _ended(connection, window, began, [], "vault", str(error), False), []
             except Exception as error:
@@ -358,6 +366,8 @@ def _ended(
     message: str | None = None,
     permanent: bool = False,
 ) -> Refresh:
+    told = (page.head.organization for page_set in sets for page in page_set.pages)
+    organization_id, organization_name = next(filter(None, told), (None, None))
     return Refresh(
         user_id=connection.user_id,
         plan=connection.plan.name,
@@ -369,4 +379,7 @@ def _ended(
         reason=reason,
         message=message,
         permanent=permanent,
+        organization_id=organization_id,
+        organization_name=organization_name,
+        key_version=connection.key_version,
     )
