@@ -157,6 +157,10 @@ class Accounts:
         with self._read.connect() as database:
             return list(database.scalars(select(users.c.user_id).order_by(users.c.user_id)))
 
+    def each_user_id(self) -> Iterator[str]:
+        """As `user_ids`, of the moment at which the first is asked for."""
+        yield from self.user_ids()
+
     def kept_from(self, now: datetime) -> dict[str, date]:
         """The oldest UTC day that is kept of each user whose plan does not keep everything.
 
@@ -203,12 +207,15 @@ class Accounts:
                 for part in _parts(user_ids)
                 for row in database.execute(select(credentials).where(credentials.c.user_id.in_(part)))
             }
-        return KeyRing(self._vault, sealed, self._key_versions)
+        return KeyRing(self._vault, sealed, self.key_versions)
 
-    def _key_versions(self) -> dict[str, int]:
+    def key_versions(self) -> dict[str, int]:
+        """Which of their keys the users have now; nobody whose connection was removed."""
+        query = select(connections.c.user_id, connections.c.key_version).where(
+            connections.c.status != Status.REMOVED
+        )
         with self._read.connect() as database:
-            rows = database.execute(select(credentials.c.user_id, credentials.c.version)).all()
-        return {row.user_id: row.version for row in rows}
+            return {row.user_id: row.key_version for row in database.execute(query)}
 
     def save_connection(
         self,
@@ -347,7 +354,7 @@ class Accounts:
 
         A complete read makes a connection that needed attention active again and widens what has been read
         without a gap; a permanent failure makes it need attention. A user who was removed meanwhile stays
-        removed, and a read with a key that was replaced meanwhile changes no state.
+        removed.
         """
         outcomes = list(outcomes)
         if not outcomes:
@@ -372,12 +379,7 @@ class Accounts:
         with self._write.begin() as database:
             wanted = _CONNECTIONS.where(connections.c.user_id.in_([o.user_id for o in outcomes]))
             known = {row.user_id: _connection(row) for row in database.execute(wanted)}
-            # What a key has read that was replaced meanwhile may be of another organization.
-            judged = [
-                (c, o)
-                for o in outcomes
-                if (c := known.get(o.user_id)) and o.key_version in (None, c.key_version)
-            ]
+            judged = [(known[o.user_id], o) for o in outcomes if o.user_id in known]
             changes = [_after(connection, outcome, now) for connection, outcome in judged]
             notes = [
                 {

@@ -59,7 +59,7 @@ def compute_metrics(
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     started = time.monotonic()
     today = datetime.now(UTC).date()
-    computed = refresh_metrics(warehouse.warehouse, accounts.accounts.user_ids(), today)
+    computed = refresh_metrics(warehouse.warehouse, accounts.accounts.each_user_id(), today)
     seconds = round(time.monotonic() - started, 3)
     for table in COST_TABLES:
         yield dg.MaterializeResult(

@@ -36,6 +36,7 @@ def purge(user_id: str, yes: bool, opens_pages: bool, as_json: bool) -> None:
     from finora_pipeline.refresh.serve import publish_refreshes
     from finora_pipeline.settings import Settings
     from finora_pipeline.warehouse import retention
+    from finora_pipeline.warehouse.raw import RawPages
     from finora_pipeline.warehouse.warehouse import Warehouse
 
     settings = Settings.from_environment()
@@ -46,7 +47,9 @@ def purge(user_id: str, yes: bool, opens_pages: bool, as_json: bool) -> None:
             keep_pages_closed(SignIn(accounts.database), lambda login: login.user_id == user_id)
         if not yes:
             click.confirm(f"Delete all data of {user_id} for good?", abort=True, err=True)
-        deleted = accounts.purge(user_id)
+        # What a run has read of the user and not landed yet, does not land any more.
+        with RawPages(warehouse.raw).landing(alone=True):
+            deleted = accounts.purge(user_id)
         removed = retention.purge(warehouse, user_id)
         runs.forget_user(settings, user_id)
         if warehouse.database.exists():

@@ -21,7 +21,7 @@ from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, COSTS, COSTS_B
 from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError, UnsupportedRequest
 from finora_pipeline.openai_admin.pages import Window, decode_costs
 from finora_pipeline.refresh.windows import FIRST_DAY, trailing_window, window_of
-from finora_pipeline.warehouse.raw import PageSet, RawPages, RawWriter
+from finora_pipeline.warehouse.raw import PageSet, RawPages
 
 # Pages that wait in memory before they are landed; a raw file is about this long before compression.
 BATCH_BYTES = 6_000_000
@@ -125,11 +125,11 @@ async def fetch(
     is read. `newest_sets` are those in the facts, by user and endpoint (`load.newest_sets`): what comes again
     as it was does not land.
     `on_progress(done, total, failed)` is called after each user. A user whose key is another than the
-    connection's is left out. Raises `DiskFull`.
+    connection's, or who is removed or purged meanwhile, is left out. Raises `DiskFull`.
     """
     planned = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
     fetched = Fetched(users=len(planned))
-    landing = _Landing(accounts, raw.writer(run_id), run_id, fetched, load_ahead, newest_sets or {})
+    landing = _Landing(accounts, raw, run_id, fetched, load_ahead, newest_sets or {})
     waiting = iter(planned)
     done = 0
 
@@ -188,14 +188,15 @@ class _Landing:
     def __init__(
         self,
         accounts: Accounts,
-        writer: RawWriter,
+        raw: RawPages,
         run_id: str,
         fetched: Fetched,
         load_ahead: Callable[[Event], None] | None,
         newest_sets: Mapping[tuple[str, str], str],
     ) -> None:
         self._accounts = accounts
-        self._writer = writer
+        self._raw = raw
+        self._writer = raw.writer(run_id)
         self._run_id = run_id
         self._fetched = fetched
         self._outcomes: list[Refresh] = []
@@ -238,7 +239,10 @@ class _Landing:
         """Lands what waits; no other flush may be going."""
         sets, outcomes = self._sets, self._outcomes
         self._sets, self._outcomes, self._bytes = [], [], 0
-        await asyncio.to_thread(self._land, sets, outcomes)
+        landed = await asyncio.to_thread(self._land, sets, outcomes)
+        left_out = {outcome.user_id for outcome in outcomes} - landed
+        failures = self._fetched.failures
+        failures[:] = [failure for failure in failures if failure.user_id not in left_out]
         if self._load_ahead and (self._loading is None or self._loading.done()):
             await self._loaded()
             self._loading = asyncio.create_task(asyncio.to_thread(self._load_ahead, self._all_read))
@@ -253,13 +257,20 @@ class _Landing:
         if self._loading:
             await self._loading
 
-    def _land(self, sets: Sequence[PageSet], outcomes: Sequence[Refresh]) -> None:
-        # Landed before it is recorded: a recorded read with nothing pending is taken for loaded.
-        self._writer.land(sets)
-        with told_if_full("the accounts database"):
-            self._accounts.record_refreshes(self._run_id, outcomes)
+    def _land(self, sets: Sequence[PageSet], outcomes: Sequence[Refresh]) -> set[str]:
+        """Lands and records; returns whose reads these were."""
+        with told_if_full(self._raw.folder), self._raw.landing():
+            # What was read with a key that was replaced or removed meanwhile may be another organization's.
+            current = self._accounts.key_versions()
+            outcomes = [o for o in outcomes if o.key_version == current.get(o.user_id)]
+            wanted = {outcome.user_id for outcome in outcomes}
+            # Landed before it is recorded: a recorded read with nothing pending is taken for loaded.
+            self._writer.land(one for one in sets if one.user_id in wanted)
+            with told_if_full("the accounts database"):
+                self._accounts.record_refreshes(self._run_id, outcomes)
         for outcome in outcomes:
             _reads.info("user read", extra=_fields(outcome))
+        return wanted
 
 
 def _of(connection: Connection) -> dict[str, str]:

@@ -28,7 +28,7 @@ def publish_refreshes(accounts: Accounts, warehouse: Warehouse) -> Published:
         for connection in accounts.connections():
             yield _row(connection, newest.get(connection.user_id))
 
-    copy = publish(warehouse, accounts.user_ids(), connection_rows, datetime.now(UTC).date())
+    copy = publish(warehouse, accounts.each_user_id(), connection_rows, datetime.now(UTC).date())
     with told_if_full("the accounts database"):
         accounts.mark_published(reads, copy.at)
     return copy

@@ -43,7 +43,7 @@ def refresh_metrics(warehouse: Warehouse, user_ids: Iterable[str], today: date) 
     """Brings all metrics up to the facts and to a UTC day: the costs by model, member and API key of the days
     whose facts changed, then `user_metrics`.
 
-    Users among `user_ids` without any real row get sample rows, and lose them with their first real one.
+    Users among `user_ids`, which are asked for under the lock, get sample rows while they have no real one.
     """
     # A connection each: what DuckDB holds for the first is not needed by the second.
     with warehouse.lock():

@@ -63,8 +63,8 @@ def publish(
 ) -> Published:
     """Publishes the warehouse as it is now, with the connections' states.
 
-    `user_ids` are all users there are; `connection_rows` is called under the lock and gives rows of
-    `CONNECTION_SCHEMA`.
+    `user_ids` are all users there are; they and `connection_rows`, which gives rows of `CONNECTION_SCHEMA`,
+    are asked for under the lock.
     """
     database = warehouse.published_database
     database.parent.mkdir(parents=True, exist_ok=True)

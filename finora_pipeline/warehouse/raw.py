@@ -7,11 +7,13 @@ A file appears under its name only when it is whole and on disk, and holds compl
 moved after the transaction that loads it; a file whose move was lost is recognised by the ledger.
 """
 
+import fcntl
 import hashlib
 import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -102,6 +104,7 @@ class RawPages:
     """The raw folder of a data folder."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._pending = folder / "pending"
         self._pages = folder / "pages"
 
@@ -109,6 +112,21 @@ class RawPages:
         """Lands the page sets of a run; several runs may write at the same time."""
         self._pending.mkdir(parents=True, exist_ok=True)
         return RawWriter(self._pending, run_id)
+
+    @contextmanager
+    def landing(self, alone: bool = False) -> Iterator[None]:
+        """Waits for and holds the right to land, which many may have; `alone`, nobody has it meanwhile.
+
+        Whoever lands looks under it whose pages are wanted still, and whoever forgets a user does so alone:
+        no page of theirs lands afterwards.
+        """
+        self._pending.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._pending.with_name("landing.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(descriptor)
 
     def remove_halves(self) -> None:
         """Removes what processes that were killed have written aside; what another is writing stays."""

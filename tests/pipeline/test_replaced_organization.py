@@ -1,14 +1,15 @@
 """A user moves to another organization: one history, no day of two."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 
 from finora_pipeline.accounts import connections, store
-from finora_pipeline.accounts.model import Refresh
 from finora_pipeline.openai_admin.client import open_client
+from finora_pipeline.openai_admin.simulator import KeyState
 from finora_pipeline.refresh.fetch import Fetched, fetch
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.warehouse.raw import RawPages
@@ -43,13 +44,17 @@ def test_the_old_organizations_days_stay_and_the_new_one_goes_on_from_today(star
 
 def replace_organization(installation: Installation, number: int) -> None:
     """Saves the key of another organization for user-0."""
+    update_key(
+        installation, "user-0", installation.openai.organizations[number].admin_key, replace_organization=True
+    )
 
-    async def move() -> None:
+
+def update_key(installation: Installation, user_id: str, key: str, **options: bool) -> None:
+    async def save() -> None:
         async with open_client(installation.settings.openai_base_url, QUICK) as client:
-            key = installation.openai.organizations[number].admin_key
-            await connections.update(installation.accounts, client, "user-0", key, replace_organization=True)
+            await connections.update(installation.accounts, client, user_id, key, **options)
 
-    asyncio.run(move())
+    asyncio.run(save())
 
 
 @pytest.mark.parametrize("moment", ["before the keys are taken", "after the keys are taken"])
@@ -89,27 +94,38 @@ def test_a_run_that_began_before_leaves_the_new_organization_alone(
     assert after == {row: usd for row, usd in old.items() if row[0] < installation.today} | new
 
 
-def test_what_the_old_key_still_read_says_nothing_of_the_new_one(start_openai, install):
-    openai = start_openai(organizations=2, days=20)
+def test_what_the_old_key_still_reads_is_nobodys(start_openai, install):
+    openai = start_openai(organizations=2, days=20, services=False)
     installation = install(openai)
     installation.connect(plan="growth", users=["user-0"])
-    old = installation.accounts.connection("user-0")
-    replace_organization(installation, 1)
-    now = datetime.now(UTC)
-    today = installation.today
-    read = Refresh(
-        "user-0",
-        today - timedelta(days=3),
-        today + timedelta(days=1),
-        now,
-        now,
-        pages=3,
-        cost_groupings={"member": True},
-        directory_read_at=now,
-        organization_id=openai.organizations[0].id,
-        key_version=old.key_version,
-    )
-    before = installation.accounts.connection("user-0")
-    installation.accounts.record_refreshes("run", [read])
-    assert installation.accounts.connection("user-0") == before
-    assert [row["outcome"] for row in installation.accounts.refreshes_of("run")] == ["complete"]
+
+    def replace_it(*_: int) -> None:
+        """All of user-0 has been read, and nothing of it has landed."""
+        with ThreadPoolExecutor(1) as elsewhere:
+            elsewhere.submit(replace_organization, installation, 1).result()
+
+    result = installation.run(on_progress=replace_it)
+    assert (result.refreshes, result.failed_users) == ([], [])
+    connection = installation.accounts.connection("user-0")
+    assert connection is not None
+    assert (connection.read_until, connection.last_attempt_at, connection.directory_read_at) == (None,) * 3
+    assert installation.costs("user-0") == {}
+    installation.run()
+    assert installation.costs("user-0") == openai.truth(1, installation.history(1)).by_row
+
+
+def test_a_key_that_ends_while_a_new_one_is_saved_is_no_failure(start_openai, install):
+    openai = start_openai(organizations=2, days=3, services=False)
+    installation = install(openai)
+    installation.connect(plan="growth")
+    key = openai.organizations[0].admin_key
+    openai.simulator.set_key_state(key, KeyState.REVOKED)
+
+    def update(*_: int) -> None:
+        openai.simulator.set_key_state(key, KeyState.ACTIVE)
+        with ThreadPoolExecutor(1) as elsewhere:
+            elsewhere.submit(update_key, installation, "user-0", key).result()
+
+    result = installation.run(on_progress=update)
+    assert ([row["user_id"] for row in result.refreshes], result.failed_users) == (["user-1"], [])
+    assert [c.status for c in installation.accounts.connections()] == ["active", "active"]

@@ -1,5 +1,6 @@
 """What is kept, what is removed, and that the facts can always be built again from the raw pages."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -251,6 +252,24 @@ def test_a_purged_user_is_nowhere(installation: Installation):
     nobody = CliRunner().invoke(main, ["purge", "--user", "nobody", "--yes"])
     assert nobody.exit_code == 1
     assert "There is no user nobody." in nobody.output
+
+
+def test_a_user_who_is_purged_during_a_run_is_nowhere_after_it(start_openai, install):
+    installation: Installation = install(start_openai(organizations=2, days=6, services=False))
+    installation.connect(plan="trial")
+
+    def purge(done: int, *_: int) -> None:
+        """When everybody has been read and nothing has landed."""
+        if done == 2:
+            with ThreadPoolExecutor(1) as elsewhere:
+                purged = elsewhere.submit(CliRunner().invoke, main, ["purge", "--user", "user-0", "--yes"])
+                assert purged.result().exit_code == 0, purged.result().output
+
+    result = installation.run(on_progress=purge)
+    assert result.succeeded, result.errors
+    assert set(retention.traces(warehouse_of(installation), "user-0").values()) == {0}
+    assert installation.accounts.refreshes_of(result.run_id)[0]["user_id"] == "user-1"
+    installation.assert_exact("user-1", 1, installation.history(7))
 
 
 @pytest.mark.parametrize("done", ["the accounts", "the warehouse, too"])
