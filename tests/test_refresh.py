@@ -1,6 +1,9 @@
 """Given an organization, when refreshed, then the published facts equal the truth."""
 
+import asyncio
+
 from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.refresh import fetch
 
 
 def test_first_refresh_reads_the_plans_whole_history(start_openai, install):
@@ -30,3 +33,26 @@ def test_same_refresh_twice_changes_nothing(start_openai, install):
     assert installation.costs("user-0") == before
     window: Window = installation.history(90)
     installation.assert_exact("user-0", 0, window)
+
+
+def test_one_long_window_leaves_room_for_many_short_ones():
+    async def most_at_once(days: list[int]) -> int:
+        """How many of these windows are read at the same time, of all that are asked for at once."""
+        room, reading, most = fetch._Room(fetch.DAYS_AT_ONCE), 0, 0
+
+        async def read(window: int) -> None:
+            nonlocal reading, most
+            async with room.taken(window):
+                reading += 1
+                most = max(most, reading)
+                await asyncio.sleep(0)
+                reading -= 1
+
+        await asyncio.gather(*map(read, days))
+        return most
+
+    assert asyncio.run(most_at_once([4] * 30)) == 30
+    assert asyncio.run(most_at_once([*[4] * 30, 2_000])) == 31
+    assert asyncio.run(most_at_once([2_000] * 5)) == 2
+    assert asyncio.run(most_at_once([365] * 5)) == 2
+    assert asyncio.run(most_at_once([90] * 40)) == 10

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from threading import Event
@@ -130,43 +131,43 @@ async def fetch(
     planned = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
     fetched = Fetched(users=len(planned))
     landing = _Landing(accounts, raw, run_id, fetched, load_ahead, newest_sets or {})
-    waiting = iter(planned)
+    # The longest last: one takes the room of many.
+    waiting = iter(sorted(planned, key=lambda one: one[1].days))
+    room = _Room(DAYS_AT_ONCE)
     done = 0
 
-    async def read_users() -> None:
+    async def read(connection: Connection, window: Window) -> None:
         nonlocal done
-        for connection, window in waiting:
-            began = datetime.now(UTC)
-            try:
-                organization = organizations.of(connection)
-                outcome, sets = await _read_user(
-                    organization, connection, window, readings, with_directory, began
-                )
-            except KeyReplaced:
-                # The days to read may be others now; the new key begins a refresh of its own.
-                _log.info(
-                    "User %s was left out: the key was replaced", connection.user_id, extra=_of(connection)
-                )
-                done += 1
-                continue
-            except (AccountsError, VaultError) as error:
-                outcome, sets = _ended(connection, window, began, [], "vault", str(error), False), []
-            except Exception as error:
-                _log.exception(
-                    "Reading user %s failed unexpectedly", connection.user_id, extra=_of(connection)
-                )
-                message = f"The pipeline failed ({type(error).__name__}); its log says where."
-                outcome, sets = _ended(connection, window, began, [], "internal_error", message, False), []
+        began = datetime.now(UTC)
+        try:
+            organization = organizations.of(connection)
+            outcome, sets = await _read_user(
+                organization, connection, window, readings, with_directory, began
+            )
+        except KeyReplaced:
+            # The days to read may be others now; the new key begins a refresh of its own.
+            _log.info("User %s was left out: the key was replaced", connection.user_id, extra=_of(connection))
             done += 1
-            await landing.add(outcome, sets)
-            if on_progress:
-                on_progress(done, len(planned), len(fetched.failures))
+            return
+        except (AccountsError, VaultError) as error:
+            outcome, sets = _ended(connection, window, began, [], "vault", str(error), False), []
+        except Exception as error:
+            _log.exception("Reading user %s failed unexpectedly", connection.user_id, extra=_of(connection))
+            message = f"The pipeline failed ({type(error).__name__}); its log says where."
+            outcome, sets = _ended(connection, window, began, [], "internal_error", message, False), []
+        done += 1
+        await landing.add(outcome, sets)
+        if on_progress:
+            on_progress(done, len(planned), len(fetched.failures))
 
-    longest = max((window.days for _, window in planned), default=1)
-    workers = max(2, min(MOST_USERS_AT_ONCE, DAYS_AT_ONCE // longest))
+    async def read_users() -> None:
+        for connection, window in waiting:
+            async with room.taken(window.days):
+                await read(connection, window)
+
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(workers, len(planned))):
+            for _ in range(min(MOST_USERS_AT_ONCE, len(planned))):
                 group.create_task(read_users())
     except BaseExceptionGroup as errors:
         # One sentence instead of each worker's own.
@@ -180,6 +181,29 @@ async def fetch(
     fetched.requests = outcomes.total()
     accounts.record_requests(run_id, outcomes)
     return fetched
+
+
+class _Room:
+    """Room for the pages of so many days; whoever needs more than half of it gets half."""
+
+    def __init__(self, days: int) -> None:
+        self._most = days // 2
+        self._free = days
+        self._freed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def taken(self, days: int) -> AsyncIterator[None]:
+        """Waits for the room of these days, and has it for the length of the block."""
+        days = min(days, self._most)
+        async with self._freed:
+            await self._freed.wait_for(lambda: self._free >= days)
+            self._free -= days
+        try:
+            yield
+        finally:
+            async with self._freed:
+                self._free += days
+                self._freed.notify_all()
 
 
 class _Landing:
