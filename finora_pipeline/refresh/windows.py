@@ -23,8 +23,9 @@ def window_of(connection: Connection, asked: Window, today: date) -> Window | No
     """The days to read: those asked for that the plan keeps, or the whole history if it is missing.
 
     A refresh up to today starts where the days of the one before were not final yet, so that no pause,
-    however long, leaves a gap; the first complete one of a day also reads the whole month before until the
-    `CLOSING_DAYS`th, since OpenAI may restate it until the invoice is made. Both reach as far back as days
+    however long, leaves a gap. OpenAI may restate a month until the invoice is made: the first complete
+    refresh of a day also reads whole each ended month that none has read on the `CLOSING_DAYS`th of the next
+    or later. Both reach as far back as days
     are still shown, which is `PRUNE_GRACE` longer than the plan keeps them. None if the plan keeps none of
     the days asked for. For a plan that keeps everything, missing history starts at `FIRST_DAY`; the caller
     looks where the organization's own begins.
@@ -36,8 +37,9 @@ def window_of(connection: Connection, asked: Window, today: date) -> Window | No
     start = max(asked.start, kept_from)
     if asked.end > today:
         unsettled = connection.read_until - timedelta(days=TRAILING_DAYS)
-        if today.day <= CLOSING_DAYS and connection.read_until <= today:
-            unsettled = min(unsettled, (today.replace(day=1) - timedelta(days=1)).replace(day=1))
+        not_closed = (connection.read_until - timedelta(days=CLOSING_DAYS)).replace(day=1)
+        if connection.read_until <= today and not_closed < today.replace(day=1):
+            unsettled = min(unsettled, not_closed)
         shown_from = connection.first_day(today - PRUNE_GRACE) or FIRST_DAY
         start = min(start, max(unsettled, shown_from))
     return Window(start, asked.end) if start < asked.end else None

@@ -85,6 +85,32 @@ def test_until_the_seventh_the_month_before_is_read_once_a_day(day: int, start_o
     assert window_of(already, trailing_window(today), today) == trailing_window(today)
 
 
+@pytest.mark.parametrize(
+    ("last", "first"),
+    [
+        # The last complete read was made on this day; it was too early to close the month before its own.
+        (date(2026, 10, 30), date(2026, 10, 1)),
+        (date(2026, 11, 6), date(2026, 10, 1)),
+        (date(2026, 9, 30), date(2026, 9, 1)),
+        # It closed the month before, and November goes on.
+        (date(2026, 11, 7), date(2026, 11, 5)),
+        (date(2026, 11, 11), date(2026, 11, 9)),
+    ],
+)
+def test_a_month_that_a_pause_kept_open_is_read_by_the_next_refresh(
+    last: date, first: date, start_openai, install
+):
+    installation = install(start_openai(days=2))
+    installation.connect(plan="scale")
+    installation.refresh()
+    connection = installation.accounts.connection("user-0")
+    today = date(2026, 11, 12)
+    paused = replace(connection, read_until=last + timedelta(days=1))
+    window = window_of(paused, trailing_window(today), today)
+    assert window is not None
+    assert window.start == min(first, today - timedelta(days=TRAILING_DAYS))
+
+
 def test_days_that_did_not_change_are_not_computed_again(start_openai, install):
     installation = install(start_openai(days=8))
     installation.connect(plan="trial")
