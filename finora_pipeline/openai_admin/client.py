@@ -243,7 +243,13 @@ class OrganizationClient:
                 tasks = [group.create_task(self._read_piece(endpoint, p, grouping)) for p in pieces]
         except ExceptionGroup as failures:
             raise first_failure(failures.exceptions) from None
-        return [page for task in tasks for page in task.result()]
+        pages = [page for task in tasks for page in task.result()]
+        try:
+            # A piece without any day is right only before the first piece that has some.
+            _check_whole(pages, window, datetime.now(UTC).date())
+        except _PagesDoNotFit as error:
+            raise UnreadableResponse(str(error)) from None
+        return pages
 
     async def _read_piece(self, endpoint: Endpoint, window: Window, grouping: tuple[str, ...]) -> list[Page]:
         attempts = 3

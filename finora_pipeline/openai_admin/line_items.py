@@ -26,7 +26,7 @@ MODALITIES = ("text", "image", "audio")
 # What stands before " | ": a service tier, or the surface that made the call.
 TIERS = ("priority", "flex", "evals", "assistants api")
 # Lines that name a service and no model.
-SERVICES = ("web search tool calls", "file search", "Image models", "code interpreter")
+SERVICES = ("web search tool calls", "file search", "Image models", "code interpreter", "whisper")
 LONG_CONTEXT = "long context"
 # Lines priced by something other than direction: pattern → modality; `model` is captured.
 OTHER_FORMS = (

@@ -110,15 +110,16 @@ def load_ahead(warehouse: Warehouse, all_read: Event) -> None:
 
 def _load_all(connection: duckdb.DuckDBPyConnection, warehouse: Warehouse, kind: str) -> None:
     raw = RawPages(warehouse.raw)
-    # Listed under the lock: another process may have loaded them a moment ago.
-    files = raw.pending(kind)
-    moved = _already_loaded(connection, files)
-    for file, fetched_on in moved.items():
-        raw.archive(file, fetched_on)
-    for batch in batches([file for file in files if file not in moved]):
+    archive_loaded(connection, raw, kind)
+    for batch in batches(raw.pending(kind)):
         load_files(connection, kind, batch, warehouse.cut_pages)
-        for file, fetched_on in _already_loaded(connection, batch).items():
-            raw.archive(file, fetched_on)
+        archive_loaded(connection, raw, kind)
+
+
+def archive_loaded(connection: duckdb.DuckDBPyConnection, raw: RawPages, kind: str | None = None) -> None:
+    """Moves what is loaded and still lies where it landed: a crash, or another process a moment ago."""
+    for file, fetched_on in _already_loaded(connection, raw.pending(kind)).items():
+        raw.archive(file, fetched_on)
 
 
 def batches(files: list[RawFile]) -> Iterator[list[RawFile]]:
@@ -137,7 +138,7 @@ def batches(files: list[RawFile]) -> Iterator[list[RawFile]]:
 
 
 def _already_loaded(connection: duckdb.DuckDBPyConnection, files: list[RawFile]) -> dict[RawFile, date]:
-    """The files that the ledger holds: a crash kept them from being moved."""
+    """The files that the ledger holds, with the days on which they were fetched."""
     query = "SELECT raw_file, fetched_on FROM pipeline.loaded_files WHERE list_contains(?, raw_file)"
     known = dict(connection.execute(query, [[file.name for file in files]]).fetchall())
     return {file: known[file.name] for file in files if file.name in known}

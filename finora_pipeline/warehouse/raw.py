@@ -84,6 +84,11 @@ class PageSet:
     def bytes(self) -> int:
         return sum(len(page.body) for page in self.pages)
 
+    @property
+    def fetched_at(self) -> datetime:
+        """When the first of its pages came, whichever that was: none says less than was known then."""
+        return min(page.fetched_at for page in self.pages)
+
     @cached_property
     def page_hashes(self) -> list[str]:
         """The SHA-256 of each page's body."""
@@ -183,7 +188,7 @@ class RawWriter:
 
 
 def _table(sets: list[PageSet], run_id: str) -> pa.Table:
-    rows = [(one.user_id, one.pages[0].fetched_at, page) for one in sets for page in one.pages]
+    rows = [(one.user_id, one.fetched_at, page) for one in sets for page in one.pages]
     pages = [page for _, _, page in rows]
     columns = [
         [user_id for user_id, _, _ in rows],

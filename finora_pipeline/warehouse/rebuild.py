@@ -8,10 +8,10 @@ from datetime import date
 
 import duckdb
 
-from finora_pipeline.warehouse.load import ID_COLUMN, KINDS, batches, load_files
+from finora_pipeline.warehouse.load import ID_COLUMN, KINDS, archive_loaded, batches, load_files
 from finora_pipeline.warehouse.published import quoted
 from finora_pipeline.warehouse.raw import RawPages
-from finora_pipeline.warehouse.warehouse import OUTDATED, Warehouse, WarehouseOutdated, settle
+from finora_pipeline.warehouse.warehouse import Warehouse, settle
 
 # What is told apart: all that OpenAI said, not which read of the same it came from.
 COMPARED = ("main.daily_costs", "main.daily_usage", "pipeline.billed_costs")
@@ -53,23 +53,20 @@ def rebuild(
 ) -> Rebuilt:
     """Loads all raw pages into an empty database beside the warehouse and compares, by user and UTC day.
 
-    The days from `first` to `last` (both included) of a user, or of everybody. Changes nothing. Raises
-    `WarehouseOutdated` if the tables held are others.
+    The days from `first` to `last` (both included) of a user, or of everybody. Changes no fact. Raises
+    `WarehouseOutdated`.
     """
     filters = {"user_id": user_id, "first": first, "last": last}
-    with (
-        warehouse.lock(),
-        _loaded_beside(warehouse, on_progress) as (beside, files),
-        beside.connect() as connection,
-    ):
-        _attach_held(connection, warehouse)
-        if not all(_is_same(connection, table) for table in (*COMPARED, "pipeline.loaded_days")):
-            raise WarehouseOutdated(OUTDATED)
-        rows, differences = 0, []
-        for table in COMPARED:
-            differences += _differences(connection, table, filters)
-            query = f"SELECT count(*) FROM {table} WHERE {_WANTED}"
-            rows += connection.execute(query, filters).fetchall()[0][0]
+    with warehouse.lock():
+        with warehouse.connect() as connection:
+            archive_loaded(connection, RawPages(warehouse.raw))
+        with _loaded_beside(warehouse, on_progress) as (beside, files), beside.connect() as connection:
+            _attach_held(connection, warehouse)
+            rows, differences = 0, []
+            for table in COMPARED:
+                differences += _differences(connection, table, filters)
+                query = f"SELECT count(*) FROM {table} WHERE {_WANTED}"
+                rows += connection.execute(query, filters).fetchall()[0][0]
     return Rebuilt(files, rows, differences)
 
 

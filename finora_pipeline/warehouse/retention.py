@@ -48,6 +48,11 @@ def prune(warehouse: Warehouse, kept_from: Mapping[str, date]) -> Removed:
     )
     with warehouse.writing() as connection, transaction(connection):
         connection.register("limits", limits)
+        # Their first day, and with it what can be compared, moves.
+        connection.execute(
+            "INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM daily_model_costs "
+            "JOIN limits USING (user_id) WHERE date < kept_from EXCEPT FROM pipeline.stale_users"
+        )
         for table in _tables_with(connection, "date"):
             if table in MONTHLY_TABLES:
                 connection.execute(
@@ -65,11 +70,6 @@ def prune(warehouse: Warehouse, kept_from: Mapping[str, date]) -> Removed:
             # Read once more, the same pages would have to bring back what is removed here.
             connection.execute(
                 "DELETE FROM pipeline.loaded_sets WHERE user_id IN (SELECT user_id FROM limits)"
-            )
-            # Their first day, and with it what can be compared, has moved.
-            connection.execute(
-                "INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM daily_model_costs "
-                "SEMI JOIN limits USING (user_id) EXCEPT FROM pipeline.stale_users"
             )
     return removed
 

@@ -37,10 +37,6 @@ TABLES = (
 # What is created after the tables.
 VIEWS = ("named", "as_of", "reconciliation")
 _CREATED_IN_ORDER = (*CREATED, *TABLES, *VIEWS)
-OUTDATED = (
-    "The warehouse was made by another version of finora. Build it again from the raw pages with "
-    "finora rebuild --replace; nothing of the data is lost."
-)
 # Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
 MEMORY_LIMIT = "128MB"
 # Each takes memory of its own that cannot be spilled: with one a core, a load fails on a machine of eight.
@@ -155,7 +151,10 @@ def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
     if made_by == [(schema_hash(),)]:
         return
     if made_by or connection.execute("FROM duckdb_schemas() WHERE schema_name = 'pipeline'").fetchall():
-        raise WarehouseOutdated(OUTDATED)
+        raise WarehouseOutdated(
+            "The warehouse was made by another version of finora. Build it again from the raw pages with "
+            "finora rebuild --replace; nothing of the data is lost."
+        )
     with transaction(connection):
         for name in _CREATED_IN_ORDER:
             connection.execute(section(name, "create"))

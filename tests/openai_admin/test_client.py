@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -512,3 +512,23 @@ def test_retry_after_is_seconds_or_a_date(header: str, seconds: float | None) ->
 
 def test_no_retry_after_is_none() -> None:
     assert _retry_after({}) is None
+
+
+def test_a_piece_without_days_between_others_is_not_taken_for_read(openai: OpenAI):
+    window = last_days(openai, 400)
+    middle = f"start_time={unix_seconds(window.start + timedelta(days=COSTS.days_per_page))}"
+    nothing = b'{"object":"page","data":[],"has_more":false,"next_page":null}'
+
+    async def forgetful(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if middle not in scope.get("query_string", b"").decode():
+            await openai.simulator(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": nothing})
+
+    with running(forgetful) as base_url:  # type: ignore[arg-type]
+        forgetting = OpenAI(openai.simulator, base_url)
+        error = failure(openai, lambda: read(forgetting, days=400))
+    assert isinstance(error, UnreadableResponse)
+    assert "left out days" in str(error)
+    assert len(read(openai, days=400)[0]) == 3

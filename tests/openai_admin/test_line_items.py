@@ -44,6 +44,7 @@ EXPECTED = [
     ("assistants api | file search", None, None, None, "assistants api", False),
     ("web search tool calls", None, None, None, None, False),
     ("code interpreter", None, None, None, None, False),
+    ("whisper", None, None, None, None, False),
     ("Image models", None, None, None, None, False),
     (
         "Image models, gpt-image-2.5-flare, 1536x2048",

@@ -15,12 +15,13 @@ from finora_pipeline.accounts.sign_in import SignIn
 from finora_pipeline.cli import main
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.warehouse import retention
+from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import rebuild
 from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation, now_in_the_middle_of_today
 from tests.pipeline.test_directory import read_again
-from tests.warehouse.landing import DAY, cost_day, cost_row, land, load, page_of
+from tests.warehouse.landing import DAY, cost_day, cost_row, land, load, page_of, rows
 
 
 @pytest.fixture
@@ -226,6 +227,17 @@ def test_pruned_days_beside_kept_ones_in_a_raw_file_are_no_difference(tmp_path):
         connection.execute("DELETE FROM daily_costs WHERE date = ?", [days[3]])
     (difference,) = rebuild(warehouse).differences
     assert (difference.date, difference.rows_only_held, difference.rows_only_raw) == (days[3], 0, 1)
+
+
+def test_a_user_of_whom_no_day_is_kept_has_no_figures(tmp_path):
+    warehouse = Warehouse(tmp_path)
+    land(warehouse, page_of(cost_day([cost_row('"5.00"')])))
+    load(warehouse)
+    refresh_metrics(warehouse, ["acme"], DAY)
+    assert rows(warehouse, "SELECT count(*) > 0 FROM user_metrics") == [(True,)]
+    retention.prune(warehouse, {"acme": DAY + timedelta(days=1)})
+    refresh_metrics(warehouse, ["other"], DAY)
+    assert rows(warehouse, "SELECT count(*) FROM user_metrics WHERE user_id = 'acme'") == [(0,)]
 
 
 def test_a_purged_user_is_nowhere(installation: Installation):

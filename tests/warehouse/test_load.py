@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from finora_pipeline.disk import DiskFull
-from finora_pipeline.openai_admin.endpoints import ENDPOINTS
-from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
+from finora_pipeline.openai_admin.pages import Page, Window, check_page
 from finora_pipeline.warehouse import load as loading
-from finora_pipeline.warehouse.raw import RawPages
+from finora_pipeline.warehouse.raw import PageSet, RawPages
+from finora_pipeline.warehouse.rebuild import rebuild
 from finora_pipeline.warehouse.retention import thin
 from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.warehouse.landing import DAY, bucket, cost_day, cost_row, land, load, page_of, rows
@@ -96,6 +97,9 @@ def test_a_file_whose_move_was_lost_is_not_loaded_again(warehouse: Warehouse):
     raw = RawPages(warehouse.raw)
     (loaded,) = raw.archived()
     back = warehouse.raw / "pending" / loaded.name
+    loaded.path.rename(back)
+    assert rebuild(warehouse).differences == []
+    (loaded,) = raw.archived()
     loaded.path.rename(back)
     load(warehouse)
     assert raw.pending() == []
@@ -209,3 +213,19 @@ def test_pages_of_a_large_organization_fit_into_the_memory_limit(warehouse: Ware
         (60_000, sum(range(1_500)) * 40)
     ]
     assert not warehouse.cut_pages.exists()
+
+
+def test_a_set_is_as_old_as_its_oldest_page(warehouse: Warehouse):
+    """Pieces of a long window are read at the same time, and one of them may be repeated."""
+    land(warehouse, page_of(cost_day([cost_row('"2.00"')])), fetched_at=NOON + timedelta(seconds=30))
+    load(warehouse)
+    pieces = []
+    for day, seconds in ((DAY - timedelta(days=1), 60), (DAY, 0)):
+        body = page_of(cost_day([cost_row('"1.00"')], day)).encode()
+        window = Window(day, day + timedelta(days=1))
+        moment = NOON + timedelta(seconds=seconds)
+        pieces.append(Page(COSTS, window, COSTS.group_by, 1, moment, body, check_page(COSTS, body)))
+    RawPages(warehouse.raw).writer("history").land([PageSet("acme", pieces)])
+    load(warehouse)
+    assert rows(warehouse, AMOUNTS) == [(DAY - timedelta(days=1), Decimal(1)), (DAY, Decimal(2))]
+    assert rows(warehouse, "SELECT count(*) FROM cost_revisions") == [(0,)]

@@ -146,3 +146,90 @@ def test_a_price_that_changed_shows_once_the_day_is_final(warehouse: Warehouse):
     # Nothing is read or computed any more until then.
     later = view.replace("current_date", "(current_date + 2)")
     assert rows(warehouse, query.format(later)) == [(Decimal(20),)]
+
+
+def test_prices_of_the_days_after_a_restated_one_are_compared_again(warehouse: Warehouse):
+    days = [DAY - timedelta(days=1), DAY]
+    land(warehouse, page_of(*(cost_day([priced("10.00", "1000.0")], day) for day in days)), fetched_at=NOON)
+    load(warehouse)
+    refresh_metrics(warehouse, ["acme"], DAY)
+    restated = page_of(cost_day([priced("20.00", "1000.0")], days[0]))
+    land(warehouse, restated, run_id="run-2", fetched_at=NOON + timedelta(hours=1))
+    load(warehouse, run_id="run-2")
+    refresh_metrics(warehouse, ["acme"], DAY)
+    query = "SELECT date, price_residual_usd FROM pipeline.reconciled_days ORDER BY date"
+    assert rows(warehouse, query) == [(days[0], None), (DAY, Decimal(10))]
+
+
+def test_what_a_line_means_is_computed_anew_and_no_revision(warehouse: Warehouse):
+    def cost_of(unit: str) -> str:
+        return page_of(cost_day([priced("10.00", "40.0")[:-1] + f',"quantity_unit":{unit}}}']))
+
+    land(warehouse, page_of(bucket([used_by("a", 40)])), endpoint=ENDPOINTS["completions"], fetched_at=NOON)
+    load(warehouse, "completions")
+    query = "SELECT amount_usd, token_priced_usd FROM daily_model_costs"
+    for number, (unit, by_the_token) in enumerate((("null", 10), ('"images"', 0), ('"tokens"', 10))):
+        run_id = f"run-{number}"
+        land(warehouse, cost_of(unit), run_id=run_id, fetched_at=NOON + timedelta(hours=number))
+        load(warehouse, run_id=run_id)
+        refresh_metrics(warehouse, ["acme"], DAY)
+        assert rows(warehouse, query) == [(Decimal(10), Decimal(by_the_token))]
+    assert rows(warehouse, "SELECT count(*) FROM cost_revisions") == [(0,)]
+
+
+def test_use_of_one_snapshot_is_not_anothers(warehouse: Warehouse):
+    charged = cost_day([cost_row('"10.00"', "gpt-4o-2024-08-06, input")])
+    land(warehouse, page_of(charged), fetched_at=NOON)
+    use = [
+        used_by("a", 100) | {"model": "gpt-4o-2024-08-06"},
+        used_by("b", 900) | {"model": "gpt-4o-2024-11-20"},
+    ]
+    land(warehouse, page_of(bucket(use)), endpoint=ENDPOINTS["completions"], fetched_at=NOON)
+    load(warehouse)
+    load(warehouse, "completions")
+    refresh_metrics(warehouse, ["acme"], DAY)
+    query = "SELECT model, amount_usd, input_tokens FROM daily_model_costs ORDER BY model"
+    assert rows(warehouse, query) == [
+        ("gpt-4o-2024-08-06", Decimal(10), 100),
+        ("gpt-4o-2024-11-20", Decimal(0), 900),
+    ]
+    # Nobody has used another snapshot on what is charged for this one.
+    land(warehouse, page_of(bucket(use[1:])), endpoint=ENDPOINTS["completions"], run_id="run-2")
+    load(warehouse, "completions", run_id="run-2")
+    refresh_metrics(warehouse, ["acme"], DAY)
+    assert rows(warehouse, "SELECT member_id, amount_usd FROM daily_member_costs") == [(None, Decimal(10))]
+
+
+@pytest.mark.parametrize(
+    ("line_item", "quantity", "unit"),
+    [
+        ("flex | gpt-4o", "1000.0", "tokens"),
+        ("gpt-4o, input", "1.0", "1000_tokens"),
+    ],
+)
+def test_whatever_counts_tokens_is_charged_by_the_token(line_item: str, quantity: str, unit: str, warehouse):
+    line = cost_row('"10.00"', line_item)[:-1] + f',"quantity":{quantity},"quantity_unit":"{unit}"}}'
+    land(warehouse, page_of(cost_day([line])), fetched_at=NOON)
+    use = page_of(bucket([used_by("a", 1000)]))
+    land(warehouse, use, endpoint=ENDPOINTS["completions"], fetched_at=NOON)
+    load(warehouse)
+    load(warehouse, "completions")
+    refresh_metrics(warehouse, ["acme"], DAY)
+    assert rows(warehouse, "SELECT cost_per_1k_tokens FROM daily_model_costs") == [(Decimal(10),)]
+    assert rows(warehouse, "SELECT token_residual FROM reconciliation") == [(Decimal(0),)]
+
+
+def test_the_split_of_an_organization_that_was_replaced_is_not_the_new_ones(warehouse: Warehouse):
+    by_member = BESIDES_COSTS["costs_by_member"]
+    split = cost_row('"1.00"', project="proj_old")[:-1] + ',"user_id":"m-old"}'
+    land(warehouse, page_of(cost_day([cost_row('"1.00"', project="proj_old")])), fetched_at=NOON)
+    land(warehouse, page_of(cost_day([split])), endpoint=by_member, fetched_at=NOON)
+    later = NOON + timedelta(hours=1)
+    land(warehouse, page_of(cost_day([cost_row('"7.00"')])), run_id="run-2", fetched_at=later)
+    use = page_of(bucket([used_by("m-new", 5)]))
+    land(warehouse, use, endpoint=ENDPOINTS["completions"], run_id="run-2", fetched_at=later)
+    for name in ("costs", "costs_by_member", "completions"):
+        load(warehouse, name)
+    refresh_metrics(warehouse, ["acme"], DAY)
+    query = "SELECT member_id, amount_usd, method FROM daily_member_costs"
+    assert rows(warehouse, query) == [("m-new", Decimal(7), "allocated")]

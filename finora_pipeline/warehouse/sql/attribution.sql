@@ -89,13 +89,6 @@ SELECT
 FROM used
 GROUP BY ALL;
 
--- Days that OpenAI splits itself.
-CREATE OR REPLACE TEMP TABLE billed_days AS
-SELECT DISTINCT split.day, CASE endpoint WHEN 'costs_by_member' THEN 'member' ELSE 'key' END AS dimension
-FROM pipeline.loaded_days
-JOIN split_days AS split USING (user_id, provider, date)
-WHERE endpoint IN ('costs_by_member', 'costs_by_key');
-
 -- The charges of one model in one project on one day, with the use that they all share.
 CREATE OR REPLACE TEMP TABLE charge_sums AS
 SELECT sums.*, pools.rowid AS pool
@@ -106,14 +99,16 @@ FROM (
         any_value(costs.model) AS line_model,
         coalesce(costs.model, line_item, 'not attributed') AS model,
         sum(amount_usd) AS amount_usd,
-        sum(amount_usd) FILTER (
-            direction IS NOT NULL AND coalesce(quantity_unit, 'tokens') IN ('tokens', '1000_tokens')
-        ) AS token_priced_usd,
-        sum(quantity) FILTER (direction IS NOT NULL AND coalesce(quantity_unit, 'tokens') = 'tokens')
-            AS billed_tokens,
+        sum(amount_usd) FILTER (token_unit IS NOT NULL) AS token_priced_usd,
+        sum(quantity * token_unit) FILTER (token_unit IS NOT NULL) AS billed_tokens,
         count(*) FILTER (amount_usd IS NULL) AS lines_without_amount,
         bool_or(is_sample) AS is_sample
-    FROM daily_costs AS costs
+    FROM (
+        -- How many tokens are one of what is counted: a line without a unit counts tokens if it has a direction.
+        SELECT *, CASE coalesce(quantity_unit, CASE WHEN direction IS NOT NULL THEN 'tokens' END)
+            WHEN 'tokens' THEN 1 WHEN '1000_tokens' THEN 1000 END AS token_unit
+        FROM daily_costs
+    ) AS costs
     JOIN split_days AS split USING (user_id, provider, date)
     GROUP BY ALL
 ) AS sums
@@ -131,11 +126,21 @@ FROM (
         ON pools.day = sums.day
         AND pools.project_id IS NOT DISTINCT FROM sums.project_id
         AND base_model(pools.used_model) = base_model(sums.line_model)
+        AND base_model(pools.used_model) IN (pools.used_model, sums.line_model)
     WHERE sums.pool IS NULL
     GROUP BY sums.rowid
     HAVING count(*) = 1
 ) AS only_one
 WHERE charge_sums.rowid = only_one.sum;
+
+-- Days that OpenAI splits itself. A split that names none of the day's projects is of another organization.
+CREATE OR REPLACE TEMP TABLE billed_days AS
+SELECT DISTINCT split.day, CASE reading WHEN 'costs_by_member' THEN 'member' ELSE 'key' END AS dimension
+FROM pipeline.billed_costs AS billed
+JOIN split_days AS split USING (user_id, provider, date)
+JOIN charge_sums AS sums
+    ON sums.day = split.day AND sums.project_id IS NOT DISTINCT FROM billed.project_id
+WHERE reading IN ('costs_by_member', 'costs_by_key');
 
 -- The single charges of those that several share, or that OpenAI splits itself.
 CREATE OR REPLACE TEMP TABLE split_sums AS

@@ -59,7 +59,9 @@ SELECT DISTINCT unnest(line_items) FROM raw_pages;
 -- not read exactly as they are, or that names a project and line item of a day twice. `line_items` (an Arrow
 -- table) holds each distinct text, parsed.
 CREATE OR REPLACE TEMP TABLE old_costs AS
-SELECT user_id, provider, date, project_id, line_item, amount_usd, quantity
+SELECT
+    user_id, provider, date, project_id, line_item, amount_usd, quantity,
+    {'unit': quantity_unit, 'model': model, 'direction': direction} AS meaning
 FROM daily_costs
 SEMI JOIN reread_days USING (user_id, provider, date)
 WHERE NOT is_sample;
@@ -116,7 +118,8 @@ FROM buckets
 LEFT JOIN line_items AS item ON item.line_item = result.line_item;
 
 -- [compare]
--- What was restated: the rows of days read before that are not as they were.
+-- What was restated: the rows of days read before that are not as they were. `is_restated` is false where only
+-- their meaning is another: the unit, or what a newer grammar reads from the line item.
 CREATE OR REPLACE TEMP TABLE restated AS
 WITH changes AS (
     SELECT
@@ -129,29 +132,48 @@ WITH changes AS (
         any_value(amount_usd) FILTER (NOT is_new) AS old_amount_usd,
         any_value(quantity) FILTER (is_new) AS new_quantity,
         any_value(quantity) FILTER (NOT is_new) AS old_quantity,
+        any_value(meaning) FILTER (is_new) AS new_meaning,
+        any_value(meaning) FILTER (NOT is_new) AS old_meaning,
         bool_or(is_new) AS is_in_new,
         bool_or(NOT is_new) AS was_in_old
     FROM (
         SELECT *, false AS is_new FROM old_costs
         UNION ALL
-        SELECT user_id, provider, date, project_id, line_item, amount_usd, quantity, true
+        SELECT
+            user_id, provider, date, project_id, line_item, amount_usd, quantity,
+            {'unit': quantity_unit, 'model': model, 'direction': direction},
+            true
         FROM daily_costs
         SEMI JOIN reread_days USING (user_id, provider, date)
         WHERE NOT is_sample
     )
     GROUP BY user_id, provider, date, project_id, line_item
 )
-SELECT changes.*, reread.fetched_at AS observed_at
+SELECT
+    changes.*,
+    is_in_new <> was_in_old
+        OR old_amount_usd IS DISTINCT FROM new_amount_usd
+        OR old_quantity IS DISTINCT FROM new_quantity AS is_restated,
+    reread.fetched_at AS observed_at
 FROM changes
 JOIN reread_days AS reread USING (user_id, provider, date)
-WHERE is_in_new <> was_in_old
-   OR old_amount_usd IS DISTINCT FROM new_amount_usd
-   OR old_quantity IS DISTINCT FROM new_quantity;
+WHERE is_restated OR old_meaning IS DISTINCT FROM new_meaning;
 
 INSERT INTO cost_revisions
 SELECT
     user_id, provider, date, project_id, line_item, observed_at, old_amount_usd, new_amount_usd, old_quantity,
     new_quantity, was_in_old, is_in_new
-FROM restated;
+FROM restated
+WHERE is_restated;
 
-INSERT INTO changed_days SELECT DISTINCT user_id, provider, 'costs', date FROM restated;
+-- The prices of a day are those of the seven days before: reconciliation.sql.
+INSERT INTO changed_days
+SELECT user_id, provider, 'costs', date FROM restated
+UNION
+SELECT loaded.user_id, loaded.provider, 'costs', loaded.date
+FROM restated
+JOIN pipeline.loaded_days AS loaded
+    ON loaded.user_id = restated.user_id
+    AND loaded.provider = restated.provider
+    AND loaded.endpoint = 'costs'
+    AND loaded.date BETWEEN restated.date + 1 AND restated.date + 7;

@@ -5,10 +5,10 @@
 --   1. `model` is the cost line's model; a charge without one stands under its line item's text, so that the
 --      rows of a day always add up to the day's cost.
 --   2. Costs and usage name some models differently, with or without the date of release. Usage goes to the
---      cost model of exactly its name; else to the only one of that day with the same name but for the date;
---      else it keeps its own row.
---   3. `token_priced_usd` is what was charged by the token (the line item names a direction, and the quantity
---      is in tokens or has no unit).
+--      cost model of exactly its name; else to the only one of that day with the same name but for the date,
+--      where one of the two names has none; else it keeps its own row.
+--   3. `token_priced_usd` is what was charged by the token: the quantity is in tokens, or has no unit and the
+--      line item names a direction.
 --   4. `cost_per_1k_tokens` = token_priced_usd ÷ (input_tokens + output_tokens) × 1000; cached input is part
 --      of the input and is not added again. NULL without tokens, and where that is too large to be computed: one
 --      user's numbers must not stop everybody's.
@@ -84,7 +84,10 @@ usage AS (
         bool_or(used.is_sample) AS is_sample
     FROM used_models AS used
     LEFT JOIN costs USING (day, model)
-    LEFT JOIN only_of_base ON only_of_base.day = used.day AND only_of_base.base = base_model(used.model)
+    LEFT JOIN only_of_base
+        ON only_of_base.day = used.day
+        AND only_of_base.base = base_model(used.model)
+        AND only_of_base.base IN (only_of_base.model, used.model)
     GROUP BY ALL
 ),
 models AS (

@@ -4,7 +4,7 @@
 -- Rules
 --   1. residual_usd = OpenAI's own total of the day, read ungrouped, − Σ daily_costs. The total is read a moment
 --      later, so that a day still being booked may differ.
---   2. token_residual = tokens billed (Σ quantity of lines in tokens with a direction) − tokens used (Σ input +
+--   2. token_residual = tokens billed (Σ quantity of lines charged by the token) − tokens used (Σ input +
 --      output of daily_usage without moderations, which are free). OpenAI counts the two apart.
 --   3. price_residual_usd = Σ |amount − quantity × price| over the lines of a final day that had a price in the
 --      seven days before; a line's price is amount ÷ quantity of the last of those days on which it had one. A
