@@ -1,9 +1,14 @@
 """Given an organization, when refreshed, then the published facts equal the truth."""
 
 import asyncio
+from dataclasses import replace
 
+import pytest
+
+from finora_pipeline import runs
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.refresh import fetch
+from finora_pipeline.refresh.windows import trailing_window
 
 
 def test_first_refresh_reads_the_plans_whole_history(start_openai, install):
@@ -56,3 +61,14 @@ def test_one_long_window_leaves_room_for_many_short_ones():
     assert asyncio.run(most_at_once([2_000] * 5)) == 2
     assert asyncio.run(most_at_once([365] * 5)) == 2
     assert asyncio.run(most_at_once([90] * 40)) == 10
+
+
+@pytest.mark.parametrize("plan", ["growth", "enterprise"])
+def test_a_history_that_a_cut_short_run_has_read_is_not_read_again(plan: str, start_openai, install):
+    installation = install(start_openai(days=6, services=False))
+    installation.connect(plan=plan)
+    chosen = [replace(installation.accounts.connection("user-0"), history_from=None, read_until=None)]
+    asked = trailing_window(installation.today)
+    (loaded,) = runs.load_history(installation.settings, ["user-0"], openai_admin=installation.openai_admin)
+    assert loaded.succeeded, loaded.errors
+    assert fetch.read_before(installation.accounts, loaded.run_id, chosen, asked) == {"user-0"}

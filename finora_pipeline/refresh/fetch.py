@@ -71,7 +71,8 @@ def read_before(
         for row in accounts.refreshes_of(run_id)
         if row["outcome"] == "complete"
         and (window := windows.get(row["user_id"]))
-        and row["window_start"] <= window.start
+        # Everything begins where the organization's costs do, which only the read knows.
+        and (window.start == FIRST_DAY or row["window_start"] <= window.start)
         and row["window_end"] >= window.end
     }
 
