@@ -91,7 +91,10 @@ GROUP BY ALL;
 
 -- The charges of one model in one project on one day, with the use that they all share.
 CREATE OR REPLACE TEMP TABLE charge_sums AS
-SELECT sums.*, pools.rowid AS pool
+SELECT
+    sums.*,
+    coalesce(tokens + tokens_in_thousands, tokens, tokens_in_thousands) AS billed_tokens,
+    pools.rowid AS pool
 FROM (
     SELECT
         split.day,
@@ -99,14 +102,14 @@ FROM (
         any_value(costs.model) AS line_model,
         coalesce(costs.model, line_item, 'not attributed') AS model,
         sum(amount_usd) AS amount_usd,
-        sum(amount_usd) FILTER (token_unit IS NOT NULL) AS token_priced_usd,
-        sum(quantity * token_unit) FILTER (token_unit IS NOT NULL) AS billed_tokens,
+        sum(amount_usd) FILTER (unit IN ('tokens', '1000_tokens')) AS token_priced_usd,
+        sum(quantity) FILTER (unit = 'tokens') AS tokens,
+        sum(quantity) FILTER (unit = '1000_tokens') * 1000 AS tokens_in_thousands,
         count(*) FILTER (amount_usd IS NULL) AS lines_without_amount,
         bool_or(is_sample) AS is_sample
     FROM (
-        -- How many tokens are one of what is counted: a line without a unit counts tokens if it has a direction.
-        SELECT *, CASE coalesce(quantity_unit, CASE WHEN direction IS NOT NULL THEN 'tokens' END)
-            WHEN 'tokens' THEN 1 WHEN '1000_tokens' THEN 1000 END AS token_unit
+        -- A line without a unit counts tokens if it has a direction.
+        SELECT *, coalesce(quantity_unit, CASE WHEN direction IS NOT NULL THEN 'tokens' END) AS unit
         FROM daily_costs
     ) AS costs
     JOIN split_days AS split USING (user_id, provider, date)

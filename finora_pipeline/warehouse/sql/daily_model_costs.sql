@@ -77,17 +77,18 @@ used_models AS (
 usage AS (
     SELECT
         used.day,
-        coalesce(costs.model, only_of_base.model, used.model) AS model,
+        coalesce(
+            costs.model,
+            CASE WHEN base IN (only_of_base.model, used.model) THEN only_of_base.model END,
+            used.model
+        ) AS model,
         sum(requests)::BIGINT AS requests,
         sum(input_tokens)::BIGINT AS input_tokens,
         sum(output_tokens)::BIGINT AS output_tokens,
         bool_or(used.is_sample) AS is_sample
     FROM used_models AS used
     LEFT JOIN costs USING (day, model)
-    LEFT JOIN only_of_base
-        ON only_of_base.day = used.day
-        AND only_of_base.base = base_model(used.model)
-        AND only_of_base.base IN (only_of_base.model, used.model)
+    LEFT JOIN only_of_base ON only_of_base.day = used.day AND only_of_base.base = base_model(used.model)
     GROUP BY ALL
 ),
 models AS (
