@@ -57,7 +57,7 @@ def connection_changes(
 
 
 def _change_of(connection: Connection) -> str:
-    return f"{connection.user_id}/{connection.key_version}"
+    return f"{connection.user_id}/{connection.changed_at.isoformat()}"
 
 
 def _read_cursor(cursor: str | None) -> tuple[datetime | None, set[str]]:

@@ -236,6 +236,18 @@ def test_the_sensor_loads_new_connections_and_refreshes_updated_ones(start_opena
     assert third.run_requests == []
 
 
+def test_a_user_who_connects_again_after_a_purge_is_new(start_openai, install, instance):
+    installation = install(start_openai(days=2, services=False))
+    installation.connect(plan="trial")
+    first = evaluate_sensor(installation, instance, None)
+    assert isinstance(first, dg.SensorResult)
+    installation.accounts.purge("user-0")
+    installation.connect(plan="trial")
+    again = evaluate_sensor(installation, instance, first.cursor)
+    assert isinstance(again, dg.SensorResult)
+    assert [request.partition_key for request in again.run_requests or []] == ["user-0"]
+
+
 def test_who_was_read_before_the_sensor_looked_can_be_chosen_in_the_ui(start_openai, install, instance):
     installation = install(start_openai(organizations=3, days=2))
     installation.connect(plan="trial", users=["user-0", "user-1"])
