@@ -1,11 +1,14 @@
 """Dagster's record of runs, kept within bounds: Dagster itself never removes one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+
+from finora_pipeline.assets.partitions import RANGE_TAGS, USERS_NAME
 
 # An operator looks back so far, alarms a week: 1.3 GB of SQLite with all four plans (docs/benchmarks.md).
 RUNS_KEPT = timedelta(days=14)
@@ -29,6 +32,15 @@ def prune_runs(instance: dg.DagsterInstance, before: datetime) -> int:
         instance.compute_log_manager.delete_logs(prefix=[run_id])
         _remove_database(instance, run_id)
     return len(removed)
+
+
+def forget_partitions(instance: dg.DagsterInstance, user_ids: Iterable[str]) -> None:
+    """Removes users' partitions, but for those that name the range of an unfinished run: it would fail for
+    every user between them."""
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
+    named = {run.tags.get(tag) for run in unfinished for tag in RANGE_TAGS}
+    for user_id in set(user_ids) - named:
+        instance.delete_dynamic_partition(USERS_NAME, user_id)
 
 
 def _last_runs(instance: dg.DagsterInstance) -> Iterator[str]:

@@ -13,13 +13,14 @@ from typing import Any
 import dagster as dg
 
 from finora_pipeline.accounts.store import Accounts, open_accounts
-from finora_pipeline.assets.partitions import USERS_NAME, day_range_tags
+from finora_pipeline.assets.partitions import USERS_NAME, day_range_tags, range_tags
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.disk import told_if_full
 from finora_pipeline.liveness import release
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.refresh.fetch import ProgressCallback
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
+from finora_pipeline.run_history import forget_partitions
 from finora_pipeline.schedules.jobs import history_job, refresh_job, user_tags
 from finora_pipeline.schedules.refresh import PLAN_TAG, refresh_config
 from finora_pipeline.settings import Settings
@@ -119,10 +120,7 @@ def load_history(
     for wanted, group in groupby(partitions, key=set(user_ids).__contains__):
         if wanted:
             block = list(group)
-            tags = user_tags(block) | {
-                "dagster/asset_partition_range_start": block[0],
-                "dagster/asset_partition_range_end": block[-1],
-            }
+            tags = user_tags(block) | range_tags(block[0], block[-1])
             results.append(_run(settings, history_job.name, {}, tags, openai_admin, on_progress))
     return results
 
@@ -159,10 +157,10 @@ def _failure_of(event: dg.DagsterEvent) -> str:
 
 
 def forget_user(settings: Settings, user_id: str) -> None:
-    """Removes a user's partition from Dagster."""
+    """Removes a user's partition from Dagster; the nightly upkeep does while a run needs it."""
     prepare_instance(settings)
     with dg.DagsterInstance.get() as instance:
-        instance.delete_dynamic_partition(USERS_NAME, user_id)
+        forget_partitions(instance, [user_id])
 
 
 def step_seconds(settings: Settings, run_id: str) -> dict[str, float]:

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from finora_pipeline.assets.metadata import OWNERS, docs, markdown_table
+from finora_pipeline.assets.partitions import USERS_NAME
 from finora_pipeline.refresh.serve import publish_refreshes
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.resources.warehouse import WarehouseResource
-from finora_pipeline.run_history import RUNS_KEPT, prune_runs
+from finora_pipeline.run_history import RUNS_KEPT, forget_partitions, prune_runs
 from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, cluster, prune, thin
 
 
@@ -22,7 +23,8 @@ from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, cluster, prune, 
     description="Removes the days that a user's plan keeps no longer, a week after they fell out of it or "
     "the plan was changed, and raw pages of which nothing stands in the facts any more; orders the month's "
     "rows by user; then publishes. Of "
-    f"Dagster's own records it removes runs that are older than {RUNS_KEPT.days} days.",
+    f"Dagster's own records it removes runs that are older than {RUNS_KEPT.days} days, and the partitions of "
+    "users that were purged.",
 )
 def retention(
     context: dg.AssetExecutionContext, accounts: AccountsResource, warehouse: WarehouseResource
@@ -34,6 +36,8 @@ def retention(
     clustered = cluster(warehouse.warehouse, now.date())
     if pruned.rows or clustered:
         publish_refreshes(accounts.accounts, warehouse.warehouse)
+    partitions = set(context.instance.get_dynamic_partitions(USERS_NAME))
+    forget_partitions(context.instance, partitions.difference(accounts.accounts.user_ids()))
     runs = prune_runs(context.instance, now - RUNS_KEPT)
     rows = [(table, f"{count:,}") for table, count in sorted(pruned.rows.items())]
     return dg.MaterializeResult(

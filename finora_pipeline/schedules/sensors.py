@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from finora_pipeline.accounts.model import Connection, Status
-from finora_pipeline.assets.partitions import USERS, USERS_NAME, day_range_tags
+from finora_pipeline.assets.partitions import USERS, USERS_NAME, day_range_tags, range_tags
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.schedules.jobs import history_job, refresh_job, user_tags
@@ -87,13 +87,7 @@ def _parts(user_ids: list[str]) -> Iterable[list[str]]:
 def _history_request(user_ids: list[str]) -> dg.RunRequest:
     if len(user_ids) == 1:
         return dg.RunRequest(job_name=history_job.name, partition_key=user_ids[0], tags=user_tags(user_ids))
-    return dg.RunRequest(
-        job_name=history_job.name,
-        tags={
-            "dagster/asset_partition_range_start": user_ids[0],
-            "dagster/asset_partition_range_end": user_ids[-1],
-        },
-    )
+    return dg.RunRequest(job_name=history_job.name, tags=range_tags(user_ids[0], user_ids[-1]))
 
 
 def _refresh_request(user_ids: list[str]) -> dg.RunRequest:

@@ -12,6 +12,7 @@ from sqlalchemy import update
 from finora_pipeline import runs
 from finora_pipeline.accounts.schema import users
 from finora_pipeline.accounts.sign_in import SignIn
+from finora_pipeline.assets.partitions import USERS_NAME
 from finora_pipeline.cli import main
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.warehouse import retention
@@ -282,6 +283,42 @@ def test_a_user_who_is_purged_during_a_run_is_nowhere_after_it(start_openai, ins
     assert set(retention.traces(warehouse_of(installation), "user-0").values()) == {0}
     assert installation.accounts.refreshes_of(result.run_id)[0]["user_id"] == "user-1"
     installation.assert_exact("user-1", 1, installation.history(7))
+
+
+@pytest.mark.parametrize("moment", ["waiting", "going"])
+def test_a_purge_does_not_keep_others_from_their_first_load(start_openai, install, moment: str):
+    installation = install(start_openai(organizations=4, days=2, services=False))
+    user_ids = installation.connect(plan="growth")
+    runs.prepare_instance(installation.settings)
+
+    def purge(*_: int) -> None:
+        if installation.accounts.plan_of("user-0"):
+            for user_id in ("user-0", "user-1", "user-3"):
+                installation.accounts.purge(user_id)
+                runs.forget_user(installation.settings, user_id)
+
+    with dg.DagsterInstance.get() as instance:
+        ends = {
+            "dagster/asset_partition_range_start": "user-0",
+            "dagster/asset_partition_range_end": "user-3",
+        }
+        instance.add_dynamic_partitions(USERS_NAME, user_ids)
+        defs = build_defs(
+            installation.settings,
+            openai_admin=installation.openai_admin,
+            on_progress=purge if moment == "going" else None,
+        )
+        job = defs.resolve_job_def("load_user_history")
+        if moment == "waiting":
+            waiting = instance.create_run_for_job(job, tags=ends)
+            purge()
+            instance.delete_run(waiting.run_id)
+        result = job.execute_in_process(instance=instance, tags=ends, raise_on_error=False)
+        assert result.success
+        assert [c.user_id for c in installation.accounts.connections() if c.history_from] == ["user-2"]
+        assert instance.get_dynamic_partitions(USERS_NAME) == ["user-0", "user-2", "user-3"]
+        nightly(installation)
+        assert instance.get_dynamic_partitions(USERS_NAME) == ["user-2"]
 
 
 @pytest.mark.parametrize("done", ["the accounts", "the warehouse, too"])
