@@ -16,12 +16,14 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetC
 from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from dagster._utils.tags import TagConcurrencyLimitsCounter
 from sqlalchemy import update
 
 from finora_pipeline import runs
 from finora_pipeline.accounts.schema import connections
 from finora_pipeline.assets.metrics import COST_TABLES
 from finora_pipeline.assets.partitions import USERS_NAME
+from finora_pipeline.backfills import BACKFILL_TAG
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.instance_storage import KEPT_DATABASES, KeptEventLogStorage
 from finora_pipeline.liveness import is_alive
@@ -31,6 +33,7 @@ from finora_pipeline.plans import PLANS
 from finora_pipeline.refresh.fetch import select_connections
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.schedules import refresh
+from finora_pipeline.schedules.jobs import BATCH_TAG
 from finora_pipeline.schedules.refresh import PLAN_TAG
 from finora_pipeline.schedules.sensors import connection_changes
 from finora_pipeline.settings import Settings
@@ -472,3 +475,19 @@ def test_the_shipped_instance_configuration_loads(install, start_openai):
         assert instance.run_monitoring_enabled
         assert not instance.telemetry_enabled
         assert trailing_window(installation.today).days == 4
+
+
+def test_a_long_backfill_leaves_a_place_for_new_users(start_openai, install):
+    installation = install(start_openai(days=1))
+    runs.prepare_instance(installation.settings)
+    with dg.DagsterInstance.get() as instance:
+        queue = instance.get_concurrency_config().run_queue_config
+    assert queue is not None
+    backfill = dg.DagsterRun(job_name="refresh", tags=BATCH_TAG | {BACKFILL_TAG: "everybody"})
+    another = dg.DagsterRun(job_name="refresh", tags=BATCH_TAG | {BACKFILL_TAG: "acme"})
+    load = dg.DagsterRun(job_name="load_user_history", tags=BATCH_TAG)
+    places = TagConcurrencyLimitsCounter(queue.tag_concurrency_limits, [backfill])
+    assert places.is_blocked(another)
+    assert not places.is_blocked(load)
+    places.update_counters_with_launched_item(load)
+    assert places.is_blocked(load)
