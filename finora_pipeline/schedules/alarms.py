@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
 from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from finora_pipeline.alarms.book import mark_told, note
@@ -95,9 +96,12 @@ def failed_checks(
         if key.name == READ_CHECK:
             # What its users need is told of each.
             continue
-        for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=1):
+        # A run that waits or goes has a record of the check, too, which tells nothing yet.
+        for record in instance.event_log_storage.get_asset_check_execution_history(
+            key, limit=1, status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
+        ):
             event = record.event.dagster_event if record.event else None
-            if event is None or event.event_type is not dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            if event is None:
                 continue
             told = event.asset_check_evaluation_data
             if not told.passed and told.severity is dg.AssetCheckSeverity.ERROR:

@@ -19,6 +19,7 @@ from finora_pipeline.accounts.model import Status
 from finora_pipeline.alarms.book import Alarm, mark_told, note, open_alarms
 from finora_pipeline.alarms.conditions import Condition, of_connections
 from finora_pipeline.alarms.notify import message_of
+from finora_pipeline.assets.partitions import day_range_tags
 from finora_pipeline.cli import main
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.openai_admin.simulator import KeyState
@@ -249,16 +250,26 @@ def test_a_check_that_fails_is_told(installation: Installation):
     runs.prepare_instance(installation.settings)
     repository = build_defs(installation.settings).get_repository_def()
     with dg.DagsterInstance.get() as instance:
+
+        def evaluated(passed: bool) -> None:
+            result = dg.AssetCheckEvaluation(
+                check_name="facts_equal_openais_totals",
+                asset_key=dg.AssetKey("reconciliation"),
+                passed=passed,
+                metadata={},
+            )
+            instance.report_runless_asset_event(result)
+
         assert list(failed_checks(instance, repository)) == []
-        result = dg.AssetCheckEvaluation(
-            check_name="facts_equal_openais_totals",
-            asset_key=dg.AssetKey("reconciliation"),
-            passed=False,
-            metadata={},
-        )
-        instance.report_runless_asset_event(result)
+        evaluated(False)
         (condition,) = failed_checks(instance, repository)
-    assert condition.key == "check/reconciliation/facts_equal_openais_totals"
+        assert condition.key == "check/reconciliation/facts_equal_openais_totals"
+        # The next refresh waits or goes: it has evaluated nothing yet.
+        tags = day_range_tags(installation.today, installation.today)
+        instance.create_run_for_job(repository.get_job("refresh"), tags=tags)
+        assert list(failed_checks(instance, repository)) == [condition]
+        evaluated(True)
+        assert list(failed_checks(instance, repository)) == []
 
 
 def test_a_message_names_the_first_and_counts_the_rest():
