@@ -21,11 +21,10 @@ from finora_pipeline import runs
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.openai_admin.pages import Window
-from finora_pipeline.schedules.jobs import BATCH_TAG, refresh_job, user_tags
+from finora_pipeline.schedules.jobs import BACKFILL_TAG, BATCH_TAG, refresh_job, user_tags
 from finora_pipeline.schedules.refresh import refresh_config
 from finora_pipeline.settings import Settings
 
-BACKFILL_TAG = "finora/backfill"
 # Behind everything else that waits in the queue.
 _LAST = {"dagster/priority": "-1"}
 _WELL = (BulkActionStatus.COMPLETED, BulkActionStatus.COMPLETED_SUCCESS)

@@ -20,7 +20,7 @@ from finora_pipeline.accounts.model import Status
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.alarms.book import open_alarms
 from finora_pipeline.plans import PLANS
-from finora_pipeline.schedules.jobs import history_job, refresh_job, upkeep_job
+from finora_pipeline.schedules.jobs import JOBS
 from finora_pipeline.schedules.refresh import PLAN_TAG
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.published import DATABASE, attach
@@ -112,7 +112,7 @@ class _Installation(Collector):
         counts: dict[tuple[str, str, str], int] = {}
         seconds: dict[tuple[str, str], float] = {}
         with dg.DagsterInstance.get() as instance:
-            for job in (refresh_job.name, history_job.name, upkeep_job.name):
+            for job in JOBS:
                 filters = dg.RunsFilter(job_name=job, created_after=now - LOOKED_BACK)
                 for record in instance.get_run_records(filters):
                     plan = record.dagster_run.tags.get(PLAN_TAG, "")

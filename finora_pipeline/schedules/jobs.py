@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 
 from finora_pipeline.assets.metrics import compute_metrics
 from finora_pipeline.assets.retention import retention
@@ -11,6 +12,8 @@ from finora_pipeline.assets.user_history import user_history
 
 # Marks the long runs, of which few go at a time (dagster.yaml), so that a refresh never waits for them.
 BATCH_TAG = {"finora/batch": "yes"}
+# Names whom a backfill reads.
+BACKFILL_TAG = "finora/backfill"
 # Names the user that a run was made for.
 USER_TAG = "finora/user"
 
@@ -39,6 +42,9 @@ upkeep_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(retention),
     description="Removes what plans keep no longer and raw pages that newer ones replace.",
 )
+
+# What runs are of; the last is Dagster's name for backfills and for materializations from assets' pages.
+JOBS = (refresh_job.name, history_job.name, upkeep_job.name, IMPLICIT_ASSET_JOB_NAME)
 
 # After OpenAI's day has ended and before the daily plans are read.
 nightly_upkeep = dg.ScheduleDefinition(

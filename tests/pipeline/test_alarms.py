@@ -19,7 +19,7 @@ from finora_pipeline.accounts.model import Status
 from finora_pipeline.alarms.book import Alarm, mark_told, note, open_alarms
 from finora_pipeline.alarms.conditions import Condition, of_connections
 from finora_pipeline.alarms.notify import message_of
-from finora_pipeline.assets.partitions import day_range_tags
+from finora_pipeline.assets.partitions import USERS_NAME, day_range_tags, range_tags
 from finora_pipeline.cli import main
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.openai_admin.simulator import KeyState
@@ -240,10 +240,72 @@ def test_a_job_whose_last_run_failed_is_told_unless_it_is_tried_again(tmp_path):
         ended("FAILURE", "trial", will_retry="true")
         ended("FAILURE", "scale")
         ended("SUCCESS", "scale")
-        assert [condition.key for condition in failed_runs(instance, now)] == ["run/refresh/growth"]
-        assert list(failed_runs(instance, now + timedelta(days=8))) == []
+        assert [condition.key for condition in failed_runs(instance, [], now)] == ["run/refresh/growth"]
+        assert list(failed_runs(instance, [], now + timedelta(days=8))) == []
         ended("SUCCESS", "growth")
-        assert list(failed_runs(instance, now)) == []
+        assert list(failed_runs(instance, [], now)) == []
+
+
+@pytest.mark.parametrize("tags", [{"dagster/partition": "user-0"}, range_tags("user-0", "user-1")])
+def test_a_failed_load_of_histories_is_over_when_its_users_have_been_read(
+    start_openai, install, tags: dict[str, str]
+):
+    installation = install(start_openai(organizations=2, days=2, services=False))
+    user_ids = installation.connect(plan="growth")
+    runs.prepare_instance(installation.settings)
+    with dg.DagsterInstance.get() as instance:
+        instance.add_dynamic_partitions(USERS_NAME, user_ids)
+        failed = dg.DagsterRun(job_name="load_user_history", tags=tags, status=dg.DagsterRunStatus.FAILURE)
+        instance.add_run(failed)
+
+        def told() -> list[str]:
+            found = failed_runs(instance, installation.accounts.connections(), datetime.now(UTC))
+            return [condition.key for condition in found]
+
+        what = tags.get("dagster/partition", "user-0 to user-1")
+        assert told() == [f"run/load_user_history/{what}"]
+        installation.refresh(users=user_ids[1:])
+        assert told() == [f"run/load_user_history/{what}"]
+        installation.refresh(users=user_ids[:1])
+        assert told() == []
+
+
+def test_a_failed_load_of_a_user_who_is_gone_is_over(installation: Installation):
+    runs.prepare_instance(installation.settings)
+    with dg.DagsterInstance.get() as instance:
+        instance.add_dynamic_partitions(USERS_NAME, ["user-0"])
+        for tags in ({"dagster/partition": "gone"}, range_tags("gone", "user-0")):
+            status = dg.DagsterRunStatus.FAILURE
+            instance.add_run(dg.DagsterRun(job_name="load_user_history", tags=tags, status=status))
+
+        def told() -> list[str]:
+            found = failed_runs(instance, installation.accounts.connections(), datetime.now(UTC))
+            return [condition.key for condition in found]
+
+        assert told() == ["run/load_user_history/gone to user-0"]
+        installation.refresh()
+        assert told() == []
+
+
+def test_a_failed_backfill_is_told_until_the_same_ends_well(tmp_path):
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+
+        def ended(status: str, **tags: str) -> None:
+            named = {name.replace("_", "/"): value for name, value in tags.items()}
+            instance.add_run(
+                dg.DagsterRun(job_name="__ASSET_JOB", tags=named, status=dg.DagsterRunStatus(status))
+            )
+
+        now = datetime.now(UTC)
+        ended("FAILURE", finora_backfill="growth", dagster_backfill="b1")
+        ended("FAILURE", dagster_partition="2026-11-24")
+        ended("SUCCESS", finora_backfill="scale", dagster_backfill="b2")
+        backfill, asset = sorted(failed_runs(instance, [], now), key=lambda condition: condition.message)
+        assert backfill.key == "run/__ASSET_JOB/growth"
+        assert backfill.message.startswith("A backfill of growth failed at ")
+        assert asset.message.startswith("A materialization of 2026-11-24 failed at ")
+        ended("SUCCESS", finora_backfill="growth", dagster_backfill="b3")
+        assert list(failed_runs(instance, [], now)) == [asset]
 
 
 def test_a_check_that_fails_is_told(installation: Installation):

@@ -23,7 +23,6 @@ from finora_pipeline import runs
 from finora_pipeline.accounts.schema import connections
 from finora_pipeline.assets.metrics import COST_TABLES
 from finora_pipeline.assets.partitions import USERS_NAME
-from finora_pipeline.backfills import BACKFILL_TAG
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.instance_storage import KEPT_DATABASES, KeptEventLogStorage
 from finora_pipeline.liveness import is_alive
@@ -33,7 +32,7 @@ from finora_pipeline.plans import PLANS
 from finora_pipeline.refresh.fetch import select_connections
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.schedules import refresh
-from finora_pipeline.schedules.jobs import BATCH_TAG
+from finora_pipeline.schedules.jobs import BACKFILL_TAG, BATCH_TAG
 from finora_pipeline.schedules.refresh import PLAN_TAG
 from finora_pipeline.schedules.sensors import connection_changes
 from finora_pipeline.settings import Settings
