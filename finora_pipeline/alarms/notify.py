@@ -18,7 +18,12 @@ logging.getLogger("apprise").disabled = True
 
 
 class NotifyError(Exception):
-    """A notification did not reach everybody; the message names the kinds of addresses, never themselves."""
+    """A notification did not reach everybody; the message names the kinds of addresses, never themselves.
+    `told_by` has the kinds of those that took it."""
+
+    def __init__(self, message: str, told_by: list[str]) -> None:
+        super().__init__(message)
+        self.told_by = told_by
 
 
 class Notifier:
@@ -37,6 +42,7 @@ class Notifier:
 
     def send(self, title: str, body: str) -> None:
         """Sends to every address. Raises `NotifyError` if one cannot be used or did not take it."""
+        told: list[str] = []
         failed: list[str] = []
         for address in self._addresses():
             kind = address.partition(":")[0]
@@ -49,12 +55,12 @@ class Notifier:
                 # Whatever the sender says may hold the address.
                 _log.warning("Notifying by %s failed: %s", kind, type(error).__name__)
                 is_sent = False
-            if not is_sent:
-                failed.append(kind)
+            (told if is_sent else failed).append(kind)
         if failed:
             raise NotifyError(
                 f"No notification reached {len(failed)} of the addresses in {self._variable} "
-                f"({', '.join(failed)}): look at their spelling and whether the services can be reached."
+                f"({', '.join(failed)}): look at their spelling and whether the services can be reached.",
+                told,
             )
 
     def _addresses(self) -> list[str]:

@@ -45,16 +45,19 @@ def alarms(context: dg.SensorEvaluationContext, accounts: AccountsResource) -> d
         return dg.SkipReason(f"Nothing new; {len(conditions)} open.")
     notifier = Notifier()
     title, body = message_of(untold)
-    if notifier.kinds:
-        try:
-            notifier.send(title, body)
-        except NotifyError as error:
-            context.log.warning(str(error))
+    told_by, problem = notifier.kinds, ""
+    try:
+        notifier.send(title, body)
+    except NotifyError as error:
+        context.log.warning(str(error))
+        if not error.told_by:
             return dg.SkipReason(f"{error} The next look tries again.")
+        # Sent again for the one that failed, it would reach the others every minute.
+        told_by, problem = error.told_by, f" {error}"
     mark_told(database, untold, now)
-    told_by = ", ".join(notifier.kinds) or "nobody, FINORA_NOTIFY is empty"
     context.log.info(f"{title}\n{body}")
-    return dg.SkipReason(f"{title} (told by: {told_by})")
+    told = ", ".join(told_by) or "nobody, FINORA_NOTIFY is empty"
+    return dg.SkipReason(f"{title} (told by: {told}){problem}")
 
 
 def failed_runs(

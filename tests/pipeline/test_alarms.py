@@ -170,6 +170,20 @@ def test_what_could_not_be_sent_is_sent_by_the_next_look(
     assert len(webhook.messages) == 1
 
 
+def test_one_bad_address_does_not_make_the_others_hear_the_same_again(
+    installation: Installation, webhook: Sink, mail: Sink, monkeypatch
+):
+    monkeypatch.setenv("FINORA_NOTIFY", f"{webhook.address} {mail.address}")
+    webhook.is_broken = True
+    told = look_at([REVOKED], installation, monkeypatch)
+    assert "finora: 1 new (told by: mailto)" in told
+    assert "No notification reached 1 of the addresses in FINORA_NOTIFY (json)" in told
+    assert "a-password" not in told
+    assert look(installation) == "Nothing new; 1 open."
+    assert len(mail.messages) == 1
+    assert CliRunner().invoke(main, ["alarms", "--test"]).exit_code == 1
+
+
 def look_at(conditions: list[Condition], installation: Installation, monkeypatch) -> str:
     monkeypatch.setattr(alarms, "of_connections", lambda *_: conditions)
     return look(installation)
