@@ -73,7 +73,7 @@ class _Installation(Collector):
                 count.add_metric([plan.name, status], sum(one.status is status for one in mine))
             promise.add_metric([plan.name], plan.refresh_interval.total_seconds())
             ages = [
-                (now - (one.last_refresh_at or one.connected_at)).total_seconds()
+                (now - (one.refreshed_at or one.connected_at)).total_seconds()
                 for one in mine
                 if one.status is Status.ACTIVE
             ]

@@ -61,6 +61,7 @@ class Connection:
     user_id: str
     email: str | None
     plan: Plan
+    plan_since: datetime | None
     status: Status
     status_reason: str | None
     status_since: datetime
@@ -85,10 +86,20 @@ class Connection:
 
     @property
     def next_refresh_at(self) -> datetime | None:
-        """Until when the plan promises the next refresh; None if the connection is not refreshed."""
+        """Until when the plan promises the next refresh; None if the connection is not refreshed.
+
+        A new connection, plan or key gives it the plan's whole interval.
+        """
         if self.status is Status.REMOVED:
             return None
-        return self.plan.next_refresh(self._fresh_since)
+        moments = (self.last_refresh_at, self.connected_at, self.plan_since, self.changed_at)
+        return self.plan.next_refresh(max(moment for moment in moments if moment))
+
+    @property
+    def refreshed_at(self) -> datetime | None:
+        """As of when the data is; None while nothing has been read since it was connected, the last time."""
+        read = self.last_refresh_at
+        return read if read and read >= self.connected_at else None
 
     def may_be_read(self, now: datetime) -> bool:
         """Whether a refresh of many should read this connection."""

@@ -87,7 +87,7 @@ class KeyRing:
 
 
 _CONNECTIONS = (
-    select(connections, users.c.email, users.c.plan)
+    select(connections, users.c.email, users.c.plan, users.c.plan_since)
     .join(users, users.c.user_id == connections.c.user_id)
     .order_by(connections.c.user_id)
 )
@@ -629,6 +629,7 @@ def _connection(row: Any) -> Connection:
         user_id=row.user_id,
         email=row.email,
         plan=plan_named(row.plan),
+        plan_since=row.plan_since,
         status=Status(row.status),
         status_reason=row.status_reason,
         status_since=row.status_since,

@@ -41,10 +41,10 @@ def of_connections(connections: Iterable[Connection], now: datetime) -> list[Con
 
 
 def _too_old(plan: Plan, late: list[Connection]) -> Condition:
-    late = sorted(late, key=lambda one: (one.last_refresh_at or one.connected_at, one.user_id))
+    late = sorted(late, key=lambda one: (one.refreshed_at or one.connected_at, one.user_id))
     named = ", ".join(one.user_id for one in late[:USERS_NAMED])
     more = f" and {len(late) - USERS_NAMED} more" if len(late) > USERS_NAMED else ""
-    oldest = late[0].last_refresh_at or late[0].connected_at
+    oldest = late[0].refreshed_at or late[0].connected_at
     return Condition(
         f"too old/{plan.name}",
         f"Data of the {plan.name} plan is older than promised ({plan.interval_text}): {named}{more}, the "

@@ -44,8 +44,15 @@ def notices(connection: Connection | None, failure: str | None, is_sample: bool)
         tried = moment(connection.last_attempt_at)
         text = f"{failure} It is tried again by itself."
         found.append(Notice("warning", f"OpenAI could not be read at {tried}", text))
-    if is_sample and connection.status is Status.ACTIVE and not failure:
-        if connection.last_refresh_at is None:
+    is_well = connection.status is Status.ACTIVE and not failure
+    if is_well and not is_sample and connection.refreshed_at is None:
+        text = (
+            "These figures were read before OpenAI was connected again. This page shows the new ones as soon "
+            "as they are here."
+        )
+        found.append(Notice("progress", "Refresh under way", text))
+    if is_well and is_sample:
+        if connection.refreshed_at is None:
             steps = [
                 ("Key checked with OpenAI", True),
                 ("Cost history read", connection.last_attempt_at is not None),
@@ -68,13 +75,16 @@ def _sample(text: str, action: str | None = None) -> Notice:
 
 
 def freshness(connection: Connection | None, now: datetime) -> Freshness | None:
-    """How old the figures are and when the next are promised; None without any."""
+    """How old the figures are and when the next are promised; None without any, and while they are of before
+    it was connected again."""
     if connection is None or connection.last_refresh_at is None:
         return None
     told = f"Refreshed {duration(now - connection.last_refresh_at)} ago"
     promised = connection.next_refresh_at
     if promised is None:
         return Freshness(f"{told}, not refreshed any more", False)
+    if connection.refreshed_at is None:
+        return None
     if promised < now:
         return Freshness(f"{told}, overdue for {duration(now - promised)}", True)
     return Freshness(f"{told}, next within {duration(promised - now)}; today is partial", False)

@@ -1,6 +1,7 @@
 """Publishes the warehouse with the connections' states, and notes which refreshes everybody can now see."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from finora_pipeline.accounts.model import PROVIDER, Connection, Read
@@ -36,8 +37,7 @@ def publish_refreshes(accounts: Accounts, warehouse: Warehouse) -> Published:
 
 def _row(connection: Connection, read_at: datetime | None) -> dict[str, object]:
     moments = [moment for moment in (connection.last_refresh_at, read_at) if moment]
-    refreshed = max(moments, default=None)
-    due = connection.next_refresh_at
+    shown = replace(connection, last_refresh_at=max(moments, default=None))
     return {
         "user_id": connection.user_id,
         "provider": PROVIDER,
@@ -47,6 +47,6 @@ def _row(connection: Connection, read_at: datetime | None) -> dict[str, object]:
         "status_since": connection.status_since,
         "organization_id": connection.organization.organization_id,
         "connected_at": connection.connected_at,
-        "last_refresh_at": refreshed,
-        "next_refresh_at": due and connection.plan.next_refresh(refreshed or connection.connected_at),
+        "last_refresh_at": shown.last_refresh_at,
+        "next_refresh_at": shown.next_refresh_at,
     }

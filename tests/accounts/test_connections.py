@@ -807,6 +807,24 @@ def test_a_run_that_is_executed_again_replaces_its_own_record(home, openai):
     assert rows[0]["started_at"] == a_read(connection).started_at
 
 
+def test_a_promise_counts_from_the_latest_of_refresh_connection_plan_and_key(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key, plan="growth")
+    now, day = connection.connected_at, timedelta(hours=24)
+    names = ("last_refresh_at", "connected_at", "plan_since", "changed_at")
+    old = replace(connection, **dict.fromkeys(names, now - timedelta(days=40)))
+    assert old.next_refresh_at == now - timedelta(days=39)
+    for name in names:
+        assert replace(old, **{name: now}).next_refresh_at == now + day
+    # Whom a scheduled refresh reads does not wait for the promise.
+    assert replace(old, plan_since=now, changed_at=now).is_due(now)
+    assert old.refreshed_at == old.last_refresh_at
+    assert replace(old, connected_at=now).refreshed_at is None
+    home.accounts.set_plan("acme", "enterprise")
+    changed = stored(home, "acme").plan_since
+    assert changed is not None
+    assert changed > now
+
+
 def test_runs_are_unpublished_until_they_are_marked(home):
     home.connect(users=["acme", "globex"])
     acme, globex = stored(home, "acme"), stored(home, "globex")

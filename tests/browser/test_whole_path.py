@@ -13,7 +13,7 @@ from sqlalchemy import update
 
 from finora_pipeline import runs
 from finora_pipeline.accounts.model import Status
-from finora_pipeline.accounts.schema import connections
+from finora_pipeline.accounts.schema import connections, users
 from finora_pipeline.dashboard.app import FIRST_USER
 from finora_pipeline.openai_admin.simulator import KeyState
 from tests.browser.conftest import Looker
@@ -163,11 +163,10 @@ def test_what_needs_somebody_is_told_where_the_figures_are(
     expect(page.get_by_label("Admin API Key")).to_be_visible()
 
     with served.accounts.database.begin() as database:
-        late = {
-            "status": Status.ACTIVE,
-            "last_refresh_at": installation.openai.simulator.now - timedelta(days=3),
-        }
-        database.execute(update(connections).values(late))
+        since = installation.openai.simulator.now - timedelta(days=3)
+        late = dict.fromkeys(("connected_at", "changed_at", "last_refresh_at"), since)
+        database.execute(update(connections).values({**late, "status": Status.ACTIVE}))
+        database.execute(update(users).values(plan_since=since))
     page.goto("/users/acme/overview")
     expect(page.locator(".freshness")).to_contain_text("overdue")
     expect(page.get_by_role("heading", name="OpenAI could not be read")).to_be_visible()

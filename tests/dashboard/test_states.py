@@ -6,8 +6,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from finora_pipeline.accounts.model import Connection, Read, Refresh
+from finora_pipeline.accounts.schema import connections, users
+from finora_pipeline.dashboard import states
 from finora_pipeline.dashboard.copies import Copies
 from finora_pipeline.dashboard.states import Freshness, freshness
 from tests.conftest import Installation
@@ -45,6 +48,14 @@ def published(installation: Installation, user_id: str, at: datetime) -> None:
     """Notes that a read which began at that moment is what everybody sees."""
     read = Read("run", user_id, at, at.date() + timedelta(1))
     installation.accounts.mark_published([read], datetime.now(UTC))
+
+
+def connected(installation: Installation, user_id: str, at: datetime) -> None:
+    """As if the user had connected then."""
+    with installation.accounts.database.begin() as database:
+        chosen = update(connections).where(connections.c.user_id == user_id)
+        database.execute(chosen.values(connected_at=at, changed_at=at))
+        database.execute(update(users).where(users.c.user_id == user_id).values(plan_since=at))
 
 
 def test_without_a_connection_a_sample_is_shown(local: Served) -> None:
@@ -113,18 +124,42 @@ def test_a_passing_failure_is_tried_again_by_itself(installation: Installation, 
     )
     told = local.page("/users/unlucky/settings/keys").one("p", class_="warning").text
     assert told == "The last attempt failed: OpenAI answered 500. It is tried again by itself."
+    key = {"provider": "openai", "key": installation.openai.organizations[0].admin_key}
+    assert local.post("/users/unlucky/settings/keys", key).status_code == 303
+    assert notices(local.page("/users/unlucky/overview"))[0] == "First refresh under way"
+    attempt(installation, "unlucky", "OpenAI answered 500.")
     attempt(installation, "unlucky")
     assert notices(local.page("/users/unlucky/overview"))[0] == "First refresh under way"
 
 
 def test_what_is_overdue_is_marked(installation: Installation, local: Served) -> None:
     local.connect("late", installation.openai.organizations[0].admin_key)
-    published(installation, "late", datetime.now(UTC) - timedelta(hours=30, minutes=5))
+    since = datetime.now(UTC) - timedelta(hours=30, minutes=5)
+    connected(installation, "late", since)
+    published(installation, "late", since)
     told = local.page("/users/late/overview").one("p", class_="freshness")
     assert told.fits({"class_": "overdue"})
     assert told.text == "Refreshed 30 h ago, overdue for 6 h"
     row = next(row for row in local.page("/users").all("tr") if row.text.startswith("late"))
     assert row.one("td", class_="overdue").text == "Refreshed 30 h ago, overdue for 6 h"
+
+
+def test_who_connects_again_is_not_overdue(installation: Installation, local: Served) -> None:
+    local.connect("back", installation.openai.organizations[0].admin_key)
+    since = datetime.now(UTC) - timedelta(days=40)
+    connected(installation, "back", since)
+    published(installation, "back", since)
+    local.post("/users/back/settings/keys/remove")
+    local.connect("back", installation.openai.organizations[0].admin_key)
+    page = local.page("/users/back/overview")
+    assert notices(page) == ["First refresh under way", SAMPLE]
+    assert page.all("p", class_="freshness") == []
+    assert "under way" in local.page("/users/back/settings/keys").one("dl").text
+    connection = installation.accounts.connection("back")
+    (notice,) = states.notices(connection, None, is_sample=False)
+    assert (notice.kind, notice.title) == ("progress", "Refresh under way")
+    published(installation, "back", datetime.now(UTC))
+    assert states.notices(installation.accounts.connection("back"), None, is_sample=False) == []
 
 
 def test_what_was_removed_keeps_its_figures(local: Served) -> None:
@@ -164,6 +199,8 @@ def test_freshness_in_words(
     now = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
     connection = installation.accounts.connection("acme")
     assert isinstance(connection, Connection)
+    long_ago = now - timedelta(days=9)
+    connection = replace(connection, connected_at=long_ago, changed_at=long_ago, plan_since=long_ago)
     refreshed = replace(connection, last_refresh_at=now - since)
     assert freshness(refreshed, now) == Freshness(text, is_overdue)
     assert freshness(replace(connection, last_refresh_at=None), now) is None

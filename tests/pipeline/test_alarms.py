@@ -13,9 +13,11 @@ from typing import Any
 import dagster as dg
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import update
 
 from finora_pipeline import runs
 from finora_pipeline.accounts.model import Status
+from finora_pipeline.accounts.schema import connections
 from finora_pipeline.alarms.book import Alarm, mark_told, note, open_alarms
 from finora_pipeline.alarms.conditions import Condition, of_connections
 from finora_pipeline.alarms.notify import message_of
@@ -258,6 +260,19 @@ def test_a_job_whose_last_run_failed_is_told_unless_it_is_tried_again(tmp_path):
         assert list(failed_runs(instance, [], now + timedelta(days=8))) == []
         ended("SUCCESS", "growth")
         assert list(failed_runs(instance, [], now)) == []
+
+
+def test_data_is_not_too_old_before_a_change_could_be_read(installation: Installation):
+    now = datetime.now(UTC)
+    with installation.accounts.database.begin() as database:
+        old = dict.fromkeys(("last_refresh_at", "connected_at", "changed_at"), now - timedelta(hours=5))
+        database.execute(update(connections).values(old))
+    installation.accounts.set_plan("user-0", "enterprise")
+    plan = PLANS["enterprise"]
+    assert of_connections(installation.accounts.connections(), now + plan.refresh_interval) == []
+    late = now + plan.refresh_interval + plan.lead + timedelta(minutes=1)
+    (condition,) = of_connections(installation.accounts.connections(), late)
+    assert condition.key == "too old/enterprise"
 
 
 @pytest.mark.parametrize("tags", [{"dagster/partition": "user-0"}, range_tags("user-0", "user-1")])
