@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from finora_pipeline.disk import told_if_full
 from finora_pipeline.liveness import release
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.refresh.fetch import ProgressCallback
+from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
 from finora_pipeline.run_history import forget_partitions
 from finora_pipeline.schedules.jobs import history_job, refresh_job, user_tags
-from finora_pipeline.schedules.refresh import PLAN_TAG, refresh_config
+from finora_pipeline.schedules.refresh import DAYS_OF_PLAN_TAG, PLAN_TAG, refresh_config
 from finora_pipeline.settings import Settings
 
 INSTANCE_FILE = "dagster.yaml"
@@ -96,7 +98,9 @@ def refresh(
     """Runs the refresh job for a range of UTC days and a plan, some users or everybody who is due."""
     tags = day_range_tags(window.start, window.last) | user_tags(users)
     if plan:
-        tags[PLAN_TAG] = plan
+        live = trailing_window(datetime.now(UTC).date())
+        is_live = window.start >= live.start and window.end >= live.end
+        tags[PLAN_TAG if is_live else DAYS_OF_PLAN_TAG] = plan
     config = refresh_config(plan, list(users))
     return _run(settings, refresh_job.name, config, tags, openai_admin, on_progress)
 

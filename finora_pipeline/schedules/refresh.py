@@ -19,6 +19,8 @@ from finora_pipeline.schedules.jobs import refresh_job
 # After which a run that was started holds its lock.
 START_SECONDS = 120
 PLAN_TAG = "finora/plan"
+# Names the plan of which somebody reads other days than a schedule would: its live refreshes do not wait.
+DAYS_OF_PLAN_TAG = "finora/days-of-plan"
 # What a schedule asks for goes first; all else has 0.
 LIVE_TAGS = {"dagster/priority": "1"}
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from finora_pipeline.refresh.fetch import select_connections
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.schedules import refresh
 from finora_pipeline.schedules.jobs import BACKFILL_TAG, BATCH_TAG
-from finora_pipeline.schedules.refresh import PLAN_TAG
+from finora_pipeline.schedules.refresh import DAYS_OF_PLAN_TAG, PLAN_TAG
 from finora_pipeline.schedules.sensors import connection_changes
 from finora_pipeline.settings import Settings
 from tests.conftest import Installation
@@ -155,6 +156,25 @@ def test_a_tick_is_skipped_while_a_refresh_of_the_plan_is_going(definitions: dg.
     assert busy.run_requests == []
     assert "still going" in (busy.skip_message or "")
     assert len(tick(definitions, instance, "enterprise").run_requests) == 1
+
+
+def test_a_tick_is_not_skipped_while_other_days_of_the_plan_are_read_by_hand(
+    definitions: dg.Definitions, start_openai, install
+):
+    installation = install(start_openai(days=9, services=False))
+    installation.connect(plan="enterprise")
+    skipped: list[bool] = []
+
+    def look(*_: int) -> None:
+        with dg.DagsterInstance.get() as instance:
+            skipped.append(not tick(definitions, instance, "enterprise").run_requests)
+
+    for window in (None, installation.history(9), replace(installation.history(9), end=installation.today)):
+        assert installation.run(window, plan="enterprise", on_progress=look).succeeded
+    assert skipped == [True, False, False]
+    with dg.DagsterInstance.get() as instance:
+        found = instance.get_runs(dg.RunsFilter(tags={DAYS_OF_PLAN_TAG: "enterprise"}))
+    assert len(found) == 2
 
 
 @pytest.mark.usefixtures("a_user_of_each_plan")
