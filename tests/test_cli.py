@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from finora_pipeline import backfills
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.cli import main
 from finora_pipeline.cli.terminal import output
@@ -441,6 +442,27 @@ def test_refresh_of_a_range_of_days_of_one_user(finora):
     assert (user["user"], user["from"], user["to"]) == ("acme", first, last)
     assert (user["outcome"], user["reason"], user["message"]) == ("complete", None, None)
     assert user["pages"] > 0
+
+
+def test_days_that_a_plan_does_not_keep_are_not_said_to_be_read(finora):
+    days = ("--from", str(TODAY - timedelta(days=40)), "--to", str(TODAY - timedelta(days=39)))
+    result = finora.run("refresh", "--user", "acme", "--user", "globex", *days)
+    assert result.exit_code == 1
+    assert "0 of 1 users failed." in result.stderr
+    assert "1 of 2 users were not read: " in result.stderr
+    told = json.loads(finora.run("refresh", "--user", "globex", *days, "--json").stdout)
+    assert (told["users"], told["not_read"]) == ([], ["globex"])
+
+
+def test_a_backfill_that_read_nobody_did_not_go_well(finora, monkeypatch):
+    """As after a daemon has done it, which takes minutes."""
+    over = backfills.BackfillState("completed_success", True, True, [], users_read=0, users_failed=0)
+    monkeypatch.setattr(backfills, "backfill_state", lambda *_: over)
+    result = finora.run(
+        "backfill", "--user", "globex", "--from", str(TODAY - timedelta(days=40)), "--no-wait"
+    )
+    assert result.exit_code == 1
+    assert "1 of 1 users were not read: " in result.stderr
 
 
 def test_refresh_of_a_plan_reads_its_users_only(finora):

@@ -75,6 +75,8 @@ def refresh(
     errors = [error for result in results for error in result.errors]
     succeeded = all(result.succeeded for result in results)
     failed = sum(len(result.failed_users) for result in results)
+    read = {row["user"] for row in rows}
+    left_out = [c.user_id for c in chosen if c.user_id not in read]
     run_ids = [result.run_id for result in results]
     if as_json:
         print_json(
@@ -83,19 +85,21 @@ def refresh(
                 "succeeded": succeeded,
                 "errors": errors,
                 "users": rows,
-                "not_read": [c.user_id for c in waiting],
+                "not_read": left_out + [c.user_id for c in waiting],
             }
         )
     else:
         _print_rows(rows)
         messages.print(f"Run {', '.join(run_ids)}: {failed} of {len(rows)} users failed.")
+        if left_out and succeeded:
+            _tell_left_out(len(left_out), len(chosen))
         if waiting:
             messages.print(
                 f"{len(waiting)} more need attention and are tried once a day: finora status says why."
             )
         for error in errors:
             messages.print(error, style="red", markup=False)
-    if not succeeded or failed or waiting:
+    if not succeeded or failed or left_out or waiting:
         sys.exit(1)
 
 
@@ -150,13 +154,23 @@ def backfill(
                 time.sleep(1)
                 state = backfills.backfill_state(accounts, backfill_id)
                 on_progress(state.users_read, len(chosen), state.users_failed)
+    left_out = len(chosen) - state.users_read
     if as_json:
         print_json({"backfill_id": backfill_id, "users": len(chosen), "days": window.days, **asdict(state)})
     else:
         read = f"{state.users_read - state.users_failed} of {len(chosen)} users read"
         messages.print(f"Backfill {backfill_id} of {window.days} days: {state.status}, {read}.")
-    if state.is_over and (not state.succeeded or state.users_failed):
+        if state.is_over and state.succeeded and left_out > 0:
+            _tell_left_out(left_out, len(chosen))
+    if state.is_over and (not state.succeeded or state.users_failed or left_out > 0):
         sys.exit(1)
+
+
+def _tell_left_out(count: int, chosen: int) -> None:
+    messages.print(
+        f"{count} of {chosen} users were not read: their plans keep none of these days, or their keys were "
+        "changed meanwhile."
+    )
 
 
 def _window(first: datetime | None, last: datetime | None) -> Any:
