@@ -204,11 +204,15 @@ class Child:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            self._process = await self._started()
-            code = await self._process.wait()
+            try:
+                self._process = await self._started()
+            except OSError as error:
+                ended = f"could not be started ({error.strerror})"
+            else:
+                ended = f"ended with code {await self._process.wait()}"
             if loop.time() - began >= STEADY_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
-            _log.warning("%s ended with code %s; starting it again in %.0f s.", self.name, code, pause)
+            _log.warning("%s %s; starting it again in %.0f s.", self.name, ended, pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, MOST_PAUSE_SECONDS)
 

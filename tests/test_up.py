@@ -1,5 +1,6 @@
 """finora up, as an operator runs it: health, metrics, a killed daemon, a clean end."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import dagster as dg
 import httpx
 import pytest
 
+from finora_pipeline import up as supervisor
 from finora_pipeline.backfills import backfill_state, launch_backfill
 from finora_pipeline.schedules.jobs import BATCH_TAG, USER_TAG
 from tests.conftest import Installation
@@ -134,3 +136,29 @@ def test_a_port_in_use_is_told(start_openai, install):
         told = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert told.returncode == 1
     assert "is in use: end what uses it, or choose another." in told.stderr
+
+
+def test_a_child_that_cannot_be_started_is_tried_again(tmp_path, monkeypatch, caplog):
+    """As where there is no memory for a moment; here its environment is too large for a moment."""
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE_SECONDS", 0.01)
+    environment = {**os.environ, "TOO_LARGE": "x" * (1 << 18)}
+    followed, held = os.pipe()
+    child = supervisor.Child("daemon", ("json.tool", "--help"), environment, tmp_path, followed)
+
+    async def run() -> None:
+        keeping = asyncio.create_task(child.keep_running())
+        async with asyncio.timeout(PATIENCE):
+            while not caplog.records and not keeping.done():
+                await asyncio.sleep(0.01)
+            del environment["TOO_LARGE"]
+            while child.starts == 0 and not keeping.done():
+                await asyncio.sleep(0.01)
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await child.stop()
+
+    asyncio.run(run())
+    os.close(followed)
+    os.close(held)
+    assert caplog.messages[0].startswith("daemon could not be started (Argument list too long); starting")
+    assert child.starts >= 1
