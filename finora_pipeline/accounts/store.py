@@ -482,13 +482,14 @@ class Accounts:
             return [dict(row) for row in database.execute(query).mappings()]
 
     def last_failures(self, user_ids: Sequence[str]) -> dict[str, str]:
-        """For users whose latest attempt failed: what the failure says."""
+        """For users whose latest attempt with their present key failed: what the failure says."""
         found: dict[str, str] = {}
         with self._read.connect() as database:
             for part in _parts(user_ids):
                 newest = (
                     select(refreshes.c.user_id, func.max(refreshes.c.started_at).label("started_at"))
-                    .where(refreshes.c.user_id.in_(part))
+                    .join(connections, connections.c.user_id == refreshes.c.user_id)
+                    .where(refreshes.c.user_id.in_(part), refreshes.c.started_at >= connections.c.changed_at)
                     .group_by(refreshes.c.user_id)
                     .subquery()
                 )

@@ -339,10 +339,6 @@ class _Pages:
     def _known(self, user_id: str) -> tuple[Connection | None, str | None]:
         """The connection, and what the latest attempt said if it failed."""
         connection = self._accounts.connection(user_id)
-        tried = connection and connection.last_attempt_at
-        if connection is None or tried is None or tried < connection.changed_at:
-            # What an earlier key met is over.
-            return connection, None
         return connection, self._accounts.last_failures([user_id]).get(user_id)
 
     def overview(self, request: Request, who: Login, user_id: str) -> Response:

@@ -53,9 +53,10 @@ def notices(connection: Connection | None, failure: str | None, is_sample: bool)
         found.append(Notice("progress", "Refresh under way", text))
     if is_well and is_sample:
         if connection.refreshed_at is None:
+            tried = connection.last_attempt_at
             steps = [
                 ("Key checked with OpenAI", True),
-                ("Cost history read", connection.last_attempt_at is not None),
+                ("Cost history read", tried is not None and tried >= connection.changed_at),
                 ("Figures published", False),
             ]
             text = (

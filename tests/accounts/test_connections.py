@@ -726,13 +726,17 @@ def test_a_key_saved_after_the_read_began_is_not_judged_by_it(home, openai):
     assert stored(home, "acme").status is Status.NEEDS_ATTENTION
 
 
-def test_a_new_key_makes_a_connection_active_at_once(file_home, openai):
-    connection = connect(file_home, "acme", openai.organizations[0].admin_key)
-    file_home.accounts.record_refreshes("run-1", [refused_read(connection)])
-    updated = update(file_home, "acme", fresh_key(openai))
+def test_a_new_key_makes_a_connection_active_at_once_and_has_not_failed(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    home.accounts.record_refreshes("run-1", [refused_read(connection, after=timedelta(0))])
+    assert home.accounts.last_failures(["acme"]) == {"acme": "OpenAI said invalid_key."}
+    updated = update(home, "acme", fresh_key(openai))
     assert updated.status is Status.ACTIVE
     assert updated.status_reason is None
     assert updated.may_be_read(datetime.now(UTC))
+    assert home.accounts.last_failures(["acme"]) == {}
+    home.accounts.record_refreshes("run-2", [a_read(updated, reason="unreachable")])
+    assert home.accounts.last_failures(["acme"]) == {"acme": "OpenAI said unreachable."}
 
 
 @pytest.mark.parametrize("make", [a_read, refused_read])

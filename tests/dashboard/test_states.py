@@ -15,6 +15,7 @@ from finora_pipeline.dashboard.copies import Copies
 from finora_pipeline.dashboard.states import Freshness, freshness
 from tests.conftest import Installation
 from tests.dashboard.house import Node, Served
+from tests.small_openai import fresh_key
 
 SAMPLE = "This is sample data of an imaginary organization"
 REVOKED = "OpenAI refused the key: create a new one."
@@ -110,6 +111,20 @@ def test_a_connection_that_needs_attention_says_why(installation: Installation, 
     settings = local.page("/users/refused/settings/keys")
     assert settings.one("span", class_="needs-attention").text == "needs attention"
     assert settings.one("p", class_="error").text == REVOKED
+
+
+def test_a_key_that_was_just_saved_is_not_told_to_have_failed(
+    installation: Installation, local: Served
+) -> None:
+    local.connect("mended", installation.openai.organizations[0].admin_key)
+    attempt(installation, "mended", REVOKED, permanent=True)
+    key = fresh_key(installation.openai, 0)
+    local.post("/users/mended/settings/keys", {"provider": "openai", "key": key})
+    page = local.page("/users/mended/overview")
+    assert notices(page) == ["First refresh under way", SAMPLE]
+    steps = [step.text for step in page.one("ol", class_="steps").all("li")]
+    assert steps[1] == "Cost history read: waiting"
+    assert REVOKED not in local.page("/users/mended/settings/keys").text
 
 
 def test_a_passing_failure_is_tried_again_by_itself(installation: Installation, local: Served) -> None:
