@@ -156,6 +156,7 @@ def create_app(
         BadPeriod: pages.bad_period,
         duckdb.CatalogException: pages.other_version,
         duckdb.BinderException: pages.other_version,
+        duckdb.OutOfMemoryException: pages.too_much,
         ClientDisconnect: lambda *_: PlainTextResponse("That is too large.", 413),
     }
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
@@ -606,6 +607,12 @@ class _Pages:
     def other_version(self, request: Request, error: Exception) -> Response:
         _log.error("The published copy is of another version: %s", error)
         told = "The published figures are of another version of finora; the next refresh makes new ones."
+        return self._page(request, "error.html", None, 503, title="Not at the moment", told=told)
+
+    def too_much(self, request: Request, error: Exception) -> Response:
+        first_line = str(error).partition("\n")[0]
+        _log.warning("%s did not fit into memory: %s", request.url.path, first_line)
+        told = "Too much is asked at once: try again in a moment, or ask for fewer days."
         return self._page(request, "error.html", None, 503, title="Not at the moment", told=told)
 
     def bad_period(self, request: Request, error: Exception) -> Response:

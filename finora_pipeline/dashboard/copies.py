@@ -69,7 +69,7 @@ class Copy:
 
     def rows_over(self, source: str, name: str, **values: Any) -> list[tuple[Any, ...]]:
         """The answer to a question that reads `days`, which another file selects."""
-        query = f"WITH days AS MATERIALIZED ({statement(source)}) {statement(name)}"
+        query = f"WITH days AS MATERIALIZED ({statement(source)}) FROM ({statement(name)})"
         return self._cursor.execute(query, values | {"user_id": self._user_id}).fetchall()
 
     @property

@@ -1,9 +1,10 @@
 """What Overview and a model's page show, computed from a copy: tiles, charts and breakdowns."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
+from typing import Any
 
 from markupsafe import Markup
 
@@ -21,15 +22,14 @@ DIRECTIONS = ("input", "cached_input", "cache_write", "output", "other")
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What some days add up to: USD, the part charged by known tokens, tokens, the model that cost most."""
+    """What some days add up to: USD, of the dearest model, the part charged by known tokens, tokens."""
 
     days: int
     usd: Decimal = Decimal(0)
+    top_usd: Decimal | None = None
     covered: Decimal = Decimal(0)
     input_tokens: int = 0
     output_tokens: int = 0
-    top_model: str | None = None
-    top_usd: Decimal = Decimal(0)
 
     @property
     def a_day(self) -> Decimal | None:
@@ -41,7 +41,7 @@ class Sums:
 
     @property
     def top_share(self) -> Decimal | None:
-        return formats.ratio(self.top_usd, self.usd) if self.top_model else None
+        return formats.ratio(self.top_usd, self.usd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,8 @@ def overview(copy: Copy, view: View, today: date) -> Overview:
         **{"from": from_},
         until=max(view.last, today),
         bucket=view.bucket,
+        # One more would stand alone among the others: it is named instead.
+        named=MODELS_SHOWN + 1,
         previous_first=view.previous_first,
         previous_last=view.previous_last,
         month_first=month_first,
@@ -130,26 +132,37 @@ def overview(copy: Copy, view: View, today: date) -> Overview:
         month_before_last=before_last,
         today=today,
     )
-    parts: dict[str, list[_Row]] = {"chart": [], "previous": [], "month": [], "month before": [], "day": []}
-    for part, *rest in rows:
-        parts[part].append(_Row(*rest))
+    spans: dict[tuple[str, date], Sequence[Any]] = {}
+    models: dict[str, Decimal] = {}
+    cells: dict[tuple[date, str | None], Decimal] = {}
+    for part, at, model, usd, *more in rows:
+        if part == "model":
+            models[model] = usd
+        elif part == "chart":
+            cells[at, model] = usd
+        else:
+            spans[part, at] = (usd, *(number or 0 for number in more))
+
+    def sums(part: str, first: date, days: int = 1) -> Sums:
+        return Sums(days, *spans.get((part, first), ()))
+
+    models = dict(sorted(models.items(), key=lambda item: (-item[1], item[0])))
+    now = sums("now", view.first, view.days)
     previous_days = (view.previous_last - view.previous_first).days + 1
-    now, previous = _sums(parts["chart"], view.days), _sums(parts["previous"], previous_days)
+    previous = sums("previous", view.previous_first, previous_days)
     first_date = copy.span[0]
     is_previous_known = first_date is not None and first_date <= view.previous_first
-    by_day: dict[date, list[_Row]] = {}
-    for row in parts["day"]:
-        by_day.setdefault(row.at, []).append(row)
     days = [view.last - timedelta(days=SPARKLINE_DAYS - 1 - number) for number in range(SPARKLINE_DAYS)]
     # Before the first day that is known there is no figure, not even zero.
-    daily = [_sums(by_day.get(day, ())) if first_date and day >= first_date else None for day in days]
-    growth = _growth(_sums(parts["month"]), _sums(parts["month before"]), first_date, before_first)
-    tiles = _tiles(view, now, previous if is_previous_known else None, daily, growth)
+    daily = [sums("day", day) if first_date and day >= first_date else None for day in days]
+    month, before = sums("month", month_first), sums("month before", before_first)
+    growth = _growth(month, before, first_date, before_first)
+    tiles = _tiles(view, now, [*models], previous if is_previous_known else None, daily, growth)
     found = copy.rows("breakdowns", **values)
-    breakdowns = [_by_model(parts["chart"], now.usd, view)]
+    breakdowns = [_by_model(models, now.usd, view)]
     breakdowns += [_breakdown(title, part, found, now.usd, view) for title, part in _BREAKDOWNS]
     names = {id: name for part, id, name, _, _ in found if part == "project"}
-    chart = _cost_chart(parts["chart"], view)
+    chart = _cost_chart([*models], cells, view)
     return Overview(now, tiles, chart, breakdowns, names.get(view.project_id) if view.project_id else None)
 
 
@@ -214,29 +227,6 @@ def model_page(copy: Copy, view: View) -> ModelPage:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    at: date
-    model: str
-    usd: Decimal
-    covered: Decimal | None
-    input_tokens: int | None
-    output_tokens: int | None
-
-
-def _sums(rows: Iterable[_Row], days: int = 1) -> Sums:
-    by_model: dict[str, Decimal] = {}
-    covered, tokens_in, tokens_out = Decimal(0), 0, 0
-    for row in rows:
-        by_model[row.model] = formats.total([by_model.get(row.model), row.usd])
-        covered = formats.total([covered, row.covered])
-        tokens_in += row.input_tokens or 0
-        tokens_out += row.output_tokens or 0
-    top = max(by_model, key=lambda model: (by_model[model], model), default=None)
-    usd = formats.total(list(by_model.values()))
-    return Sums(days, usd, covered, tokens_in, tokens_out, top, by_model[top] if top else Decimal(0))
-
-
 def _growth(
     month: Sums, before: Sums, first_date: date | None, before_first: date
 ) -> tuple[Decimal | None, str]:
@@ -250,6 +240,7 @@ def _growth(
 def _tiles(
     view: View,
     now: Sums,
+    models: Sequence[str],
     previous: Sums | None,
     daily: Sequence[Sums | None],
     growth: tuple[Decimal | None, str],
@@ -306,7 +297,7 @@ def _tiles(
             "Top model share",
             lambda s: s.top_share,
             formats.percent,
-            (now.top_model if now.top_share is not None else None) or "Nothing was charged.",
+            models[0] if now.top_share is not None else "Nothing was charged.",
         ),
     ]
     value, why = growth
@@ -324,18 +315,15 @@ def _tiles(
     return tiles
 
 
-def _cost_chart(rows: Sequence[_Row], view: View) -> Chart:
-    by_model: dict[str, Decimal] = {}
-    for row in rows:
-        by_model[row.model] = formats.total([by_model.get(row.model), row.usd])
-    ordered = sorted(by_model, key=lambda model: (-by_model[model], model))
-    shown = ordered[:MODELS_SHOWN] if len(ordered) > MODELS_SHOWN + 1 else ordered
+def _cost_chart(models: Sequence[str], told: Mapping[tuple[date, str | None], Decimal], view: View) -> Chart:
+    """The bars by model, dearest first; `told` are the amounts of those that have a name."""
+    shown = models[:MODELS_SHOWN] if len(models) > MODELS_SHOWN + 1 else models
     starts = _starts(view)
     cells: dict[tuple[date, str], Decimal] = {}
-    for row in rows:
-        key = (row.at, row.model if row.model in shown else OTHERS)
-        cells[key] = formats.total([cells.get(key), row.usd])
-    names = shown if len(shown) == len(ordered) else [*shown, OTHERS]
+    for (at, model), usd in told.items():
+        key = (at, model if model is not None and model in shown else OTHERS)
+        cells[key] = formats.total([cells.get(key), usd])
+    names = shown if len(shown) == len(models) else [*shown, OTHERS]
     grid = [[cells.get((at, name), Decimal(0)) for name in names] for at in starts]
     return _stacked(view, starts, names, grid, formats.usd, "Cost by model")
 
@@ -395,13 +383,10 @@ def _ticks(starts: Sequence[date]) -> list[str]:
     return [f"{starts[index]:%d %b}" for index in (0, len(starts) // 2, len(starts) - 1)]
 
 
-def _by_model(rows: Sequence[_Row], usd: Decimal, view: View) -> Breakdown:
-    by_model: dict[str, Decimal] = {}
-    for row in rows:
-        by_model[row.model] = formats.total([by_model.get(row.model), row.usd])
+def _by_model(models: Mapping[str, Decimal], usd: Decimal, view: View) -> Breakdown:
     parts = [
         Part(model, amount, formats.ratio(amount, usd), view.query(model=model), is_model=True)
-        for model, amount in sorted(by_model.items(), key=lambda item: (-item[1], item[0]))
+        for model, amount in models.items()
     ]
     return Breakdown("Model", _shortened(parts, usd))
 

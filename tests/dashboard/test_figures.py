@@ -10,8 +10,10 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from fractions import Fraction
 from urllib.parse import urlencode
 
+import duckdb
 import pytest
 
+from finora_pipeline.dashboard import copies as copies_module
 from finora_pipeline.dashboard.copies import Copies
 from finora_pipeline.dashboard.figures import Tile, export_rows, overview
 from finora_pipeline.dashboard.periods import view_of
@@ -388,6 +390,7 @@ EXTREME = Decimal("123456789012.123456789012345678")
 # Python would round a sum of so many digits.
 TWICE = Decimal("246913578024.246913578024691356")
 SMALL = Decimal("0.000001")
+MODELS = 3000
 
 
 @pytest.fixture(scope="module")
@@ -406,8 +409,21 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     load(warehouse)
     refresh_metrics(warehouse, ["acme", "quarter"], today)
     publish(warehouse, ["acme", "quarter"], list, today)
-    with dashboard(Settings.from_environment({"FINORA_HOME": str(home)})) as served:
+    settings = Settings.from_environment({"FINORA_HOME": str(home)})
+    # So many would take a minute to load: the n-th model costs a dollar and n units a day.
+    with duckdb.connect(settings.published_database) as published:
+        published.execute(
+            "INSERT INTO daily_model_costs BY NAME "
+            "SELECT 'many' AS user_id, 'openai' AS provider, ?::DATE - day::INT AS date, "
+            "printf('ft:gpt-4.1-mini-2025-04-14:acme-corp:support-%04d:BxYz', n) AS model, "
+            "1 + n * 1e-18::DECIMAL(38, 18) AS amount_usd, amount_usd AS token_priced_usd, "
+            "1 AS requests, 1000 AS input_tokens, 100 AS output_tokens, false AS is_sample "
+            "FROM range(180) AS days(day), range(?) AS models(n)",
+            [today, MODELS],
+        )
+    with dashboard(settings) as served:
         served.accounts.add_user("acme", "growth")
+        served.accounts.add_user("many", "growth")
         yield served
 
 
@@ -427,6 +443,39 @@ def test_eighteen_decimals_are_all_shown(extremes: Served) -> None:
     model = extremes.page("/users/acme/model?model=gpt-4o&period=90d")
     whole = model.all("table", class_="figures")[0].one("tfoot").all("td")[0].title
     assert whole == "246913578024.246914578024691357"
+
+
+@pytest.mark.parametrize(("period", "days"), [("7d", 7), ("90d", 90)])
+def test_thousands_of_models_fit_and_add_up(period: str, days: int, extremes: Served) -> None:
+    page = extremes.page(f"/users/many/overview?period={period}")
+    shown = tiles(page)
+    dearest = [days * (1 + n * UNIT) for n in reversed(range(MODELS))]
+    total = sum(dearest, Decimal(0))
+    assert value(shown["Total spend"]) == total
+    assert shown["Total spend"].one("p", class_="change").text.startswith("0.0 % against")
+    assert value(shown["Top model share"]) == (dearest[0] / total).quantize(UNIT, ROUND_DOWN)
+    assert note(shown["Top model share"]).endswith("support-2999:BxYz")
+    assert value(shown["Tokens in"]) == days * MODELS * 1000
+    by_model = breakdown(page, "Cost by model")
+    assert list(by_model.values()) == [*dearest[:100], sum(dearest[100:])]
+    assert list(by_model)[-1] == "2900 more"
+    table = page.one("section", class_="chart").one("details").one("table")
+    assert [cell.text[-17:] for cell in table.one("thead").all("th")[2:]] == [
+        *(f"support-{MODELS - 1 - n}:BxYz" for n in range(6)), "others",
+    ]  # fmt: skip
+    told = [[cell.text for cell in row.all("td")] for row in table.one("tbody").all("tr")]
+    assert told == [["$3,000.00", *["$1.00"] * 6, "$2,994.00"]] * days
+
+
+def test_what_does_not_fit_is_asked_for_again(extremes: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies_module, "MEMORY_LIMIT", "8MB")
+    with dashboard(extremes.settings) as narrow:
+        assert narrow.get("/users/acme/overview").status_code == 200
+        answer = narrow.get("/users/many/overview?period=90d")
+        assert answer.status_code == 503
+        told = read_html(answer.text).one("section", class_="card").all("p")[0].text
+        assert told == "Too much is asked at once: try again in a moment, or ask for fewer days."
+        assert narrow.get("/users/acme/overview").status_code == 200
 
 
 def test_months_of_different_length_are_compared_by_their_own_days(extremes: Served) -> None:

@@ -1,29 +1,59 @@
--- From `days`, read once: what the chart stacks, the sums of the spans that are compared, and the last 14 days.
--- `part` says which; `at` is the first day of a bar or the day.
+-- From `days`, read once: what each model cost in the period, what the chart stacks, and the sums of each span that
+-- is looked at, the period and the last 14 days among them. `part` says which; `at` is the first day of a bar or the
+-- day. An organization may have thousands of models: in the chart those after the `named` dearest are one without a
+-- name, and of a span only what its dearest cost is told.
+WITH spans AS (
+    FROM (
+        VALUES
+            ('now', $first::DATE, $last::DATE),
+            ('previous', $previous_first::DATE, $previous_last::DATE),
+            ('month', $month_first::DATE, $today::DATE),
+            ('month before', $month_before_first::DATE, $month_before_last::DATE)
+    ) AS spans(part, span_first, span_last)
+    UNION ALL
+    SELECT 'day', day::DATE, day::DATE FROM range($last::DATE - 13, $last::DATE + 1, INTERVAL 1 DAY) AS days(day)
+),
+by_span AS (
+    SELECT
+        part,
+        span_first,
+        model,
+        sum(amount_usd) AS amount_usd,
+        sum(covered_usd) AS covered_usd,
+        sum(input_tokens) AS input_tokens,
+        sum(output_tokens) AS output_tokens
+    FROM days
+    JOIN spans ON date BETWEEN span_first AND span_last
+    GROUP BY ALL
+),
+named AS (
+    SELECT model FROM by_span WHERE part = 'now' ORDER BY amount_usd DESC, model LIMIT $named
+)
 SELECT
-    'chart' AS part,
-    date_trunc($bucket, date)::DATE AS at,
-    model,
+    part,
+    span_first AS at,
+    NULL AS model,
     sum(amount_usd) AS amount_usd,
+    max(amount_usd) AS top_usd,
     sum(covered_usd) AS covered_usd,
     sum(input_tokens)::BIGINT AS input_tokens,
     sum(output_tokens)::BIGINT AS output_tokens
+FROM by_span
+GROUP BY part, span_first
+UNION ALL
+SELECT 'model', NULL, model, amount_usd, amount_usd, NULL, NULL, NULL
+FROM by_span
+WHERE part = 'now'
+UNION ALL
+SELECT
+    'chart',
+    date_trunc($bucket, date)::DATE,
+    CASE WHEN model IN (SELECT model FROM named) THEN model END,
+    sum(amount_usd),
+    NULL,
+    NULL,
+    NULL,
+    NULL
 FROM days
 WHERE date BETWEEN $first AND $last
 GROUP BY ALL
-UNION ALL
-SELECT span, NULL, model, sum(amount_usd), sum(covered_usd), sum(input_tokens)::BIGINT, sum(output_tokens)::BIGINT
-FROM days
-JOIN (
-    VALUES
-        ('previous', $previous_first::DATE, $previous_last::DATE),
-        ('month', $month_first::DATE, $today::DATE),
-        ('month before', $month_before_first::DATE, $month_before_last::DATE)
-) AS spans(span, span_first, span_last) ON date BETWEEN span_first AND span_last
-GROUP BY ALL
-UNION ALL
-SELECT 'day', date, model, sum(amount_usd), sum(covered_usd), sum(input_tokens)::BIGINT, sum(output_tokens)::BIGINT
-FROM days
-WHERE date > $last::DATE - 14 AND date <= $last
-GROUP BY ALL
-ORDER BY ALL;
