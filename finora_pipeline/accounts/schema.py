@@ -49,6 +49,9 @@ class PlainText(TypeDecorator[str]):
         return value and value.replace("\0", "")
 
 
+# Milliseconds.
+_PATIENT = "busy_timeout=30000"
+
 metadata = MetaData()
 
 users = Table(
@@ -180,10 +183,12 @@ def open_database(url: str) -> Engine:
     """The accounts database at that SQLAlchemy URL, its tables created where missing.
 
     Transactions of an engine with the option `writes` take place one after another, whatever the database.
+    One with the option `at_once` does not wait for them: what it cannot write at once fails.
     """
     engine = create_engine(url, hide_parameters=True, pool_pre_ping=True)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "checkout", _wait_for_writers)
         event.listen(engine, "begin", _begin_sqlite)
     elif engine.dialect.name == "postgresql":
         event.listen(engine, "begin", _begin_postgres)
@@ -227,14 +232,21 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # The driver's own transaction handling starts them too late to be serializable.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "busy_timeout=30000", "secure_delete=ON"):
+    for pragma in ("journal_mode=WAL", _PATIENT, "secure_delete=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
+def _wait_for_writers(connection: Any, _record: Any, _proxy: Any) -> None:
+    # Who had the connection before may have been in a hurry.
+    connection.execute(f"PRAGMA {_PATIENT}").close()
+
+
 def _begin_sqlite(connection: Any) -> None:
-    writes = connection.get_execution_options().get("writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    options = connection.get_execution_options()
+    if options.get("at_once"):
+        connection.exec_driver_sql("PRAGMA busy_timeout=0")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")
 
 
 def _begin_postgres(connection: Connection) -> None:

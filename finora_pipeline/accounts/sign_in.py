@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlalchemy import Engine, delete, func, insert, select, update
+from sqlalchemy.exc import DBAPIError
 
 from finora_pipeline.accounts.model import AccountsError
 from finora_pipeline.accounts.schema import logins, sessions
@@ -48,6 +50,7 @@ class SignIn:
         # A page that only reads must not wait for whoever writes.
         self._read = database.execution_options(writes=False)
         self._write = database.execution_options(writes=True)
+        self._at_once = database.execution_options(writes=False, at_once=True)
         self._passwords = PasswordHash([Argon2Hasher(time_cost=2, memory_cost=ARGON2_KIB, parallelism=1)])
         # Verified where there is no such login, so that both answers take as long.
         self._nobodys = self._passwords.hash(secrets.token_urlsafe(16))
@@ -134,7 +137,8 @@ class SignIn:
             return None
         if now - row.seen_at >= _SEEN_EVERY:
             seen = update(sessions).where(sessions.c.token_hash == _hash(token)).values(seen_at=now)
-            with self._write.begin() as database:
+            # Who is signed in is let in though that cannot be noted just now.
+            with suppress(DBAPIError), self._at_once.begin() as database:
                 database.execute(seen)
         return _login(row)
 

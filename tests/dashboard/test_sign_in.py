@@ -11,9 +11,11 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import select, update
 from starlette.routing import Route
 
 from finora_pipeline.accounts.model import AccountsError
+from finora_pipeline.accounts.schema import sessions
 from finora_pipeline.accounts.sign_in import SESSION_IDLE, SESSION_LONGEST, SignIn
 from finora_pipeline.cli import main
 from finora_pipeline.dashboard.app import MOST_FAILURES, ExposedWithoutSignIn, exposure
@@ -204,6 +206,23 @@ def test_sessions_end_when_idle_when_old_and_with_their_login(
     assert people.of_session(removed, now) is None
     with pytest.raises(AccountsError, match="There is no login"):
         people.remove(ADA)
+
+
+def test_who_is_signed_in_does_not_wait_for_whoever_writes_the_accounts(closed: Served) -> None:
+    ada = closed.signed_in(ADA)
+    long_ago = update(sessions).values(seen_at=datetime.now(UTC) - timedelta(hours=1))
+    with closed.accounts.database.begin() as database:
+        database.execute(long_ago)
+    with closed.accounts.database.begin():
+        assert closed.get("/users/acme/overview", headers=ada, timeout=5).status_code == 200
+    # Whoever comes next is seen, and waits for others as before.
+    assert closed.get("/users/acme/plan", headers=ada).status_code == 200
+    with closed.accounts.database.connect() as database:
+        seen = database.scalars(select(sessions.c.seen_at)).all()
+    assert max(seen) > datetime.now(UTC) - timedelta(minutes=5)
+    raw = closed.accounts.database.raw_connection()
+    assert raw.cursor().execute("PRAGMA busy_timeout").fetchone() == (30_000,)
+    raw.close()
 
 
 def test_what_is_stored_signs_nobody_in(closed: Served) -> None:
