@@ -28,6 +28,9 @@ class Freshness:
 def notices(connection: Connection | None, failure: str | None, is_sample: bool) -> list[Notice]:
     """What a user must know of the figures, most important first. `failure` is what the latest attempt said
     if it failed; `is_sample` tells that there are no figures of the user's own."""
+    if connection is None and not is_sample:
+        text = "The costs shown here were read before."
+        return [Notice("info", "OpenAI is not connected", text, "Connect OpenAI")]
     if connection is None:
         return [_sample("Connect OpenAI to see what your organization costs.", "Connect OpenAI")]
     if connection.status is Status.REMOVED:
@@ -67,7 +70,8 @@ def notices(connection: Connection | None, failure: str | None, is_sample: bool)
             text = "OpenAI reports no costs of your organization yet."
             found.append(Notice("info", "Nothing charged so far", text))
     if is_sample:
-        found.append(_sample("Your own figures take their place with the first refresh."))
+        when = "as soon as OpenAI reports costs" if connection.refreshed_at else "with the first refresh"
+        found.append(_sample(f"Your own figures take their place {when}."))
     return found
 
 

@@ -70,10 +70,18 @@ def test_without_a_connection_a_sample_is_shown(local: Served) -> None:
     assert exported.status_code == 403
 
 
+def test_figures_without_a_connection_are_no_sample() -> None:
+    (told,) = states.notices(None, None, is_sample=False)
+    assert (told.kind, told.title, told.action) == ("info", "OpenAI is not connected", "Connect OpenAI")
+    assert told.text == "The costs shown here were read before."
+
+
 def test_a_first_refresh_is_followed_to_its_end(installation: Installation, local: Served) -> None:
     local.connect("fresh", installation.openai.organizations[3].admin_key)
     page = local.page("/users/fresh/overview")
     assert notices(page) == ["First refresh under way", SAMPLE]
+    told = page.one("section", class_="sample").one("p").text
+    assert told == "Your own figures take their place with the first refresh."
     steps = [step.text for step in page.one("ol", class_="steps").all("li")]
     assert steps == [
         "Key checked with OpenAI: done",
@@ -94,6 +102,8 @@ def test_a_first_refresh_is_followed_to_its_end(installation: Installation, loca
     published(installation, "fresh", datetime.now(UTC))
     page = local.page("/users/fresh/overview")
     assert notices(page) == ["Nothing charged so far", SAMPLE]
+    told = page.one("section", class_="sample").one("p").text
+    assert told == "Your own figures take their place as soon as OpenAI reports costs."
     assert page.one("p", class_="freshness").text.startswith(
         "Refreshed less than a minute ago, next within 23 h"
     )
