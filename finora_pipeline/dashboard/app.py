@@ -450,6 +450,7 @@ class _Pages:
             user_id=user_id,
             connection=connection,
             is_connected=connection is not None and connection.status is not Status.REMOVED,
+            is_active=connection is not None and connection.status is Status.ACTIVE,
             failure=failure,
             freshness=freshness(connection, now),
             error=error,

@@ -12,7 +12,8 @@ from finora_pipeline.accounts import connections
 from finora_pipeline.accounts.model import Status
 from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState
 from tests.conftest import QUICK, Installation
-from tests.dashboard.house import Served, dashboard, read_html
+from tests.dashboard.house import Node, Served, dashboard, read_html
+from tests.dashboard.test_states import REVOKED, attempt
 from tests.pipeline.test_no_leak import forms
 from tests.small_openai import fresh_key
 
@@ -105,6 +106,37 @@ def test_a_key_of_another_organization_is_refused(installation: Installation, lo
     assert answer.status_code == 422
     assert "This key belongs to another OpenAI organization than the one connected" in told(answer)
     assert installation.accounts.connection("mixed") == before
+
+
+def test_a_key_that_openai_refuses_is_not_told_to_work(installation: Installation, local: Served) -> None:
+    local.connect("deleted", installation.openai.organizations[0].admin_key)
+    settings = "/users/deleted/settings/keys"
+    assert next_refresh(local.page(settings)) == "under way"
+    assert "The old key works until you save." in local.get(f"{settings}?update=yes").text
+    attempt(installation, "deleted", REVOKED, permanent=True)
+
+    page = local.page(f"{settings}?update=yes")
+    assert next_refresh(page) == "tried once a day"
+    assert "The old key" not in page.text
+    assert told(save(local, "deleted", "my key")).startswith("Validation failed. This is not an OpenAI")
+    assert "The old key" not in told(save(local, "deleted", "my key"))
+    for saved in ("connected", "updated", "removed"):
+        assert local.page(f"{settings}?saved={saved}").all("section", class_="success") == []
+
+
+def next_refresh(page: Node) -> str:
+    (row,) = [row for row in page.one("dl").all("div") if row.one("dt").text == "Next refresh"]
+    return row.one("dd").text
+
+
+@pytest.mark.parametrize(("user_id", "true"), [("acme", {"connected", "updated"}), ("gone", {"removed"})])
+def test_what_was_saved_is_told_while_it_is_so(user_id: str, true: set[str], local: Served) -> None:
+    page = f"/users/{user_id}/settings/keys?saved="
+    banners = {
+        saved: len(local.page(page + saved).all("section", class_="success"))
+        for saved in ("connected", "updated", "removed", "anything")
+    }
+    assert {saved for saved, number in banners.items() if number} == true
 
 
 def test_another_provider_is_refused(local: Served) -> None:
