@@ -220,7 +220,9 @@ def test_update_takes_a_fresh_key(fresh):
 def test_update_refuses_what_does_not_fit(fresh):
     assert "use connect" in fresh.fails("update", "--user", "acme", stdin=fresh.key())
     fresh.ok("connect", "--user", "acme", stdin=fresh.key())
-    assert "another OpenAI organization" in fresh.fails("update", "--user", "acme", stdin=fresh.key(1))
+    refused = fresh.fails("update", "--user", "acme", stdin=fresh.key(1))
+    assert "another OpenAI organization" in refused
+    assert "--replace-organization" in refused
     assert "This is a project key" in fresh.fails("update", "--user", "acme", stdin=PROJECT_KEY)
     assert "Missing option '--user'" in fresh.fails("update", stdin=fresh.key(), code=2)
     assert fresh.accounts.key_ring(["acme"]).key_of("acme").reveal() == fresh.key()

@@ -9,7 +9,14 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from finora_pipeline.accounts.model import AccountsError, Connection, Organization, Status, check_user_id
+from finora_pipeline.accounts.model import (
+    AccountsError,
+    Connection,
+    Organization,
+    OtherOrganization,
+    Status,
+    check_user_id,
+)
 from finora_pipeline.accounts.store import Accounts, KeyRing
 from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, OrganizationClient
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
@@ -161,13 +168,14 @@ async def connect_many(
 
 
 def _is_other(known: Organization, found: Organization, may_replace: bool) -> bool:
-    """Whether the key is another organization's. Raises `AccountsError` if that is not wanted."""
+    """Whether the key is another organization's. Raises `OtherOrganization` if that is not wanted, and
+    `AccountsError` if nobody can tell."""
     same = known.is_same_as(found)
     if same is False and not may_replace:
-        raise AccountsError(
+        raise OtherOrganization(
             "This key belongs to another OpenAI organization than the one connected; its costs would be "
-            "mixed. Use a key of the same organization, or --replace-organization to close the old one's "
-            "history and go on with this one."
+            "mixed. Use a key of the same organization, or close the old one's history and go on with "
+            "this one."
         )
     if same is None and (known.organization_id or known.project_ids) and not may_replace:
         raise AccountsError(

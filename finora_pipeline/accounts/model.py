@@ -23,6 +23,10 @@ class KeyReplaced(AccountsError):
     """The key that a run began with is no longer the user's."""
 
 
+class OtherOrganization(AccountsError):
+    """The key is of another organization than the one connected, and nobody said that it takes its place."""
+
+
 class Status(StrEnum):
     """The state of a connection, in the words a person reads."""
 

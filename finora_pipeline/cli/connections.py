@@ -262,6 +262,7 @@ def _accounts() -> Any:
 def _with_openai(run: Any) -> Any:
     """Runs a coroutine function of the accounts and a client of OpenAI."""
     from finora_pipeline.accounts.connections import CHECK_LIMITS
+    from finora_pipeline.accounts.model import OtherOrganization
     from finora_pipeline.openai_admin.client import open_client
     from finora_pipeline.settings import Settings
 
@@ -271,7 +272,10 @@ def _with_openai(run: Any) -> Any:
         async with open_client(Settings.from_environment().openai_base_url, CHECK_LIMITS) as client:
             return await run(accounts, client)
 
-    return asyncio.run(main())
+    try:
+        return asyncio.run(main())
+    except OtherOrganization as error:
+        raise OtherOrganization(f"{error} The option --replace-organization does that.") from None
 
 
 def _tell(connection: "Connection", verb: str, as_json: bool) -> None:

@@ -26,7 +26,13 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from finora_pipeline.accounts.model import AccountsError, Connection, Status, check_user_id
+from finora_pipeline.accounts.model import (
+    AccountsError,
+    Connection,
+    OtherOrganization,
+    Status,
+    check_user_id,
+)
 from finora_pipeline.accounts.sign_in import SESSION_LONGEST, Login, SignIn
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
@@ -438,7 +444,13 @@ class _Pages:
         return self._keys_page(request, who, user_id)
 
     def _keys_page(
-        self, request: Request, who: Login, user_id: str, error: str | None = None, status: int = 200
+        self,
+        request: Request,
+        who: Login,
+        user_id: str,
+        error: str | None = None,
+        status: int = 200,
+        may_replace: bool = False,
     ) -> Response:
         connection, failure = self._known(user_id)
         now = datetime.now(UTC)
@@ -454,6 +466,7 @@ class _Pages:
             failure=failure,
             freshness=freshness(connection, now),
             error=error,
+            may_replace=may_replace,
             saved=request.query_params.get("saved", "") if error is None else "",
             wants_update=request.query_params.get("update") == "yes" or error is not None,
             plan=self._plan(user_id),
@@ -476,9 +489,12 @@ class _Pages:
             if form.get("provider") != "openai":
                 raise AccountsError("Choose a provider: OpenAI is the one there is.")
             async with open_client(self._settings.openai_base_url, connecting.CHECK_LIMITS) as client:
-                await save(self._accounts, client, user_id, form.get("key", ""))
+                replaces = form.get("replace_organization") == "yes"
+                key = form.get("key", "")
+                await save(self._accounts, client, user_id, key, replace_organization=replaces)
         except (KeyFormError, OpenAIAdminError, AccountsError, VaultError) as error:
-            return await run_in_threadpool(self._keys_page, request, who, user_id, str(error), 422)
+            is_other = isinstance(error, OtherOrganization)
+            return await run_in_threadpool(self._keys_page, request, who, user_id, str(error), 422, is_other)
         _log.info("User %s %s OpenAI.", user_id, "updated" if is_update else "connected")
         told = "updated" if is_update else "connected"
         return RedirectResponse(f"/users/{quote(user_id)}/settings/keys?saved={told}", 303)

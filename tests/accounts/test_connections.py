@@ -17,6 +17,7 @@ from finora_pipeline.accounts.model import (
     AccountsError,
     Connection,
     Organization,
+    OtherOrganization,
     Refresh,
     Status,
     check_user_id,
@@ -606,7 +607,7 @@ def test_another_organization_takes_over_only_when_that_is_said(home, openai):
     old, new = openai.organizations[:2]
     connect(home, "acme", old.admin_key)
     home.accounts.record_refreshes("run-1", [a_read(stored(home, "acme"), days=90)])
-    with pytest.raises(AccountsError, match="--replace-organization"):
+    with pytest.raises(OtherOrganization, match="close the old one's history and go on with this one"):
         update(home, "acme", new.admin_key)
     before = stored(home, "acme")
     after = ask(

@@ -108,6 +108,34 @@ def test_a_key_of_another_organization_is_refused(installation: Installation, lo
     assert installation.accounts.connection("mixed") == before
 
 
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_another_organization_takes_over_when_the_box_is_ticked(
+    is_removed: bool, installation: Installation, local: Served
+) -> None:
+    user_id = f"moved-{is_removed}"
+    local.connect(user_id, installation.openai.organizations[0].admin_key)
+    if is_removed:
+        local.post(f"/users/{user_id}/settings/keys/remove")
+    assert box(local.get(f"/users/{user_id}/settings/keys?update=yes")) == []
+    assert box(save(local, user_id, "my key")) == []
+    key = fresh_key(installation.openai, 1)
+    refused = save(local, user_id, key)
+    assert "--" not in told(refused)
+    (ticked,) = box(refused)
+    assert "checked" not in ticked.attributes
+    form = {"provider": "openai", "key": key, ticked.attributes["name"]: ticked.attributes["value"]}
+    assert local.post(f"/users/{user_id}/settings/keys", form).status_code == 303
+    connection = installation.accounts.connection(user_id)
+    assert connection is not None
+    assert connection.organization.organization_id == installation.openai.organizations[1].id
+    assert connection.organization_since == installation.today
+
+
+def box(answer: httpx.Response) -> list[Node]:
+    """The box that lets another organization take over, where it is offered."""
+    return read_html(answer.text).all("input", type="checkbox")
+
+
 def test_a_key_that_openai_refuses_is_not_told_to_work(installation: Installation, local: Served) -> None:
     local.connect("deleted", installation.openai.organizations[0].admin_key)
     settings = "/users/deleted/settings/keys"
