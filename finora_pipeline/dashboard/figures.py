@@ -404,11 +404,11 @@ def _breakdown(
     mine = [row for row in found if row[0] == part]
     parts = [
         Part(
-            name or "not attributed",
+            "not attributed" if id is None or name is None else name,
             amount,
             formats.ratio(amount, usd),
             view.query(project=id) if part == "project" and id else None,
-            note="" if name is None or name == id or id is None else id,
+            note="" if id is None or name == id else id,
         )
         for _, id, name, _, amount in mine
     ]

@@ -393,6 +393,35 @@ SMALL = Decimal("0.000001")
 MODELS = 3000
 
 
+def name_nobody(published: duckdb.DuckDBPyConnection, today: date) -> None:
+    """A user whose project, keys and members OpenAI lists with empty names."""
+    of = "'nameless' AS user_id, 'openai' AS provider"
+    cost = f"{of}, ?::DATE AS date, 'gpt-4o' AS model, false AS is_sample"
+    listed = f"{of}, true AS is_listed, now() AS first_seen_at, now() AS last_seen_at"
+    for table, columns in (
+        ("daily_model_costs", "3 AS amount_usd, 3 AS token_priced_usd"),
+        ("daily_member_costs", "unnest(['user_1', 'user_2', NULL]) AS member_id"),
+        ("daily_key_costs", "unnest(['key_1', 'key_2', NULL]) AS api_key_id"),
+    ):
+        if table != "daily_model_costs":
+            columns += ", 'proj_1' AS project_id, 1 AS amount_usd, 'reported' AS method"
+        published.execute(f"INSERT INTO {table} BY NAME SELECT {cost}, {columns}", [today])
+    for table, columns in (
+        ("projects", "'proj_1' AS project_id, '' AS name"),
+        ("members", "'user_1' AS member_id, ' ' AS name, 'ada@acme.example' AS email"),
+        ("members", "'user_2' AS member_id, '' AS name, '' AS email"),
+        ("api_keys", "unnest(['key_1', 'key_2']) AS api_key_id, unnest(['', 'nightly']) AS name"),
+    ):
+        published.execute(f"INSERT INTO {table} BY NAME SELECT {listed}, {columns}")
+
+
+def test_what_has_an_empty_name_is_known_by_its_id(extremes: Served) -> None:
+    page = extremes.page("/users/nameless/overview")
+    assert set(breakdown(page, "Cost by project")) == {"proj_1"}
+    assert set(breakdown(page, "Cost by member")) == {"ada@acme.example", "user_2", "not attributed"}
+    assert set(breakdown(page, "Cost by API key")) == {"key_1", "nightly", "not attributed"}
+
+
 @pytest.fixture(scope="module")
 def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A user whose last 30 days cost more than a float can tell, and the days before next to nothing."""
@@ -421,9 +450,10 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             "FROM range(180) AS days(day), range(?) AS models(n)",
             [today, MODELS],
         )
+        name_nobody(published, today)
     with dashboard(settings) as served:
-        served.accounts.add_user("acme", "growth")
-        served.accounts.add_user("many", "growth")
+        for user_id in ("acme", "many", "nameless"):
+            served.accounts.add_user(user_id, "growth")
         yield served
 
 

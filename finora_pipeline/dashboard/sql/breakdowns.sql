@@ -26,12 +26,12 @@ parts AS (
     UNION ALL
     SELECT 'api_key', api_key_id, bool_or(method = 'allocated'), sum(amount_usd) FROM by_key GROUP BY api_key_id
 )
-SELECT parts.part, parts.id, coalesce(names.name, parts.id) AS name, parts.is_allocated, parts.amount_usd
+SELECT parts.part, parts.id, coalesce(nullif(trim(names.name), ''), parts.id) AS name, parts.is_allocated, parts.amount_usd
 FROM parts
 LEFT JOIN (
     SELECT 'project' AS part, project_id AS id, name FROM projects WHERE user_id = $user_id
     UNION ALL
-    SELECT 'member', member_id, coalesce(name, email) FROM members WHERE user_id = $user_id
+    SELECT 'member', member_id, coalesce(nullif(trim(name), ''), email) FROM members WHERE user_id = $user_id
     UNION ALL
     SELECT 'api_key', api_key_id, name FROM api_keys WHERE user_id = $user_id
 ) AS names USING (part, id)
