@@ -575,7 +575,7 @@ class _Pages:
         try:
             return await self._oidc.begin(request, f"{origin}/sign-in/oidc/callback")
         except OidcError as error:
-            _log.warning("%s (%s)", error, error.__cause__)
+            _log.warning("%s (%s)", error, _one_line(error.__cause__))
             return self._sign_in_page(request, str(error), 502)
 
     async def back_from_oidc(self, request: Request) -> Response:
@@ -584,7 +584,7 @@ class _Pages:
         try:
             email = await self._oidc.email(request)
         except OidcError as error:
-            _log.warning("%s (%s)", error, error.__cause__)
+            _log.warning("%s (%s)", error, _one_line(error.__cause__))
             return self._sign_in_page(request, str(error), 401)
         login = await run_in_threadpool(self._sign_in.login, email)
         if login is None:
@@ -663,6 +663,11 @@ def _state(connection: Connection | None, is_sample: bool) -> str:
     if connection is None:
         return "none"
     return f"{connection.status}/{connection.last_attempt_at}/{connection.last_refresh_at}/{is_sample}"
+
+
+def _one_line(said: object) -> str:
+    """What somebody else said, for the log: it cannot end its line or steer a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(said))
 
 
 def _own_path(path: str) -> str:

@@ -208,6 +208,17 @@ def test_an_answer_that_was_not_asked_for_is_refused(provider: Provider, served:
     assert provider.codes
 
 
+def test_what_comes_back_writes_no_line_of_its_own_into_the_log(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = "no%0D%0A2026-11-27 ERROR forged%1B[2J%E2%80%A8end"
+    path = f"/sign-in/oidc/callback?error=denied%0A&error_description={said}"
+    assert_refused(come(served, path, begin(served)[1]), 401, NOT_CONFIRMED)
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "finora.dashboard"]
+    assert "ERROR forged" in told
+    assert told.isprintable()
+
+
 def test_the_verifier_of_another_sign_in_is_of_no_use(provider: Provider, served: Served) -> None:
     path, cookie = back(served)
     (code,) = provider.codes
