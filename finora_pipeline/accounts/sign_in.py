@@ -1,8 +1,8 @@
 """Who may open the web pages: logins with argon2 passwords, and sessions that end on the server."""
 
 import hashlib
+import logging
 import secrets
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from finora_pipeline.accounts.model import AccountsError
 from finora_pipeline.accounts.schema import logins, sessions
 
+_log = logging.getLogger(__name__)
 SHORTEST_PASSWORD = 12
 # Argon2 works on every byte; what nobody types must not keep it busy.
 LONGEST_PASSWORD = 1_000
@@ -137,9 +138,12 @@ class SignIn:
             return None
         if now - row.seen_at >= _SEEN_EVERY:
             seen = update(sessions).where(sessions.c.token_hash == _hash(token)).values(seen_at=now)
-            # Who is signed in is let in though that cannot be noted just now.
-            with suppress(DBAPIError), self._at_once.begin() as database:
-                database.execute(seen)
+            try:
+                with self._at_once.begin() as database:
+                    database.execute(seen)
+            except DBAPIError as error:
+                # Who is signed in is let in though that cannot be noted just now.
+                _log.warning("A session could not be noted as seen: %s", error.orig)
         return _login(row)
 
     def close_session(self, token: str) -> None:
