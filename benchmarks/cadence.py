@@ -19,8 +19,7 @@ from rich.table import Table
 
 from benchmarks.__main__ import admin_keys
 from benchmarks.finora_refresh import connect_all
-from finora_pipeline import runs
-from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.openai_admin.simulator.process import in_own_process
 from finora_pipeline.plans import PLANS
@@ -88,7 +87,7 @@ def _connected_home(home: Path) -> tuple[Settings, Accounts]:
     """A data folder with one connected user, whose rows are the pattern of all others."""
     with in_own_process("--users", "1", "--days", "1", "--completions-only") as base_url:
         settings = Settings.from_environment({"FINORA_HOME": str(home), "OPENAI_BASE_URL": base_url})
-        accounts = runs.accounts_of(settings)
+        accounts = accounts_of(settings)
         asyncio.run(connect_all(accounts, settings, admin_keys(base_url)))
     return settings, accounts
 

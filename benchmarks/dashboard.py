@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from finora_pipeline.accounts.model import Organization
-from finora_pipeline.accounts.store import Accounts, open_accounts
+from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.warehouse import Warehouse
@@ -100,12 +100,8 @@ def _publish(settings: Settings, users: int, days: int) -> None:
     shutil.move(warehouse.database, settings.published_database)
 
 
-def _accounts(settings: Settings) -> Accounts:
-    return open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
-
-
 def _connect(settings: Settings, user_ids: list[str]) -> None:
-    accounts = _accounts(settings)
+    accounts = accounts_of(settings)
     for user_id in track(user_ids, "Connecting", console=console, transient=True):
         key = AdminKey("sk-admin-" + "x" * 40)
         accounts.save_connection(user_id, key, Organization("org-" + user_id), known=None, plan="scale")

@@ -14,7 +14,7 @@ from benchmarks.__main__ import READ, admin_keys, window_of
 from finora_pipeline import runs
 from finora_pipeline.accounts.connections import NewConnection, connect_many
 from finora_pipeline.accounts.model import Refresh
-from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.openai_admin.pages import Window
@@ -42,7 +42,7 @@ def mark_as_read(accounts: Accounts, window: Window) -> None:
 
 def main(base_url: str, days: int, home: str) -> None:
     settings = Settings.from_environment({"FINORA_HOME": home, "OPENAI_BASE_URL": base_url})
-    accounts = runs.accounts_of(settings)
+    accounts = accounts_of(settings)
     keys = admin_keys(base_url)
     asyncio.run(connect_all(accounts, settings, keys))
     window = window_of(days)

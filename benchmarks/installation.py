@@ -31,7 +31,7 @@ import psutil
 from benchmarks.__main__ import admin_keys, window_of
 from finora_pipeline import runs
 from finora_pipeline.accounts import connections as connecting
-from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.assets.partitions import day_range_tags
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.pages import Window
@@ -105,7 +105,7 @@ class Installation:
         self._clock = self._midnight
         self.prepare()
         runs.prepare_instance(self.settings)
-        self.accounts: Accounts = runs.accounts_of(self.settings)
+        self.accounts: Accounts = accounts_of(self.settings)
 
     def prepare(self) -> None:
         """What has to be in the data folder before the first start."""

@@ -18,6 +18,7 @@ from rich.table import Table
 from benchmarks.__main__ import admin_keys, window_of
 from benchmarks.finora_refresh import connect_all
 from finora_pipeline import runs
+from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.openai_admin.simulator.process import in_own_process
 from finora_pipeline.run_history import prune_runs
 from finora_pipeline.settings import Settings
@@ -35,7 +36,7 @@ def main(count: int) -> None:
         in_own_process("--users", "4", "--days", "4", "--completions-only") as base_url,
     ):
         settings = Settings.from_environment({"FINORA_HOME": folder, "OPENAI_BASE_URL": base_url})
-        accounts = runs.accounts_of(settings)
+        accounts = accounts_of(settings)
         asyncio.run(connect_all(accounts, settings, admin_keys(base_url)))
         runs.prepare_instance(settings)
         sizes = [_bytes(settings.dagster_home)]

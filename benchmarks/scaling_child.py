@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from benchmarks.__main__ import admin_keys, warm, window_of
 from benchmarks.finora_refresh import connect_all, mark_as_read
 from finora_pipeline import runs
+from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.settings import Settings
 
 
@@ -28,7 +29,7 @@ def move_clock(base_url: str, minutes: int) -> None:
 
 def main(mode: str, base_url: str, days: int, home: str) -> None:
     settings = Settings.from_environment({"FINORA_HOME": home, "OPENAI_BASE_URL": base_url})
-    accounts = runs.accounts_of(settings)
+    accounts = accounts_of(settings)
     asyncio.run(connect_all(accounts, settings, admin_keys(base_url)))
     runs.prepare_instance(settings)
     if mode == "everything":

@@ -20,7 +20,7 @@ from rich.table import Table
 from finora_pipeline import runs
 from finora_pipeline.accounts import connections as connecting
 from finora_pipeline.accounts.model import AccountsError
-from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.assets.metadata import dollars
 from finora_pipeline.cli.terminal import log_to_terminal, messages, output, progress
 from finora_pipeline.dashboard import DEFAULT_PORT
@@ -62,7 +62,7 @@ def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
                 )
             _connect_real(settings)
         else:
-            if not marker.exists() and runs.accounts_of(settings).connections():
+            if not marker.exists() and accounts_of(settings).connections():
                 raise AccountsError(
                     f"The data folder {settings.home} holds real connections: set FINORA_HOME to another "
                     "folder for the demo."
@@ -98,7 +98,7 @@ def _wants_real(real: bool | None) -> bool:
 
 
 def _connect_real(settings: Settings) -> None:
-    accounts = runs.accounts_of(settings)
+    accounts = accounts_of(settings)
     if accounts.connection(REAL_USER):
         return
     key_text = os.environ[KEY_VARIABLE]
@@ -122,7 +122,7 @@ def _since(marker: Path) -> date:
 
 
 def _connect_demo_users(settings: Settings, since: date) -> None:
-    accounts = runs.accounts_of(settings)
+    accounts = accounts_of(settings)
     wanted = [
         connecting.NewConnection(f"demo-{plan}", plan, organization.admin_key)
         for number, plan in enumerate(PLANS)

@@ -13,7 +13,7 @@ from typing import Any
 
 import dagster as dg
 
-from finora_pipeline.accounts.store import Accounts, open_accounts
+from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.assets.partitions import USERS_NAME, day_range_tags, range_tags
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.disk import told_if_full
@@ -79,11 +79,6 @@ def _create_databases(dagster_home: Path) -> None:
         created.touch()
     finally:
         os.close(descriptor)
-
-
-def accounts_of(settings: Settings) -> Accounts:
-    """The accounts of an installation."""
-    return open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
 
 
 def refresh(

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from finora_pipeline import runs
-from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.monitoring import daemon_is_alive, metrics_page
 from finora_pipeline.settings import DOCS_URL, Settings
 
@@ -97,7 +97,7 @@ async def serve(settings: Settings, ui_port: int, health_port: int, dashboard: t
     """Serves until SIGINT or SIGTERM; then ends every process it started. `dashboard` are the options of
     finora dashboard, with which the web pages are served."""
     runs.prepare_instance(settings)
-    accounts = runs.accounts_of(settings)
+    accounts = accounts_of(settings)
     code_port = check_port(0)
     workspace = settings.dagster_home / "workspace.yaml"
     workspace.write_text(

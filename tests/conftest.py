@@ -21,7 +21,7 @@ import pytest
 from finora_pipeline import runs
 from finora_pipeline.accounts.connections import NewConnection, connect_many
 from finora_pipeline.accounts.model import Connection
-from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.openai_admin.client import Limits, open_client
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.openai_admin.simulator import OrganizationSpec, SimulatedOrganization, Simulator, running
@@ -113,7 +113,7 @@ class Installation:
         )
         if not self.settings.dagster_home.exists():
             shutil.copytree(fresh_dagster_home(), self.settings.dagster_home)
-        self.accounts: Accounts = runs.accounts_of(self.settings)
+        self.accounts: Accounts = accounts_of(self.settings)
         self.today: date = datetime.now(UTC).date()
 
     def connect(self, plan: str = "growth", users: Sequence[str] | None = None) -> list[str]:

@@ -18,11 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from finora_pipeline import backfills
-from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.cli import main
 from finora_pipeline.cli.terminal import output
 from finora_pipeline.openai_admin.simulator import KeyState
-from finora_pipeline.runs import accounts_of
 from finora_pipeline.settings import Settings
 from tests.conftest import OpenAI
 from tests.small_openai import fresh_key, small_openai
@@ -146,6 +145,15 @@ def test_help_loads_none_of_the_heavy_libraries():
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_commands_about_the_accounts_do_not_wait_for_dagster():
+    script = (
+        "import sys; from finora_pipeline.cli import main; main(['status'], standalone_mode=False); "
+        "main(['alarms'], standalone_mode=False); print('dagster' in sys.modules, 'pandas' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "False False"
 
 
 # Connect and update

@@ -45,6 +45,7 @@ from finora_pipeline.accounts.schema import (
 from finora_pipeline.accounts.vault import Sealed, Vault, load_vault
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.plans import PLANS, PRUNE_GRACE, Plan, plan_named
+from finora_pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
 REQUESTS_KEPT = timedelta(days=30)
@@ -510,6 +511,11 @@ class Accounts:
         query = select(audit.c.at, audit.c.action, audit.c.detail).where(audit.c.user_id == user_id)
         with self._read.connect() as database:
             return [tuple(row) for row in database.execute(query.order_by(audit.c.audit_id))]
+
+
+def accounts_of(settings: Settings) -> Accounts:
+    """The accounts of an installation; raises as `open_accounts` does."""
+    return open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
 
 
 def open_accounts(url: str, master_key_variable: str, master_key_file: Path) -> Accounts:

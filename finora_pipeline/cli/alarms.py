@@ -21,7 +21,7 @@ def alarms(test: bool, as_json: bool) -> None:
       slack://TokenA/TokenB/TokenC/#costs
       jsons://hooks.example.com/finora
     """
-    from finora_pipeline import runs
+    from finora_pipeline.accounts.store import accounts_of
     from finora_pipeline.alarms.book import open_alarms
     from finora_pipeline.settings import Settings
 
@@ -29,7 +29,7 @@ def alarms(test: bool, as_json: bool) -> None:
         if test:
             _send_test()
             return
-        found = open_alarms(runs.accounts_of(Settings.from_environment()).database)
+        found = open_alarms(accounts_of(Settings.from_environment()).database)
     if as_json:
         print_json([{"key": a.key, "since": a.opened_at, "message": a.message} for a in found])
         return

@@ -253,7 +253,7 @@ def _read_key() -> str:
 
 
 def _accounts() -> Any:
-    from finora_pipeline.runs import accounts_of
+    from finora_pipeline.accounts.store import accounts_of
     from finora_pipeline.settings import Settings
 
     return accounts_of(Settings.from_environment())

@@ -133,11 +133,10 @@ def sign_out(name: str) -> None:
 
 def _opened():
     from finora_pipeline.accounts.sign_in import SignIn
-    from finora_pipeline.accounts.store import open_accounts
+    from finora_pipeline.accounts.store import accounts_of
     from finora_pipeline.settings import Settings
 
-    settings = Settings.from_environment()
-    accounts = open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
+    accounts = accounts_of(Settings.from_environment())
     return accounts, SignIn(accounts.database)
 
 

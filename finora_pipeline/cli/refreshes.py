@@ -49,12 +49,13 @@ def refresh(
         raise click.UsageError("--history goes with --user alone.")
     from finora_pipeline import runs
     from finora_pipeline.accounts.model import AccountsError
+    from finora_pipeline.accounts.store import accounts_of
     from finora_pipeline.refresh.fetch import select_connections
     from finora_pipeline.settings import Settings
 
     settings = Settings.from_environment()
     with plain_errors():
-        accounts = runs.accounts_of(settings)
+        accounts = accounts_of(settings)
         chosen = select_connections(accounts, plan=plan, user_ids=users)
         asked = accounts.connections(plan=plan, user_ids=users or None)
         waiting = [c for c in asked if c.status == "needs attention" and c not in chosen]
@@ -130,8 +131,9 @@ def backfill(
     """
     import time
 
-    from finora_pipeline import backfills, runs
+    from finora_pipeline import backfills
     from finora_pipeline.accounts.model import AccountsError
+    from finora_pipeline.accounts.store import accounts_of
     from finora_pipeline.monitoring import daemon_is_alive
     from finora_pipeline.refresh.fetch import select_connections
     from finora_pipeline.settings import Settings
@@ -139,7 +141,7 @@ def backfill(
     settings = Settings.from_environment()
     window = _window(first, last)
     with plain_errors():
-        accounts = runs.accounts_of(settings)
+        accounts = accounts_of(settings)
         chosen = select_connections(accounts, plan=plan, user_ids=users)
         if not chosen:
             raise AccountsError("There is no connection to read: finora status says why.")

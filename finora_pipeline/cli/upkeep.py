@@ -33,6 +33,7 @@ def purge(user_id: str, yes: bool, opens_pages: bool, as_json: bool) -> None:
     """
     from finora_pipeline import runs
     from finora_pipeline.accounts.sign_in import SignIn
+    from finora_pipeline.accounts.store import accounts_of
     from finora_pipeline.refresh.serve import publish_refreshes
     from finora_pipeline.settings import Settings
     from finora_pipeline.warehouse import retention
@@ -42,7 +43,7 @@ def purge(user_id: str, yes: bool, opens_pages: bool, as_json: bool) -> None:
     settings = Settings.from_environment()
     warehouse = Warehouse(settings.home)
     with plain_errors():
-        accounts = runs.accounts_of(settings)
+        accounts = accounts_of(settings)
         if not opens_pages:
             keep_pages_closed(SignIn(accounts.database), lambda login: login.user_id == user_id)
         if not yes:
@@ -128,7 +129,7 @@ def rebuild(
 
 
 def _replace(as_json: bool) -> None:
-    from finora_pipeline import runs
+    from finora_pipeline.accounts.store import accounts_of
     from finora_pipeline.refresh.serve import publish_refreshes
     from finora_pipeline.settings import Settings
     from finora_pipeline.warehouse.rebuild import replace_warehouse
@@ -138,7 +139,7 @@ def _replace(as_json: bool) -> None:
     settings = Settings.from_environment()
     warehouse = Warehouse(settings.home)
     with plain_errors():
-        accounts = runs.accounts_of(settings)
+        accounts = accounts_of(settings)
         with progress("Loading raw files") as show:
             files = replace_warehouse(warehouse, lambda done, total: show(done, total, 0))
         prune(warehouse, accounts.kept_from(datetime.now(UTC)))

@@ -5,7 +5,7 @@ import sys
 from starlette.applications import Starlette
 
 from finora_pipeline.accounts.sign_in import SignIn
-from finora_pipeline.accounts.store import open_accounts
+from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.dashboard.app import ExposedWithoutSignIn, create_app, exposure
 from finora_pipeline.dashboard.oidc import Oidc, OidcError
 from finora_pipeline.settings import Settings
@@ -17,7 +17,7 @@ class DashboardRefused(Exception):
 
 def prepared(settings: Settings, host: str, port: int, public_url: str | None) -> Starlette:
     """The app, ready to be served. Raises `DashboardRefused`, `VaultError`."""
-    accounts = open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
+    accounts = accounts_of(settings)
     sign_in = SignIn(accounts.database)
     try:
         oidc = Oidc.from_environment()

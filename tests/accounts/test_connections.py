@@ -23,7 +23,7 @@ from finora_pipeline.accounts.model import (
     check_user_id,
 )
 from finora_pipeline.accounts.schema import credentials
-from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.accounts.vault import VaultError
 from finora_pipeline.openai_admin.client import OpenAIAdminClient, open_client
 from finora_pipeline.openai_admin.errors import (
@@ -35,7 +35,6 @@ from finora_pipeline.openai_admin.errors import (
 from finora_pipeline.openai_admin.keys import AdminKey, KeyFormError
 from finora_pipeline.openai_admin.simulator import KeyState
 from finora_pipeline.plans import UnknownPlan
-from finora_pipeline.runs import accounts_of
 from tests.conftest import QUICK, Installation, OpenAI
 from tests.postgres_server import PostgresServer
 from tests.small_openai import fresh_key, small_openai

@@ -15,12 +15,11 @@ from sqlalchemy import Engine, event
 from finora_pipeline.accounts.model import AccountsError, Connection, Organization, Read, Refresh, Status
 from finora_pipeline.accounts.schema import open_database
 from finora_pipeline.accounts.sign_in import SignIn
-from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.accounts.vault import load_vault
 from finora_pipeline.alarms.book import Alarm, mark_told, note, open_alarms
 from finora_pipeline.alarms.conditions import Condition
 from finora_pipeline.openai_admin.keys import AdminKey
-from finora_pipeline.runs import accounts_of
 from tests.conftest import Installation, OpenAI
 from tests.postgres_server import PostgresServer
 from tests.small_openai import small_openai

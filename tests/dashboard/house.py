@@ -19,13 +19,12 @@ from starlette.applications import Starlette
 from finora_pipeline.accounts.connections import NewConnection, connect_many
 from finora_pipeline.accounts.model import Connection
 from finora_pipeline.accounts.sign_in import SignIn
-from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.dashboard.app import create_app, exposure
 from finora_pipeline.dashboard.oidc import Oidc
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.simulator import OrganizationSpec, Simulator, running
 from finora_pipeline.openai_admin.simulator.server import listen
-from finora_pipeline.runs import accounts_of
 from finora_pipeline.settings import Settings
 from tests.conftest import QUICK, Installation, OpenAI, now_in_the_middle_of_today
 

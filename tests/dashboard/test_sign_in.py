@@ -17,11 +17,11 @@ from starlette.routing import Route
 from finora_pipeline.accounts.model import AccountsError
 from finora_pipeline.accounts.schema import sessions
 from finora_pipeline.accounts.sign_in import SESSION_IDLE, SESSION_LONGEST, SignIn
+from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.cli import main
 from finora_pipeline.dashboard.app import MOST_FAILURES, ExposedWithoutSignIn, exposure
 from finora_pipeline.dashboard.security import Attempts
 from finora_pipeline.dashboard.server import DashboardRefused, prepared
-from finora_pipeline.runs import accounts_of
 from finora_pipeline.settings import Settings
 from tests.conftest import Installation
 from tests.dashboard.conftest import PASSWORD
