@@ -286,7 +286,7 @@ class _Landing:
         """Lands and records; returns whose reads these were."""
         with told_if_full(self._raw.folder), self._raw.landing():
             # What was read with a key that was replaced or removed meanwhile may be another organization's.
-            current = self._accounts.key_versions()
+            current = self._accounts.key_versions([outcome.user_id for outcome in outcomes])
             outcomes = [o for o in outcomes if o.key_version == current.get(o.user_id)]
             wanted = {outcome.user_id for outcome in outcomes}
             # Landed before it is recorded: a recorded read with nothing pending is taken for loaded.

@@ -110,15 +110,15 @@ def load_ahead(warehouse: Warehouse, all_read: Event) -> None:
 
 def _load_all(connection: duckdb.DuckDBPyConnection, warehouse: Warehouse, kind: str) -> None:
     raw = RawPages(warehouse.raw)
-    archive_loaded(connection, raw, kind)
+    archive_loaded(connection, raw, raw.pending(kind))
     for batch in batches(raw.pending(kind)):
         load_files(connection, kind, batch, warehouse.cut_pages)
-        archive_loaded(connection, raw, kind)
+        archive_loaded(connection, raw, batch)
 
 
-def archive_loaded(connection: duckdb.DuckDBPyConnection, raw: RawPages, kind: str | None = None) -> None:
-    """Moves what is loaded and still lies where it landed: a crash, or another process a moment ago."""
-    for file, fetched_on in _already_loaded(connection, raw.pending(kind)).items():
+def archive_loaded(connection: duckdb.DuckDBPyConnection, raw: RawPages, files: list[RawFile]) -> None:
+    """Moves those of the files that are loaded: just now, or by a process that was killed before it did."""
+    for file, fetched_on in _already_loaded(connection, files).items():
         raw.archive(file, fetched_on)
 
 

@@ -59,7 +59,8 @@ def rebuild(
     filters = {"user_id": user_id, "first": first, "last": last}
     with warehouse.lock():
         with warehouse.connect() as connection:
-            archive_loaded(connection, RawPages(warehouse.raw))
+            raw = RawPages(warehouse.raw)
+            archive_loaded(connection, raw, raw.pending())
         with _loaded_beside(warehouse, on_progress) as (beside, files), beside.connect() as connection:
             _attach_held(connection, warehouse)
             rows, differences = 0, []
