@@ -21,8 +21,9 @@ TEMPORARY := $(firstword $(wildcard /dev/shm) /tmp)
 run: $(VENV)/.run
 	$(BIN)/finora demo $(ARGS)
 
+# One worker more than two cores: some tests wait for schedules and browsers most of their time.
 test: $(VENV)/.browser
-	PYTEST_DEBUG_TEMPROOT=$(TEMPORARY) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTEST_DEBUG_TEMPROOT=$(TEMPORARY) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
