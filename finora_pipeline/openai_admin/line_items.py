@@ -80,7 +80,8 @@ def parse_line_item(text: str) -> LineItem:
         return LineItem(text, name, direction, modality, tier, is_long_context)
     for pattern, modality in OTHER_FORMS:
         if match := pattern.fullmatch(body):
-            return LineItem(text, match["model"], None, modality, tier)
+            # Usage pages write `dall-e-3` for what a cost line calls `dall-e 3`.
+            return LineItem(text, match["model"].replace(" ", "-"), None, modality, tier)
     if tier and _MODEL_ONLY.fullmatch(body):
         return LineItem(text, body, tier=tier)
     return LineItem(text, is_parsed=False)

@@ -54,7 +54,7 @@ EXPECTED = [
         None,
         False,
     ),
-    ("dall-e 3, standard, 1024x1792, 1792x1024", "dall-e 3", None, "image", None, False),
+    ("dall-e 3, standard, 1024x1792, 1792x1024", "dall-e-3", None, "image", None, False),
     ("whisper-1, audio", "whisper-1", None, "audio", None, False),
     # The documentation's example of a line that names no model.
     ("input_tokens", None, "input", None, None, False),
