@@ -168,8 +168,8 @@ async def connect_many(
 
 
 def _is_other(known: Organization, found: Organization, may_replace: bool) -> bool:
-    """Whether the key is another organization's. Raises `OtherOrganization` if that is not wanted, and
-    `AccountsError` if nobody can tell."""
+    """Whether the key is taken for another organization's. Raises `OtherOrganization` if it is or may be, and
+    that is not wanted."""
     same = known.is_same_as(found)
     if same is False and not may_replace:
         raise OtherOrganization(
@@ -178,8 +178,9 @@ def _is_other(known: Organization, found: Organization, may_replace: bool) -> bo
             "this one."
         )
     if same is None and (known.organization_id or known.project_ids) and not may_replace:
-        raise AccountsError(
-            "This key does not show which OpenAI organization it belongs to; "
-            "use one that may list the organization's projects."
+        raise OtherOrganization(
+            "This key does not show which OpenAI organization it belongs to. Use one that may list the "
+            "organization's projects or, if it is another organization's, close the old one's history and go "
+            "on with this one."
         )
     return same is False or (same is None and may_replace)

@@ -208,15 +208,19 @@ class Accounts:
                 for part in _parts(user_ids)
                 for row in database.execute(select(credentials).where(credentials.c.user_id.in_(part)))
             }
-        return KeyRing(self._vault, sealed, self.key_versions)
+        return KeyRing(self._vault, sealed, lambda: self.key_versions(user_ids))
 
-    def key_versions(self) -> dict[str, int]:
-        """Which of their keys the users have now; nobody whose connection was removed."""
+    def key_versions(self, user_ids: Sequence[str]) -> dict[str, int]:
+        """Which of their keys these users have now; nobody whose connection was removed."""
         query = select(connections.c.user_id, connections.c.key_version).where(
             connections.c.status != Status.REMOVED
         )
         with self._read.connect() as database:
-            return {row.user_id: row.key_version for row in database.execute(query)}
+            return {
+                row.user_id: row.key_version
+                for part in _parts(user_ids)
+                for row in database.execute(query.where(connections.c.user_id.in_(part)))
+            }
 
     def save_connection(
         self,
@@ -299,13 +303,18 @@ class Accounts:
         assert connection is not None
         return connection
 
-    def remove_connection(self, user_id: str) -> Connection:
-        """Deletes the stored credential; the past cost data stays. Raises `AccountsError`."""
+    def remove_connection(self, user_id: str, key_version: int | None = None) -> Connection:
+        """Deletes the stored credential; the past cost data stays. Raises `AccountsError` if there is none
+        or, with a version, if another key has taken that one's place."""
         now = _now()
+        mine = credentials.c.user_id == user_id
         with self._write.begin() as database:
-            shredded = database.execute(delete(credentials).where(credentials.c.user_id == user_id)).rowcount
-            if not shredded:
+            stored = database.execute(select(credentials.c.version).where(mine)).scalar()
+            if stored is None:
                 raise AccountsError(f"User {user_id} has no OpenAI connection to remove.")
+            if key_version not in (None, stored):
+                raise AccountsError(f"The key of {user_id} was changed meanwhile: look and try again.")
+            database.execute(delete(credentials).where(mine))
             database.execute(
                 update(connections)
                 .where(connections.c.user_id == user_id)

@@ -499,21 +499,26 @@ class _Pages:
         told = "updated" if is_update else "connected"
         return RedirectResponse(f"/users/{quote(user_id)}/settings/keys?saved={told}", 303)
 
-    def ask_removal(self, request: Request, who: Login, user_id: str) -> Response:
+    def ask_removal(self, request: Request, who: Login, user_id: str, error: str | None = None) -> Response:
         connection = self._accounts.connection(user_id)
         if connection is None or connection.status is Status.REMOVED:
             return RedirectResponse(f"/users/{quote(user_id)}/settings/keys", 303)
-        return self._page(request, "remove.html", who, user_id=user_id, connection=connection)
+        status = 409 if error else 200
+        return self._page(
+            request, "remove.html", who, status, user_id=user_id, connection=connection, error=error
+        )
 
     async def remove_key(self, request: Request) -> Response:
         allowed = await run_in_threadpool(self._allowed, request)
         if isinstance(allowed, Response):
             return allowed
         who, user_id = allowed
+        seen = (await self._form(request)).get("key_version", "")
+        version = int(seen) if seen.isascii() and seen.isdigit() else None
         try:
-            await run_in_threadpool(self._accounts.remove_connection, user_id)
+            await run_in_threadpool(self._accounts.remove_connection, user_id, version)
         except AccountsError as error:
-            return await run_in_threadpool(self._keys_page, request, who, user_id, str(error), 422)
+            return await run_in_threadpool(self.ask_removal, request, who, user_id, str(error))
         return RedirectResponse(f"/users/{quote(user_id)}/settings/keys?saved=removed", 303)
 
     # Signing in and out.

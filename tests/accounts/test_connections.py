@@ -316,6 +316,13 @@ def test_organizations_are_compared_by_id_then_by_projects(one, other, same):
     assert other.is_same_as(one) is same
 
 
+def test_a_key_that_does_not_show_whose_it_is_takes_over_only_when_that_is_said():
+    known, silent = Organization("org-1"), Organization()
+    with pytest.raises(OtherOrganization, match="does not show which OpenAI organization it belongs to"):
+        connections._is_other(known, silent, may_replace=False)
+    assert connections._is_other(known, silent, may_replace=True)
+
+
 # Update
 
 
