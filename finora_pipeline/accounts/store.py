@@ -183,10 +183,14 @@ class Accounts:
         """
         deleted: dict[str, int] = {}
         with self._write.begin() as database:
-            for table in (credentials, connections, refreshes, audit, users):
+            # First, so that its number is higher than those of the notes that go.
+            noted = _note(database, _now(), user_id, "purge", None)
+            for table in (credentials, connections, refreshes, users):
                 deleted[table.name] = database.execute(
                     delete(table).where(table.c.user_id == user_id)
                 ).rowcount
+            older = (audit.c.user_id == user_id) & (audit.c.audit_id != noted)
+            deleted[audit.name] = database.execute(delete(audit).where(older)).rowcount
             theirs = select(logins.c.name).where(logins.c.user_id == user_id)
             database.execute(delete(sessions).where(sessions.c.name.in_(theirs)))
             deleted["logins"] = database.execute(delete(logins).where(logins.c.user_id == user_id)).rowcount
@@ -195,7 +199,6 @@ class Accounts:
             ).rowcount
             if not any(deleted.values()):
                 raise AccountsError(f"There is no user {user_id}.")
-            _note(database, _now(), user_id, "purge", None)
         if self._write.dialect.name == "sqlite":
             self._cut_log(user_id)
         return deleted
@@ -248,7 +251,7 @@ class Accounts:
             if _state(current) != _state(known):
                 raise AccountsError(f"The connection of {user_id} was changed meanwhile: look and try again.")
             keeps_more = _save_user(database, user_id, plan, email, now)
-            version = known.key_version + 1 if known else 1
+            version = (known.key_version if known else _last_version(database, user_id)) + 1
             sealed = self._vault.seal(key.reveal(), _identity(user_id, version))
             values: dict[str, Any] = {
                 "status": Status.ACTIVE,
@@ -600,7 +603,10 @@ def _read_after(connection: Connection, outcome: Refresh) -> dict[str, date | No
             if is_whole and outcome.plan in (None, connection.plan.name):
                 first, end = outcome.window_start, outcome.window_end
         elif outcome.window_start <= end and outcome.window_end >= first:
-            first, end = min(first, outcome.window_start), max(end, outcome.window_end)
+            first = min(first, outcome.window_start)
+            # A read of past days alone leaves it to the next refresh to make up for a pause.
+            if outcome.window_end > outcome.started_at.date():
+                end = max(end, outcome.window_end)
     return {"history_from": first, "read_until": end}
 
 
@@ -632,8 +638,17 @@ def _save_user(
     return plan is not None and plan_named(plan).keeps_more_than(plan_named(known.plan))
 
 
-def _note(database: DatabaseConnection, at: datetime, user_id: str, action: str, detail: str | None) -> None:
-    database.execute(insert(audit).values(at=at, user_id=user_id, action=action, detail=detail))
+def _last_version(database: DatabaseConnection, user_id: str) -> int:
+    """A number that no key of a user without a connection had: a run that began before a purge must not take
+    the key that came after it for its own. Every key has a note, so that of the purge has a higher number."""
+    purges = (audit.c.user_id == user_id) & (audit.c.action == "purge")
+    return database.execute(select(func.max(audit.c.audit_id)).where(purges)).scalar() or 0
+
+
+def _note(database: DatabaseConnection, at: datetime, user_id: str, action: str, detail: str | None) -> int:
+    """Adds to the audit trail; returns the number of the note."""
+    note = insert(audit).values(at=at, user_id=user_id, action=action, detail=detail)
+    return database.execute(note.returning(audit.c.audit_id)).scalar_one()
 
 
 def _identity(user_id: str, version: int) -> str:

@@ -147,11 +147,11 @@ class OpenAIAdminClient:
         path: str,
         params: QueryParams,
         key: AdminKey,
-        read: Callable[[bytes], T],
+        read: Callable[[bytes, datetime], T],
         is_optional: bool = False,
     ) -> T:
-        """What `read` makes of a successful answer; repeated as the contract says, but not for a 404 on
-        something optional.
+        """What `read` makes of a successful answer and of the moment when it was asked for; repeated as the
+        contract says, but not for a 404 on something optional.
 
         `read` raises `UnreadableResponse` for a body that is not what was asked for; like any passing
         fault, that is asked for again. Raises `OpenAIAdminError`.
@@ -160,9 +160,9 @@ class OpenAIAdminClient:
         pause = self._limits.first_pause_seconds
         while True:
             try:
-                body = await self._get_once(path, params, key)
+                body, asked_at = await self._get_once(path, params, key)
                 try:
-                    answer = read(body)
+                    answer = read(body, asked_at)
                 except UnreadableResponse:
                     self.outcomes["unreadable"] += 1
                     raise
@@ -178,8 +178,9 @@ class OpenAIAdminClient:
                     raise
             await asyncio.sleep(wait)
 
-    async def _get_once(self, path: str, params: QueryParams, key: AdminKey) -> bytes:
+    async def _get_once(self, path: str, params: QueryParams, key: AdminKey) -> tuple[bytes, datetime]:
         async with self._in_flight:
+            asked_at = datetime.now(UTC)
             try:
                 answer = await self._transport.handle_async_request(
                     httpx.Request(
@@ -214,7 +215,7 @@ class OpenAIAdminClient:
         if key.reveal().encode() in body:
             self.outcomes["unreadable"] += 1
             raise UnreadableResponse("The answer repeats the key that asked for it, so it is not kept.")
-        return body
+        return body, asked_at
 
 
 class OrganizationClient:
@@ -227,35 +228,44 @@ class OrganizationClient:
         self._in_flight = asyncio.Semaphore(limits.per_organization)
 
     async def read(
-        self, endpoint: Endpoint, window: Window, group_by: Sequence[str] | None = None
+        self,
+        endpoint: Endpoint,
+        window: Window,
+        group_by: Sequence[str] | None = None,
+        known_from: date | None = None,
     ) -> list[Page]:
         """All pages of a window, oldest first. Raises `OpenAIAdminError`; nothing half-read comes back.
 
         `group_by` defaults to what the endpoint's row says. A long window is asked for in pieces that fit
-        one page each, at the same time.
+        one page each, at the same time. Days before an answer's first are taken for those before the
+        organization, but not from `known_from` on, a day on which it is known to have existed.
         """
         grouping = endpoint.group_by if group_by is None else tuple(group_by)
         pieces = list(window.split(endpoint.days_per_page))
         if len(pieces) == 1:
-            return await self._read_piece(endpoint, window, grouping)
+            return await self._read_piece(endpoint, window, grouping, known_from)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._read_piece(endpoint, p, grouping)) for p in pieces]
+                tasks = [
+                    group.create_task(self._read_piece(endpoint, p, grouping, known_from)) for p in pieces
+                ]
         except ExceptionGroup as failures:
             raise first_failure(failures.exceptions) from None
         pages = [page for task in tasks for page in task.result()]
         try:
             # A piece without any day is right only before the first piece that has some.
-            _check_whole(pages, window, datetime.now(UTC).date())
+            _check_whole(pages, window, datetime.now(UTC).date(), known_from)
         except _PagesDoNotFit as error:
             raise UnreadableResponse(str(error)) from None
         return pages
 
-    async def _read_piece(self, endpoint: Endpoint, window: Window, grouping: tuple[str, ...]) -> list[Page]:
+    async def _read_piece(
+        self, endpoint: Endpoint, window: Window, grouping: tuple[str, ...], known_from: date | None
+    ) -> list[Page]:
         attempts = 3
         while True:
             try:
-                return await self._follow_cursor(endpoint, window, grouping)
+                return await self._follow_cursor(endpoint, window, grouping, known_from)
             except (_PageTokenRejected, _PagesDoNotFit) as error:
                 attempts -= 1
                 if not attempts:
@@ -265,7 +275,7 @@ class OrganizationClient:
                     raise UnreadableResponse(told) from None
 
     async def _follow_cursor(
-        self, endpoint: Endpoint, window: Window, grouping: tuple[str, ...]
+        self, endpoint: Endpoint, window: Window, grouping: tuple[str, ...], known_from: date | None
     ) -> list[Page]:
         params = (
             ("start_time", str(unix_seconds(window.start))),
@@ -281,21 +291,21 @@ class OrganizationClient:
         last_start = first - 1
         while True:
             async with self._in_flight:
-                body, head = await self._client.get(
+                asked_at, body, head = await self._client.get(
                     endpoint.path,
                     (*params, ("page", cursor)) if cursor else params,
                     self._key,
-                    lambda body: (body, check_page(endpoint, body)),
+                    lambda body, asked_at: (asked_at, body, check_page(endpoint, body)),
                 )
-            now = datetime.now(UTC)
-            pages.append(Page(endpoint, window, grouping, len(pages) + 1, now, body, head))
+            # What was asked for later is newer, however long each answer took.
+            pages.append(Page(endpoint, window, grouping, len(pages) + 1, asked_at, body, head))
             for start in head.starts:
                 # A day twice would count twice; a day that was not asked for would replace another.
                 if not last_start < start < end:
                     raise _PagesDoNotFit("OpenAI sent other days than those asked for, or one twice.")
                 last_start = start
             if not head.has_more:
-                _check_whole(pages, window, now.date())
+                _check_whole(pages, window, datetime.now(UTC).date(), known_from)
                 return pages
             if not head.next_page or head.next_page in cursors:
                 raise _PagesDoNotFit(
@@ -331,11 +341,11 @@ class OrganizationClient:
                 params = (*params, ("after", after))
             try:
                 async with self._in_flight:
-                    body, listed = await self._client.get(
+                    asked_at, body, listed = await self._client.get(
                         path,
                         params,
                         self._key,
-                        lambda body: (body, _read_list(body)),
+                        lambda body, asked_at: (asked_at, body, _read_list(body)),
                         is_optional=bool(project_id),
                     )
             except NotFound:
@@ -344,20 +354,21 @@ class OrganizationClient:
                 return pages
             grouping = (project_id,) if project_id else ()
             head = PageHead(listed.has_more, None, [])
-            moment = datetime.now(UTC)
-            pages.append((Page(listing, window, grouping, len(pages) + 1, moment, body, head), listed))
+            pages.append((Page(listing, window, grouping, len(pages) + 1, asked_at, body, head), listed))
             if not listed.has_more or not listed.data:
                 return pages
             after = listed.data[-1].id
         raise UnreadableResponse(f"OpenAI sent over {self._limits.most_pages} pages of one list.")
 
 
-def _check_whole(pages: list[Page], window: Window, today: date) -> None:
+def _check_whole(pages: list[Page], window: Window, today: date, known_from: date | None) -> None:
     """Refuses an answer that says it is complete and leaves days out: they would pass for read."""
     starts = [start for page in pages for start in page.head.starts]
     past = unix_seconds(min(window.end, today))
-    if starts:
-        is_whole = sum(start < past for start in starts) >= (past - starts[0]) // SECONDS_PER_DAY
+    first = unix_seconds(max(window.start, known_from)) if known_from else past
+    if starts or first < past:
+        first = min([first, *starts[:1]])
+        is_whole = sum(start < past for start in starts) >= (past - first) // SECONDS_PER_DAY
     else:
         # Of long ago there may be nothing at all: the time before the organization.
         is_whole = window.end < today or window.start >= today

@@ -83,7 +83,7 @@ class PageHead:
 class Page:
     """One page as received. `body` is OpenAI's text, verbatim, and `head` what its check found; `grouping`
     the `group_by` values that were asked for, or the project of a list; `number` counts from 1 in its
-    window."""
+    window; `fetched_at` is the moment when it was asked for."""
 
     endpoint: Endpoint | Listing
     window: Window

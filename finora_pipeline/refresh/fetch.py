@@ -330,9 +330,11 @@ async def _read_user(
     try:
         if window.start == FIRST_DAY:
             window = await _from_first_costs(organization, window)
-        sets.append(PageSet(connection.user_id, await organization.read(COSTS, window)))
+        known_from = max(connection.connected_at.date(), connection.organization_since or FIRST_DAY)
+        costs = await organization.read(COSTS, window, known_from=known_from)
+        sets.append(PageSet(connection.user_id, costs))
         wanted = [endpoint for endpoint in readings if _is_taken(connection, endpoint, began)]
-        reads = (organization.read(endpoint, window) for endpoint in wanted)
+        reads = (organization.read(endpoint, window, known_from=known_from) for endpoint in wanted)
         failures = []
         answers = await asyncio.gather(*reads, return_exceptions=True)
         for endpoint, answer in zip(wanted, answers, strict=True):

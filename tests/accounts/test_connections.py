@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, TypeVar
 
 import pytest
@@ -16,6 +16,7 @@ from finora_pipeline.accounts.connections import NewConnection
 from finora_pipeline.accounts.model import (
     AccountsError,
     Connection,
+    KeyReplaced,
     Organization,
     OtherOrganization,
     Refresh,
@@ -467,6 +468,22 @@ def test_an_older_credential_put_back_does_not_open(home, openai):
         stored_key(home, "acme")
 
 
+def test_no_key_of_a_purged_user_is_taken_for_one_that_came_after(home, openai):
+    key = openai.organizations[0].admin_key
+    connect(home, "acme", key)
+    update(home, "acme", fresh_key(openai))
+    connect(home, "globex", openai.organizations[1].admin_key)
+    versions = [1, 2]
+    for _ in range(2):
+        ring = home.accounts.key_ring(["acme"])
+        home.accounts.purge("acme")
+        again = connect(home, "acme", openai.organizations[1].admin_key)
+        assert again.key_version > max(versions)
+        with pytest.raises(KeyReplaced):
+            ring.key_of("acme", versions[-1])
+        versions += [again.key_version, update(home, "acme", fresh_key(openai, 1)).key_version]
+
+
 def test_a_key_ring_keeps_the_keys_of_its_moment(home, openai):
     connect(home, "acme", openai.organizations[0].admin_key)
     ring = home.accounts.key_ring(["acme", "globex"])
@@ -656,9 +673,14 @@ def test_what_has_been_read_without_a_gap_grows_only_where_reads_meet(home, open
         ((end + timedelta(days=1), end + timedelta(days=3)), (first, end)),
         ((end, end + timedelta(days=2)), (first, end + timedelta(days=2))),
         ((first - timedelta(days=9), first - timedelta(days=2)), (first, end + timedelta(days=2))),
+        # Past days alone, read by hand after a pause, do not make up for it.
+        ((end, end + timedelta(days=3)), (first, end + timedelta(days=2))),
+        ((first - timedelta(days=1), first), (first - timedelta(days=1), end + timedelta(days=2))),
     ]
     for number, ((start, until), expected) in enumerate(reads):
-        read = replace(whole, window_start=start, window_end=until)
+        is_by_hand = number >= 3
+        began = datetime.combine(until, time(12), UTC) + timedelta(days=5 if is_by_hand else -1)
+        read = replace(whole, window_start=start, window_end=until, started_at=began)
         home.accounts.record_refreshes(f"later-{number}", [read])
         after = stored(home, "acme")
         assert (after.history_from, after.read_until) == expected

@@ -6,7 +6,7 @@ import socket
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
@@ -107,7 +107,7 @@ def read_with_cursor(openai: OpenAI, days: int = 10, limits: Limits = PATIENT) -
 
     async def use(client: OpenAIAdminClient) -> tuple[list[Page], int]:
         reader = client.organization(key_of(openai))
-        pages = await reader._read_piece(SHORT_PAGES, last_days(openai, days), SHORT_PAGES.group_by)
+        pages = await reader._read_piece(SHORT_PAGES, last_days(openai, days), SHORT_PAGES.group_by, None)
         return pages, client.outcomes.total()
 
     return with_client(openai.base_url, use, limits)
@@ -165,6 +165,31 @@ LASTING: list[tuple[Fault, type[OpenAIAdminError], str]] = [
     (Fault(FaultKind.SAME_CURSOR), UnreadableResponse, "repeated a page token"),
     (Fault(FaultKind.ECHO_KEY), UnreadableResponse, "repeats the key"),
 ]
+
+
+def test_days_before_the_first_are_taken_for_those_before_an_organization_that_is_not_known(
+    openai: OpenAI,
+) -> None:
+    window = last_days(openai, 5)
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.LATE_START))
+
+    def read_since(known_from: date | None) -> list[Page]:
+        async def use(client: OpenAIAdminClient) -> list[Page]:
+            return await client.organization(key_of(openai)).read(COSTS, window, known_from=known_from)
+
+        return with_client(openai.base_url, use)
+
+    for known_from in (None, window.last - timedelta(days=1), window.last):
+        assert sum(len(page.head.starts) for page in read_since(known_from)) == 2
+    for known_from in (window.start - timedelta(days=9), window.start, window.last - timedelta(days=2)):
+        with pytest.raises(UnreadableResponse, match="left out days"):
+            read_since(known_from)
+
+
+def test_an_answer_is_of_the_moment_when_it_was_asked_for(openai: OpenAI) -> None:
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SLOW, seconds=0.2))
+    pages, _ = read(openai)
+    assert datetime.now(UTC) - pages[0].fetched_at >= timedelta(seconds=0.2)
 
 
 @pytest.mark.parametrize("fault", RECOVERING, ids=lambda fault: f"{fault.kind}-{fault.times}")

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from finora_pipeline import runs
+from finora_pipeline.accounts.schema import connections
 from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState, Simulator
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.accounts import AccountsResource
@@ -241,3 +243,18 @@ def test_midnight_amid_a_refresh(installation: Installation, monkeypatch: pytest
     installation.refresh()
     assert facts_of(installation) == truth_of(installation)
     assert {day for day, _, _ in installation.costs("user-0")} >= {today - timedelta(days=1), today}
+
+
+def test_days_of_an_organization_that_is_known_are_not_taken_for_those_before_it(start_openai, install):
+    openai = start_openai(days=20, services=False)
+    installation = install(openai)
+    installation.connect(plan="trial")
+    connected_at = openai.simulator.now - timedelta(days=15)
+    with installation.accounts.database.begin() as database:
+        database.execute(update(connections).values(connected_at=connected_at))
+    openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.LATE_START, "costs"))
+    (refused,) = installation.refresh().failed_users
+    assert refused["message"] == LEFT_OUT
+    openai.simulator.clear_faults()
+    assert not installation.refresh().failed_users
+    installation.assert_exact("user-0", 0, installation.history(7))

@@ -268,6 +268,8 @@ def _spoil(page: dict[str, Any], kind: FaultKind, key: str) -> None:
                 bucket["results"] = None
         case FaultKind.LEFT_OUT:
             del page.get("data", [])[-2:-1]
+        case FaultKind.LATE_START:
+            del page.get("data", [])[:-2]
         case FaultKind.NO_AMOUNT:
             for row in rows:
                 row.pop("amount", None)

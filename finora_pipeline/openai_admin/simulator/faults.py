@@ -27,6 +27,7 @@ class FaultKind(StrEnum):
     RESET = "reset"  # the connection closes in the middle of the right answer
     NULL_RESULTS = "null_results"  # `results` is null
     LEFT_OUT = "left_out"  # the page's last day but today has no bucket
+    LATE_START = "late_start"  # the page's days before yesterday have no buckets
     NO_AMOUNT = "no_amount"  # rows without `amount`
     FOREIGN_CURRENCY = "foreign_currency"
     NO_CURSOR = "no_cursor"  # has_more without next_page
