@@ -67,7 +67,7 @@ def read(
         )
         if not columns:
             tables = connection.execute(
-                "SELECT string_agg(table_name, ', ' ORDER BY table_name) FROM duckdb_tables() "
+                "SELECT string_agg(DISTINCT table_name, ', ' ORDER BY table_name) FROM duckdb_columns() "
                 "WHERE database_name = $database AND schema_name = 'main'",
                 {"database": DATABASE},
             ).fetchall()[0][0]

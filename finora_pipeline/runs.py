@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.assets.partitions import USERS_NAME, day_range_tags, range_tags
@@ -152,6 +153,8 @@ def _failure_of(event: dg.DagsterEvent) -> str:
     while error is not None and error.cause is not None:
         error = error.cause
     said = error.message.strip() if error else "no reason given"
+    if error and error.cls_name == DagsterExecutionInterruptedError.__name__:
+        said = "Interrupted. Nothing is lost: the next refresh goes on."
     return f"{event.step_key}: {said}"
 
 

@@ -134,6 +134,12 @@ def test_help_lists_the_commands_in_the_order_of_their_use(fresh):
     assert fresh.ok("--version").strip().endswith("0.1.0")
 
 
+def test_a_command_runs_without_a_standard_output():
+    line = ["sh", "-c", f'"{sys.executable}" -m finora_pipeline status >&-']
+    ended = subprocess.run(line, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
+
+
 def test_an_unknown_command_is_told(fresh):
     assert "No such command 'refesh'" in fresh.fails("refesh", code=2)
 
@@ -543,6 +549,8 @@ def test_refresh_refuses_options_that_make_no_sense(finora, arguments, says):
 def test_refresh_refuses_users_who_are_not_there(fresh, finora):
     assert "There is no connection to refresh: finora connect makes one." in fresh.fails("refresh")
     assert "no OpenAI connection to refresh for nobody" in finora.fails("refresh", "--user", "nobody")
+    refused = finora.fails("refresh", "--user", "acme", "--plan", "enterprise")
+    assert "no OpenAI connection on the plan enterprise to refresh for acme" in refused
     missing = finora.fails("refresh", "--user", "nobody", "--user", "acme", "--user", "another", "--json")
     assert "for another, nobody." in missing
 

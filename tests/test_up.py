@@ -138,6 +138,16 @@ def test_a_port_in_use_is_told(start_openai, install):
     assert "is in use: end what uses it, or choose another." in told.stderr
 
 
+def test_one_port_for_two_servers_is_refused(start_openai, install):
+    installation = install(start_openai(days=1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line, environment = command(installation, "--port", port, "--health-port", port)
+    told = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert (told.returncode, "must differ" in told.stderr) == (1, True)
+
+
 def test_a_child_that_cannot_be_started_is_tried_again(tmp_path, monkeypatch, caplog):
     """As where there is no memory for a moment; here its environment is too large for a moment."""
     monkeypatch.setattr(supervisor, "FIRST_PAUSE_SECONDS", 0.01)

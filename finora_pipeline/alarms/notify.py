@@ -38,14 +38,14 @@ class Notifier:
     @property
     def kinds(self) -> list[str]:
         """The scheme of each address: mailto, slack, json."""
-        return [address.partition(":")[0] for address in self._addresses()]
+        return [_kind(address) for address in self._addresses()]
 
     def send(self, title: str, body: str) -> None:
         """Sends to every address. Raises `NotifyError` if one cannot be used or did not take it."""
         told: list[str] = []
         failed: list[str] = []
         for address in self._addresses():
-            kind = address.partition(":")[0]
+            kind = _kind(address)
             sender = apprise.Apprise()
             try:
                 is_sent = sender.add(address) and sender.notify(
@@ -65,6 +65,12 @@ class Notifier:
 
     def _addresses(self) -> list[str]:
         return os.environ.get(self._variable, "").split()
+
+
+def _kind(address: str) -> str:
+    # What stands before a mere colon, or all there is, may be a name or a secret.
+    scheme, separator, _ = address.partition("://")
+    return scheme if separator else "one without ://"
 
 
 def message_of(alarms: Iterable[Alarm]) -> tuple[str, str]:

@@ -127,7 +127,10 @@ def remove(name: str, opens_pages: bool) -> None:
 def sign_out(name: str) -> None:
     """End every open session of a login."""
     with plain_errors():
-        ended = _opened()[1].close_sessions(name)
+        people = _opened()[1]
+        if people.login(name) is None:
+            raise click.ClickException(f"There is no login {name}.")
+        ended = people.close_sessions(name)
     messages.print(f"Ended {ended} sessions of {name}.", markup=False)
 
 

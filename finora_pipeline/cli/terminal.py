@@ -24,7 +24,7 @@ _CONTROLS = {code: "�" for code in (*range(32), *range(127, 160)) if chr(code)
 # A pipe has no width that lines would have to fit.
 PIPE_WIDTH = 1_000
 # Results go to the standard output, everything else beside it, so that a pipe gets results alone.
-output = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+output = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else PIPE_WIDTH)
 messages = Console(stderr=True, highlight=False)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")

@@ -50,6 +50,8 @@ def up(port: int, health_port: int, dashboard_host: str, dashboard_port: int, pu
             options = ("--host", dashboard_host, "--port", str(dashboard_port))
             options += ("--public-url", public_url) if public_url else ()
             ports = (serving.check_port(port), serving.check_port(health_port))
+            if len({dashboard_port, *ports}) < 3:
+                raise click.ClickException("--port, --health-port and --dashboard-port must differ.")
             asyncio.run(serving.serve(settings, *ports, options))
     except (serving.AlreadyServed, serving.PortTaken, DashboardRefused) as error:
         raise click.ClickException(str(error)) from None

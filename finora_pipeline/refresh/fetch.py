@@ -97,7 +97,9 @@ def select_connections(
         readable = [c for c in found if c.next_refresh_at is not None]
         missing = sorted(set(user_ids) - {c.user_id for c in readable})
         if missing and not skip_missing:
-            raise AccountsError(f"There is no OpenAI connection to refresh for {', '.join(missing)}.")
+            of_plan = f" on the plan {plan}" if plan else ""
+            named = ", ".join(missing)
+            raise AccountsError(f"There is no OpenAI connection{of_plan} to refresh for {named}.")
         return readable
     moment = now or datetime.now(UTC)
     readable = [c for c in accounts.connections(plan=plan) if c.may_be_read(moment)]

@@ -460,6 +460,10 @@ def test_logins_are_made_and_ended_at_the_terminal() -> None:
     assert login is not None
     token = people.open_session(login, now)
     assert finora("login", "sign-out", ADA) == (0, f"Ended 1 sessions of {ADA}.\n")
+    assert finora("login", "sign-out", "nobody@example.com") == (
+        1,
+        "Error: There is no login nobody@example.com.\n",
+    )
     assert people.of_session(token, now) is None
     assert finora("login", "remove", ADA)[0] == 0
     assert people.login(ADA) is None

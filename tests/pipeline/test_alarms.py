@@ -197,6 +197,12 @@ def test_an_address_that_cannot_be_used_is_told_without_its_password(monkeypatch
     assert told.exit_code == 1
     assert "(nosuch)" in told.output
     assert "secret-password" not in told.output
+    # Without its scheme, an address is a secret as a whole.
+    monkeypatch.setenv("FINORA_NOTIFY", "hooks.example.com/services/secret-token mail:secret-password@host")
+    told = CliRunner().invoke(main, ["alarms", "--test"])
+    assert told.exit_code == 1
+    assert "(one without ://, one without ://)" in told.output
+    assert "secret" not in told.output
     monkeypatch.delenv("FINORA_NOTIFY")
     assert "FINORA_NOTIFY is empty" in CliRunner().invoke(main, ["alarms", "--test"]).output
 
