@@ -161,6 +161,37 @@ def test_prices_of_the_days_after_a_restated_one_are_compared_again(warehouse: W
     assert rows(warehouse, query) == [(days[0], None), (DAY, Decimal(10))]
 
 
+@pytest.mark.parametrize("reread", [False, True])
+def test_prices_are_compared_with_days_that_are_read_afterwards(reread: bool, warehouse: Warehouse):
+    first = DAY - timedelta(days=8)
+    usd = {first: "30.00", DAY - timedelta(days=1): "20.00", DAY: "10.00", DAY + timedelta(days=7): "10.00"}
+    days = {day: cost_day([priced(amount, "1000.0")], day) for day, amount in usd.items()}
+    kept = [days[DAY], days[DAY + timedelta(days=7)]]
+    land(warehouse, page_of(*kept), fetched_at=NOON)
+    # Another user's days are not compared with these.
+    land(warehouse, page_of(days[DAY]), user_id="globex", fetched_at=NOON)
+    load(warehouse)
+    refresh_metrics(warehouse, ["acme", "globex"], DAY)
+    query = "SELECT date, price_residual_usd FROM pipeline.reconciled_days WHERE user_id = '{}' ORDER BY date"
+    assert rows(warehouse, query.format("acme"))[0] == (DAY, None)
+
+    # A better plan or a backfill: with the days that are known already, or without them.
+    older = [days[first], days[DAY - timedelta(days=1)]]
+    read = page_of(*older, *(kept if reread else []))
+    land(warehouse, read, run_id="run-2", fetched_at=NOON + timedelta(hours=1))
+    load(warehouse, run_id="run-2")
+    stale = rows(warehouse, "SELECT date FROM pipeline.stale_days ORDER BY date")
+    assert stale == [(first,), (DAY - timedelta(days=1),), (DAY,)]
+    refresh_metrics(warehouse, ["acme", "globex"], DAY)
+    assert rows(warehouse, query.format("acme")) == [
+        (first, None),
+        (DAY - timedelta(days=1), Decimal(10)),
+        (DAY, Decimal(10)),
+        (DAY + timedelta(days=7), Decimal(0)),
+    ]
+    assert rows(warehouse, query.format("globex")) == [(DAY, None)]
+
+
 def test_what_a_line_means_is_computed_anew_and_no_revision(warehouse: Warehouse):
     def cost_of(unit: str) -> str:
         return page_of(cost_day([priced("10.00", "40.0")[:-1] + f',"quantity_unit":{unit}}}']))

@@ -117,6 +117,17 @@ SELECT
 FROM buckets
 LEFT JOIN line_items AS item ON item.line_item = result.line_item;
 
+-- The prices of a day are those of the seven days before (reconciliation.sql): a better plan or a backfill may
+-- read them after the day itself.
+INSERT INTO changed_days
+SELECT user_id, provider, 'costs', date
+FROM pipeline.loaded_days AS loaded
+SEMI JOIN (FROM new_days ANTI JOIN reread_days USING (user_id, provider, endpoint, date)) AS first_read
+    ON first_read.user_id = loaded.user_id
+    AND first_read.provider = loaded.provider
+    AND loaded.date BETWEEN first_read.date + 1 AND first_read.date + 7
+WHERE loaded.endpoint = 'costs';
+
 -- [compare]
 -- What was restated: the rows of days read before that are not as they were. `is_restated` is false where only
 -- their meaning is another: the unit, or what a newer grammar reads from the line item.

@@ -87,7 +87,7 @@ SELECT new.user_id, new.provider, new.endpoint, new.date, new.fetched_at, loaded
 FROM new_days AS new
 JOIN pipeline.loaded_days AS loaded USING (user_id, provider, endpoint, date);
 
--- Filled by each table's load: the days that were read again and are not as they were.
+-- Filled by each table's load: the days read before whose figures are not as they were.
 CREATE OR REPLACE TEMP TABLE changed_days (
     user_id VARCHAR, provider VARCHAR, endpoint VARCHAR, date DATE
 );
