@@ -1,10 +1,12 @@
 """What a notebook gets from the published file: exact amounts, one copy, no waiting, no secrets."""
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -233,6 +235,16 @@ def test_analysts_use_the_macros_of_the_metrics():
             "base_model('gpt-4o-2024-08-06')"
         ).fetchall()[0]
     assert row == (Decimal("0.333333333333333333"), Decimal("625"), None, "gpt-4o")
+
+
+@pytest.mark.usefixtures("installation")
+def test_the_queries_for_analysts_run_and_know_no_day_but_utcs():
+    text = (Path(__file__).parent.parent / "docs" / "analysts.md").read_text()
+    (questions,) = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    with finora_pipeline.connect() as connection:
+        for statement in duckdb.extract_statements(questions):
+            assert "current_date" not in statement.query
+            connection.execute(statement)
 
 
 def test_a_reader_keeps_its_copy_and_blocks_no_refresh(installation):

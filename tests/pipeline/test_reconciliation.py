@@ -1,9 +1,11 @@
 """What we hold against what OpenAI says otherwise."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import dagster as dg
+import duckdb
+import pytest
 
 from finora_pipeline.assets.metrics import reconciliation_check
 from finora_pipeline.openai_admin.endpoints import COST_TOTALS
@@ -76,3 +78,24 @@ def test_lines_without_an_amount_never_reconcile(tmp_path):
     refresh_metrics(warehouse, ["acme"], DAY)
     found = rows(warehouse, "SELECT severity, lines_without_amount FROM reconciliation")
     assert found == [("error", 2)]
+
+
+# At any moment it is another day in one of them than in UTC.
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12"])
+def test_a_day_is_final_by_utc_wherever_its_reader_sits(zone: str, tmp_path):
+    from finora_pipeline.warehouse.warehouse import Warehouse
+
+    warehouse = Warehouse(tmp_path)
+    today = datetime.now(UTC).date()
+    for ago in (2, 3):
+        day = today - timedelta(days=ago)
+        land(warehouse, page_of(cost_day([cost_row('"1.00"')], day)))
+        land(warehouse, page_of(cost_day([cost_row('"2.00"', None)], day)), endpoint=COST_TOTALS)
+    load(warehouse)
+    load(warehouse, "cost_totals")
+    refresh_metrics(warehouse, ["acme"], today)
+    with duckdb.connect(":memory:") as reader:
+        reader.execute(f"ATTACH '{warehouse.database}' AS finora (READ_ONLY)")
+        reader.execute(f"SET TimeZone = '{zone}'")
+        query = "SELECT severity FROM finora.reconciliation ORDER BY date"
+        assert reader.execute(query).fetchall() == [("error",), ("info",)]

@@ -140,11 +140,12 @@ def test_a_price_that_changed_shows_once_the_day_is_final(warehouse: Warehouse):
     load(warehouse)
     refresh_metrics(warehouse, ["acme"], today)
     (created,) = rows(warehouse, "SELECT sql FROM duckdb_views() WHERE view_name = 'reconciliation'")[0]
-    query = "SELECT price_residual_usd FROM ({}) WHERE date = current_date - 1"
+    query = f"SELECT price_residual_usd FROM ({{}}) WHERE date = '{today - timedelta(days=1)}'"
     view = created[created.index("SELECT") :].rstrip(";")
     assert rows(warehouse, query.format(view)) == [(None,)]
     # Nothing is read or computed any more until then.
-    later = view.replace("current_date", "(current_date + 2)")
+    later = view.replace("now()", "(now() + INTERVAL 2 DAY)")
+    assert later != view
     assert rows(warehouse, query.format(later)) == [(Decimal(20),)]
 
 

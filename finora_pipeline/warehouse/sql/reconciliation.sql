@@ -39,22 +39,24 @@ SELECT
     billed_tokens,
     used_tokens,
     (billed_tokens - used_tokens)::DECIMAL(38, 18) AS token_residual,
-    CASE WHEN date <= current_date - 3 THEN price_residual_usd END AS price_residual_usd,
+    CASE WHEN date <= today - 3 THEN price_residual_usd END AS price_residual_usd,
     lines_without_amount,
     CASE
         WHEN lines_without_amount > 0 THEN 'error'
         WHEN api_total_usd IS NULL THEN NULL
         WHEN api_total_usd = facts_usd THEN 'ok'
-        WHEN date > current_date - 3 THEN 'info'
+        WHEN date > today - 3 THEN 'info'
         WHEN abs(api_total_usd - facts_usd) < 0.01 THEN 'warning'
         ELSE 'error'
     END AS severity,
     CASE
-        WHEN date >= date_trunc('month', current_date) THEN 'open'
-        WHEN date >= date_trunc('month', current_date) - INTERVAL 1 MONTH AND day(current_date) <= 7 THEN 'closing'
+        WHEN date >= date_trunc('month', today) THEN 'open'
+        WHEN date >= date_trunc('month', today) - INTERVAL 1 MONTH AND day(today) <= 7 THEN 'closing'
         ELSE 'closed'
     END AS month_state
-FROM pipeline.reconciled_days;
+FROM pipeline.reconciled_days
+-- Days are UTC's: current_date would be the day in the time zone of whoever reads.
+CROSS JOIN (SELECT (now() AT TIME ZONE 'UTC')::DATE AS today);
 COMMENT ON VIEW reconciliation IS 'What we hold of each day against what OpenAI says otherwise: its own total, tokens used, prices of the days before.';
 
 -- [refresh]
