@@ -93,6 +93,29 @@ def test_amounts_that_are_too_large_for_a_ratio_have_none(warehouse: Warehouse):
 
 
 @pytest.mark.parametrize(
+    ("usd", "top"),
+    [
+        ({f"model-{n}": "1.00" if n == 10 else "5.00" for n in range(30, 9, -1)}, "model-11"),
+        # Nothing is spent on the whole, or less: no share, so no model that has it.
+        ({"gpt-4o": "0.00", "o3": "0.00"}, None),
+        ({"gpt-4o": "1.00", "o3": "-2.00"}, None),
+        ({"gpt-4o": None}, None),
+    ],
+)
+def test_the_top_model_is_the_first_by_name_and_none_without_a_share(usd, top, warehouse: Warehouse):
+    lines = [
+        cost_row(f'"{amount}"' if amount else "null", f"{model}, input") for model, amount in usd.items()
+    ]
+    land(warehouse, page_of(cost_day(lines)), fetched_at=NOON)
+    load(warehouse)
+    refresh_metrics(warehouse, ["acme"], DAY)
+    query = (
+        "SELECT value IS NULL, detail FROM user_metrics WHERE metric = 'top_model_share' AND period = '7d'"
+    )
+    assert rows(warehouse, query) == [(top is None, top)]
+
+
+@pytest.mark.parametrize(
     "today", [date(2026, 3, 28), date(2026, 3, 31), date(2026, 5, 30), date(2026, 5, 31)]
 )
 def test_a_dollar_a_day_grows_by_nothing_in_any_month(today: date, warehouse: Warehouse):

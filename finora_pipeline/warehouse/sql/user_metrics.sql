@@ -8,7 +8,8 @@
 --   2. total_spend = Σ amount_usd. average_daily_cost = total_spend ÷ days of the period.
 --   3. cost_per_1k_tokens = cost charged by the token of models whose tokens are known ÷ (input + output
 --      tokens) × 1000; `covered_share` is that cost's share of total_spend.
---   4. top_model_share = spend of the model that cost most (`detail` names it) ÷ total_spend.
+--   4. top_model_share = spend of the model that cost most (`detail` names it; of several that cost the same, the
+--      first by name) ÷ total_spend.
 --   5. tokens_per_hour = (input + output tokens) ÷ (24 × days of the period); today counts as a whole day.
 --   6. cost_per_request = total_spend ÷ requests to models; those that searched the web count once.
 --   7. provider_share = total_spend ÷ the user's total_spend over all providers.
@@ -163,7 +164,7 @@ SELECT
     coalesce(sum(model.amount_usd), 0) AS total,
     sum(model.covered_usd) AS covered,
     max(model.amount_usd) AS top_usd,
-    arg_max(model.model, model.amount_usd) AS top_model,
+    min({'usd': -model.amount_usd, 'model': model.model}).model AS top_model,
     coalesce(sum(model.input_tokens), 0)::BIGINT AS input_tokens,
     coalesce(sum(model.output_tokens), 0)::BIGINT AS output_tokens,
     coalesce(sum(model.requests), 0)::BIGINT AS requests
@@ -278,7 +279,7 @@ SELECT
     previous_value,
     share_of(value - previous_value, previous_value),
     CASE metric WHEN 'cost_per_1k_tokens' THEN covered_share END,
-    CASE metric WHEN 'top_model_share' THEN top_model END,
+    CASE WHEN metric = 'top_model_share' AND value IS NOT NULL THEN top_model END,
     sparkline,
     is_sample
 FROM known;
