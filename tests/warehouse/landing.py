@@ -26,7 +26,9 @@ def page_of(*buckets: Any) -> str:
     return '{"object":"page","has_more":false,"next_page":null,"data":[' + ",".join(texts) + "]}"
 
 
-def cost_row(amount_json: str, line_item: str | None = "gpt-4o, input", project: str = "proj_a") -> str:
+def cost_row(
+    amount_json: str, line_item: str | None = "gpt-4o, input", project: str | None = "proj_a"
+) -> str:
     """A cost row as JSON text whose amount is written exactly as given."""
     fields = {"object": "organization.costs.result", "line_item": line_item, "project_id": project}
     amount = '{"value":' + amount_json + ',"currency":"usd"}'

@@ -274,17 +274,38 @@ def test_whatever_counts_tokens_is_charged_by_the_token(line_item: str, quantity
     assert rows(warehouse, "SELECT token_residual FROM reconciliation") == [(Decimal(0),)]
 
 
-def test_the_split_of_an_organization_that_was_replaced_is_not_the_new_ones(warehouse: Warehouse):
+@pytest.mark.parametrize("without_project", [False, True])
+def test_the_split_of_an_organization_that_was_replaced_is_not_the_new_ones(
+    without_project: bool, warehouse: Warehouse
+):
     by_member = BESIDES_COSTS["costs_by_member"]
-    split = cost_row('"1.00"', project="proj_old")[:-1] + ',"user_id":"m-old"}'
-    land(warehouse, page_of(cost_day([cost_row('"1.00"', project="proj_old")])), fetched_at=NOON)
-    land(warehouse, page_of(cost_day([split])), endpoint=by_member, fetched_at=NOON)
+    old = [cost_row('"1.00"', project="proj_old")]
+    new = [cost_row('"7.00"')]
+    # Both organizations may have costs that are of no project.
+    if without_project:
+        old.append(cost_row('"5.00"', project=None))
+        new.append(cost_row('"2.00"', project=None))
+    split = [line[:-1] + ',"user_id":"m-old"}' for line in old]
+    land(warehouse, page_of(cost_day(old)), fetched_at=NOON)
+    land(warehouse, page_of(cost_day(split)), endpoint=by_member, fetched_at=NOON)
     later = NOON + timedelta(hours=1)
-    land(warehouse, page_of(cost_day([cost_row('"7.00"')])), run_id="run-2", fetched_at=later)
-    use = page_of(bucket([used_by("m-new", 5)]))
+    land(warehouse, page_of(cost_day(new)), run_id="run-2", fetched_at=later)
+    use = page_of(bucket([used_by("m-new", 5), used_by("m-new", 5) | {"project_id": None}]))
     land(warehouse, use, endpoint=ENDPOINTS["completions"], run_id="run-2", fetched_at=later)
     for name in ("costs", "costs_by_member", "completions"):
         load(warehouse, name)
     refresh_metrics(warehouse, ["acme"], DAY)
-    query = "SELECT member_id, amount_usd, method FROM daily_member_costs"
-    assert rows(warehouse, query) == [("m-new", Decimal(7), "allocated")]
+    query = "SELECT member_id, sum(amount_usd), method FROM daily_member_costs GROUP BY ALL"
+    assert rows(warehouse, query) == [("m-new", Decimal(9 if without_project else 7), "allocated")]
+
+
+def test_a_split_without_any_project_is_the_organizations_own(warehouse: Warehouse):
+    lines = [cost_row('"5.00"', project=None), cost_row('"1.00"')]
+    land(warehouse, page_of(cost_day(lines)), fetched_at=NOON)
+    split = page_of(cost_day([lines[0][:-1] + ',"user_id":"m-1"}']))
+    land(warehouse, split, endpoint=BESIDES_COSTS["costs_by_member"], fetched_at=NOON)
+    for name in ("costs", "costs_by_member"):
+        load(warehouse, name)
+    refresh_metrics(warehouse, ["acme"], DAY)
+    query = "SELECT member_id, amount_usd, method FROM daily_member_costs ORDER BY amount_usd"
+    assert rows(warehouse, query) == [(None, Decimal(1), "billed"), ("m-1", Decimal(5), "billed")]

@@ -136,14 +136,17 @@ FROM (
 ) AS only_one
 WHERE charge_sums.rowid = only_one.sum;
 
--- Days that OpenAI splits itself. A split that names none of the day's projects is of another organization.
+-- Days that OpenAI splits itself. A split that names none of the day's projects is of another organization; costs
+-- without a project, which any organization may have, tell nothing unless the split has no others.
 CREATE OR REPLACE TEMP TABLE billed_days AS
-SELECT DISTINCT split.day, CASE reading WHEN 'costs_by_member' THEN 'member' ELSE 'key' END AS dimension
+SELECT split.day, CASE reading WHEN 'costs_by_member' THEN 'member' ELSE 'key' END AS dimension
 FROM pipeline.billed_costs AS billed
 JOIN split_days AS split USING (user_id, provider, date)
-JOIN charge_sums AS sums
+LEFT JOIN charge_sums AS sums
     ON sums.day = split.day AND sums.project_id IS NOT DISTINCT FROM billed.project_id
-WHERE reading IN ('costs_by_member', 'costs_by_key');
+WHERE reading IN ('costs_by_member', 'costs_by_key')
+GROUP BY ALL
+HAVING count(sums.project_id) > 0 OR count(billed.project_id) = 0 AND count(sums.day) > 0;
 
 -- The single charges of those that several share, or that OpenAI splits itself.
 CREATE OR REPLACE TEMP TABLE split_sums AS
