@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 
@@ -78,33 +78,55 @@ def replace_warehouse(warehouse: Warehouse, on_progress: Progress | None = None)
     days and names were read first, is taken over where its tables are still the same. Metrics are computed
     by whoever publishes next; days that were pruned may be back, and are to be pruned again.
     """
-    with warehouse.lock(), _loaded_beside(warehouse, on_progress) as (beside, files):
+    with warehouse.lock():
         settle(warehouse.database)
-        with beside.connect() as connection:
-            if warehouse.database.exists():
-                _attach_held(connection, warehouse)
-                for table in ("main.cost_revisions", "main.usage_revisions"):
-                    if _is_same(connection, table):
-                        connection.execute(f"DELETE FROM {table}")
-                        connection.execute(f"INSERT INTO {table} FROM held.{table}")
-                if _is_same(connection, "pipeline.loaded_days"):
-                    connection.execute(
-                        "UPDATE pipeline.loaded_days AS day SET first_fetched_at = known.first_fetched_at "
-                        "FROM held.pipeline.loaded_days AS known WHERE known.user_id = day.user_id "
-                        "AND known.provider = day.provider AND known.endpoint = day.endpoint "
-                        "AND known.date = day.date"
-                    )
-                for table, key in ID_COLUMN.items():
-                    if _is_same(connection, f"main.{table}"):
-                        connection.execute(
-                            f"UPDATE {table} AS one SET first_seen_at = known.first_seen_at "
-                            f"FROM held.{table} AS known WHERE known.user_id = one.user_id "
-                            f"AND known.provider = one.provider AND known.{key} = one.{key}"
-                        )
-                connection.execute("DETACH held")
-        warehouse.database.parent.mkdir(parents=True, exist_ok=True)
-        beside.database.replace(warehouse.database)
+        _archive_held(warehouse)
+        with _loaded_beside(warehouse, on_progress) as (beside, files):
+            _take_over(warehouse, beside)
+            warehouse.database.parent.mkdir(parents=True, exist_ok=True)
+            beside.database.replace(warehouse.database)
     return files
+
+
+def _archive_held(warehouse: Warehouse) -> None:
+    """Moves the raw files that the held database, of whatever version, knows as loaded: its record of
+    revisions is taken over, and a file that still waits would be loaded into it a second time."""
+    if not warehouse.database.exists():
+        return
+    raw = RawPages(warehouse.raw)
+    # A version whose ledger cannot be read has none to go by.
+    with (
+        duckdb.connect(warehouse.database, read_only=True) as connection,
+        suppress(duckdb.CatalogException, duckdb.BinderException),
+    ):
+        archive_loaded(connection, raw, raw.pending())
+
+
+def _take_over(warehouse: Warehouse, beside: Warehouse) -> None:
+    """Copies into the database beside what only the held one knows, if there is one."""
+    if not warehouse.database.exists():
+        return
+    with beside.connect() as connection:
+        _attach_held(connection, warehouse)
+        for table in ("main.cost_revisions", "main.usage_revisions"):
+            if _is_same(connection, table):
+                connection.execute(f"DELETE FROM {table}")
+                connection.execute(f"INSERT INTO {table} FROM held.{table}")
+        if _is_same(connection, "pipeline.loaded_days"):
+            connection.execute(
+                "UPDATE pipeline.loaded_days AS day SET first_fetched_at = known.first_fetched_at "
+                "FROM held.pipeline.loaded_days AS known WHERE known.user_id = day.user_id "
+                "AND known.provider = day.provider AND known.endpoint = day.endpoint "
+                "AND known.date = day.date"
+            )
+        for table, key in ID_COLUMN.items():
+            if _is_same(connection, f"main.{table}"):
+                connection.execute(
+                    f"UPDATE {table} AS one SET first_seen_at = known.first_seen_at "
+                    f"FROM held.{table} AS known WHERE known.user_id = one.user_id "
+                    f"AND known.provider = one.provider AND known.{key} = one.{key}"
+                )
+        connection.execute("DETACH held")
 
 
 @contextmanager

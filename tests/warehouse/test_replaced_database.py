@@ -1,14 +1,17 @@
 """A database is put in the warehouse's place: what stood in the old one's log alone stays out."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import replace_warehouse
 from finora_pipeline.warehouse.retention import purge
 from finora_pipeline.warehouse.warehouse import Warehouse, transaction
-from tests.warehouse.landing import rows
+from tests.warehouse.landing import cost_day, cost_row, land, load, page_of, rows
 
 USERS = "SELECT user_id FROM pipeline.stale_users ORDER BY user_id"
 
@@ -44,3 +47,33 @@ def test_the_log_of_the_old_database_is_not_replayed_into_the_new_one(
 
 def test_what_only_the_log_holds_is_not_lost(warehouse: Warehouse):
     assert rows(warehouse, USERS) == [("acme",), ("zeta",)]
+
+
+@pytest.mark.parametrize("version", ["this", "another", "another without a ledger"])
+def test_a_revision_whose_raw_file_was_not_moved_is_recorded_once(version: str, tmp_path: Path):
+    warehouse = Warehouse(tmp_path)
+    revisions = "SELECT old_amount_usd, new_amount_usd FROM cost_revisions ORDER BY ALL"
+    noon = datetime(2026, 6, 20, 12, tzinfo=UTC)
+    for hour, run_id, amount in ((0, "run-1", '"1.00"'), (1, "run-2", '"3.00"')):
+        fetched_at = noon + timedelta(hours=hour)
+        land(warehouse, page_of(cost_day([cost_row(amount)])), run_id=run_id, fetched_at=fetched_at)
+        load(warehouse, run_id=run_id)
+    recorded = rows(warehouse, revisions)
+    assert len(recorded) == 1
+    # Where a process that is killed after its commit leaves it.
+    (loaded,) = [file for file in RawPages(warehouse.raw).archived() if file.run_id == "run-2"]
+    if version != "another without a ledger":
+        loaded.path.rename(warehouse.raw / "pending" / loaded.name)
+    with warehouse.writing() as connection:
+        if version != "this":
+            connection.execute("UPDATE pipeline.made_by SET schema_hash = 'another'")
+            connection.execute("ALTER TABLE daily_usage ADD COLUMN another VARCHAR")
+        if version == "another without a ledger":
+            connection.execute("DROP TABLE pipeline.loaded_files")
+
+    assert replace_warehouse(warehouse) == 2
+    load(warehouse, run_id="run-3")
+
+    assert rows(warehouse, revisions) == recorded
+    assert rows(warehouse, "SELECT amount_usd FROM daily_costs") == [(Decimal(3),)]
+    assert RawPages(warehouse.raw).pending() == []
