@@ -31,7 +31,7 @@ def retention(
 ) -> dg.MaterializeResult:
     started = time.monotonic()
     now = datetime.now(UTC)
-    pruned = prune(warehouse.warehouse, accounts.accounts.kept_from(now))
+    pruned = prune(warehouse.warehouse, lambda: accounts.accounts.kept_from(now))
     thinned = thin(warehouse.warehouse, (now - RAW_PAGES_KEPT).date())
     clustered = cluster(warehouse.warehouse, now.date())
     if pruned.rows or clustered:

@@ -142,7 +142,7 @@ def _replace(as_json: bool) -> None:
         accounts = accounts_of(settings)
         with progress("Loading raw files") as show:
             files = replace_warehouse(warehouse, lambda done, total: show(done, total, 0))
-        prune(warehouse, accounts.kept_from(datetime.now(UTC)))
+        prune(warehouse, lambda: accounts.kept_from(datetime.now(UTC)))
         publish_refreshes(accounts, warehouse)
     if as_json:
         print_json({"raw_files": files})

@@ -1,7 +1,7 @@
 """What is kept no longer: days older than a plan's history, replaced raw pages, users who are purged."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -37,16 +37,21 @@ class Removed:
     bytes_freed: int = 0
 
 
-def prune(warehouse: Warehouse, kept_from: Mapping[str, date]) -> Removed:
-    """Removes the days before `kept_from` of each user from every table with days."""
+def prune(warehouse: Warehouse, kept_from: Callable[[], Mapping[str, date]]) -> Removed:
+    """Removes the days before `kept_from` of each user from every table with days.
+
+    `kept_from` is asked under the lock: while it is waited for, a user's plan may grow and its history be
+    loaded.
+    """
     removed = Removed()
-    limits = pa.table(
-        {
-            "user_id": pa.array(list(kept_from), pa.string()),
-            "kept_from": pa.array(list(kept_from.values()), pa.date32()),
-        }
-    )
     with warehouse.writing() as connection, transaction(connection):
+        first_days = kept_from()
+        limits = pa.table(
+            {
+                "user_id": pa.array(list(first_days), pa.string()),
+                "kept_from": pa.array(list(first_days.values()), pa.date32()),
+            }
+        )
         connection.register("limits", limits)
         # Their first day, and with it what can be compared, moves.
         connection.execute(

@@ -1,6 +1,7 @@
 """What is kept, what is removed, and that the facts can always be built again from the raw pages."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -141,11 +142,28 @@ def test_pages_that_come_again_as_they_were_are_not_stored_again(installation: I
     assert rebuild(warehouse_of(installation)).differences == []
 
 
+def test_the_history_of_a_plan_that_grows_while_upkeep_waits_is_kept(installation: Installation, monkeypatch):
+    accounts, lock = installation.accounts, Warehouse.lock
+    before = first_days(installation)
+    accounts.set_plan("user-0", "trial")
+    with accounts._write.begin() as database:
+        database.execute(update(users).values(plan_since=datetime.now(UTC) - timedelta(days=30)))
+    assert accounts.kept_from(datetime.now(UTC))["user-0"] > before["user-0"]
+
+    def wait_for_it(warehouse: Warehouse) -> AbstractContextManager[None]:
+        accounts.set_plan("user-0", "growth")
+        return lock(warehouse)
+
+    monkeypatch.setattr(Warehouse, "lock", wait_for_it)
+    nightly(installation)
+    assert first_days(installation) == before
+
+
 def test_days_that_were_pruned_come_back_when_they_are_read_again(installation: Installation):
     warehouse = warehouse_of(installation)
     window = installation.history(20)
     installation.refresh(window)
-    retention.prune(warehouse, {"user-0": installation.today - timedelta(days=3)})
+    retention.prune(warehouse, lambda: {"user-0": installation.today - timedelta(days=3)})
     installation.refresh(window)
     installation.assert_exact("user-0", 0, window)
 
@@ -222,7 +240,7 @@ def test_pruned_days_beside_kept_ones_in_a_raw_file_are_no_difference(tmp_path):
     days = [DAY + timedelta(days=number) for number in range(5)]
     land(warehouse, page_of(*(cost_day([cost_row('"5.00"')], day) for day in days)))
     load(warehouse)
-    assert retention.prune(warehouse, {"acme": days[2]}).rows["daily_costs"] == 2
+    assert retention.prune(warehouse, lambda: {"acme": days[2]}).rows["daily_costs"] == 2
     assert rebuild(warehouse).differences == []
     with warehouse.writing() as connection:
         connection.execute("DELETE FROM daily_costs WHERE date = ?", [days[3]])
@@ -236,7 +254,7 @@ def test_a_user_of_whom_no_day_is_kept_has_no_figures(tmp_path):
     load(warehouse)
     refresh_metrics(warehouse, ["acme"], DAY)
     assert rows(warehouse, "SELECT count(*) > 0 FROM user_metrics") == [(True,)]
-    retention.prune(warehouse, {"acme": DAY + timedelta(days=1)})
+    retention.prune(warehouse, lambda: {"acme": DAY + timedelta(days=1)})
     refresh_metrics(warehouse, ["other"], DAY)
     assert rows(warehouse, "SELECT count(*) FROM user_metrics WHERE user_id = 'acme'") == [(0,)]
 
