@@ -49,7 +49,7 @@ def plain_errors() -> Iterator[None]:
     from finora_pipeline.openai_admin.errors import OpenAIAdminError
     from finora_pipeline.openai_admin.keys import KeyFormError
     from finora_pipeline.plans import UnknownPlan
-    from finora_pipeline.warehouse.warehouse import WarehouseOutdated
+    from finora_pipeline.warehouse.warehouse import PartsUnequal, WarehouseOutdated
 
     known = (
         AccountsError,
@@ -58,6 +58,7 @@ def plain_errors() -> Iterator[None]:
         KeyFormError,
         UnknownPlan,
         WarehouseOutdated,
+        PartsUnequal,
         DiskFull,
     )
     try:

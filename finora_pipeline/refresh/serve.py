@@ -13,7 +13,10 @@ from finora_pipeline.warehouse.warehouse import Warehouse
 
 
 def publish_refreshes(accounts: Accounts, warehouse: Warehouse) -> Published:
-    """Publishes, then marks the refreshes whose pages are all in the published copy. Raises `DiskFull`."""
+    """Publishes, then marks the refreshes whose pages are all in the published copy.
+
+    Raises `DiskFull` and `PartsUnequal`.
+    """
     reads: list[Read] = []
 
     def connection_rows() -> Iterator[dict[str, object]]:

@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from finora_pipeline.warehouse.sql import section
-from finora_pipeline.warehouse.warehouse import Warehouse, run, transaction
+from finora_pipeline.warehouse.warehouse import PartsUnequal, Warehouse, run, transaction
 
 # What the sample organization uses: tokens on a working day, USD per million tokens in and out.
 SAMPLE_MODELS = pa.table(
@@ -56,9 +56,16 @@ def refresh_metrics(warehouse: Warehouse, user_ids: Iterable[str], today: date) 
 
 def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> None:
     """Computes, under the lock, what another run's load has left to be computed, so that facts and metrics
-    are of one moment."""
+    are of one moment. Raises `PartsUnequal` where a day does not add up, now or in a run before."""
     if _count(connection, "pipeline.stale_days"):
-        _refresh_costs(connection, user_ids, today)
+        unequal = _refresh_costs(connection, user_ids, today).unequal
+        if unequal:
+            user_id, day = min(unequal)
+            raise PartsUnequal(
+                f"Costs by model, member or API key do not add up to the bill on {len(unequal)} user-days, "
+                f"the first of {user_id} on {day}: nothing is published and readers keep the last good copy. "
+                "Run finora rebuild and report what it shows."
+            )
     if _count(connection, "pipeline.stale_users"):
         _refresh_user_metrics(connection, today)
 
@@ -87,7 +94,8 @@ def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str
             run(connection, "attribution", "prepare", portion=portion)
             for table in ("daily_model_costs", "daily_member_costs", "daily_key_costs", "reconciliation"):
                 run(connection, table, "refresh", today=today)
-            unequal += connection.execute(section("attribution", "check")).fetchall()
+            run(connection, "attribution", "check")
+            unequal += connection.execute("SELECT user_id, date FROM unequal_days").fetchall()
             run(connection, "attribution", "finish")
     open_days = connection.execute(section("reconciliation", "check")).fetchall()
     residuals = {severity: (days, usd) for severity, days, usd in open_days}

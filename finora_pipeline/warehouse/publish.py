@@ -64,7 +64,7 @@ def publish(
     """Publishes the warehouse as it is now, with the connections' states.
 
     `user_ids` are all users there are; they and `connection_rows`, which gives rows of `CONNECTION_SCHEMA`,
-    are asked for under the lock.
+    are asked for under the lock. Raises `PartsUnequal`, and leaves readers the copy they have.
     """
     database = warehouse.published_database
     database.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,10 @@ class WarehouseOutdated(Exception):
     """The database has the tables of another version; the message says what to do."""
 
 
+class PartsUnequal(Exception):
+    """Parts of the costs do not add up to the bill; the message says where and what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column as an analyst sees it."""

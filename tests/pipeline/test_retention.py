@@ -16,11 +16,11 @@ from finora_pipeline.accounts.sign_in import SignIn
 from finora_pipeline.assets.partitions import USERS_NAME
 from finora_pipeline.cli import main
 from finora_pipeline.definitions import build_defs
-from finora_pipeline.warehouse import retention
+from finora_pipeline.warehouse import metrics, retention
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import rebuild
-from finora_pipeline.warehouse.warehouse import Warehouse
+from finora_pipeline.warehouse.warehouse import PartsUnequal, Warehouse
 from tests.conftest import Installation, now_in_the_middle_of_today
 from tests.pipeline.test_directory import read_again
 from tests.warehouse.landing import DAY, cost_day, cost_row, land, load, page_of, rows
@@ -101,6 +101,31 @@ def test_a_smaller_plan_takes_effect_after_a_week(installation: Installation):
     # The raw files hold the days that went, beside those of the other user.
     assert CliRunner().invoke(main, ["rebuild", "--replace"]).exit_code == 0
     assert first_days(installation) == after
+
+
+def test_upkeep_publishes_no_day_that_does_not_add_up(installation: Installation, monkeypatch):
+    bill = "SELECT sum(amount_usd) FROM daily_member_costs"
+    before, run = installation.sql(bill), metrics.run
+
+    def run_and_add_a_dollar(connection: Any, table: str, name: str, **parameters: Any) -> None:
+        run(connection, table, name, **parameters)
+        if table == "daily_member_costs":
+            connection.execute(
+                "UPDATE daily_member_costs SET amount_usd = amount_usd + 1 WHERE date = ?",
+                [installation.today],
+            )
+
+    with warehouse_of(installation).writing() as connection:
+        connection.execute(
+            "INSERT INTO pipeline.stale_days SELECT DISTINCT user_id, provider, date FROM daily_costs"
+        )
+    monkeypatch.setattr(metrics, "run", run_and_add_a_dollar)
+    with pytest.raises(PartsUnequal, match="2 user-days, the first of user-0"):
+        nightly(installation)
+    assert installation.sql(bill) == before
+    monkeypatch.undo()
+    nightly(installation)
+    assert installation.sql(bill) == before
 
 
 def test_replaced_raw_pages_are_thinned_and_the_facts_can_be_built_again(installation: Installation):

@@ -1,15 +1,17 @@
 """The published copy: of one moment, whatever other runs are doing."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finora_pipeline.reading import connect
+from finora_pipeline.warehouse import metrics
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.publish import publish
-from finora_pipeline.warehouse.warehouse import Warehouse
+from finora_pipeline.warehouse.warehouse import PartsUnequal, Warehouse
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
 TODAY = datetime.now(UTC).date()
@@ -62,3 +64,40 @@ def test_what_a_killed_publisher_has_written_aside_is_removed(warehouse):
         half.write_bytes(b"half")
     published(warehouse, SPEND)
     assert not any(half.exists() for half in halves)
+
+
+def test_a_day_that_does_not_add_up_is_not_published_by_whoever_comes_next(warehouse, monkeypatch):
+    bill = "SELECT date, sum(amount_usd) FROM {} GROUP BY date ORDER BY date"
+    yesterday = TODAY - timedelta(days=1)
+    land(warehouse, page_of(cost_day([cost_row('"1.25"')], yesterday)))
+    load(warehouse)
+    good = published(warehouse, bill.format("daily_member_costs"))
+    run = metrics.run
+
+    def run_and_add_a_dollar(connection: Any, table: str, name: str, **parameters: Any) -> None:
+        run(connection, table, name, **parameters)
+        if table == "daily_member_costs":
+            connection.execute(
+                "UPDATE daily_member_costs SET amount_usd = amount_usd + 1 WHERE date = ?", [TODAY]
+            )
+
+    monkeypatch.setattr(metrics, "run", run_and_add_a_dollar)
+    both = page_of(cost_day([cost_row('"1.50"')], yesterday), cost_day([cost_row('"2.50"')], TODAY))
+    land(warehouse, both, run_id="run-2")
+    load(warehouse, run_id="run-2")
+    unequal = [("acme", TODAY)]
+    assert refresh_metrics(warehouse, ["acme"], TODAY).unequal == unequal
+    # The day that does add up is done.
+    again = refresh_metrics(warehouse, ["acme"], TODAY)
+    assert (again.days, again.unequal) == (1, unequal)
+    for _ in range(2):
+        with pytest.raises(PartsUnequal, match=f"1 user-days, the first of acme on {TODAY}"):
+            published(warehouse, bill)
+    with connect(warehouse.published_database) as readers:
+        assert readers.execute(bill.format("daily_member_costs")).fetchall() == good
+        assert readers.execute(bill.format("daily_costs")).fetchall() == good
+
+    monkeypatch.undo()
+    whole = [(yesterday, Decimal("1.5")), (TODAY, Decimal("2.5"))]
+    assert published(warehouse, bill.format("daily_member_costs")) == whole
+    assert published(warehouse, bill.format("daily_costs")) == whole

@@ -317,21 +317,9 @@ FROM (
 )
 GROUP BY ALL;
 
--- [finish]
--- What was computed is stale no more, and waits to be published.
-INSERT INTO pipeline.unpublished_months
-SELECT DISTINCT table_name, date_trunc('month', date)::DATE
-FROM split_days
-CROSS JOIN (VALUES ('daily_model_costs'), ('daily_member_costs'), ('daily_key_costs')) AS split(table_name);
-
-INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM split_days;
-
-DELETE FROM pipeline.stale_days AS done
-USING split_days AS split
-WHERE done.user_id = split.user_id AND done.provider = split.provider AND done.date = split.date;
-
 -- [check]
 -- Days on which the rows by model, member or key do not add up to the bill. There are none.
+CREATE OR REPLACE TEMP TABLE unequal_days AS
 WITH sums AS (
     SELECT 'bill' AS split, user_id, provider, date, coalesce(sum(amount_usd), 0) AS amount_usd
     FROM daily_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
@@ -345,10 +333,11 @@ WITH sums AS (
     SELECT 'key', user_id, provider, date, sum(amount_usd)
     FROM daily_key_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
 )
-SELECT user_id, date
+SELECT user_id, provider, date
 FROM (
     SELECT
         user_id,
+        provider,
         date,
         coalesce(any_value(amount_usd) FILTER (split = 'bill'), 0) AS bill,
         coalesce(any_value(amount_usd) FILTER (split = 'model'), 0) AS model,
@@ -358,3 +347,21 @@ FROM (
     GROUP BY user_id, provider, date
 )
 WHERE bill <> model OR bill <> member OR bill <> key;
+
+-- [finish]
+-- What was computed is stale no more, and waits to be published. Days that do not add up stay stale, so that
+-- whoever comes next computes and checks them again.
+INSERT INTO pipeline.unpublished_months
+SELECT DISTINCT table_name, date_trunc('month', date)::DATE
+FROM split_days
+CROSS JOIN (VALUES ('daily_model_costs'), ('daily_member_costs'), ('daily_key_costs')) AS split(table_name);
+
+INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM split_days;
+
+DELETE FROM pipeline.stale_days AS done
+USING split_days AS split
+WHERE done.user_id = split.user_id AND done.provider = split.provider AND done.date = split.date
+  AND NOT EXISTS (
+    FROM unequal_days AS unequal
+    WHERE unequal.user_id = done.user_id AND unequal.provider = done.provider AND unequal.date = done.date
+);
