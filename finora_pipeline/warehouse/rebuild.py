@@ -1,10 +1,12 @@
 """Builds the facts again from the raw pages, offline, and compares them with those that are held."""
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 
 import duckdb
 
@@ -13,6 +15,7 @@ from finora_pipeline.warehouse.published import quoted
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.warehouse import Warehouse, settle
 
+_log = logging.getLogger("finora.warehouse")
 # What is told apart: all that OpenAI said, not which read of the same it came from.
 COMPARED = ("main.daily_costs", "main.daily_usage", "pipeline.billed_costs")
 # Called with the raw files loaded, and all there are.
@@ -76,16 +79,33 @@ def replace_warehouse(warehouse: Warehouse, on_progress: Progress | None = None)
 
     For a warehouse of another version, or a damaged one. What only it knows, the record of revisions and when
     days and names were read first, is taken over where its tables are still the same. Metrics are computed
-    by whoever publishes next; days that were pruned may be back, and are to be pruned again.
+    by whoever publishes next; days that were pruned may be back, and are to be pruned again. A database that
+    cannot be read is set aside, as `damaged.duckdb`.
     """
     with warehouse.lock():
-        settle(warehouse.database)
-        _archive_held(warehouse)
+        try:
+            settle(warehouse.database)
+            _archive_held(warehouse)
+        except (duckdb.IOException, duckdb.SerializationException, duckdb.InternalException) as error:
+            _set_aside(warehouse.database, error)
         with _loaded_beside(warehouse, on_progress) as (beside, files):
             _take_over(warehouse, beside)
             warehouse.database.parent.mkdir(parents=True, exist_ok=True)
             beside.database.replace(warehouse.database)
     return files
+
+
+def _set_aside(database: Path, error: duckdb.Error) -> None:
+    aside = database.with_name("damaged.duckdb")
+    database.replace(aside)
+    log = database.with_name(f"{database.name}.wal")
+    if log.exists():
+        log.replace(aside.with_name(f"{aside.name}.wal"))
+    _log.warning(
+        "The warehouse cannot be read (%s). It is set aside as %s; the record of revisions in it is lost.",
+        str(error).partition("\n")[0],
+        aside,
+    )
 
 
 def _archive_held(warehouse: Warehouse) -> None:

@@ -77,3 +77,19 @@ def test_a_revision_whose_raw_file_was_not_moved_is_recorded_once(version: str, 
     assert rows(warehouse, revisions) == recorded
     assert rows(warehouse, "SELECT amount_usd FROM daily_costs") == [(Decimal(3),)]
     assert RawPages(warehouse.raw).pending() == []
+
+
+@pytest.mark.parametrize("content", [b"no database", None], ids=["another file", "cut"])
+def test_a_damaged_database_is_set_aside_and_built_again(
+    content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    warehouse = Warehouse(tmp_path)
+    land(warehouse, page_of(cost_day([cost_row('"1.00"')])))
+    load(warehouse)
+    held = warehouse.database.read_bytes()
+    damaged = held[: len(held) // 3] if content is None else content
+    warehouse.database.write_bytes(damaged)
+    replace_warehouse(warehouse)
+    assert rows(warehouse, "SELECT amount_usd FROM daily_costs") == [(Decimal("1.00"),)]
+    assert warehouse.database.with_name("damaged.duckdb").read_bytes() == damaged
+    assert "The warehouse cannot be read" in caplog.text
