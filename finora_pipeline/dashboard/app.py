@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -514,7 +515,7 @@ class _Pages:
             return allowed
         who, user_id = allowed
         seen = (await self._form(request)).get("key_version", "")
-        version = int(seen) if seen.isascii() and seen.isdigit() else None
+        version = int(seen) if re.fullmatch("[0-9]{1,10}", seen) else None
         try:
             await run_in_threadpool(self._accounts.remove_connection, user_id, version)
         except AccountsError as error:
