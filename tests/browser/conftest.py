@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Chromium asks nobody but the dashboard.
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 DESKTOP, PHONE = (1440, 900), (390, 844)
+# Milliseconds: a browser that has just started on a busy machine needs many for its first page.
+PATIENCE = 60_000
+expect.set_options(timeout=PATIENCE)
 LOOKS: tuple[tuple[tuple[int, int], Literal["light", "dark"]], ...] = (
     (DESKTOP, "light"),
     (PHONE, "dark"),
@@ -52,7 +55,7 @@ class Looker:
             base_url=base_url, viewport={"width": DESKTOP[0], "height": DESKTOP[1]}, bypass_csp=True
         )
         self.page = browser.new_page(base_url=base_url, viewport={"width": DESKTOP[0], "height": DESKTOP[1]})
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(PATIENCE)
         # What the page's own policy forbids is told on the console; a refused form is no mistake of the page.
         self.page.on(
             "console",

@@ -11,6 +11,7 @@ from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.publish import publish
 from finora_pipeline.warehouse.warehouse import Warehouse
+from tests.browser.conftest import PATIENCE
 from tests.dashboard.house import Served, dashboard
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
@@ -51,7 +52,7 @@ def page(
     request: pytest.FixtureRequest, chromium: Browser, served: Served, pictures: Path | None
 ) -> Iterator[Page]:
     page = chromium.new_page(base_url=served.url, viewport={"width": request.param, "height": 800})
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(PATIENCE)
     yield page
     if pictures:
         page.screenshot(path=pictures / f"narrow-{request.node.name}.png", full_page=True)

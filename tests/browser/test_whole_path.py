@@ -94,7 +94,7 @@ def test_from_the_sample_to_real_figures_and_on(
     beside(
         lambda: runs.load_history(installation.settings, [FIRST_USER], openai_admin=installation.openai_admin)
     )
-    expect(page.get_by_role("heading", name="First refresh under way")).to_have_count(0, timeout=10_000)
+    expect(page.get_by_role("heading", name="First refresh under way")).to_have_count(0)
     expect(page.get_by_text("sample data")).to_have_count(0)
     expect(page.get_by_text("Refreshed less than a minute ago")).to_be_visible()
     truth = openai.truth(0, installation.history(30))
