@@ -2,17 +2,26 @@
 those who keep a secret out of all that is shown: the vault, the notifier and the single sign-on."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 ACCOUNTS_URL = "FINORA_ACCOUNTS_URL"
+ACCESS_TOKEN = "FINORA_ACCESS_TOKEN"
 DOCS_URL = "FINORA_DOCS_URL"
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 # A data folder that is connected to another OpenAI than the real one, as the demo's is, says so in this
 # file: no command may by mistake send its keys elsewhere.
 BASE_URL_FILE = "openai_base_url"
+# DuckDB cannot open a warehouse and load a page with less.
+SMALLEST_MEMORY_LIMIT = 128_000_000
+_UNITS = {"b": 1} | {
+    f"{letter}{i}b": (1024 if i else 1000) ** power
+    for power, letter in enumerate("kmgt", 1)
+    for i in ("", "i")
+}
 
 
 class SettingsError(ValueError):
@@ -30,6 +39,12 @@ class Settings:
     `FINORA_MASTER_KEY`     read by the vault alone; only its name is known here
     `FINORA_NOTIFY`         read by the notifier alone: whom alarms are sent to
     `FINORA_OIDC_…`         read by the dashboard alone: the identity provider
+    `FINORA_ACCESS_TOKEN`   read by finora up alone: opens the pages and Dagster's UI on this machine
+    `FINORA_ALLOWED_HOSTS`  further host names under which the servers answer, separated by commas
+    `FINORA_READERS_GROUP`  group of this machine that may read what is published
+    `FINORA_MEMORY_LIMIT`   DuckDB's memory in one process, such as 512MB; default by the machine
+    `FINORA_THREADS`        DuckDB's threads in one process; default by the machine
+    `FINORA_REQUESTS_AT_ONCE` requests to OpenAI in flight in one run
     `FINORA_DOCS_URL`       set by finora up: where the UI finds the documentation
     """
 
@@ -39,6 +54,11 @@ class Settings:
     accounts_url: str = field(repr=False)
     has_own_accounts: bool = False
     docs_url: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    readers_group: str | None = None
+    memory_limit_bytes: int | None = None
+    threads: int | None = None
+    requests_at_once: int | None = None
     master_key_variable: str = "FINORA_MASTER_KEY"
 
     @classmethod
@@ -57,6 +77,13 @@ class Settings:
             accounts_url=environment.get(ACCOUNTS_URL) or f"sqlite:///{home / 'accounts.sqlite'}",
             has_own_accounts=bool(environment.get(ACCOUNTS_URL)),
             docs_url=environment.get(DOCS_URL),
+            allowed_hosts=_names(environment.get("FINORA_ALLOWED_HOSTS", "")),
+            readers_group=environment.get("FINORA_READERS_GROUP") or None,
+            memory_limit_bytes=_bytes("FINORA_MEMORY_LIMIT", environment.get("FINORA_MEMORY_LIMIT")),
+            threads=_number("FINORA_THREADS", environment.get("FINORA_THREADS"), 256),
+            requests_at_once=_number(
+                "FINORA_REQUESTS_AT_ONCE", environment.get("FINORA_REQUESTS_AT_ONCE"), 4_096
+            ),
         )
 
     @property
@@ -68,6 +95,30 @@ class Settings:
     def published_database(self) -> Path:
         """The DuckDB file that readers open."""
         return self.home / "published" / "finora.duckdb"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in text.split(",") if name.strip())
+
+
+def _number(name: str, text: str | None, most: int) -> int | None:
+    """A whole number from 1 to `most`, or None for an empty setting. Raises `SettingsError`."""
+    if not text or not text.strip():
+        return None
+    if not re.fullmatch("[0-9]{1,9}", text.strip()) or not 1 <= int(text) <= most:
+        raise SettingsError(f"{name} must be a whole number from 1 to {most:,}, not {text!r}.")
+    return int(text)
+
+
+def _bytes(name: str, text: str | None) -> int | None:
+    """A size such as 512MB or 2GiB in bytes, or None for an empty setting. Raises `SettingsError`."""
+    if not text or not text.strip():
+        return None
+    found = re.fullmatch(r"([0-9]{1,12})(\.[0-9]{1,3})?\s*([kmgt]i?b|b)", text.strip().lower())
+    size = int(float(found[1] + (found[2] or "")) * _UNITS[found[3]]) if found else 0
+    if size < SMALLEST_MEMORY_LIMIT:
+        raise SettingsError(f"{name} must be a size of at least 128MB, such as 512MB or 2GB, not {text!r}.")
+    return size
 
 
 def _checked(base_url: str) -> str:
