@@ -37,6 +37,7 @@ from rich.table import Table
 
 from benchmarks.installation import PATIENCE, PROCESSES, UNFINISHED, Installation, NotHealed, wait_for
 from finora_pipeline import runs
+from finora_pipeline.instance_settings import INSTANCE_FILE
 from finora_pipeline.liveness import is_alive
 from finora_pipeline.openai_admin.simulator.process import in_own_process
 from finora_pipeline.settings import Settings
@@ -255,13 +256,13 @@ class Site(Installation):
 
 def prepared_home(settings: Settings) -> None:
     """The shipped `dagster.yaml`, but for how often the daemon looks and how long it waits."""
-    shipped = Path(runs.__file__).parent / runs.INSTANCE_FILE
+    shipped = Path(runs.__file__).parent / INSTANCE_FILE
     config = yaml.safe_load(shipped.read_text())
     config["run_launcher"]["config"] = {"start_seconds": 5}
     config["run_monitoring"] |= {"poll_interval_seconds": 2, "start_timeout_seconds": 30}
     config["run_queue"] |= {"dequeue_interval_seconds": 1, "user_code_failure_retry_delay": 2}
     settings.dagster_home.mkdir(parents=True)
-    (settings.dagster_home / runs.INSTANCE_FILE).write_text(yaml.safe_dump(config))
+    (settings.dagster_home / INSTANCE_FILE).write_text(yaml.safe_dump(config))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import fcntl
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.assets.partitions import USERS_NAME, day_range_tags, range_tags
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.disk import told_if_full
+from finora_pipeline.instance_settings import write_instance_file
 from finora_pipeline.liveness import release
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.refresh.fetch import ProgressCallback
@@ -27,8 +27,9 @@ from finora_pipeline.run_history import forget_partitions
 from finora_pipeline.schedules.jobs import history_job, refresh_job, user_tags
 from finora_pipeline.schedules.refresh import DAYS_OF_PLAN_TAG, PLAN_TAG, refresh_config
 from finora_pipeline.settings import Settings
+from finora_pipeline.warehouse.rebuild import bring_up_to_date
+from finora_pipeline.warehouse.warehouse import Warehouse
 
-INSTANCE_FILE = "dagster.yaml"
 # The UI's log holds the same and more.
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 # What the `workspace.yaml` of the project says, for those who have no copy of it: schedules and sensors keep
@@ -58,11 +59,12 @@ class RunResult:
 
 
 def prepare_instance(settings: Settings) -> None:
-    """Makes DAGSTER_HOME with its `dagster.yaml` where there is none, and points this process to it."""
+    """Makes DAGSTER_HOME with an up-to-date `dagster.yaml`, and points this process to it.
+
+    Raises `InstanceFileError`.
+    """
     settings.dagster_home.mkdir(parents=True, exist_ok=True)
-    target = settings.dagster_home / INSTANCE_FILE
-    if not target.exists():
-        shutil.copyfile(Path(__file__).parent / INSTANCE_FILE, target)
+    write_instance_file(settings.dagster_home)
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
     _create_databases(settings.dagster_home)
 
@@ -134,6 +136,7 @@ def _run(
     on_progress: ProgressCallback | None,
 ) -> RunResult:
     prepare_instance(settings)
+    bring_up_to_date(Warehouse(settings.home))
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     defs = build_defs(settings, openai_admin=openai_admin, on_progress=on_progress)
     # A full disk below Dagster's record ends the whole call: there is nowhere to say how the run ended.

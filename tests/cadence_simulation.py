@@ -21,6 +21,7 @@ from finora_pipeline.accounts.model import Connection, Read, Refresh
 from finora_pipeline.accounts.schema import connections, users
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.partitions import USERS_NAME
+from finora_pipeline.instance_settings import INSTANCE_FILE
 from finora_pipeline.plans import PLANS, Plan
 from finora_pipeline.refresh.fetch import select_connections
 from finora_pipeline.refresh.windows import trailing_window
@@ -28,7 +29,7 @@ from finora_pipeline.schedules.jobs import BATCH_TAG, history_job
 from finora_pipeline.schedules.refresh import PLAN_TAG
 
 MINUTE = timedelta(minutes=1)
-_LIMITS = yaml.safe_load((Path(runs.__file__).parent / runs.INSTANCE_FILE).read_text())["concurrency"]["runs"]
+_LIMITS = yaml.safe_load((Path(runs.__file__).parent / INSTANCE_FILE).read_text())["concurrency"]["runs"]
 MOST_RUNS: int = _LIMITS["max_concurrent_runs"]
 (MOST_BATCHES,) = (limit["limit"] for limit in _LIMITS["tag_concurrency_limits"] if limit["key"] in BATCH_TAG)
 

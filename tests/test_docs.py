@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from finora_pipeline.plans import PLANS
-from finora_pipeline.warehouse.warehouse import TABLES
+from finora_pipeline.warehouse.schema import TABLES
 from tests.commands_page import page
 
 ROOT = Path(__file__).parent.parent

@@ -46,10 +46,12 @@ def plain_errors() -> Iterator[None]:
     from finora_pipeline.accounts.model import AccountsError
     from finora_pipeline.accounts.vault import VaultError
     from finora_pipeline.disk import DiskFull
+    from finora_pipeline.instance_settings import InstanceFileError
     from finora_pipeline.openai_admin.errors import OpenAIAdminError
     from finora_pipeline.openai_admin.keys import KeyFormError
     from finora_pipeline.plans import UnknownPlan
-    from finora_pipeline.warehouse.warehouse import PartsUnequal, WarehouseOutdated
+    from finora_pipeline.warehouse.schema import WarehouseOutdated, WarehouseTooNew
+    from finora_pipeline.warehouse.warehouse import PartsUnequal
 
     known = (
         AccountsError,
@@ -58,8 +60,10 @@ def plain_errors() -> Iterator[None]:
         KeyFormError,
         UnknownPlan,
         WarehouseOutdated,
+        WarehouseTooNew,
         PartsUnequal,
         DiskFull,
+        InstanceFileError,
     )
     try:
         yield

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from finora_pipeline.liveness import hold
 from finora_pipeline.settings import Settings
+from finora_pipeline.warehouse.rebuild import bring_up_to_date
 from finora_pipeline.warehouse.warehouse import Warehouse
 
 
@@ -23,6 +24,7 @@ class WarehouseResource(dg.ConfigurableResource):
         # The first resource that any of our runs asks for.
         if context.run:
             hold(Path(self.home), context.run.run_id)
+            bring_up_to_date(self.warehouse)
 
     @property
     def warehouse(self) -> Warehouse:

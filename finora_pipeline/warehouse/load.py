@@ -20,8 +20,9 @@ import pyarrow as pa
 from finora_pipeline.openai_admin.endpoints import BILLED_KIND, COSTS, DIRECTORY_KIND, USAGE_KIND
 from finora_pipeline.openai_admin.line_items import parse_line_item
 from finora_pipeline.warehouse.raw import RawFile, RawPages, cut_long_pages
+from finora_pipeline.warehouse.schema import MONTHLY_TABLES
 from finora_pipeline.warehouse.sql import section
-from finora_pipeline.warehouse.warehouse import MONTHLY_TABLES, Warehouse, run, transaction
+from finora_pipeline.warehouse.warehouse import Warehouse, run, transaction
 
 # Raw files that are loaded in one transaction: its end waits for the disk, and DuckDB reads them in parallel.
 FILES_A_TRANSACTION = 16

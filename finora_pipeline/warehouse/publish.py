@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from finora_pipeline.warehouse.metrics import catch_up
 from finora_pipeline.warehouse.published import quoted
-from finora_pipeline.warehouse.warehouse import MONTHLY_TABLES, Warehouse, transaction
+from finora_pipeline.warehouse.schema import MONTHLY_TABLES
+from finora_pipeline.warehouse.warehouse import Warehouse, transaction
 
 CONNECTION_SCHEMA = pa.schema(
     [

@@ -13,6 +13,7 @@ import duckdb
 from finora_pipeline.warehouse.load import ID_COLUMN, KINDS, archive_loaded, batches, load_files
 from finora_pipeline.warehouse.published import quoted
 from finora_pipeline.warehouse.raw import RawPages
+from finora_pipeline.warehouse.schema import WarehouseOutdated
 from finora_pipeline.warehouse.warehouse import Warehouse, settle
 
 _log = logging.getLogger("finora.warehouse")
@@ -74,6 +75,24 @@ def rebuild(
     return Rebuilt(files, rows, differences)
 
 
+def bring_up_to_date(warehouse: Warehouse, on_progress: Progress | None = None) -> bool:
+    """Migrates the warehouse of an earlier version, or builds it from the raw pages where its tables cannot
+    be changed in place; returns whether it was built. Readers keep the published copy until the next one.
+
+    Raises `WarehouseTooNew`, and `DiskFull`.
+    """
+    if not warehouse.database.exists():
+        return False
+    with warehouse.lock():
+        try:
+            with warehouse.connect():
+                return False
+        except WarehouseOutdated as reason:
+            _log.warning("%s", reason)
+        _replace(warehouse, on_progress)
+    return True
+
+
 def replace_warehouse(warehouse: Warehouse, on_progress: Progress | None = None) -> int:
     """Puts a database made of all raw pages in the warehouse's place; returns how many raw files it read.
 
@@ -83,15 +102,19 @@ def replace_warehouse(warehouse: Warehouse, on_progress: Progress | None = None)
     cannot be read is set aside, as `damaged.duckdb`.
     """
     with warehouse.lock():
-        try:
-            settle(warehouse.database)
-            _archive_held(warehouse)
-        except (duckdb.IOException, duckdb.SerializationException, duckdb.InternalException) as error:
-            _set_aside(warehouse.database, error)
-        with _loaded_beside(warehouse, on_progress) as (beside, files):
-            _take_over(warehouse, beside)
-            warehouse.database.parent.mkdir(parents=True, exist_ok=True)
-            beside.database.replace(warehouse.database)
+        return _replace(warehouse, on_progress)
+
+
+def _replace(warehouse: Warehouse, on_progress: Progress | None) -> int:
+    try:
+        settle(warehouse.database)
+        _archive_held(warehouse)
+    except (duckdb.IOException, duckdb.SerializationException, duckdb.InternalException) as error:
+        _set_aside(warehouse.database, error)
+    with _loaded_beside(warehouse, on_progress) as (beside, files):
+        _take_over(warehouse, beside)
+        warehouse.database.parent.mkdir(parents=True, exist_ok=True)
+        beside.database.replace(warehouse.database)
     return files
 
 

@@ -13,13 +13,8 @@ import pyarrow.parquet as pq
 from finora_pipeline.openai_admin.endpoints import DIRECTORY_KIND
 from finora_pipeline.warehouse.published import DATABASE, attach, quoted
 from finora_pipeline.warehouse.raw import RawFile, RawPages, write_whole
-from finora_pipeline.warehouse.warehouse import (
-    MONTHLY_TABLES,
-    Warehouse,
-    open_to_write,
-    settle,
-    transaction,
-)
+from finora_pipeline.warehouse.schema import MONTHLY_TABLES
+from finora_pipeline.warehouse.warehouse import Warehouse, open_to_write, settle, transaction
 
 # For so long every page as it was read stays, whatever was read after it.
 RAW_PAGES_KEPT = timedelta(days=7)
@@ -244,8 +239,8 @@ def _write_without(warehouse: Warehouse, user_id: str, removed: Removed) -> None
             f"{schema}.{table}"
             for schema, table in connection.execute(
                 "SELECT schema_name, table_name FROM duckdb_tables() "
-                "WHERE database_name = current_database() AND NOT internal AND table_name <> 'made_by' "
-                "ORDER BY ALL"
+                "WHERE database_name = current_database() AND NOT internal "
+                "AND table_name <> 'schema_version' ORDER BY ALL"
             ).fetchall()
         ]
         with transaction(connection):

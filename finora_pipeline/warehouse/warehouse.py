@@ -6,7 +6,6 @@ else opens this file: readers get a published copy.
 """
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,33 +17,13 @@ from typing import Any
 import duckdb
 
 from finora_pipeline.disk import told_if_full
+from finora_pipeline.warehouse.schema import create_or_migrate
 from finora_pipeline.warehouse.sql import section
 
-# In the order in which they are created.
-CREATED = ("pipeline", "macros", "billed_costs")
-# The tables that are also published as Parquet, a file a month.
-MONTHLY_TABLES = ("daily_costs", "daily_usage", "daily_model_costs", "daily_member_costs", "daily_key_costs")
-TABLES = (
-    *MONTHLY_TABLES,
-    "cost_revisions",
-    "usage_revisions",
-    "user_metrics",
-    "projects",
-    "members",
-    "api_keys",
-    "connections",
-)
-# What is created after the tables.
-VIEWS = ("named", "as_of", "reconciliation")
-_CREATED_IN_ORDER = (*CREATED, *TABLES, *VIEWS)
 # Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
 MEMORY_LIMIT = "128MB"
 # Each takes memory of its own that cannot be spilled: with one a core, a load fails on a machine of eight.
 THREADS = 2
-
-
-class WarehouseOutdated(Exception):
-    """The database has the tables of another version; the message says what to do."""
 
 
 class PartsUnequal(Exception):
@@ -112,6 +91,8 @@ def open_to_write(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         "memory_limit": MEMORY_LIMIT,
         "threads": THREADS,
         "temp_directory": str(database.with_name("spill")),
+        # Every DuckDB from 1.2 on can open the published copy of a new file.
+        "storage_compatibility_version": "v1.2.0",
         # What is larger goes straight into the database instead of into its log first.
         "checkpoint_threshold": "8MB",
         # It takes a quarter of a commit to try; in the benchmarks no column is smaller with it.
@@ -121,7 +102,7 @@ def open_to_write(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     try:
         connection.execute("SET GLOBAL TimeZone = 'UTC'")
         connection.execute("SET GLOBAL preserve_insertion_order = false")
-        create_tables(connection)
+        create_or_migrate(connection)
         yield connection
     finally:
         connection.close()
@@ -146,32 +127,6 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     connection.commit()
 
 
-def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
-    """Creates the tables in a database that has none. Raises `WarehouseOutdated` if it has others."""
-    try:
-        made_by = connection.execute("SELECT schema_hash FROM pipeline.made_by").fetchall()
-    except duckdb.CatalogException:
-        made_by = []
-    if made_by == [(schema_hash(),)]:
-        return
-    if made_by or connection.execute("FROM duckdb_schemas() WHERE schema_name = 'pipeline'").fetchall():
-        raise WarehouseOutdated(
-            "The warehouse was made by another version of finora. Build it again from the raw pages with "
-            "finora rebuild --replace; nothing of the data is lost."
-        )
-    with transaction(connection):
-        for name in _CREATED_IN_ORDER:
-            connection.execute(section(name, "create"))
-        connection.execute("INSERT INTO pipeline.made_by VALUES (?)", [schema_hash()])
-
-
-@lru_cache(maxsize=1)
-def schema_hash() -> str:
-    """Tells the tables of one version of the program from those of another."""
-    text = "".join(section(name, "create") for name in _CREATED_IN_ORDER)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def run(connection: duckdb.DuckDBPyConnection, table: str, name: str, **parameters: Any) -> None:
     """Executes a section's statements, each with those of the parameters that it names."""
     for statement in duckdb.extract_statements(section(table, name)):
@@ -183,7 +138,7 @@ def run(connection: duckdb.DuckDBPyConnection, table: str, name: str, **paramete
 def described_tables() -> dict[str, Description]:
     """The published tables and views by name, as their `.sql` files document them."""
     with duckdb.connect(":memory:") as connection:
-        create_tables(connection)
+        create_or_migrate(connection)
         columns: dict[str, list[Column]] = {}
         for table, name, type_, comment in connection.execute(
             "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() "

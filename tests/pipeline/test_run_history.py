@@ -10,6 +10,7 @@ import dagster as dg
 import pytest
 
 from finora_pipeline import runs
+from finora_pipeline.instance_settings import INSTANCE_FILE
 from finora_pipeline.instance_storage_postgres import KeptEventLogStorage
 from finora_pipeline.run_history import prune_runs
 from tests.conftest import Installation
@@ -42,7 +43,7 @@ def move_to_postgres(
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", server.new_url())
     told = STORAGE.search(OPERATIONS.read_text())
     assert told is not None
-    file = installation.settings.dagster_home / runs.INSTANCE_FILE
+    file = installation.settings.dagster_home / INSTANCE_FILE
     text, replaced = STORAGE.subn(told[0], file.read_text())
     assert replaced == 1
     file.write_text(text)

@@ -24,6 +24,8 @@ CREATE TABLE api_keys (
     first_seen_at   TIMESTAMPTZ NOT NULL,
     last_seen_at    TIMESTAMPTZ NOT NULL
 );
+
+-- [define]
 COMMENT ON TABLE api_keys IS 'API keys of the projects with their owners, deleted ones included.';
 COMMENT ON COLUMN api_keys.user_id IS 'Our user';
 COMMENT ON COLUMN api_keys.provider IS 'openai';

@@ -15,6 +15,8 @@ CREATE TABLE connections (
     last_refresh_at  TIMESTAMPTZ,
     next_refresh_at  TIMESTAMPTZ
 );
+
+-- [define]
 COMMENT ON TABLE connections IS 'Who is connected, in which state, and how fresh the data is: one row a user and provider.';
 COMMENT ON COLUMN connections.user_id IS 'Our user';
 COMMENT ON COLUMN connections.provider IS 'openai';

@@ -22,6 +22,8 @@ CREATE TABLE cost_revisions (
     was_there       BOOLEAN NOT NULL,
     is_there        BOOLEAN NOT NULL
 );
+
+-- [define]
 COMMENT ON TABLE cost_revisions IS 'Each change of a cost that OpenAI restated: what it was, what it is, and when that was seen.';
 COMMENT ON COLUMN cost_revisions.user_id IS 'Our user';
 COMMENT ON COLUMN cost_revisions.provider IS 'openai';

@@ -29,6 +29,8 @@ CREATE TABLE daily_costs (
     raw_file         VARCHAR NOT NULL,
     is_sample        BOOLEAN NOT NULL
 );
+
+-- [define]
 COMMENT ON TABLE daily_costs IS 'What OpenAI charged, in USD: one row a user, UTC day, project and line item. The financial source: it reconciles with the invoice.';
 COMMENT ON COLUMN daily_costs.user_id IS 'Our user';
 COMMENT ON COLUMN daily_costs.provider IS 'Who charged: openai';

@@ -15,6 +15,8 @@ CREATE TABLE daily_key_costs (
     method      VARCHAR NOT NULL,
     is_sample   BOOLEAN NOT NULL
 );
+
+-- [define]
 COMMENT ON TABLE daily_key_costs IS 'Cost by API key: one row a user, UTC day, project, API key and model. Its rows add up to daily_costs.';
 COMMENT ON COLUMN daily_key_costs.user_id IS 'Our user';
 COMMENT ON COLUMN daily_key_costs.provider IS 'Who charged: openai';

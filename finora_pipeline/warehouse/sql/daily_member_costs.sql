@@ -15,6 +15,8 @@ CREATE TABLE daily_member_costs (
     method      VARCHAR NOT NULL,
     is_sample   BOOLEAN NOT NULL
 );
+
+-- [define]
 COMMENT ON TABLE daily_member_costs IS 'Cost by member: one row a user, UTC day, project, member and model. Its rows add up to daily_costs.';
 COMMENT ON COLUMN daily_member_costs.user_id IS 'Our user';
 COMMENT ON COLUMN daily_member_costs.provider IS 'Who charged: openai';

@@ -27,6 +27,8 @@ CREATE TABLE daily_model_costs (
     cost_per_1k_tokens  DECIMAL(38, 18),
     is_sample           BOOLEAN NOT NULL
 );
+
+-- [define]
 COMMENT ON TABLE daily_model_costs IS 'Cost and tokens by model: one row a user, UTC day and model. Its rows add up to daily_costs.';
 COMMENT ON COLUMN daily_model_costs.user_id IS 'Our user';
 COMMENT ON COLUMN daily_model_costs.provider IS 'Who charged: openai';

@@ -49,6 +49,8 @@ CREATE TABLE daily_usage (
     raw_file                      VARCHAR NOT NULL,
     is_sample                     BOOLEAN NOT NULL
 );
+
+-- [define]
 COMMENT ON TABLE daily_usage IS 'What was used, of every service: one row a user, UTC day, service, project, member, API key, model, batch and tier.';
 COMMENT ON COLUMN daily_usage.user_id IS 'Our user';
 COMMENT ON COLUMN daily_usage.provider IS 'Whose service: openai';

@@ -19,6 +19,8 @@ CREATE TABLE members (
     first_seen_at   TIMESTAMPTZ NOT NULL,
     last_seen_at    TIMESTAMPTZ NOT NULL
 );
+
+-- [define]
 COMMENT ON TABLE members IS 'Members of the organization, those who have left included.';
 COMMENT ON COLUMN members.user_id IS 'Our user';
 COMMENT ON COLUMN members.provider IS 'openai';

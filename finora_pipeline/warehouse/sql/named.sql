@@ -1,10 +1,10 @@
 -- Facts with the names of their ids: views, so that a name is always the newest that OpenAI has told.
 
--- [create]
+-- [define]
 -- `unknown` is what OpenAI never told us: deleted before the first list was read.
-CREATE MACRO name_or_unknown(id, name) AS CASE WHEN id IS NOT NULL THEN coalesce(name, 'unknown') END;
+CREATE OR REPLACE MACRO name_or_unknown(id, name) AS CASE WHEN id IS NOT NULL THEN coalesce(name, 'unknown') END;
 
-CREATE VIEW named_usage AS
+CREATE OR REPLACE VIEW named_usage AS
 SELECT
     usage.*,
     name_or_unknown(usage.project_id, projects.name) AS project_name,
@@ -17,7 +17,7 @@ LEFT JOIN members USING (user_id, provider, member_id)
 LEFT JOIN api_keys USING (user_id, provider, api_key_id);
 COMMENT ON VIEW named_usage IS 'daily_usage with the names of projects, members and API keys.';
 
-CREATE VIEW named_member_costs AS
+CREATE OR REPLACE VIEW named_member_costs AS
 SELECT
     costs.*,
     name_or_unknown(costs.project_id, projects.name) AS project_name,
@@ -28,7 +28,7 @@ LEFT JOIN projects USING (user_id, provider, project_id)
 LEFT JOIN members USING (user_id, provider, member_id);
 COMMENT ON VIEW named_member_costs IS 'daily_member_costs with the names of projects and members.';
 
-CREATE VIEW named_key_costs AS
+CREATE OR REPLACE VIEW named_key_costs AS
 SELECT
     costs.*,
     name_or_unknown(costs.project_id, projects.name) AS project_name,

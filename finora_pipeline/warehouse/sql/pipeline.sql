@@ -3,8 +3,12 @@
 -- [create]
 CREATE SCHEMA pipeline;
 
--- One row: what the tables were created by, so that another version of the program does not misread them.
-CREATE TABLE pipeline.made_by (schema_hash VARCHAR NOT NULL);
+-- One row: the number of the last migration, a hash of the comments, macros and views, and when both were set.
+CREATE TABLE pipeline.schema_version (
+    number       INTEGER NOT NULL,
+    definitions  VARCHAR NOT NULL,
+    changed_at   TIMESTAMPTZ NOT NULL
+);
 
 -- One row a raw file whose pages are in the facts; written in the transaction that loads them, so that no
 -- file is ever loaded twice.

@@ -19,6 +19,8 @@ CREATE TABLE projects (
     first_seen_at   TIMESTAMPTZ NOT NULL,
     last_seen_at    TIMESTAMPTZ NOT NULL
 );
+
+-- [define]
 COMMENT ON TABLE projects IS 'Projects of the organization, archived ones included.';
 COMMENT ON COLUMN projects.user_id IS 'Our user';
 COMMENT ON COLUMN projects.provider IS 'openai';

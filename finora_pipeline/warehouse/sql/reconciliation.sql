@@ -28,7 +28,8 @@ CREATE TABLE pipeline.reconciled_days (
     lines_without_amount  BIGINT NOT NULL
 );
 
-CREATE VIEW reconciliation AS
+-- [define]
+CREATE OR REPLACE VIEW reconciliation AS
 SELECT
     user_id,
     provider,

@@ -25,6 +25,8 @@ CREATE TABLE usage_revisions (
     old_other          BIGINT,
     new_other          BIGINT
 );
+
+-- [define]
 COMMENT ON TABLE usage_revisions IS 'Each change of use that OpenAI restated: what it was, what it is, and when that was seen.';
 COMMENT ON COLUMN usage_revisions.user_id IS 'Our user';
 COMMENT ON COLUMN usage_revisions.provider IS 'openai';

@@ -39,6 +39,8 @@ CREATE TABLE user_metrics (
     sparkline       DECIMAL(38, 18)[],
     is_sample       BOOLEAN NOT NULL
 );
+
+-- [define]
 COMMENT ON TABLE user_metrics IS 'A user''s key figures for the last 7, 30 and 90 days and the month, with the period before and 14 days of history.';
 COMMENT ON COLUMN user_metrics.user_id IS 'Our user';
 COMMENT ON COLUMN user_metrics.provider IS 'openai';

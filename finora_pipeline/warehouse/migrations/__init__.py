@@ -1,0 +1,67 @@
+"""The warehouse's schema number and the ordered steps that bring an earlier one up to it.
+
+A migration is additive: it adds tables and columns, and marks the days whose metrics are to be computed
+again. All steps of an upgrade run in one transaction with the number that they lead to. Comments, macros and
+views are not part of it: they are defined again whenever their text changes (`schema.py`). A change that
+cannot be made in place sets `needs_rebuild`: the warehouse is then built from its raw pages.
+
+To add one, append a `Migration` with the next number, put its statements into `NNNN_name.sql` in this folder
+and change the `[create]` section of the table's file to match; a test compares both.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import duckdb
+
+Columns = list[tuple[str, int, str, str, bool]]
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step: the number that it leads to, its purpose, its SQL file and a further step in Python."""
+
+    number: int
+    purpose: str
+    file: str | None = None
+    then: Callable[[duckdb.DuckDBPyConnection], None] | None = None
+    needs_rebuild: bool = False
+
+    def apply(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Executes the step within the caller's transaction."""
+        if self.file:
+            connection.execute((_FOLDER / self.file).read_text())
+        if self.then:
+            self.then(connection)
+
+
+# Before the first number a warehouse held a hash of its tables' text.
+MIGRATIONS = (Migration(1, "Numbers the tables, which are those of the last versions without a number."),)
+SCHEMA_NUMBER = MIGRATIONS[-1].number
+
+
+def columns_of(connection: duckdb.DuckDBPyConnection) -> Columns:
+    """Every column of the warehouse's tables, its bookkeeping of versions apart: table,
+    place, name, type, nullable."""
+    return connection.execute(
+        "SELECT schema_name || '.' || table_name, column_index, column_name, data_type, is_nullable "
+        "FROM duckdb_columns() SEMI JOIN (FROM duckdb_tables() WHERE NOT internal AND NOT temporary) "
+        "USING (database_name, schema_name, table_name) WHERE database_name = current_database() "
+        "AND table_name NOT IN ('made_by', 'schema_version') ORDER BY ALL"
+    ).fetchall()
+
+
+def create_first_number(connection: duckdb.DuckDBPyConnection) -> None:
+    """Creates the tables of schema number 1 in an empty database."""
+    connection.execute((_FOLDER / "0001_tables.sql").read_text())
+
+
+@lru_cache(maxsize=1)
+def columns_of_first_number() -> Columns:
+    """The columns of schema number 1."""
+    with duckdb.connect(":memory:") as connection:
+        create_first_number(connection)
+        return columns_of(connection)

@@ -1,0 +1,131 @@
+"""Warehouses of earlier versions are brought up to date in place or, where that fails, built again."""
+
+import shutil
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from finora_pipeline.warehouse import migrations, schema
+from finora_pipeline.warehouse.migrations import Migration, columns_of, create_first_number
+from finora_pipeline.warehouse.rebuild import bring_up_to_date
+from finora_pipeline.warehouse.schema import (
+    SCHEMA_NUMBER,
+    WarehouseOutdated,
+    WarehouseTooNew,
+    create_or_migrate,
+)
+from finora_pipeline.warehouse.warehouse import Warehouse
+from tests.warehouse.landing import cost_day, cost_row, land, load, page_of, rows
+
+VERSION = "SELECT number FROM pipeline.schema_version"
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Warehouse:
+    """One cost row of one user, loaded."""
+    warehouse = Warehouse(tmp_path)
+    land(warehouse, page_of(cost_day([cost_row('"1.25"')])))
+    load(warehouse)
+    return warehouse
+
+
+def reworded(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    """The program with another text in the definitions of its tables."""
+    original = schema.section
+
+    def changed(table: str, name: str) -> str:
+        text = original(table, name)
+        return text.replace(old, new) if name == "define" else text
+
+    monkeypatch.setattr(schema, "section", changed)
+    schema.definitions_hash.cache_clear()
+    monkeypatch.setattr(schema, "definitions_hash", lambda: f"definitions with {new}")
+
+
+def test_migrations_lead_to_the_tables_of_a_new_warehouse(memory):
+    create_first_number(memory)
+    for migration in migrations.MIGRATIONS:
+        migration.apply(memory)
+    with duckdb.connect(":memory:") as new:
+        create_or_migrate(new)
+        assert columns_of(memory) == columns_of(new)
+
+
+def test_numbers_of_migrations_follow_each_other():
+    assert [one.number for one in migrations.MIGRATIONS] == list(range(1, SCHEMA_NUMBER + 1))
+
+
+def test_a_changed_comment_stops_nothing(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch):
+    reworded(monkeypatch, "USD, exact", "US dollars, to the last digit")
+    comment = (
+        "SELECT comment FROM duckdb_columns() WHERE table_name = 'daily_costs' AND column_name = 'amount_usd'"
+    )
+    assert rows(warehouse, comment) == [("US dollars, to the last digit",)]
+    assert rows(warehouse, "SELECT amount_usd::DOUBLE FROM daily_costs") == [(1.25,)]
+
+
+def test_a_new_column_is_added_in_place(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch):
+    def add(connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute("ALTER TABLE daily_costs ADD COLUMN cost_center VARCHAR")
+
+    added = Migration(SCHEMA_NUMBER + 1, "Adds a column.", then=add)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, added))
+    monkeypatch.setattr(schema, "SCHEMA_NUMBER", added.number)
+    assert rows(warehouse, "SELECT amount_usd::DOUBLE, cost_center FROM daily_costs") == [(1.25, None)]
+    assert rows(warehouse, VERSION) == [(added.number,)]
+
+
+def test_a_migration_that_fails_changes_nothing(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch):
+    def fail(connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute("ALTER TABLE daily_costs ADD COLUMN cost_center VARCHAR")
+        raise duckdb.InvalidInputException("no")
+
+    broken = Migration(SCHEMA_NUMBER + 1, "Fails.", then=fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
+        patch.setattr(schema, "SCHEMA_NUMBER", broken.number)
+        with pytest.raises(duckdb.InvalidInputException):
+            rows(warehouse, VERSION)
+    assert rows(warehouse, VERSION) == [(SCHEMA_NUMBER,)]
+    assert "cost_center" not in {column for _, _, column, *_ in columns(warehouse)}
+
+
+def columns(warehouse: Warehouse) -> migrations.Columns:
+    with warehouse.writing() as connection:
+        return columns_of(connection)
+
+
+def test_a_newer_warehouse_is_refused_with_a_sentence(warehouse: Warehouse):
+    with warehouse.writing() as connection:
+        connection.execute("UPDATE pipeline.schema_version SET number = number + 1")
+    with pytest.raises(WarehouseTooNew, match="newer version of finora"):
+        bring_up_to_date(warehouse)
+
+
+def test_tables_that_no_migration_knows_are_built_from_the_raw_pages(warehouse: Warehouse):
+    with warehouse.writing() as connection:
+        connection.execute("ALTER TABLE daily_costs ADD COLUMN another VARCHAR")
+        connection.execute("DROP TABLE pipeline.schema_version")
+    with pytest.raises(WarehouseOutdated, match="finora rebuild --replace"):
+        rows(warehouse, VERSION)
+    assert bring_up_to_date(warehouse)
+    assert rows(warehouse, "SELECT amount_usd::DOUBLE FROM daily_costs") == [(1.25,)]
+    assert not bring_up_to_date(warehouse)
+
+
+def test_a_new_file_can_be_opened_by_duckdb_from_1_2_on(warehouse: Warehouse):
+    with duckdb.connect(warehouse.database, read_only=True) as connection:
+        storage = connection.execute("SELECT tags FROM duckdb_databases() WHERE NOT internal").fetchall()
+    assert storage == [({"storage_version": "v1.2.0+"},)]
+
+
+def test_a_killed_upgrade_is_done_by_the_next(warehouse: Warehouse):
+    with warehouse.writing() as connection:
+        connection.execute("ALTER TABLE daily_costs ADD COLUMN another VARCHAR")
+        connection.execute("DROP TABLE pipeline.schema_version")
+    beside = warehouse.home / "rebuild" / "warehouse"
+    beside.mkdir(parents=True)
+    shutil.copyfile(warehouse.database, beside / "warehouse.duckdb")
+    assert bring_up_to_date(warehouse)
+    assert rows(warehouse, "SELECT count(*) FROM daily_costs") == [(1,)]
