@@ -172,6 +172,16 @@ class Read:
         return self.window_end > self.started_at.astimezone(UTC).date()
 
 
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One row of the audit trail. `actor` is None in rows of versions that did not name one."""
+
+    at: datetime
+    action: str
+    detail: str | None
+    actor: str | None
+
+
 def attention_alarm(user_id: str) -> str:
     """The key of the alarm that a user's connection needs attention."""
     return f"attention/{user_id}"

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     Connection,
     Date,
@@ -21,9 +22,10 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
-    inspect,
 )
 from sqlalchemy.types import TypeDecorator
+
+from finora_pipeline.accounts import migrations
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -89,7 +91,27 @@ connections = Table(
     Column("organization_since", Date),
     Column("last_attempt_at", UtcDateTime),
     Column("last_refresh_at", UtcDateTime),
+    # The address that the key was checked against (`openai_admin.addresses.bound_form`); NULL while an
+    # upgrade waits for an operator to confirm it.
+    Column("base_url", PlainText),
+    Column("key_expires_at", UtcDateTime),
+    # OpenAI gives no costs of days before this one.
+    Column("given_from", Date),
     Index("connections_changed_at", "changed_at"),
+)
+
+# Optional parts of a read that OpenAI refuses or fails to give: a usage endpoint, a split of costs, a list.
+connection_parts = Table(
+    "connection_parts",
+    metadata,
+    Column("user_id", String(100), primary_key=True),
+    Column("provider", String(20), primary_key=True),
+    Column("part", String(200), primary_key=True),
+    Column("reason", String(40), nullable=False),
+    Column("message", PlainText, nullable=False),
+    Column("since", UtcDateTime, nullable=False),
+    Column("last_attempt_at", UtcDateTime, nullable=False),
+    Column("retry_at", UtcDateTime, nullable=False),
 )
 
 credentials = Table(
@@ -101,6 +123,8 @@ credentials = Table(
     Column("master_key_id", String(20), nullable=False),
     Column("wrapped_key", LargeBinary, nullable=False),
     Column("ciphertext", LargeBinary, nullable=False),
+    # The address that is authenticated with the key; NULL for one sealed before addresses were.
+    Column("bound_to", PlainText),
 )
 
 # One row an attempt to refresh one user in one run.
@@ -141,6 +165,8 @@ audit = Table(
     Column("user_id", String(100), nullable=False),
     Column("action", String(30), nullable=False),
     Column("detail", PlainText),
+    # A login's name, "command line", "daemon" or "start link".
+    Column("actor", String(200)),
     Index("audit_user", "user_id", "at"),
 )
 
@@ -164,6 +190,11 @@ logins = Table(
     # NULL for those who sign in through the identity provider alone.
     Column("password_hash", Text),
     Column("created_at", UtcDateTime, nullable=False),
+    # The secret of the second factor, sealed by the vault, and the last step whose code was used.
+    Column("totp_master_key_id", String(20)),
+    Column("totp_wrapped_key", LargeBinary),
+    Column("totp_ciphertext", LargeBinary),
+    Column("totp_last_step", BigInteger),
     Index("logins_user", "user_id"),
 )
 
@@ -180,7 +211,9 @@ sessions = Table(
 
 
 def open_database(url: str) -> Engine:
-    """The accounts database at that SQLAlchemy URL, its tables created where missing.
+    """The accounts database at that SQLAlchemy URL, its tables brought to this version.
+
+    Raises `migrations.NewerAccounts`.
 
     Transactions of an engine with the option `writes` take place one after another, whatever the database.
     One with the option `at_once` does not wait for them: what it cannot write at once fails.
@@ -195,37 +228,12 @@ def open_database(url: str) -> Engine:
         # At another level, which a server may have as its default, a writer that has waited would not see
         # what the one before it wrote.
         engine = engine.execution_options(isolation_level="READ COMMITTED")
-    if _missing_columns(engine):
+    with engine.connect() as database:
+        is_current = migrations.revision_of(database) == migrations.HEAD
+    if not is_current:
         with engine.execution_options(writes=True).begin() as database:
-            metadata.create_all(database)
-            _add_new_columns(database)
+            migrations.upgrade(database)
     return engine
-
-
-def _missing_columns(database: Engine | Connection) -> list[Column[Any]]:
-    """Columns, those of missing tables among them, that the database does not have."""
-    known = inspect(database).get_multi_columns(filter_names=list(metadata.tables))
-    there = {(table, column["name"]) for (_, table), columns in known.items() for column in columns}
-    return [
-        column
-        for table in metadata.sorted_tables
-        for column in table.columns
-        if (table.name, column.name) not in there
-    ]
-
-
-def _add_new_columns(database: Connection) -> None:
-    """Brings an older database up to date: new columns may be empty, so adding them is all it takes."""
-    missing = list(_missing_columns(database))
-    if not missing:
-        return
-    # A dozen megabytes that every process would carry for a rare moment.
-    from alembic.migration import MigrationContext
-    from alembic.operations import Operations
-
-    operations = Operations(MigrationContext.configure(database))
-    for column in missing:
-        operations.add_column(column.table.name, Column(column.name, column.type))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -18,9 +18,12 @@ from sqlalchemy.engine import Connection as DatabaseConnection
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from finora_pipeline.accounts.actors import current_actor
+from finora_pipeline.accounts.migrations import NewerAccounts
 from finora_pipeline.accounts.model import (
     PROVIDER,
     AccountsError,
+    AuditEntry,
     Connection,
     KeyReplaced,
     Organization,
@@ -400,6 +403,7 @@ class Accounts:
                     "user_id": c.user_id,
                     "action": change["status"],
                     "detail": change["status_reason"],
+                    "actor": current_actor(),
                 }
                 for (c, _), change in zip(judged, changes, strict=True)
                 if change["status"] is not c.status
@@ -518,11 +522,17 @@ class Accounts:
                 found |= {row.user_id: row.message for row in database.execute(query)}
         return found
 
-    def audit_trail(self, user_id: str) -> list[tuple[datetime, str, str | None]]:
-        """What happened to a user's connection, oldest first: when, what, detail."""
-        query = select(audit.c.at, audit.c.action, audit.c.detail).where(audit.c.user_id == user_id)
+    def audit_trail(self, user_id: str) -> list[AuditEntry]:
+        """What happened to a user's connection, oldest first."""
+        query = select(audit.c.at, audit.c.action, audit.c.detail, audit.c.actor)
+        query = query.where(audit.c.user_id == user_id).order_by(audit.c.audit_id)
         with self._read.connect() as database:
-            return [tuple(row) for row in database.execute(query.order_by(audit.c.audit_id))]
+            return [AuditEntry(*row) for row in database.execute(query)]
+
+    def note(self, user_id: str, action: str, detail: str | None = None) -> None:
+        """Adds a row to the audit trail of a user, with the current actor."""
+        with self._write.begin() as database:
+            _note(database, _now(), user_id, action, detail)
 
 
 def accounts_of(settings: Settings) -> Accounts:
@@ -551,6 +561,8 @@ def open_accounts(url: str, master_key_variable: str, master_key_file: Path) -> 
         place = database.database if is_file else f"on {database.host}"
         said = str(error.orig).partition("\n")[0]
         raise AccountsError(f"The accounts database {place} cannot be opened: {said}") from None
+    except NewerAccounts as error:
+        raise AccountsError(str(error)) from None
     return Accounts(engine, load_vault(master_key_variable, master_key_file))
 
 
@@ -647,7 +659,7 @@ def _last_version(database: DatabaseConnection, user_id: str) -> int:
 
 def _note(database: DatabaseConnection, at: datetime, user_id: str, action: str, detail: str | None) -> int:
     """Adds to the audit trail; returns the number of the note."""
-    note = insert(audit).values(at=at, user_id=user_id, action=action, detail=detail)
+    note = insert(audit).values(at=at, user_id=user_id, action=action, detail=detail, actor=current_actor())
     return database.execute(note.returning(audit.c.audit_id)).scalar_one()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from finora_pipeline.accounts.actors import COMMAND_LINE, act_as
 from finora_pipeline.cli.alarms import alarms
 from finora_pipeline.cli.connections import connect, plan, remove, status, update
 from finora_pipeline.cli.dashboard import dashboard, login
@@ -59,6 +60,7 @@ def main() -> None:
       FINORA_ACCOUNTS_URL accounts database (SQLAlchemy URL)     SQLite in $FINORA_HOME
       FINORA_NOTIFY       whom alarms are sent to                nobody
     """
+    act_as(COMMAND_LINE)
 
 
 _COMMANDS = (

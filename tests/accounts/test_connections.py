@@ -8,10 +8,11 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import event, select, text
+from sqlalchemy import event, select
 from sqlalchemy.pool import Pool
 
 from finora_pipeline.accounts import connections
+from finora_pipeline.accounts.actors import acting_as
 from finora_pipeline.accounts.connections import NewConnection
 from finora_pipeline.accounts.model import (
     AccountsError,
@@ -163,7 +164,7 @@ def refused_read(of: Connection, **more: Any) -> Refresh:
 
 
 def actions(home: Installation, user_id: str) -> list[tuple[str, str | None]]:
-    return [(action, detail) for _, action, detail in home.accounts.audit_trail(user_id)]
+    return [(entry.action, entry.detail) for entry in home.accounts.audit_trail(user_id)]
 
 
 def with_projects(*project_ids: str) -> Organization:
@@ -686,14 +687,6 @@ def test_what_has_been_read_without_a_gap_grows_only_where_reads_meet(home, open
         assert (after.history_from, after.read_until) == expected
 
 
-def test_an_older_database_gets_the_new_columns(home, openai):
-    before = connect(home, "acme", openai.organizations[0].admin_key)
-    with home.accounts.database.begin() as database:
-        database.execute(text("ALTER TABLE connections DROP COLUMN read_until"))
-    reopened = accounts_of(home.settings)
-    assert reopened.connection("acme") == before
-
-
 def test_a_permanent_failure_needs_attention_and_says_since_when_and_why(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     home.accounts.record_refreshes("run-1", [refused_read(connection)])
@@ -934,10 +927,18 @@ def test_the_audit_trail_tells_the_story_in_order(home, openai):
         ("active", None),
         ("plan", "scale"),
     ]
-    moments = [at for at, _, _ in home.accounts.audit_trail("acme")]
+    moments = [entry.at for entry in home.accounts.audit_trail("acme")]
     assert moments == sorted(moments)
     assert all(at.utcoffset() == timedelta(0) for at in moments)
     assert home.accounts.audit_trail("globex") == []
+
+
+def test_the_audit_trail_names_the_actor(file_home, openai):
+    with acting_as("ops@example.com"):
+        connect(file_home, "acme", openai.organizations[0].admin_key)
+    file_home.accounts.set_plan("acme", "scale")
+    actors = [(entry.action, entry.actor) for entry in file_home.accounts.audit_trail("acme")]
+    assert actors == [("connect", "ops@example.com"), ("plan", "daemon")]
 
 
 def test_accounts_are_shared_by_all_who_open_them(home, openai):

@@ -221,7 +221,7 @@ def test_purge_deletes_all_of_a_user(home):
     tables = ("credentials", "connections", "refreshes", "audit", "users", "alarms")
     assert deleted == dict.fromkeys(tables, 1)
     assert home.accounts.user_ids() == []
-    assert [action for _, action, _ in home.accounts.audit_trail("acme")] == ["purge"]
+    assert [entry.action for entry in home.accounts.audit_trail("acme")] == ["purge"]
 
 
 def test_an_alarm_is_told_once_when_it_opens_and_once_when_it_is_over(home):

@@ -249,7 +249,7 @@ def test_connect_update_remove_and_no_key_is_left_anywhere(
     answers.append(local.get("/users/whole/overview"))
     answers.append(save(local, "whole", first))
     assert answers[-1].headers["location"].endswith("saved=connected")
-    assert accounts.audit_trail("whole")[-1][1] == "connect"
+    assert accounts.audit_trail("whole")[-1].action == "connect"
 
     seen = "\n".join(f"{answer.headers}{answer.text}" for answer in answers) + caplog.text
     # The rest of the data folder is the pipeline's, whose own tests look through it.

@@ -303,7 +303,7 @@ def test_a_purged_user_is_nowhere(installation: Installation):
     assert first_days(installation).keys() == {"user-1"}
     installation.assert_exact("user-1", 1, installation.history(90))
     assert installation.accounts.connection("user-0") is None
-    assert [action for _, action, _ in installation.accounts.audit_trail("user-0")] == ["purge"]
+    assert [entry.action for entry in installation.accounts.audit_trail("user-0")] == ["purge"]
     assert rebuild(warehouse_of(installation)).differences == []
     nobody = CliRunner().invoke(main, ["purge", "--user", "nobody", "--yes"])
     assert nobody.exit_code == 1

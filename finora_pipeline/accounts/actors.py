@@ -1,0 +1,34 @@
+"""Who changes the accounts: named in every row of the audit trail.
+
+with acting_as("ops@example.com"):
+    accounts.remove_connection("acme")
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+COMMAND_LINE = "command line"
+# Scheduled runs and all else that no person started.
+DAEMON = "daemon"
+_actor: ContextVar[str] = ContextVar("actor", default=DAEMON)
+
+
+@contextmanager
+def acting_as(actor: str) -> Iterator[None]:
+    """Names the actor of all that the block changes, also in the threads that it calls."""
+    token = _actor.set(actor)
+    try:
+        yield
+    finally:
+        _actor.reset(token)
+
+
+def act_as(actor: str) -> None:
+    """Names the actor for the rest of this process."""
+    _actor.set(actor)
+
+
+def current_actor() -> str:
+    """A login's name, `COMMAND_LINE` or `DAEMON`."""
+    return _actor.get()
