@@ -104,7 +104,14 @@ def _connect(settings: Settings, user_ids: list[str]) -> None:
     accounts = accounts_of(settings)
     for user_id in track(user_ids, "Connecting", console=console, transient=True):
         key = AdminKey("sk-admin-" + "x" * 40)
-        accounts.save_connection(user_id, key, Organization("org-" + user_id), known=None, plan="scale")
+        accounts.save_connection(
+            user_id,
+            key,
+            Organization("org-" + user_id),
+            address="http://127.0.0.1/v1",
+            known=None,
+            plan="scale",
+        )
 
 
 @contextmanager

@@ -19,8 +19,7 @@ from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.reading import connect
-from finora_pipeline.resources.accounts import AccountsResource
-from finora_pipeline.resources.openai_admin import OpenAIAdminResource
+from finora_pipeline.resources.openai_admin import OpenAIAdmin
 from finora_pipeline.settings import Settings
 
 
@@ -50,11 +49,10 @@ def main(base_url: str, days: int, home: str) -> None:
     # The first run in a home creates Dagster's own databases, which an installation does once.
     runs.prepare_instance(settings)
 
-    openai_admin = OpenAIAdminResource(
-        accounts=AccountsResource.of(settings),
-        base_url=settings.openai_base_url,
+    openai_admin = OpenAIAdmin(
+        settings.openai_base_url,
+        readings=[endpoint for endpoint in READ if endpoint is not COSTS],
         directory=False,
-        besides_costs=[endpoint.name for endpoint in READ if endpoint is not COSTS],
     )
     started = time.time()
     if days > 30:

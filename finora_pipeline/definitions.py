@@ -18,9 +18,9 @@ from finora_pipeline.assets.retention import retention  # noqa: E402
 from finora_pipeline.assets.serving import published  # noqa: E402
 from finora_pipeline.assets.user_history import user_history  # noqa: E402
 from finora_pipeline.refresh.fetch import ProgressCallback  # noqa: E402
-from finora_pipeline.resources.accounts import AccountsResource  # noqa: E402
-from finora_pipeline.resources.openai_admin import OpenAIAdminResource  # noqa: E402
-from finora_pipeline.resources.warehouse import WarehouseResource  # noqa: E402
+from finora_pipeline.resources.accounts import accounts_resource  # noqa: E402
+from finora_pipeline.resources.openai_admin import OpenAIAdmin, openai_admin_resource  # noqa: E402
+from finora_pipeline.resources.warehouse import warehouse_resource  # noqa: E402
 from finora_pipeline.schedules.alarms import alarms  # noqa: E402
 from finora_pipeline.schedules.jobs import history_job, nightly_upkeep, refresh_job, upkeep_job  # noqa: E402
 from finora_pipeline.schedules.refresh import plan_schedules  # noqa: E402
@@ -40,21 +40,20 @@ ASSETS = [
 def build_defs(
     settings: Settings | None = None,
     *,
-    openai_admin: OpenAIAdminResource | None = None,
+    openai_admin: OpenAIAdmin | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> dg.Definitions:
     """The definitions of an installation; tests and the command line hand in what differs."""
     settings = settings or Settings.from_environment()
-    accounts = AccountsResource.of(settings)
     return dg.Definitions(
         assets=ASSETS,
         jobs=[refresh_job, history_job, upkeep_job],
         schedules=[*plan_schedules(), nightly_upkeep],
         sensors=[connection_changes, alarms],
         resources={
-            "accounts": accounts,
-            "openai_admin": openai_admin or OpenAIAdminResource.of(settings, accounts),
-            "warehouse": WarehouseResource.of(settings),
+            "accounts": accounts_resource(settings),
+            "openai_admin": openai_admin_resource(openai_admin or OpenAIAdmin.of(settings)),
+            "warehouse": warehouse_resource(settings),
             "on_progress": on_progress or _no_progress,
         },
         # One process a run: half the start-up time, and writers of one run never meet.

@@ -104,7 +104,8 @@ def _connect_real(settings: Settings) -> None:
     key_text = os.environ[KEY_VARIABLE]
 
     async def connect() -> None:
-        async with open_client(settings.openai_base_url, connecting.CHECK_LIMITS) as client:
+        address = connecting.address_to_check(None, None, settings.openai_base_url)
+        async with open_client(str(address), connecting.CHECK_LIMITS) as client:
             await connecting.connect(accounts, client, REAL_USER, key_text, plan="growth")
 
     asyncio.run(connect())

@@ -22,7 +22,7 @@ from finora_pipeline.liveness import release
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.refresh.fetch import ProgressCallback
 from finora_pipeline.refresh.windows import trailing_window
-from finora_pipeline.resources.openai_admin import OpenAIAdminResource
+from finora_pipeline.resources.openai_admin import OpenAIAdmin
 from finora_pipeline.run_history import forget_partitions
 from finora_pipeline.schedules.jobs import history_job, refresh_job, user_tags
 from finora_pipeline.schedules.refresh import DAYS_OF_PLAN_TAG, PLAN_TAG, refresh_config
@@ -90,7 +90,7 @@ def refresh(
     *,
     plan: str | None = None,
     users: Sequence[str] = (),
-    openai_admin: OpenAIAdminResource | None = None,
+    openai_admin: OpenAIAdmin | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> RunResult:
     """Runs the refresh job for a range of UTC days and a plan, some users or everybody who is due."""
@@ -107,7 +107,7 @@ def load_history(
     settings: Settings,
     user_ids: Sequence[str],
     *,
-    openai_admin: OpenAIAdminResource | None = None,
+    openai_admin: OpenAIAdmin | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> list[RunResult]:
     """Loads the whole history of users again; each becomes a partition of `user_history`.
@@ -132,7 +132,7 @@ def _run(
     job: str,
     config: dict[str, Any],
     tags: dict[str, str],
-    openai_admin: OpenAIAdminResource | None,
+    openai_admin: OpenAIAdmin | None,
     on_progress: ProgressCallback | None,
 ) -> RunResult:
     prepare_instance(settings)

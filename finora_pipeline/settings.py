@@ -6,12 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+
+from finora_pipeline.openai_admin.addresses import (
+    OPENAI_BASE_URL,
+    AddressError,
+    BaseAddress,
+    parse_address,
+)
 
 ACCOUNTS_URL = "FINORA_ACCOUNTS_URL"
 ACCESS_TOKEN = "FINORA_ACCESS_TOKEN"
 DOCS_URL = "FINORA_DOCS_URL"
-OPENAI_BASE_URL = "https://api.openai.com/v1"
 # A data folder that is connected to another OpenAI than the real one, as the demo's is, says so in this
 # file: no command may by mistake send its keys elsewhere.
 BASE_URL_FILE = "openai_base_url"
@@ -52,6 +57,8 @@ class Settings:
     dagster_home: Path
     openai_base_url: str
     accounts_url: str = field(repr=False)
+    # What the data folder's own file says, whatever the environment does.
+    folder_base_url: str | None = None
     has_own_accounts: bool = False
     docs_url: str | None = None
     allowed_hosts: tuple[str, ...] = ()
@@ -66,14 +73,14 @@ class Settings:
         """Raises `SettingsError` for what no command could work with."""
         home = _folder("FINORA_HOME", environment.get("FINORA_HOME") or "data")
         dagster_home = environment.get("DAGSTER_HOME")
-        own_base_url = home / BASE_URL_FILE
-        base_url = environment.get("OPENAI_BASE_URL") or (
-            own_base_url.read_text().strip() if own_base_url.exists() else OPENAI_BASE_URL
-        )
+        file = home / BASE_URL_FILE
+        folder_base_url = file.read_text().strip() if file.exists() else None
+        base_url = environment.get("OPENAI_BASE_URL") or folder_base_url or OPENAI_BASE_URL
         return cls(
             home=home,
             dagster_home=_folder("DAGSTER_HOME", dagster_home) if dagster_home else home / "dagster",
-            openai_base_url=_checked(base_url),
+            openai_base_url=base_url.strip().rstrip("/"),
+            folder_base_url=folder_base_url,
             accounts_url=environment.get(ACCOUNTS_URL) or f"sqlite:///{home / 'accounts.sqlite'}",
             has_own_accounts=bool(environment.get(ACCOUNTS_URL)),
             docs_url=environment.get(DOCS_URL),
@@ -85,6 +92,14 @@ class Settings:
                 "FINORA_REQUESTS_AT_ONCE", environment.get("FINORA_REQUESTS_AT_ONCE"), 4_096
             ),
         )
+
+    @property
+    def openai_address(self) -> BaseAddress:
+        """Where OpenAI is, for keys that are bound to no other address. Raises `SettingsError`."""
+        try:
+            return parse_address(self.openai_base_url)
+        except AddressError as error:
+            raise SettingsError(f"OPENAI_BASE_URL cannot be used. {error}") from None
 
     @property
     def master_key_file(self) -> Path:
@@ -119,19 +134,6 @@ def _bytes(name: str, text: str | None) -> int | None:
     if size < SMALLEST_MEMORY_LIMIT:
         raise SettingsError(f"{name} must be a size of at least 128MB, such as 512MB or 2GB, not {text!r}.")
     return size
-
-
-def _checked(base_url: str) -> str:
-    """The address of an API without its last slash. Raises `SettingsError`."""
-    address = base_url.strip().rstrip("/")
-    try:
-        parts = urlsplit(address)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_address = False
-    if not is_address or " " in address:
-        raise SettingsError(f"OPENAI_BASE_URL must be an address like {OPENAI_BASE_URL}.")
-    return address
 
 
 def _folder(name: str, path: str) -> Path:

@@ -30,8 +30,7 @@ from finora_pipeline.refresh.fetch import select_connections
 from finora_pipeline.refresh.read import read_and_land
 from finora_pipeline.refresh.serve import publish_refreshes
 from finora_pipeline.refresh.windows import trailing_window
-from finora_pipeline.resources.accounts import AccountsResource
-from finora_pipeline.resources.openai_admin import OpenAIAdminResource
+from finora_pipeline.resources.openai_admin import OpenAIAdmin
 from finora_pipeline.settings import ACCOUNTS_URL, Settings
 from finora_pipeline.warehouse.load import KINDS, load_pending
 from finora_pipeline.warehouse.metrics import refresh_metrics
@@ -137,15 +136,9 @@ class Installation:
         return user_ids
 
     @property
-    def openai_admin(self) -> OpenAIAdminResource:
+    def openai_admin(self) -> OpenAIAdmin:
         """The resource as in production, but impatient."""
-        return OpenAIAdminResource(
-            accounts=AccountsResource.of(self.settings),
-            base_url=self.settings.openai_base_url,
-            timeout_seconds=QUICK.timeout_seconds,
-            retry_seconds=QUICK.retry_seconds,
-            first_pause_seconds=QUICK.first_pause_seconds,
-        )
+        return OpenAIAdmin(self.settings.openai_base_url, QUICK)
 
     def refresh(
         self, window: Window | None = None, *, plan: str | None = None, users: Sequence[str] = ()

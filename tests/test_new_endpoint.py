@@ -8,8 +8,7 @@ from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.pages import decode_usage
 from finora_pipeline.refresh.fetch import fetch
 from finora_pipeline.refresh.windows import trailing_window
-from finora_pipeline.resources.accounts import AccountsResource
-from finora_pipeline.resources.openai_admin import OpenAIAdminResource
+from finora_pipeline.resources.openai_admin import OpenAIAdmin
 from finora_pipeline.warehouse.load import KINDS, load_pending
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.warehouse import Warehouse
@@ -31,8 +30,8 @@ def test_a_new_endpoint_is_one_row(start_openai, install):
     window = trailing_window(installation.today)
 
     async def read() -> int:
-        resource = OpenAIAdminResource.of(installation.settings, AccountsResource.of(installation.settings))
-        async with resource.organizations(["user-0"]) as organizations:
+        resource = OpenAIAdmin.of(installation.settings)
+        async with resource.organizations(installation.accounts, ["user-0"]) as organizations:
             fetched = await fetch(
                 installation.accounts,
                 organizations,

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from dagster._vendored.croniter.croniter import croniter
 
+from finora_pipeline.openai_admin.addresses import OPENAI_BASE_URL
 from finora_pipeline.plans import PLANS, Plan, UnknownPlan, plan_named
-from finora_pipeline.settings import BASE_URL_FILE, OPENAI_BASE_URL, Settings
+from finora_pipeline.settings import BASE_URL_FILE, Settings
 
 A_MONDAY = datetime(2026, 11, 23, tzinfo=UTC)
 

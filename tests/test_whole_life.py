@@ -31,8 +31,7 @@ from finora_pipeline.reading import connect as connect_reader
 from finora_pipeline.refresh.fetch import Fetched, fetch
 from finora_pipeline.refresh.serve import publish_refreshes
 from finora_pipeline.refresh.windows import trailing_window
-from finora_pipeline.resources.accounts import AccountsResource
-from finora_pipeline.resources.openai_admin import OpenAIAdminResource
+from finora_pipeline.resources.openai_admin import OpenAIAdmin
 from finora_pipeline.warehouse.load import KINDS, load_ahead, load_pending
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.raw import RawPages
@@ -134,8 +133,8 @@ class Life:
 
         async def read() -> Fetched:
             # With the limits of production: a busy machine must not turn a slow answer into a failure.
-            resource = OpenAIAdminResource.of(self.settings, AccountsResource.of(self.settings))
-            async with resource.organizations(USERS) as organizations:
+            resource = OpenAIAdmin.of(self.settings)
+            async with resource.organizations(self.accounts, USERS) as organizations:
                 return await fetch(
                     self.accounts,
                     organizations,

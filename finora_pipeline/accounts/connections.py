@@ -8,9 +8,11 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
 from finora_pipeline.accounts.model import (
     AccountsError,
+    AddressUnconfirmed,
     Connection,
     Organization,
     OtherOrganization,
@@ -18,6 +20,13 @@ from finora_pipeline.accounts.model import (
     check_user_id,
 )
 from finora_pipeline.accounts.store import Accounts, KeyRing
+from finora_pipeline.openai_admin.addresses import (
+    AddressError,
+    BaseAddress,
+    bound_form,
+    is_loopback,
+    parse_address,
+)
 from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, OrganizationClient
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
 from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError
@@ -34,15 +43,72 @@ IDENTITY_DAYS = 31
 @dataclass(frozen=True, slots=True, repr=False)
 class Organizations:
     """Clients by connection, for the length of a run: keys as they were when it was made, decrypted one by
-    one."""
+    one. `base_url` is where the installation has OpenAI: of a server on this machine, its port."""
 
     client: OpenAIAdminClient
     keys: KeyRing
+    base_url: str
 
     def of(self, connection: Connection) -> OrganizationClient:
-        """The client of the connection's organization. Raises `AccountsError` without a key, `VaultError`;
-        `KeyReplaced` if the connection has another key than it had."""
-        return self.client.organization(self.keys.key_of(connection.user_id, connection.key_version))
+        """The client of the connection's organization, at the address that its key is bound to. Raises
+        `AccountsError` without a key, `VaultError`; `KeyReplaced` if the connection has another key than it
+        had, `AddressUnconfirmed`."""
+        key = self.keys.key_of(connection.user_id, connection.key_version)
+        return self.client.organization(key, address_of_key(connection, self.keys, self.base_url))
+
+
+def address_of_key(connection: Connection, keys: KeyRing, base_url: str) -> str:
+    """The base URL that the connection's key is sent to. Raises `AddressUnconfirmed`."""
+    bound = keys.bound_to(connection.user_id)
+    if bound is None:
+        raise AddressUnconfirmed(
+            f"The key waits for an address: OPENAI_BASE_URL names {_host(base_url)}, which is not confirmed "
+            f"for it. Unset the variable, or confirm it with finora update --user {connection.user_id} "
+            "--keep-key --base-url ADDRESS."
+        )
+    if not is_loopback(bound):
+        return bound
+    # A server of this machine may have another port at each start.
+    try:
+        if bound_form(base_url) == bound:
+            return base_url
+    except AddressError:
+        pass
+    raise AddressUnconfirmed(
+        f"The key was checked against a server on this machine, but OPENAI_BASE_URL names {_host(base_url)}. "
+        "Set it to that server, or save a key of OpenAI."
+    )
+
+
+def address_to_check(asked: str | None, known: Connection | None, configured: str) -> BaseAddress:
+    """Where a key that is to be saved is checked: the address asked for, else the connection's, else the
+    configured one if it is OpenAI's or this machine's.
+
+    Raises `AddressError`, and `AddressUnconfirmed` for another that is merely configured.
+    """
+    if asked:
+        return parse_address(asked)
+    if known and known.base_url and not is_loopback(known.base_url):
+        return parse_address(known.base_url)
+    try:
+        address = parse_address(configured)
+    except AddressError as error:
+        raise AddressUnconfirmed(
+            f"OPENAI_BASE_URL is not an address that a key may be sent to. {error} Correct it or unset it."
+        ) from None
+    if not (address.is_openai or address.is_loopback):
+        raise AddressUnconfirmed(
+            f"OPENAI_BASE_URL names {_host(configured)}, which is neither OpenAI nor this machine: no key is "
+            "sent there unasked. Unset the variable, or give the address with --base-url."
+        )
+    return address
+
+
+def _host(base_url: str) -> str:
+    try:
+        return parse_address(base_url).authority
+    except AddressError:
+        return urlsplit(base_url).hostname or "no address"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -99,6 +165,8 @@ async def connect(
     than the one before is taken only with `replace_organization`: the old one's days before today stay, and
     from today on the new one is read.
 
+    The key is checked at the client's base URL and bound to it.
+
     Raises `KeyFormError`, `OpenAIAdminError`, `AccountsError` or `UnknownPlan`; nothing is stored then.
     """
     user_id = check_user_id(user_id)
@@ -113,7 +181,14 @@ async def connect(
     organization = await check_key(client, key)
     replaces = bool(known) and _is_other(known.organization, organization, replace_organization)
     return accounts.save_connection(
-        user_id, key, organization, known=known, plan=plan, email=email, replaces_organization=replaces
+        user_id,
+        key,
+        organization,
+        address=bound_form(client.base_url),
+        known=known,
+        plan=plan,
+        email=email,
+        replaces_organization=replaces,
     )
 
 
@@ -127,7 +202,8 @@ async def update(
 ) -> Connection:
     """Replaces a user's key by a fresh one of the same organization; the old one serves until then.
 
-    One of another organization is taken only with `replace_organization`, as by `connect`.
+    One of another organization is taken only with `replace_organization`, as by `connect`. The key is bound
+    to the client's base URL.
 
     Raises `KeyFormError`, `OpenAIAdminError` or `AccountsError`; the old key stays then.
     """
@@ -138,7 +214,14 @@ async def update(
     key = AdminKey(key_text)
     organization = await check_key(client, key)
     replaces = _is_other(known.organization, organization, replace_organization)
-    return accounts.save_connection(user_id, key, organization, known=known, replaces_organization=replaces)
+    return accounts.save_connection(
+        user_id,
+        key,
+        organization,
+        address=bound_form(client.base_url),
+        known=known,
+        replaces_organization=replaces,
+    )
 
 
 async def connect_many(

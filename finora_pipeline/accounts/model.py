@@ -23,6 +23,10 @@ class KeyReplaced(AccountsError):
     """The key that a run began with is no longer the user's."""
 
 
+class AddressUnconfirmed(AccountsError):
+    """The key may not be sent to the address that is configured until a person confirms it."""
+
+
 class OtherOrganization(AccountsError):
     """The key is of another organization than the one connected, and nobody said that it takes its place."""
 
@@ -59,7 +63,9 @@ class Connection:
 
     The UTC days from `history_from` up to `read_until` (exclusive) have been read without a gap; both are
     None while the history that the plan keeps has not been read whole. `cost_groupings` tells by which
-    further dimensions the organization's API splits costs, as far as that is known.
+    further dimensions the organization's API splits costs, as far as that is known. `base_url` is the address
+    that the key is bound to, None while an upgrade waits for an operator to confirm one; `given_from` the
+    day before which OpenAI gives no costs.
     """
 
     user_id: str
@@ -81,6 +87,9 @@ class Connection:
     organization_since: date | None
     last_attempt_at: datetime | None
     last_refresh_at: datetime | None
+    base_url: str | None = None
+    key_expires_at: datetime | None = None
+    given_from: date | None = None
 
     def first_day(self, today: date) -> date | None:
         """The oldest UTC day that is read: what the plan keeps of this organization, None for everything."""

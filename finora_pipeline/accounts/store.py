@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ from finora_pipeline.accounts.schema import (
     sessions,
     users,
 )
-from finora_pipeline.accounts.vault import Sealed, Vault, load_vault
+from finora_pipeline.accounts.vault import Sealed, Vault, VaultError, load_vault
+from finora_pipeline.openai_admin.addresses import OPENAI_BASE_URL, bound_form
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.plans import PLANS, PRUNE_GRACE, Plan, plan_named
 from finora_pipeline.settings import Settings
@@ -58,6 +59,15 @@ LOOK_AGAIN_SECONDS = 2.0
 _UNREAD: dict[str, None] = {"history_from": None, "read_until": None}
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class SealedKey:
+    """A stored Admin key: encrypted, its version and the address that it is bound to."""
+
+    sealed: Sealed
+    version: int
+    bound_to: str | None
+
+
 class KeyRing:
     """Some users' encrypted keys, as they were at one moment; `current_versions` tells which are the users'
     keys now."""
@@ -65,7 +75,7 @@ class KeyRing:
     def __init__(
         self,
         vault: Vault,
-        sealed: Mapping[str, tuple[Sealed, int]],
+        sealed: Mapping[str, "SealedKey"],
         current_versions: Callable[[], Mapping[str, int]],
     ) -> None:
         self._vault = vault
@@ -77,12 +87,20 @@ class KeyRing:
     def key_of(self, user_id: str, version: int | None = None) -> AdminKey:
         """The user's Admin key, decrypted. Raises `AccountsError` if there is none, `VaultError`; with a
         version, `KeyReplaced` if that is not the user's key, of the ring or since a moment ago."""
+        one = self._of(user_id)
+        if version is not None and not one.version == version == self._now().get(user_id):
+            raise KeyReplaced(f"The key of {user_id} has just been replaced or removed.")
+        return AdminKey(self._vault.open(one.sealed, _identity(user_id, one.version, one.bound_to)))
+
+    def bound_to(self, user_id: str) -> str | None:
+        """The address that the user's key may be sent to (`addresses.bound_form`); it is authenticated with
+        the key. None while no address is confirmed. Raises `AccountsError` if there is no key."""
+        return self._of(user_id).bound_to
+
+    def _of(self, user_id: str) -> "SealedKey":
         if user_id not in self._sealed:
             raise AccountsError(f"No OpenAI key is stored for user {user_id}.")
-        sealed, held = self._sealed[user_id]
-        if version is not None and not held == version == self._now().get(user_id):
-            raise KeyReplaced(f"The key of {user_id} was replaced or removed meanwhile.")
-        return AdminKey(self._vault.open(sealed, _identity(user_id, held)))
+        return self._sealed[user_id]
 
     def _now(self) -> Mapping[str, int]:
         if time.monotonic() - self._looked_at >= LOOK_AGAIN_SECONDS:
@@ -210,11 +228,44 @@ class Accounts:
         """The Admin keys of these users as they are now, to be decrypted one by one when needed."""
         with self._read.connect() as database:
             sealed = {
-                row.user_id: (Sealed(row.master_key_id, row.wrapped_key, row.ciphertext), row.version)
+                row.user_id: _sealed_key(row)
                 for part in _parts(user_ids)
                 for row in database.execute(select(credentials).where(credentials.c.user_id.in_(part)))
             }
         return KeyRing(self._vault, sealed, lambda: self.key_versions(user_ids))
+
+    def bind_keys(self, address: str) -> int:
+        """Binds the keys that an earlier version stored without an address to this one; how many.
+
+        Keys that do not decrypt stay as they are. Raises no error for them: their users' reads will.
+        """
+        unbound = select(credentials).where(credentials.c.bound_to.is_(None))
+        with self._read.connect() as database:
+            if database.execute(unbound.limit(1)).first() is None:
+                return 0
+        bound = 0
+        with self._write.begin() as database:
+            for row in database.execute(unbound).all():
+                mine = (credentials.c.user_id == row.user_id) & (credentials.c.provider == row.provider)
+                one = _sealed_key(row)
+                try:
+                    key = self._vault.open(one.sealed, _identity(row.user_id, row.version, None))
+                except VaultError as error:
+                    _log.warning("The key of %s was not bound to an address: %s", row.user_id, error)
+                    continue
+                sealed = self._vault.seal(key, _identity(row.user_id, row.version, address))
+                values = {
+                    "master_key_id": sealed.master_key_id,
+                    "wrapped_key": sealed.wrapped_key,
+                    "ciphertext": sealed.ciphertext,
+                    "bound_to": address,
+                }
+                database.execute(update(credentials).where(mine).values(values))
+                theirs = connections.c.user_id == row.user_id
+                database.execute(update(connections).where(theirs).values(base_url=address))
+                _note(database, _now(), row.user_id, "bind address", address)
+                bound += 1
+        return bound
 
     def key_versions(self, user_ids: Sequence[str]) -> dict[str, int]:
         """Which of their keys these users have now; nobody whose connection was removed."""
@@ -234,12 +285,15 @@ class Accounts:
         key: AdminKey,
         organization: Organization,
         *,
+        address: str,
         known: Connection | None,
         plan: str | None = None,
         email: str | None = None,
         replaces_organization: bool = False,
     ) -> Connection:
         """Stores a key that OpenAI accepted, in one transaction; creates the user where needed.
+
+        `address` is the bound form of the address that it was checked against: it is sent to no other.
 
         `known` is the connection that the caller checked the key against, None for none. A new user gets
         `plan`; a stored e-mail or plan is kept where none is given. The history that has been read stays;
@@ -255,7 +309,7 @@ class Accounts:
                 raise AccountsError(f"The connection of {user_id} was changed meanwhile: look and try again.")
             keeps_more = _save_user(database, user_id, plan, email, now)
             version = (known.key_version if known else _last_version(database, user_id)) + 1
-            sealed = self._vault.seal(key.reveal(), _identity(user_id, version))
+            sealed = self._vault.seal(key.reveal(), _identity(user_id, version, address))
             values: dict[str, Any] = {
                 "status": Status.ACTIVE,
                 "status_reason": None,
@@ -263,6 +317,7 @@ class Accounts:
                 "key_hint": key.hint,
                 "key_version": version,
                 "changed_at": now,
+                "base_url": address,
                 "project_ids": json.dumps(sorted(organization.project_ids)),
             }
             if replaces_organization:
@@ -297,10 +352,11 @@ class Accounts:
                     master_key_id=sealed.master_key_id,
                     wrapped_key=sealed.wrapped_key,
                     ciphertext=sealed.ciphertext,
+                    bound_to=address,
                 )
             )
             action = "connect" if known is None or known.status is Status.REMOVED else "update"
-            _note(database, now, user_id, action, key.hint)
+            _note(database, now, user_id, action, f"{key.hint} at {address}")
             if known and replaces_organization:
                 old = known.organization.organization_id or "unknown"
                 new = organization.organization_id or "unknown"
@@ -536,8 +592,16 @@ class Accounts:
 
 
 def accounts_of(settings: Settings) -> Accounts:
-    """The accounts of an installation; raises as `open_accounts` does."""
-    return open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
+    """The accounts of an installation; raises as `open_accounts` does.
+
+    Keys of an earlier version are bound to the address in the data folder's file, else to OpenAI's own;
+    where the environment names another, they wait for an operator to confirm it.
+    """
+    accounts = open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
+    configured = settings.folder_base_url or OPENAI_BASE_URL
+    if settings.openai_base_url == configured.rstrip("/"):
+        accounts.bind_keys(bound_form(configured))
+    return accounts
 
 
 def open_accounts(url: str, master_key_variable: str, master_key_file: Path) -> Accounts:
@@ -663,8 +727,14 @@ def _note(database: DatabaseConnection, at: datetime, user_id: str, action: str,
     return database.execute(note.returning(audit.c.audit_id)).scalar_one()
 
 
-def _identity(user_id: str, version: int) -> str:
-    return f"finora/{PROVIDER}/{version}/{user_id}"
+def _identity(user_id: str, version: int, bound_to: str | None) -> str:
+    """What is authenticated with a key. A user id holds no blank, so that no two identities are equal."""
+    identity = f"finora/{PROVIDER}/{version}/{user_id}"
+    return identity if bound_to is None else f"{identity} at {bound_to}"
+
+
+def _sealed_key(row: Any) -> SealedKey:
+    return SealedKey(Sealed(row.master_key_id, row.wrapped_key, row.ciphertext), row.version, row.bound_to)
 
 
 def _connection(row: Any) -> Connection:
@@ -690,6 +760,9 @@ def _connection(row: Any) -> Connection:
         cost_groupings=json.loads(row.cost_groupings or "{}"),
         last_attempt_at=row.last_attempt_at,
         last_refresh_at=row.last_refresh_at,
+        base_url=row.base_url,
+        key_expires_at=row.key_expires_at,
+        given_from=row.given_from,
     )
 
 

@@ -15,8 +15,8 @@ from finora_pipeline.assets.metadata import (
 )
 from finora_pipeline.assets.partitions import DAYS
 from finora_pipeline.assets.raw_pages import COST_PAGES, USAGE_PAGES
-from finora_pipeline.resources.warehouse import WarehouseResource
 from finora_pipeline.warehouse.load import KINDS, SETTLED_AFTER, Loaded, load_pending
+from finora_pipeline.warehouse.warehouse import Warehouse
 
 # A page of the UI must stay readable.
 DAYS_SHOWN = 20
@@ -58,10 +58,10 @@ def grain_check_spec(table: str) -> dg.AssetCheckSpec:
     ],
 )
 def load_pages(
-    context: dg.AssetExecutionContext, warehouse: WarehouseResource
+    context: dg.AssetExecutionContext, warehouse: dg.ResourceParam[Warehouse]
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     started = time.monotonic()
-    loaded = load_pending(warehouse.warehouse, KINDS, context.run.run_id)
+    loaded = load_pending(warehouse, KINDS, context.run.run_id)
     seconds = time.monotonic() - started
     for table in ("daily_costs", "daily_usage"):
         told = loaded_metadata(loaded, seconds, with_money=table == "daily_costs")

@@ -7,6 +7,7 @@ from decimal import Decimal
 
 import dagster as dg
 
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.metadata import (
     OWNERS,
     dollars,
@@ -14,9 +15,8 @@ from finora_pipeline.assets.metadata import (
     table_description,
     table_metadata,
 )
-from finora_pipeline.resources.accounts import AccountsResource
-from finora_pipeline.resources.warehouse import WarehouseResource
 from finora_pipeline.warehouse.metrics import refresh_metrics
+from finora_pipeline.warehouse.warehouse import Warehouse
 
 FACTS = ("daily_costs", "daily_usage", "user_history")
 COST_TABLES = ("daily_model_costs", "daily_member_costs", "daily_key_costs")
@@ -55,11 +55,11 @@ COST_TABLES = ("daily_model_costs", "daily_member_costs", "daily_key_costs")
     ],
 )
 def compute_metrics(
-    accounts: AccountsResource, warehouse: WarehouseResource
+    accounts: dg.ResourceParam[Accounts], warehouse: dg.ResourceParam[Warehouse]
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     started = time.monotonic()
     today = datetime.now(UTC).date()
-    computed = refresh_metrics(warehouse.warehouse, accounts.accounts.each_user_id(), today)
+    computed = refresh_metrics(warehouse, accounts.each_user_id(), today)
     seconds = round(time.monotonic() - started, 3)
     for table in COST_TABLES:
         yield dg.MaterializeResult(

@@ -9,6 +9,7 @@ from dagster import DagsterLogManager
 from pydantic import Field
 
 from finora_pipeline.accounts.model import Connection
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.metadata import OWNERS, docs, fetched_metadata
 from finora_pipeline.assets.partitions import DAYS
 from finora_pipeline.openai_admin.endpoints import COSTS
@@ -20,9 +21,8 @@ from finora_pipeline.refresh.fetch import (
     select_connections,
 )
 from finora_pipeline.refresh.read import read_and_land
-from finora_pipeline.resources.accounts import AccountsResource
-from finora_pipeline.resources.openai_admin import OpenAIAdminResource
-from finora_pipeline.resources.warehouse import WarehouseResource
+from finora_pipeline.resources.openai_admin import OpenAIAdmin
+from finora_pipeline.warehouse.warehouse import Warehouse
 
 COST_PAGES = dg.AssetKey("raw_openai_cost_pages")
 READ_CHECK = "every_connection_read"
@@ -81,14 +81,14 @@ class RefreshConfig(dg.Config):
 def raw_openai_pages(
     context: dg.AssetExecutionContext,
     config: RefreshConfig,
-    accounts: AccountsResource,
-    openai_admin: OpenAIAdminResource,
-    warehouse: WarehouseResource,
+    accounts: dg.ResourceParam[Accounts],
+    openai_admin: dg.ResourceParam[OpenAIAdmin],
+    warehouse: dg.ResourceParam[Warehouse],
     on_progress: dg.ResourceParam[ProgressCallback],
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     started = time.monotonic()
     connections = select_connections(
-        accounts.accounts,
+        accounts,
         plan=config.plan,
         user_ids=config.users,
         skip_missing=True,
@@ -109,23 +109,23 @@ def fetch_and_land(
     context: dg.AssetExecutionContext,
     connections: Sequence[Connection],
     asked: Window,
-    accounts: AccountsResource,
-    openai_admin: OpenAIAdminResource,
-    warehouse: WarehouseResource,
+    accounts: Accounts,
+    openai_admin: OpenAIAdmin,
+    warehouse: Warehouse,
     on_progress: ProgressCallback,
 ) -> Fetched:
     """Reads and lands; a run that repeats one that was cut short goes on where that one was."""
     if parent := _cut_short(context):
-        done = read_before(accounts.accounts, parent, connections, asked)
+        done = read_before(accounts, parent, connections, asked)
         context.log.info(f"{len(done)} of {len(connections)} users were read by run {parent}.")
         connections = [c for c in connections if c.user_id not in done]
     return read_and_land(
         context.run.run_id,
         connections,
         asked,
-        accounts.accounts,
+        accounts,
         openai_admin,
-        warehouse.warehouse,
+        warehouse,
         _logged(context.log, on_progress),
     )
 

@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.metadata import OWNERS, docs, markdown_table
 from finora_pipeline.assets.partitions import USERS_NAME
 from finora_pipeline.refresh.serve import publish_refreshes
-from finora_pipeline.resources.accounts import AccountsResource
-from finora_pipeline.resources.warehouse import WarehouseResource
 from finora_pipeline.run_history import RUNS_KEPT, forget_partitions, prune_runs
 from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, cluster, prune, thin
+from finora_pipeline.warehouse.warehouse import Warehouse
 
 
 @dg.asset(
@@ -27,17 +27,19 @@ from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, cluster, prune, 
     "users that were purged.",
 )
 def retention(
-    context: dg.AssetExecutionContext, accounts: AccountsResource, warehouse: WarehouseResource
+    context: dg.AssetExecutionContext,
+    accounts: dg.ResourceParam[Accounts],
+    warehouse: dg.ResourceParam[Warehouse],
 ) -> dg.MaterializeResult:
     started = time.monotonic()
     now = datetime.now(UTC)
-    pruned = prune(warehouse.warehouse, lambda: accounts.accounts.kept_from(now))
-    thinned = thin(warehouse.warehouse, (now - RAW_PAGES_KEPT).date())
-    clustered = cluster(warehouse.warehouse, now.date())
+    pruned = prune(warehouse, lambda: accounts.kept_from(now))
+    thinned = thin(warehouse, (now - RAW_PAGES_KEPT).date())
+    clustered = cluster(warehouse, now.date())
     if pruned.rows or clustered:
-        publish_refreshes(accounts.accounts, warehouse.warehouse)
+        publish_refreshes(accounts, warehouse)
     partitions = set(context.instance.get_dynamic_partitions(USERS_NAME))
-    forget_partitions(context.instance, partitions.difference(accounts.accounts.user_ids()))
+    forget_partitions(context.instance, partitions.difference(accounts.user_ids()))
     runs = prune_runs(context.instance, now - RUNS_KEPT)
     rows = [(table, f"{count:,}") for table, count in sorted(pruned.rows.items())]
     return dg.MaterializeResult(

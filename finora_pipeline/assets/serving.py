@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from finora_pipeline.accounts.model import Connection, Status
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.metadata import OWNERS, cost_plot, docs, markdown_table
 from finora_pipeline.plans import PLANS
 from finora_pipeline.refresh.serve import publish_refreshes
-from finora_pipeline.resources.accounts import AccountsResource
-from finora_pipeline.resources.warehouse import WarehouseResource
 from finora_pipeline.warehouse.publish import Published
+from finora_pipeline.warehouse.warehouse import Warehouse
 
 USERS_SHOWN = 50
 LONGEST_INTERVAL = max(plan.refresh_interval for plan in PLANS.values())
@@ -44,9 +44,11 @@ LONGEST_INTERVAL = max(plan.refresh_interval for plan in PLANS.values())
         ),
     ],
 )
-def published(accounts: AccountsResource, warehouse: WarehouseResource) -> dg.MaterializeResult:
+def published(
+    accounts: dg.ResourceParam[Accounts], warehouse: dg.ResourceParam[Warehouse]
+) -> dg.MaterializeResult:
     started = time.monotonic()
-    copy = publish_refreshes(accounts.accounts, warehouse.warehouse)
+    copy = publish_refreshes(accounts, warehouse)
     return dg.MaterializeResult(
         metadata={
             "file": dg.PathMetadataValue(copy.database),
@@ -55,7 +57,7 @@ def published(accounts: AccountsResource, warehouse: WarehouseResource) -> dg.Ma
             "dollars a day": cost_plot(copy.daily_usd),
             "seconds": round(time.monotonic() - started, 3),
         },
-        check_results=[copy_check(copy), promise_check(accounts.accounts.connections(), datetime.now(UTC))],
+        check_results=[copy_check(copy), promise_check(accounts.connections(), datetime.now(UTC))],
     )
 
 

@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.metadata import OWNERS, docs, fetched_metadata, loaded_metadata
 from finora_pipeline.assets.partitions import USERS
 from finora_pipeline.assets.raw_pages import fetch_and_land
 from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.refresh.fetch import ProgressCallback, select_connections
 from finora_pipeline.refresh.windows import trailing_window
-from finora_pipeline.resources.accounts import AccountsResource
-from finora_pipeline.resources.openai_admin import OpenAIAdminResource
-from finora_pipeline.resources.warehouse import WarehouseResource
+from finora_pipeline.resources.openai_admin import OpenAIAdmin
 from finora_pipeline.warehouse.load import KINDS, load_pending
+from finora_pipeline.warehouse.warehouse import Warehouse
 
 
 @dg.asset(
@@ -31,17 +31,17 @@ from finora_pipeline.warehouse.load import KINDS, load_pending
 )
 def user_history(
     context: dg.AssetExecutionContext,
-    accounts: AccountsResource,
-    openai_admin: OpenAIAdminResource,
-    warehouse: WarehouseResource,
+    accounts: dg.ResourceParam[Accounts],
+    openai_admin: dg.ResourceParam[OpenAIAdmin],
+    warehouse: dg.ResourceParam[Warehouse],
     on_progress: dg.ResourceParam[ProgressCallback],
 ) -> dg.MaterializeResult:
     started = time.monotonic()
-    chosen = select_connections(accounts.accounts, user_ids=context.partition_keys, skip_missing=True)
+    chosen = select_connections(accounts, user_ids=context.partition_keys, skip_missing=True)
     whole = [replace(connection, history_from=None, read_until=None) for connection in chosen]
     asked = trailing_window(datetime.now(UTC).date())
     fetched = fetch_and_land(context, whole, asked, accounts, openai_admin, warehouse, on_progress)
-    loaded = load_pending(warehouse.warehouse, KINDS, context.run.run_id)
+    loaded = load_pending(warehouse, KINDS, context.run.run_id)
     seconds = time.monotonic() - started
     names = ", ".join(endpoint.name for endpoint in (COSTS, *openai_admin.readings))
     return dg.MaterializeResult(

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 plan_choice = click.Choice(list(PLANS), case_sensitive=False)
 user_option = click.option("--user", "user_id", required=True, help="Your own id of the user, e.g. acme.")
+base_url_option = click.option(
+    "--base-url",
+    help="Address of OpenAI's API for this key, such as https://eu.api.openai.com/v1. The key is sent to no "
+    "other.  [default: OpenAI's own]",
+)
 replace_option = click.option(
     "--replace-organization",
     is_flag=True,
@@ -42,6 +47,7 @@ replace_option = click.option(
 @click.option("--plan", type=plan_choice, help="Sets pace and history.  [default: trial]")
 @click.option("--email", help="Whom to write to about this connection.")
 @click.option("--many", is_flag=True, help="Read lines user,plan,key from the standard input.")
+@base_url_option
 @replace_option
 @json_option
 def connect(
@@ -49,6 +55,7 @@ def connect(
     plan: str | None,
     email: str | None,
     many: bool,
+    base_url: str | None,
     replace_organization: bool,
     as_json: bool,
 ) -> None:
@@ -69,7 +76,7 @@ def connect(
                 "--many reads users, plans and keys from the standard input: "
                 "leave out --user, --plan, --email and --replace-organization."
             )
-        _connect_many(standard_input(), as_json)
+        _connect_many(standard_input(), base_url, as_json)
         return
     if not user_id:
         raise click.UsageError("Say whose organization it is: --user ID (or --many for many).")
@@ -88,29 +95,38 @@ def connect(
                 replace_organization=replace_organization,
             )
 
-        connection = _with_openai(run)
+        connection = _with_openai(run, base_url, user_id)
     _tell(connection, "Connected", as_json)
 
 
 @click.command()
 @user_option
+@base_url_option
+@click.option("--keep-key", is_flag=True, help="Check and bind the stored key; asks for none.")
 @replace_option
 @json_option
-def update(user_id: str, replace_organization: bool, as_json: bool) -> None:
+def update(
+    user_id: str, base_url: str | None, keep_key: bool, replace_organization: bool, as_json: bool
+) -> None:
     """Replace a user's Admin key by a fresh one of the same organization.
 
     The old key keeps working until the new one has been checked and stored.
     """
-    key_text = _read_key()
+    if keep_key and not base_url:
+        raise click.UsageError("--keep-key binds the stored key to an address: give it with --base-url.")
+    key_text = None if keep_key else _read_key()
     with plain_errors():
         from finora_pipeline.accounts import connections
 
         async def run(accounts: Any, client: Any) -> "Connection":
+            text = key_text
+            if text is None:
+                text = accounts.key_ring([user_id]).key_of(user_id).reveal()
             return await connections.update(
-                accounts, client, user_id, key_text, replace_organization=replace_organization
+                accounts, client, user_id, text, replace_organization=replace_organization
             )
 
-        connection = _with_openai(run)
+        connection = _with_openai(run, base_url, user_id)
     _tell(connection, "Updated", as_json)
 
 
@@ -185,7 +201,7 @@ def status(user_id: str | None, attention: bool, as_json: bool) -> None:
         output.print(todos)
 
 
-def _connect_many(lines: TextIO, as_json: bool) -> None:
+def _connect_many(lines: TextIO, base_url: str | None, as_json: bool) -> None:
     from finora_pipeline.accounts import connections
 
     wanted, outcomes = _read_lines(lines)
@@ -206,7 +222,7 @@ def _connect_many(lines: TextIO, as_json: bool) -> None:
                 show(checked, len(wanted), failed)
 
     with plain_errors():
-        _with_openai(run)
+        _with_openai(run, base_url)
     bad = sum(state == "failed" for _, state, _ in outcomes.values())
     if as_json:
         names = ("line", "user", "outcome", "detail")
@@ -259,17 +275,19 @@ def _accounts() -> Any:
     return accounts_of(Settings.from_environment())
 
 
-def _with_openai(run: Any) -> Any:
-    """Runs a coroutine function of the accounts and a client of OpenAI."""
-    from finora_pipeline.accounts.connections import CHECK_LIMITS
+def _with_openai(run: Any, base_url: str | None, user_id: str | None = None) -> Any:
+    """Runs a coroutine function of the accounts and a client of OpenAI at the address for the user's key."""
+    from finora_pipeline.accounts.connections import CHECK_LIMITS, address_to_check
     from finora_pipeline.accounts.model import OtherOrganization
     from finora_pipeline.openai_admin.client import open_client
     from finora_pipeline.settings import Settings
 
     accounts = _accounts()
+    known = accounts.connection(user_id) if user_id else None
+    address = address_to_check(base_url, known, Settings.from_environment().openai_base_url)
 
     async def main() -> Any:
-        async with open_client(Settings.from_environment().openai_base_url, CHECK_LIMITS) as client:
+        async with open_client(str(address), CHECK_LIMITS) as client:
             return await run(accounts, client)
 
     try:
@@ -305,6 +323,7 @@ def _as_json(connection: "Connection") -> dict[str, Any]:
         "status_since": connection.status_since.isoformat(),
         "key_hint": None if connection.status == "removed" else connection.key_hint,
         "organization_id": connection.organization.organization_id,
+        "base_url": connection.base_url,
         "connected_at": connection.connected_at.isoformat(),
         "history_from": connection.history_from,
         "last_refresh_at": connection.last_refresh_at,

@@ -47,6 +47,7 @@ def plain_errors() -> Iterator[None]:
     from finora_pipeline.accounts.vault import VaultError
     from finora_pipeline.disk import DiskFull
     from finora_pipeline.instance_settings import InstanceFileError
+    from finora_pipeline.openai_admin.addresses import AddressError
     from finora_pipeline.openai_admin.errors import OpenAIAdminError
     from finora_pipeline.openai_admin.keys import KeyFormError
     from finora_pipeline.plans import UnknownPlan
@@ -56,6 +57,7 @@ def plain_errors() -> Iterator[None]:
     known = (
         AccountsError,
         VaultError,
+        AddressError,
         OpenAIAdminError,
         KeyFormError,
         UnknownPlan,

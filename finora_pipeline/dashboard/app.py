@@ -45,6 +45,7 @@ from finora_pipeline.dashboard.oidc import Oidc, OidcError
 from finora_pipeline.dashboard.periods import BadPeriod, view_of
 from finora_pipeline.dashboard.security import Attempts, Guard
 from finora_pipeline.dashboard.states import freshness, notices
+from finora_pipeline.openai_admin.addresses import AddressError
 from finora_pipeline.openai_admin.errors import OpenAIAdminError
 from finora_pipeline.openai_admin.keys import KeyFormError, redact
 from finora_pipeline.plans import PLANS, Plan, UnknownPlan
@@ -56,6 +57,9 @@ THIS_MACHINE = "this machine"
 # The user of an installation that has none yet, on its own machine.
 FIRST_USER = "my-company"
 USERS_A_PAGE = 50
+# OpenAI's regional addresses. Others are given by command only: visitors must not choose the hosts that this
+# server connects to.
+REGIONS = {region: f"https://{region}.api.openai.com/v1" for region in ("us", "eu", "ae", "au", "in", "jp")}
 # Requests that are answered at the same time.
 THREADS = 4
 # Wrong passwords in a quarter of an hour: of one name, and from one address.
@@ -471,6 +475,7 @@ class _Pages:
             saved=request.query_params.get("saved", "") if error is None else "",
             wants_update=request.query_params.get("update") == "yes" or error is not None,
             plan=self._plan(user_id),
+            regions=REGIONS,
         )
 
     async def save_key(self, request: Request) -> Response:
@@ -489,11 +494,15 @@ class _Pages:
         try:
             if form.get("provider") != "openai":
                 raise AccountsError("Choose a provider: OpenAI is the one there is.")
-            async with open_client(self._settings.openai_base_url, connecting.CHECK_LIMITS) as client:
+            region = form.get("region", "")
+            if region and region not in REGIONS:
+                raise AccountsError("Choose one of OpenAI's regions from the list.")
+            address = connecting.address_to_check(REGIONS.get(region), known, self._settings.openai_base_url)
+            async with open_client(str(address), connecting.CHECK_LIMITS) as client:
                 replaces = form.get("replace_organization") == "yes"
                 key = form.get("key", "")
                 await save(self._accounts, client, user_id, key, replace_organization=replaces)
-        except (KeyFormError, OpenAIAdminError, AccountsError, VaultError) as error:
+        except (KeyFormError, OpenAIAdminError, AccountsError, VaultError, AddressError) as error:
             is_other = isinstance(error, OtherOrganization)
             return await run_in_threadpool(self._keys_page, request, who, user_id, str(error), 422, is_other)
         _log.info("User %s %s OpenAI.", user_id, "updated" if is_update else "connected")

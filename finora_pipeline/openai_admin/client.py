@@ -138,15 +138,21 @@ class OpenAIAdminClient:
         # Requests made, by how each ended: the answer's status, timeout, unreachable or unreadable.
         self.outcomes: Counter[str] = Counter()
 
-    def organization(self, key: AdminKey) -> "OrganizationClient":
-        """A client that reads the one organization the key belongs to."""
-        return OrganizationClient(self, key, self._limits)
+    @property
+    def base_url(self) -> str:
+        """The address that organizations are read at unless they have one of their own."""
+        return self._base_url
+
+    def organization(self, key: AdminKey, base_url: str | None = None) -> "OrganizationClient":
+        """A client that reads the one organization the key belongs to, at the address it is bound to."""
+        return OrganizationClient(self, key, self._limits, base_url or self._base_url)
 
     async def get(
         self,
         path: str,
         params: QueryParams,
         key: AdminKey,
+        base_url: str,
         read: Callable[[bytes, datetime], T],
         is_optional: bool = False,
     ) -> T:
@@ -160,7 +166,7 @@ class OpenAIAdminClient:
         pause = self._limits.first_pause_seconds
         while True:
             try:
-                body, asked_at = await self._get_once(path, params, key)
+                body, asked_at = await self._get_once(base_url + path, params, key)
                 try:
                     answer = read(body, asked_at)
                 except UnreadableResponse:
@@ -178,14 +184,14 @@ class OpenAIAdminClient:
                     raise
             await asyncio.sleep(wait)
 
-    async def _get_once(self, path: str, params: QueryParams, key: AdminKey) -> tuple[bytes, datetime]:
+    async def _get_once(self, address: str, params: QueryParams, key: AdminKey) -> tuple[bytes, datetime]:
         async with self._in_flight:
             asked_at = datetime.now(UTC)
             try:
                 answer = await self._transport.handle_async_request(
                     httpx.Request(
                         "GET",
-                        _url(self._base_url + path, params),
+                        _url(address, params),
                         headers=[*_HEADERS, (b"Authorization", b"Bearer " + key.reveal().encode())],
                         extensions=self._extensions,
                     )
@@ -221,9 +227,10 @@ class OpenAIAdminClient:
 class OrganizationClient:
     """Reads one organization with its Admin key."""
 
-    def __init__(self, client: OpenAIAdminClient, key: AdminKey, limits: Limits) -> None:
+    def __init__(self, client: OpenAIAdminClient, key: AdminKey, limits: Limits, base_url: str) -> None:
         self._client = client
         self._key = key
+        self._base_url = base_url.rstrip("/")
         self._limits = limits
         self._in_flight = asyncio.Semaphore(limits.per_organization)
 
@@ -295,6 +302,7 @@ class OrganizationClient:
                     endpoint.path,
                     (*params, ("page", cursor)) if cursor else params,
                     self._key,
+                    self._base_url,
                     lambda body, asked_at: (asked_at, body, check_page(endpoint, body)),
                 )
             # What was asked for later is newer, however long each answer took.
@@ -345,6 +353,7 @@ class OrganizationClient:
                         path,
                         params,
                         self._key,
+                        self._base_url,
                         lambda body, asked_at: (asked_at, body, _read_list(body)),
                         is_optional=bool(project_id),
                     )

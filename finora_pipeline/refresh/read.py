@@ -21,12 +21,15 @@ from finora_pipeline.warehouse.warehouse import Warehouse
 class Admin(Protocol):
     """Whoever hands out clients of users' organizations, and says what is read of them."""
 
-    directory: bool
+    @property
+    def directory(self) -> bool: ...
 
     @property
-    def readings(self) -> list[Endpoint]: ...
+    def readings(self) -> Sequence[Endpoint]: ...
 
-    def organizations(self, user_ids: Sequence[str]) -> AbstractAsyncContextManager[Organizations]: ...
+    def organizations(
+        self, accounts: Accounts, user_ids: Sequence[str]
+    ) -> AbstractAsyncContextManager[Organizations]: ...
 
 
 def read_and_land(
@@ -43,7 +46,7 @@ def read_and_land(
     known = newest_sets(warehouse, user_ids)
 
     async def run() -> Fetched:
-        async with admin.organizations(user_ids) as organizations:
+        async with admin.organizations(accounts, user_ids) as organizations:
             return await fetch(
                 accounts,
                 organizations,

@@ -2,64 +2,50 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import dagster as dg
-from pydantic import Field
 
 from finora_pipeline.accounts.connections import Organizations
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.openai_admin.client import Limits, open_client
 from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, Endpoint
-from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.settings import Settings
 
-_DEFAULTS = Limits()
 
+@dataclass(frozen=True)
+class OpenAIAdmin:
+    """Hands out clients of users' organizations; a key exists in memory only while it is used.
 
-class OpenAIAdminResource(dg.ConfigurableResource):
-    """Hands out clients of users' organizations by user id.
-
-    Configuration holds the base address and the limits; a key exists in memory only, while it is used.
+    `readings` is what is read besides the costs; `directory` whether names are read once a day.
     """
 
-    accounts: dg.ResourceDependency[AccountsResource]
-    base_url: str = Field(description="As the official SDK's OPENAI_BASE_URL, with its /v1")
-    concurrency: int = Field(default=_DEFAULTS.concurrency, description="Requests in flight")
-    per_organization: int = Field(
-        default=_DEFAULTS.per_organization, description="Requests in flight of one user"
-    )
-    timeout_seconds: float = Field(default=_DEFAULTS.timeout_seconds, description="Of one request")
-    retry_seconds: float = Field(
-        default=_DEFAULTS.retry_seconds, description="After which a request is given up"
-    )
-    first_pause_seconds: float = Field(
-        default=_DEFAULTS.first_pause_seconds, description="Before the first repeat"
-    )
-
-    besides_costs: list[str] = Field(
-        default=list(BESIDES_COSTS),
-        description="What is read besides the costs: usage of services, cost splits",
-    )
-
-    directory: bool = Field(default=True, description="Read names of projects, members and keys once a day")
-
-    @property
-    def readings(self) -> list[Endpoint]:
-        """What is read besides the costs."""
-        return [BESIDES_COSTS[name] for name in self.besides_costs]
+    base_url: str
+    limits: Limits = field(default_factory=Limits)
+    readings: Sequence[Endpoint] = tuple(BESIDES_COSTS.values())
+    directory: bool = True
 
     @classmethod
-    def of(cls, settings: Settings, accounts: AccountsResource) -> "OpenAIAdminResource":
-        return cls(accounts=accounts, base_url=settings.openai_base_url)
+    def of(cls, settings: Settings) -> "OpenAIAdmin":
+        limits = Limits()
+        if settings.requests_at_once:
+            limits = Limits(concurrency=settings.requests_at_once)
+        return cls(settings.openai_base_url, limits)
 
     @asynccontextmanager
-    async def organizations(self, user_ids: Sequence[str]) -> AsyncIterator[Organizations]:
+    async def organizations(
+        self, accounts: Accounts, user_ids: Sequence[str]
+    ) -> AsyncIterator[Organizations]:
         """Clients of these users' organizations; their connections to OpenAI are closed at the end."""
-        limits = Limits(
-            concurrency=self.concurrency,
-            per_organization=self.per_organization,
-            timeout_seconds=self.timeout_seconds,
-            retry_seconds=self.retry_seconds,
-            first_pause_seconds=self.first_pause_seconds,
-        )
-        async with open_client(self.base_url, limits) as client:
-            yield Organizations(client, self.accounts.accounts.key_ring(user_ids))
+        async with open_client(self.base_url, self.limits) as client:
+            yield Organizations(client, accounts.key_ring(user_ids), self.base_url)
+
+
+def openai_admin_resource(openai_admin: OpenAIAdmin) -> dg.ResourceDefinition:
+    """The clients of one installation."""
+
+    @dg.resource(config_schema={}, description="Clients of the users' organizations at OpenAI.")
+    def clients(_: dg.InitResourceContext) -> OpenAIAdmin:
+        return openai_admin
+
+    return clients

@@ -9,12 +9,12 @@ from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_C
 from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from finora_pipeline.accounts.model import Connection, Status
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.alarms.book import mark_told, note
 from finora_pipeline.alarms.conditions import Condition, of_connections
 from finora_pipeline.alarms.notify import Notifier, NotifyError, message_of
 from finora_pipeline.assets.partitions import RANGE_TAGS, USERS_NAME
 from finora_pipeline.assets.raw_pages import READ_CHECK
-from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.schedules.jobs import BACKFILL_TAG, JOBS, history_job, refresh_job
 from finora_pipeline.schedules.refresh import PLAN_TAG
 
@@ -31,15 +31,15 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
     description="Tells once by e-mail, Slack or webhook (FINORA_NOTIFY) of connections that need attention, "
     "data older than promised, failed runs and checks, and once again when that is over.",
 )
-def alarms(context: dg.SensorEvaluationContext, accounts: AccountsResource) -> dg.SkipReason:
+def alarms(context: dg.SensorEvaluationContext, accounts: dg.ResourceParam[Accounts]) -> dg.SkipReason:
     now = datetime.now(UTC)
-    connections = accounts.accounts.connections()
+    connections = accounts.connections()
     conditions = [
         *of_connections(connections, now),
         *failed_runs(context.instance, connections, now),
         *failed_checks(context.instance, context.repository_def),
     ]
-    database = accounts.accounts.database
+    database = accounts.database
     untold = note(database, conditions, now)
     if not untold:
         return dg.SkipReason(f"Nothing new; {len(conditions)} open.")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import dagster as dg
 
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.partitions import day_range_tags
 from finora_pipeline.liveness import is_alive
 from finora_pipeline.plans import PLANS, Plan
 from finora_pipeline.refresh.fetch import select_connections
 from finora_pipeline.refresh.windows import trailing_window
-from finora_pipeline.resources.accounts import AccountsResource
-from finora_pipeline.resources.warehouse import WarehouseResource
 from finora_pipeline.schedules.jobs import refresh_job
+from finora_pipeline.warehouse.warehouse import Warehouse
 
 # After which a run that was started holds its lock.
 START_SECONDS = 120
@@ -54,17 +54,19 @@ def schedule_of(plan: Plan) -> dg.ScheduleDefinition:
         f"refreshed {plan.interval_text} at least.",
     )
     def refresh_plan(
-        context: dg.ScheduleEvaluationContext, accounts: AccountsResource, warehouse: WarehouseResource
+        context: dg.ScheduleEvaluationContext,
+        accounts: dg.ResourceParam[Accounts],
+        warehouse: dg.ResourceParam[Warehouse],
     ) -> dg.RunRequest | dg.SkipReason:
         moment = context.scheduled_execution_time.astimezone(UTC)
         filters = dg.RunsFilter(job_name=refresh_job.name, tags={PLAN_TAG: plan.name}, statuses=_UNFINISHED)
         unfinished = context.instance.get_run_records(filters)
-        dead = [record for record in unfinished if _is_dead(record, Path(warehouse.home))]
+        dead = [record for record in unfinished if _is_dead(record, warehouse.home)]
         for record in dead:
             context.instance.report_run_failed(record.dagster_run, "The process of this run is gone.")
         if len(dead) < len(unfinished):
             return dg.SkipReason(f"A refresh of the {plan.name} plan is still going.")
-        if not select_connections(accounts.accounts, plan=plan.name, now=moment, only_due=True):
+        if not select_connections(accounts, plan=plan.name, now=moment, only_due=True):
             return dg.SkipReason(f"No connection of the {plan.name} plan is due.")
         window = trailing_window(moment.date())
         return dg.RunRequest(

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from finora_pipeline.accounts.model import Connection, Status
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.partitions import USERS, USERS_NAME, day_range_tags, range_tags
 from finora_pipeline.refresh.windows import trailing_window
-from finora_pipeline.resources.accounts import AccountsResource
 from finora_pipeline.schedules.jobs import history_job, refresh_job, user_tags
 from finora_pipeline.schedules.refresh import refresh_config
 
@@ -27,11 +27,11 @@ USERS_A_RUN = 100
     description="Loads the history of a new connection and refreshes an updated one at once.",
 )
 def connection_changes(
-    context: dg.SensorEvaluationContext, accounts: AccountsResource
+    context: dg.SensorEvaluationContext, accounts: dg.ResourceParam[Accounts]
 ) -> dg.SensorResult | dg.SkipReason:
     """Its cursor is the moment up to which changes have been seen, and those seen shortly before it."""
     since, seen = _read_cursor(context.cursor)
-    recent = accounts.accounts.connections(changed_after=since and since - OVERLAP)
+    recent = accounts.connections(changed_after=since and since - OVERLAP)
     changed = [c for c in recent if _change_of(c) not in seen]
     if not changed:
         return dg.SkipReason("No connection is new or updated.")

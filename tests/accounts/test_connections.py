@@ -42,6 +42,7 @@ from tests.postgres_server import PostgresServer
 from tests.small_openai import fresh_key, small_openai
 
 T = TypeVar("T")
+LOOPBACK = "http://127.0.0.1/v1"
 # The discard protocol's port, on which nothing listens.
 NOWHERE = "http://127.0.0.1:9/v1"
 
@@ -191,7 +192,7 @@ def test_connect_stores_the_user_the_plan_and_whose_organization_it_is(home, ope
     assert connection.may_be_read(connection.connected_at)
     assert home.accounts.user_ids() == ["acme"]
     assert stored_key(home, "acme") == organization.admin_key
-    assert actions(home, "acme") == [("connect", connection.key_hint)]
+    assert actions(home, "acme") == [("connect", f"{connection.key_hint} at {LOOPBACK}")]
 
 
 def test_a_pasted_key_may_have_white_space_around_it(file_home, openai):
@@ -340,7 +341,7 @@ def test_update_takes_a_rotated_key_of_the_same_organization(home, openai):
     assert after.changed_at > before.changed_at
     assert (after.connected_at, after.plan, after.email) == (before.connected_at, before.plan, before.email)
     assert after.history_from is not None
-    assert actions(home, "acme")[-1] == ("update", after.key_hint)
+    assert actions(home, "acme")[-1] == ("update", f"{after.key_hint} at {LOOPBACK}")
 
 
 def test_update_refuses_a_key_of_another_organization_and_the_old_one_still_serves(file_home, openai):
@@ -350,7 +351,7 @@ def test_update_refuses_a_key_of_another_organization_and_the_old_one_still_serv
         update(file_home, "acme", openai.organizations[1].admin_key)
     assert stored(file_home, "acme") == before
     assert stored_key(file_home, "acme") == key
-    assert actions(file_home, "acme") == [("connect", before.key_hint)]
+    assert actions(file_home, "acme") == [("connect", f"{before.key_hint} at {LOOPBACK}")]
 
 
 @pytest.mark.parametrize("state", [KeyState.REVOKED, KeyState.DEMOTED, KeyState.RESTRICTED])
@@ -791,7 +792,9 @@ def test_a_key_saved_while_a_read_is_being_recorded_is_not_judged_by_it(home, op
     key = AdminKey(fresh_key(openai))
 
     def save_new_key() -> None:
-        another_process.save_connection("acme", key, connection.organization, known=connection)
+        another_process.save_connection(
+            "acme", key, connection.organization, address=LOOPBACK, known=connection
+        )
 
     with between_two_transactions(save_new_key):
         home.accounts.record_refreshes("run-1", [refused_read(connection)])
@@ -813,7 +816,7 @@ def test_what_openai_says_may_hold_a_character_that_postgres_cannot(home, openai
     """JSON may name it; one organization's text must not keep the reads of all others from being recorded."""
     known = connect(home, "acme", openai.organizations[0].admin_key)
     named = replace(known.organization, name="Ac\0me")
-    home.accounts.save_connection("acme", AdminKey(fresh_key(openai)), named, known=known)
+    home.accounts.save_connection("acme", AdminKey(fresh_key(openai)), named, address=LOOPBACK, known=known)
     assert stored(home, "acme").organization.name == "Acme"
     refused = replace(refused_read(stored(home, "acme")), message="OpenAI said \0.")
     home.accounts.record_refreshes("run-1", [refused])
@@ -920,9 +923,9 @@ def test_the_audit_trail_tells_the_story_in_order(home, openai):
     home.accounts.record_refreshes("run-3", [a_read(updated, after=timedelta(days=1))])
     home.accounts.set_plan("acme", "scale")
     assert actions(home, "acme") == [
-        ("connect", connection.key_hint),
+        ("connect", f"{connection.key_hint} at {LOOPBACK}"),
         ("needs attention", "OpenAI said invalid_key."),
-        ("update", updated.key_hint),
+        ("update", f"{updated.key_hint} at {LOOPBACK}"),
         ("needs attention", "OpenAI said invalid_key."),
         ("active", None),
         ("plan", "scale"),

@@ -43,7 +43,7 @@ def home(postgres: PostgresServer, openai: OpenAI, install: Callable[..., Instal
 
 
 def saved(accounts: Accounts, key: AdminKey = KEYS[0], known: Connection | None = None) -> Connection:
-    return accounts.save_connection("acme", key, ACME, known=known)
+    return accounts.save_connection("acme", key, ACME, address="http://127.0.0.1/v1", known=known)
 
 
 def stored(home: Installation) -> Connection:

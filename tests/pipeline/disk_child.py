@@ -24,8 +24,7 @@ from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.disk import DiskFull
 from finora_pipeline.reading import connect
 from finora_pipeline.refresh.windows import trailing_window
-from finora_pipeline.resources.accounts import AccountsResource
-from finora_pipeline.resources.openai_admin import OpenAIAdminResource
+from finora_pipeline.resources.openai_admin import OpenAIAdmin
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse import load, metrics, publish
 from finora_pipeline.warehouse.raw import RawWriter
@@ -82,12 +81,7 @@ def published(settings: Settings) -> list[list[str]]:
 
 def refreshed(settings: Settings) -> list[str]:
     """What a refresh says was wrong."""
-    costs_alone = OpenAIAdminResource(
-        accounts=AccountsResource.of(settings),
-        base_url=settings.openai_base_url,
-        besides_costs=[],
-        directory=False,
-    )
+    costs_alone = OpenAIAdmin(settings.openai_base_url, readings=(), directory=False)
     window = trailing_window(datetime.now(UTC).date())
     try:
         return runs.refresh(settings, window, openai_admin=costs_alone).errors

@@ -246,7 +246,9 @@ def test_the_sensor_loads_new_connections_and_refreshes_updated_ones(start_opena
     rotated = organization.new_admin_key(2)
     installation.openai.simulator.add_key(organization, rotated)
     known = installation.accounts.connection("user-1")
-    installation.accounts.save_connection("user-1", AdminKey(rotated), known.organization, known=known)
+    installation.accounts.save_connection(
+        "user-1", AdminKey(rotated), known.organization, address="http://127.0.0.1/v1", known=known
+    )
     second = evaluate_sensor(installation, instance, first.cursor)
     assert isinstance(second, dg.SensorResult)
     (request,) = second.run_requests or []
@@ -292,7 +294,9 @@ def test_the_sensor_sees_a_change_that_was_committed_after_a_later_one(start_ope
     stamped = installation.accounts.connection(later).changed_at - timedelta(seconds=1)
     known = installation.accounts.connection(later)
     key = AdminKey(installation.openai.organizations[1].admin_key)
-    installation.accounts.save_connection(earlier, key, known.organization, known=None)
+    installation.accounts.save_connection(
+        earlier, key, known.organization, address="http://127.0.0.1/v1", known=None
+    )
     with sqlite3.connect(installation.settings.home / "accounts.sqlite") as database:
         moment = stamped.replace(tzinfo=None).isoformat(sep=" ")
         database.execute("UPDATE connections SET changed_at = ? WHERE user_id = ?", (moment, earlier))
@@ -377,7 +381,7 @@ print(dg.serialize_value(RepositorySnap.from_def(defs.get_repository_def())))"""
     snapshot = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout
-    assert "FINORA_ACCOUNTS_URL" in snapshot
+    assert "refresh_enterprise" in snapshot
     assert "hunter2" not in snapshot
     assert "hunter2" not in repr(Settings.from_environment())
 

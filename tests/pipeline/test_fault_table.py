@@ -15,10 +15,10 @@ from sqlalchemy import update
 
 from finora_pipeline import runs
 from finora_pipeline.accounts.schema import connections
+from finora_pipeline.openai_admin.client import Limits
 from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState, Simulator
 from finora_pipeline.refresh.windows import trailing_window
-from finora_pipeline.resources.accounts import AccountsResource
-from finora_pipeline.resources.openai_admin import OpenAIAdminResource
+from finora_pipeline.resources.openai_admin import OpenAIAdmin
 from tests.conftest import Installation, OpenAI
 from tests.small_openai import small_openai
 
@@ -128,12 +128,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory):
         user_ids = installation.connect(plan="trial")
         simulator = openai.simulator
         # One patience for all: a busy machine is no fault, and what lasts must not last the test.
-        patient = OpenAIAdminResource(
-            accounts=AccountsResource.of(installation.settings),
-            base_url=openai.base_url,
-            timeout_seconds=2,
-            retry_seconds=2,
-            first_pause_seconds=0.001,
+        patient = OpenAIAdmin(
+            openai.base_url, Limits(timeout_seconds=2, retry_seconds=2, first_pause_seconds=0.001)
         )
 
         def refresh() -> list[Seen]:

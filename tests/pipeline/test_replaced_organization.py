@@ -80,7 +80,7 @@ def test_a_run_that_began_before_leaves_the_new_organization_alone(
         window = trailing_window(installation.today)
         async with open_client(installation.settings.openai_base_url, QUICK) as client:
             raw = RawPages(Warehouse(installation.settings.home).raw)
-            organizations = connections.Organizations(client, ring)
+            organizations = connections.Organizations(client, ring, client.base_url)
             run_id = str(uuid4())
             return await fetch(
                 installation.accounts, organizations, raw, chosen, window, installation.today, run_id
