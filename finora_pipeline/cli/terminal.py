@@ -51,6 +51,7 @@ def plain_errors() -> Iterator[None]:
     from finora_pipeline.openai_admin.errors import OpenAIAdminError
     from finora_pipeline.openai_admin.keys import KeyFormError
     from finora_pipeline.plans import UnknownPlan
+    from finora_pipeline.warehouse.rebuild import RebuildIncomplete
     from finora_pipeline.warehouse.schema import WarehouseOutdated, WarehouseTooNew
     from finora_pipeline.warehouse.warehouse import PartsUnequal
 
@@ -63,6 +64,7 @@ def plain_errors() -> Iterator[None]:
         UnknownPlan,
         WarehouseOutdated,
         WarehouseTooNew,
+        RebuildIncomplete,
         PartsUnequal,
         DiskFull,
         InstanceFileError,

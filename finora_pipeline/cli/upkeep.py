@@ -112,13 +112,26 @@ def rebuild(
             dict(zip(names, (d.table, d.user_id, d.date, d.rows_only_held, d.rows_only_raw), strict=True))
             for d in rebuilt.differences
         ]
-        print_json({"raw_files": rebuilt.files, "rows": rebuilt.rows, "differences": told})
+        unloadable = [{"raw_file": one.file, "reason": one.reason} for one in rebuilt.unloadable]
+        print_json(
+            {
+                "raw_files": rebuilt.files,
+                "rows": rebuilt.rows,
+                "differences": told,
+                "not_loaded": unloadable,
+            }
+        )
     else:
         if rebuilt.differences:
             table = Table("Table", "User", "Day", "Rows held only", "Rows in raw pages only")
             for d in rebuilt.differences[:40]:
                 counts = (str(d.rows_only_held), str(d.rows_only_raw))
                 table.add_row(*row(d.table, d.user_id, str(d.date), *counts))
+            output.print(table)
+        if rebuilt.unloadable:
+            table = Table("Raw file that is not loaded", "Why")
+            for one in rebuilt.unloadable[:40]:
+                table.add_row(*row(one.file, one.reason))
             output.print(table)
         output.print(
             f"{rebuilt.rows:,} rows built from {rebuilt.files:,} raw files; "

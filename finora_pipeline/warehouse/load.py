@@ -19,15 +19,12 @@ import pyarrow as pa
 
 from finora_pipeline.openai_admin.endpoints import BILLED_KIND, COSTS, DIRECTORY_KIND, USAGE_KIND
 from finora_pipeline.openai_admin.line_items import parse_line_item
-from finora_pipeline.warehouse.raw import RawFile, RawPages, cut_long_pages
+from finora_pipeline.warehouse.portions import load_or_halve, portions
+from finora_pipeline.warehouse.raw import Quarantined, RawFile, RawPages, cut_long_pages
 from finora_pipeline.warehouse.schema import MONTHLY_TABLES
 from finora_pipeline.warehouse.sql import section
 from finora_pipeline.warehouse.warehouse import Warehouse, run, transaction
 
-# Raw files that are loaded in one transaction: its end waits for the disk, and DuckDB reads them in parallel.
-FILES_A_TRANSACTION = 16
-# Compressed, which is about a twentieth of the text: more would not fit into memory.
-BYTES_A_TRANSACTION = 4_000_000
 # Raw files of a kind that are worth a transaction of their own before all have landed.
 FILES_AHEAD = 6
 # By then OpenAI has booked and corrected a day; what changes later is worth a look.
@@ -56,6 +53,7 @@ class Loaded:
     `unparsed` lists the line items that the grammar does not know; it and the amount are those of costs.
     `repeated` counts the rows of a grain that another row has already: there are none. `late_revisions` are
     the user-days that OpenAI changed `SETTLED_AFTER` or more days after, with the sum of the changes in USD.
+    `quarantined` are the run's files that cannot be loaded.
     """
 
     files: int
@@ -67,6 +65,7 @@ class Loaded:
     amount_usd: Decimal = Decimal(0)
     repeated: dict[str, int] = field(default_factory=dict)
     late_revisions: list[tuple[str, date, Decimal]] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
 
 
 def load_pending(warehouse: Warehouse, kinds: Iterable[str], run_id: str) -> Loaded:
@@ -78,7 +77,9 @@ def load_pending(warehouse: Warehouse, kinds: Iterable[str], run_id: str) -> Loa
     with warehouse.writing() as connection:
         for kind in kinds:
             _load_all(connection, warehouse, kind)
-        return _loaded_by(connection, run_id, kinds)
+        loaded = _loaded_by(connection, run_id, kinds)
+    of_run = [one for one in RawPages(warehouse.raw).quarantined() if one.file.run_id == run_id]
+    return replace(loaded, quarantined=of_run)
 
 
 def newest_sets(warehouse: Warehouse, user_ids: Iterable[str]) -> dict[tuple[str, str], str]:
@@ -112,30 +113,35 @@ def load_ahead(warehouse: Warehouse, all_read: Event) -> None:
 def _load_all(connection: duckdb.DuckDBPyConnection, warehouse: Warehouse, kind: str) -> None:
     raw = RawPages(warehouse.raw)
     archive_loaded(connection, raw, raw.pending(kind))
-    for batch in batches(raw.pending(kind)):
-        load_files(connection, kind, batch, warehouse.cut_pages)
-        archive_loaded(connection, raw, batch)
+
+    def load(files: list[RawFile]) -> None:
+        load_files(connection, kind, files, warehouse.cut_pages)
+        archive_loaded(connection, raw, files)
+
+    for portion in portions(raw.pending(kind)):
+        load_or_halve(connection, portion, load, raw.split, raw.quarantine)
+    _release_replaced(connection, raw)
+
+
+def _release_replaced(connection: duckdb.DuckDBPyConnection, raw: RawPages) -> None:
+    """Deletes quarantined files whose days newer pages have filled."""
+    for one in raw.quarantined():
+        if one.sets and all(
+            connection.execute(
+                "SELECT count(*) FROM pipeline.loaded_days WHERE user_id = ? AND endpoint = ? "
+                "AND fetched_at > ? AND list_contains(?, date)",
+                [user_id, endpoint, fetched_at, days],
+            ).fetchall()
+            == [(len(days),)]
+            for user_id, endpoint, fetched_at, days in one.sets
+        ):
+            one.remove()
 
 
 def archive_loaded(connection: duckdb.DuckDBPyConnection, raw: RawPages, files: list[RawFile]) -> None:
     """Moves those of the files that are loaded: just now, or by a process that was killed before it did."""
     for file, fetched_on in _already_loaded(connection, files).items():
         raw.archive(file, fetched_on)
-
-
-def batches(files: list[RawFile]) -> Iterator[list[RawFile]]:
-    """The files in the portions that one transaction loads."""
-    batch: list[RawFile] = []
-    size = 0
-    for file in files:
-        bytes_of = file.path.stat().st_size
-        if batch and (len(batch) == FILES_A_TRANSACTION or size + bytes_of > BYTES_A_TRANSACTION):
-            yield batch
-            batch, size = [], 0
-        batch.append(file)
-        size += bytes_of
-    if batch:
-        yield batch
 
 
 def _already_loaded(connection: duckdb.DuckDBPyConnection, files: list[RawFile]) -> dict[RawFile, date]:

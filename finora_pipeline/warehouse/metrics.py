@@ -1,16 +1,19 @@
 """Metrics from facts: each function brings one table up to date, under the warehouse's lock."""
 
+import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 
 import duckdb
 import pyarrow as pa
 
+from finora_pipeline.warehouse.portions import CAUSED_BY_PAGES
 from finora_pipeline.warehouse.sql import section
 from finora_pipeline.warehouse.warehouse import PartsUnequal, Warehouse, run, transaction
 
+_log = logging.getLogger("finora_pipeline.warehouse")
 # What the sample organization uses: tokens on a working day, USD per million tokens in and out.
 SAMPLE_MODELS = pa.table(
     {
@@ -31,12 +34,13 @@ USERS_AT_ONCE = 1_000
 class Recomputed:
     """How many user-days were computed; those (user, day) whose parts do not add up to the bill; and by
     severity how many of all days do not reconcile with OpenAI's totals, with their residual in USD; and the
-    rows of `user_metrics`."""
+    rows of `user_metrics`. `failed` are the (user, day) that could not be computed and keep their rows."""
 
     days: int
     unequal: list[tuple[str, date]]
     residuals: dict[str, tuple[int, Decimal]]
     metric_rows: int = 0
+    failed: list[tuple[str, date]] = field(default_factory=list)
 
 
 def refresh_metrics(warehouse: Warehouse, user_ids: Iterable[str], today: date) -> Recomputed:
@@ -72,10 +76,17 @@ def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], tod
 
 def _refresh_user_metrics(connection: duckdb.DuckDBPyConnection, today: date) -> None:
     outdated = connection.execute(section("user_metrics", "outdated"), {"today": today}).to_arrow_table()
-    for users in _portions(outdated, USERS_AT_ONCE):
+    waiting = list(_portions(outdated, USERS_AT_ONCE))
+    while waiting:
+        users = waiting.pop(0)
         connection.register("users_to_compute", users)
-        with transaction(connection):
-            run(connection, "user_metrics", "refresh", today=today)
+        try:
+            with transaction(connection):
+                run(connection, "user_metrics", "refresh", today=today)
+        except CAUSED_BY_PAGES as error:
+            _log.warning("The figures of %d users were not computed at once: %s", users.num_rows, error)
+            if users.num_rows > 1:
+                waiting[:0] = list(_portions(users, -(-users.num_rows // 2)))
 
 
 def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> Recomputed:
@@ -89,17 +100,41 @@ def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str
         "SELECT portion, count(*) FROM portioned_days GROUP BY portion ORDER BY portion"
     ).fetchall()
     unequal: list[tuple[str, date]] = []
-    for portion, _ in portions:
-        with transaction(connection):
-            run(connection, "attribution", "prepare", portion=portion)
-            for table in ("daily_model_costs", "daily_member_costs", "daily_key_costs", "reconciliation"):
-                run(connection, table, "refresh", today=today)
-            run(connection, "attribution", "check")
-            unequal += connection.execute("SELECT user_id, date FROM unequal_days").fetchall()
-            run(connection, "attribution", "finish")
+    failed: list[tuple[str, date]] = []
+    waiting = [portion for portion, _ in portions]
+    later = max(waiting, default=0)
+    while waiting:
+        portion = waiting.pop(0)
+        try:
+            unequal += _compute_portion(connection, portion, today)
+        except CAUSED_BY_PAGES as error:
+            days = connection.execute(
+                "SELECT user_id, date FROM portioned_days WHERE portion = ?", [portion]
+            ).fetchall()
+            _log.warning("The metrics of %d user-days were not computed at once: %s", len(days), error)
+            if len(days) == 1:
+                failed += days
+                continue
+            later += 1
+            run(connection, "attribution", "halve", portion=portion, later=later)
+            waiting[:0] = [portion, later]
     open_days = connection.execute(section("reconciliation", "check")).fetchall()
     residuals = {severity: (days, usd) for severity, days, usd in open_days}
-    return Recomputed(sum(days for _, days in portions), unequal, residuals)
+    return Recomputed(sum(days for _, days in portions) - len(failed), unequal, residuals, failed=failed)
+
+
+def _compute_portion(
+    connection: duckdb.DuckDBPyConnection, portion: int, today: date
+) -> list[tuple[str, date]]:
+    """Computes the days of one portion, all or nothing; returns those that do not add up to the bill."""
+    with transaction(connection):
+        run(connection, "attribution", "prepare", portion=portion)
+        for table in ("daily_model_costs", "daily_member_costs", "daily_key_costs", "reconciliation"):
+            run(connection, table, "refresh", today=today)
+        run(connection, "attribution", "check")
+        unequal = connection.execute("SELECT user_id, date FROM unequal_days").fetchall()
+        run(connection, "attribution", "finish")
+    return unequal
 
 
 def _portions(rows: pa.Table, most: int) -> Iterator[pa.Table]:

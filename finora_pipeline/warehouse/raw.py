@@ -2,6 +2,7 @@
 
     raw/pending/<kind>~<run>~<number>.parquet       landed, not loaded yet
     raw/pages/<kind>/<day fetched>/<same name>      loaded
+    raw/quarantine/<same name>                      cannot be loaded; <same name>.json says why
 
 A file appears under its name only when it is whole and on disk, and holds complete page sets only. It is
 moved after the transaction that loads it; a file whose move was lost is recognised by the ledger.
@@ -10,6 +11,7 @@ moved after the transaction that loads it; a file whose move was lost is recogni
 import fcntl
 import hashlib
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -73,6 +75,41 @@ class RawFile:
         return self.path.name
 
 
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A raw file that cannot be loaded: why, since when, and its page sets by user, endpoint, moment of the
+    read and UTC days (none for a file that cannot be read at all)."""
+
+    file: RawFile
+    reason: str
+    at: datetime
+    sets: list[tuple[str, str, datetime, list[date]]]
+
+    @classmethod
+    def read(cls, file: RawFile) -> "Quarantined":
+        """What stands beside the file; a file that was put there by hand has no reason."""
+        beside = file.path.with_name(f"{file.name}.json")
+        found = json.loads(beside.read_text()) if beside.exists() else {}
+        return cls(
+            file,
+            found.get("reason", "It was put there by hand."),
+            datetime.fromisoformat(found["quarantined_at"]) if found else datetime.now(UTC),
+            [
+                (user_id, endpoint, datetime.fromisoformat(at), [date.fromisoformat(day) for day in days])
+                for user_id, endpoint, at, days in found.get("sets", [])
+            ],
+        )
+
+    @property
+    def user_ids(self) -> list[str]:
+        return sorted({user_id for user_id, *_ in self.sets})
+
+    def remove(self) -> None:
+        """Deletes the file, when newer pages have taken its place."""
+        self.file.path.unlink(missing_ok=True)
+        self.file.path.with_name(f"{self.file.name}.json").unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class PageSet:
     """All pages of one complete read of one endpoint of one user."""
@@ -112,6 +149,7 @@ class RawPages:
         self.folder = folder
         self._pending = folder / "pending"
         self._pages = folder / "pages"
+        self._quarantine = folder / "quarantine"
 
     def writer(self, run_id: str) -> "RawWriter":
         """Lands the page sets of a run; several runs may write at the same time."""
@@ -155,6 +193,55 @@ class RawPages:
         folder = self._pages / file.kind / fetched_on.isoformat()
         folder.mkdir(parents=True, exist_ok=True)
         file.path.rename(folder / file.name)
+
+    def split(self, file: RawFile) -> list[RawFile]:
+        """Two landed files in the place of one, each with about half of its page sets; the file itself where
+        it has only one. A crash on the way leaves sets twice, which are loaded once."""
+        table = pq.read_table(file.path)
+        sets = [_set_of(table, row) for row in range(table.num_rows)]
+        distinct = list(dict.fromkeys(sets))
+        if len(distinct) < 2:
+            return [file]
+        first = set(distinct[: len(distinct) // 2])
+        parts = []
+        for part, is_wanted in enumerate((True, False), 1):
+            name = _NAME.fullmatch(file.name)
+            assert name, "a landed file has the name of one"
+            path = file.path.with_name(f"{file.kind}~{file.run_id}~{name['number']}{part}.parquet")
+            write_whole(table.filter(pa.array([(one in first) is is_wanted for one in sets])), path)
+            parts.append(RawFile(path, file.kind, file.run_id))
+        file.path.unlink()
+        _sync(self._pending)
+        return parts
+
+    def quarantine(self, file: RawFile, reason: str) -> None:
+        """Puts a landed file that cannot be loaded where no load looks for it, with a sentence why."""
+        self._quarantine.mkdir(parents=True, exist_ok=True)
+        entry: dict[str, object] = {"reason": reason, "quarantined_at": datetime.now(UTC).isoformat()}
+        try:
+            table = pq.read_table(file.path, columns=["user_id", "endpoint", "fetched_at", "days"])
+        except pa.ArrowInvalid:
+            entry["sets"] = []
+        else:
+            days: dict[tuple[str, str, str], set[str]] = {}
+            for row in table.to_pylist():
+                key = (row["user_id"], row["endpoint"], row["fetched_at"].isoformat())
+                days.setdefault(key, set()).update(day.isoformat() for day in row["days"])
+            entry["sets"] = [[*key, sorted(found)] for key, found in days.items()]
+        target = self._quarantine / file.name
+        write_text(target.with_name(f"{file.name}.json"), json.dumps(entry))
+        file.path.rename(target)
+        _sync(self._quarantine)
+
+    def quarantined(self) -> list["Quarantined"]:
+        """What is in quarantine, by name."""
+        if not self._quarantine.exists():
+            return []
+        return [
+            Quarantined.read(RawFile(path, match["kind"], match["run_id"]))
+            for path in sorted(self._quarantine.iterdir())
+            if (match := _NAME.fullmatch(path.name))
+        ]
 
     def archived(self) -> Iterator[RawFile]:
         """Every loaded file, oldest day first within a kind."""
@@ -272,6 +359,18 @@ def _has_long_page(metadata: pq.FileMetaData) -> bool:
         for group in range(metadata.num_row_groups)
         for column in texts
     )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file under a name that holds the whole text or none, also after a crash."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    _sync(aside)
+    aside.rename(path)
+
+
+def _set_of(table: pa.Table, row: int) -> tuple[object, ...]:
+    return tuple(table[column][row].as_py() for column in ("user_id", "endpoint", "fetched_at"))
 
 
 def _is_running(process_id: int) -> bool:

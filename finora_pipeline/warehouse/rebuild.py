@@ -10,7 +10,8 @@ from pathlib import Path
 
 import duckdb
 
-from finora_pipeline.warehouse.load import ID_COLUMN, KINDS, archive_loaded, batches, load_files
+from finora_pipeline.warehouse.load import ID_COLUMN, KINDS, archive_loaded, load_files
+from finora_pipeline.warehouse.portions import load_or_halve, portions
 from finora_pipeline.warehouse.published import quoted
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.schema import WarehouseOutdated
@@ -19,6 +20,7 @@ from finora_pipeline.warehouse.warehouse import Warehouse, settle
 _log = logging.getLogger("finora.warehouse")
 # What is told apart: all that OpenAI said, not which read of the same it came from.
 COMPARED = ("main.daily_costs", "main.daily_usage", "pipeline.billed_costs")
+ROWS_COMPARED_AT_ONCE = 500_000
 # Called with the raw files loaded, and all there are.
 Progress = Callable[[int, int], None]
 _WANTED = (
@@ -39,12 +41,35 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Unloadable:
+    """A raw file whose pages cannot be loaded, and a sentence that says why."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """Raw files read, rows built, and where they differ from those held."""
+    """Raw files read, rows built, where they differ from those held, and files that could not be loaded or
+    are in quarantine."""
 
     files: int
     rows: int
     differences: list[Difference]
+    unloadable: list[Unloadable]
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """A warehouse made of so many raw files, and those that could not be loaded."""
+
+    warehouse: Warehouse
+    files: int
+    unloadable: list[Unloadable]
+
+
+class RebuildIncomplete(Exception):
+    """Some raw files could not be loaded; the message says which, and what to do. Nothing was replaced."""
 
 
 def rebuild(
@@ -65,14 +90,16 @@ def rebuild(
         with warehouse.connect() as connection:
             raw = RawPages(warehouse.raw)
             archive_loaded(connection, raw, raw.pending())
-        with _loaded_beside(warehouse, on_progress) as (beside, files), beside.connect() as connection:
+        with _loaded_beside(warehouse, on_progress) as built, built.warehouse.connect() as connection:
             _attach_held(connection, warehouse)
             rows, differences = 0, []
             for table in COMPARED:
-                differences += _differences(connection, table, filters)
                 query = f"SELECT count(*) FROM {table} WHERE {_WANTED}"
-                rows += connection.execute(query, filters).fetchall()[0][0]
-    return Rebuilt(files, rows, differences)
+                count = connection.execute(query, filters).fetchall()[0][0]
+                differences += _differences(connection, table, filters, 1 + count // ROWS_COMPARED_AT_ONCE)
+                rows += count
+    quarantined = [Unloadable(one.file.name, one.reason) for one in RawPages(warehouse.raw).quarantined()]
+    return Rebuilt(built.files, rows, differences, built.unloadable + quarantined)
 
 
 def bring_up_to_date(warehouse: Warehouse, on_progress: Progress | None = None) -> bool:
@@ -111,11 +138,18 @@ def _replace(warehouse: Warehouse, on_progress: Progress | None) -> int:
         _archive_held(warehouse)
     except (duckdb.IOException, duckdb.SerializationException, duckdb.InternalException) as error:
         _set_aside(warehouse.database, error)
-    with _loaded_beside(warehouse, on_progress) as (beside, files):
-        _take_over(warehouse, beside)
+    with _loaded_beside(warehouse, on_progress) as built:
+        if built.unloadable:
+            first = built.unloadable[0]
+            raise RebuildIncomplete(
+                f"{len(built.unloadable)} of {built.files} raw files could not be loaded, the first "
+                f"{first.file}: {first.reason} The warehouse is unchanged. To build it without a file, move "
+                "that to raw/quarantine."
+            )
+        _take_over(warehouse, built.warehouse)
         warehouse.database.parent.mkdir(parents=True, exist_ok=True)
-        beside.database.replace(warehouse.database)
-    return files
+        built.warehouse.database.replace(warehouse.database)
+    return built.files
 
 
 def _set_aside(database: Path, error: duckdb.Error) -> None:
@@ -173,7 +207,7 @@ def _take_over(warehouse: Warehouse, beside: Warehouse) -> None:
 
 
 @contextmanager
-def _loaded_beside(warehouse: Warehouse, on_progress: Progress | None) -> Iterator[tuple[Warehouse, int]]:
+def _loaded_beside(warehouse: Warehouse, on_progress: Progress | None) -> "Iterator[_Built]":
     """A database with all raw pages loaded, for the length of the block. The caller holds the lock, so that
     nothing moves between landed, loaded and archived."""
     beside = Warehouse(warehouse.home / "rebuild")
@@ -181,14 +215,22 @@ def _loaded_beside(warehouse: Warehouse, on_progress: Progress | None) -> Iterat
     try:
         files = list(RawPages(warehouse.raw).archived())
         loaded = 0
+        unloadable: list[Unloadable] = []
         with beside.writing() as connection:
             for kind in KINDS:
-                for batch in batches([file for file in files if file.kind == kind]):
-                    load_files(connection, kind, batch, beside.cut_pages)
-                    loaded += len(batch)
+                for portion in portions([file for file in files if file.kind == kind]):
+                    load_or_halve(
+                        connection,
+                        portion,
+                        lambda some, kind=kind: load_files(connection, kind, some, beside.cut_pages),
+                        # The ledger knows an archived file by its name: it is not written anew.
+                        lambda file: [file],
+                        lambda file, reason: unloadable.append(Unloadable(file.name, reason)),
+                    )
+                    loaded += len(portion)
                     if on_progress:
                         on_progress(loaded, len(files))
-        yield beside, len(files)
+        yield _Built(beside, len(files), unloadable)
     finally:
         shutil.rmtree(beside.home, ignore_errors=True)
 
@@ -211,17 +253,18 @@ def _is_same(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
 
 
 def _differences(
-    connection: duckdb.DuckDBPyConnection, table: str, filters: dict[str, object]
+    connection: duckdb.DuckDBPyConnection, table: str, filters: dict[str, object], portions: int
 ) -> list[Difference]:
+    """Compares the users in so many portions, since to compare rows takes memory for all of them."""
     columns = "* EXCLUDE (fetched_at, raw_file)"
+    portion = f"hash(user_id) % {portions} = $number"
     real = "" if table.startswith("pipeline.") else " AND NOT is_sample"
-    found = connection.execute(
-        f"""
-        WITH held_rows AS (SELECT {columns} FROM held.{table} WHERE {_WANTED}{real}),
+    query = f"""
+        WITH held_rows AS (SELECT {columns} FROM held.{table} WHERE {_WANTED}{real} AND {portion}),
         -- Days that were pruned may still stand in a raw file beside days that are kept.
         raw_rows AS (
             SELECT {columns} FROM {table} SEMI JOIN held.pipeline.loaded_days USING (user_id, provider, date)
-            WHERE {_WANTED}{real}
+            WHERE {_WANTED}{real} AND {portion}
         ),
         apart AS (
             SELECT user_id, date, true AS is_held FROM (FROM held_rows EXCEPT ALL FROM raw_rows)
@@ -229,7 +272,10 @@ def _differences(
             SELECT user_id, date, false FROM (FROM raw_rows EXCEPT ALL FROM held_rows)
         )
         SELECT user_id, date, count(*) FILTER (is_held), count(*) FILTER (NOT is_held)
-        FROM apart GROUP BY ALL ORDER BY ALL""",
-        filters,
-    ).fetchall()
-    return [Difference(table.partition(".")[2], *row) for row in found]
+        FROM apart GROUP BY ALL"""
+    found = [
+        row
+        for number in range(portions)
+        for row in connection.execute(query, filters | {"number": number}).fetchall()
+    ]
+    return [Difference(table.partition(".")[2], *row) for row in sorted(found)]

@@ -17,13 +17,9 @@ from typing import Any
 import duckdb
 
 from finora_pipeline.disk import told_if_full
+from finora_pipeline.warehouse.machine import duckdb_limits
 from finora_pipeline.warehouse.schema import create_or_migrate
 from finora_pipeline.warehouse.sql import section
-
-# Enough for the batches of a refresh; more is spilled to disk rather than taken from other processes.
-MEMORY_LIMIT = "128MB"
-# Each takes memory of its own that cannot be spilled: with one a core, a load fails on a machine of eight.
-THREADS = 2
 
 
 class PartsUnequal(Exception):
@@ -88,8 +84,7 @@ class Warehouse:
 def open_to_write(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection to a warehouse's file, which is made if there is none, within the memory it may take."""
     config: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": MEMORY_LIMIT,
-        "threads": THREADS,
+        **duckdb_limits().config,
         "temp_directory": str(database.with_name("spill")),
         # Every DuckDB from 1.2 on can open the published copy of a new file.
         "storage_compatibility_version": "v1.2.0",
@@ -112,7 +107,7 @@ def settle(database: Path) -> None:
     """Brings what a killed process has left in a database's log into the database, if there is one: DuckDB
     would replay the log into whatever takes the database's place."""
     if database.exists():
-        duckdb.connect(database, config={"memory_limit": MEMORY_LIMIT, "threads": THREADS}).close()
+        duckdb.connect(database, config=duckdb_limits().config).close()
 
 
 @contextmanager

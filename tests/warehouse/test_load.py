@@ -12,6 +12,7 @@ from finora_pipeline.disk import DiskFull
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
 from finora_pipeline.openai_admin.pages import Page, Window, check_page
 from finora_pipeline.warehouse import load as loading
+from finora_pipeline.warehouse import portions
 from finora_pipeline.warehouse.raw import PageSet, RawPages
 from finora_pipeline.warehouse.rebuild import rebuild
 from finora_pipeline.warehouse.retention import thin
@@ -164,7 +165,7 @@ def test_usage_rows_keep_their_tokens(warehouse: Warehouse):
 
 
 def test_many_files_are_loaded_in_several_transactions(warehouse: Warehouse):
-    count = loading.FILES_A_TRANSACTION + 3
+    count = portions.MOST_FILES + 3
     for number in range(count):
         body = page_of(cost_day([cost_row('"1.00"')]))
         land(warehouse, body, user_id=f"user-{number}", run_id=f"run-{number}")

@@ -36,6 +36,20 @@ SELECT
 FROM pipeline.stale_days
 LEFT JOIN rows_of USING (user_id, provider, date);
 
+-- [halve]
+-- The later half of a portion's days becomes the portion $later.
+UPDATE portioned_days
+SET portion = $later
+WHERE rowid IN (
+    SELECT row_id
+    FROM (
+        SELECT rowid AS row_id, row_number() OVER (ORDER BY user_id, provider, date) AS place, count(*) OVER () AS days
+        FROM portioned_days
+        WHERE portion = $portion
+    )
+    WHERE place > days // 2
+);
+
 -- [prepare]
 -- The days of one portion, numbered so that what follows need not compare texts.
 CREATE OR REPLACE TEMP TABLE split_days AS

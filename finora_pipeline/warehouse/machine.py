@@ -1,0 +1,79 @@
+"""How much of the machine DuckDB may take in one process: from settings, else from what the machine has.
+
+A container's own limits count (cgroup v2 and v1), since /proc and the number of CPUs are the host's there.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from finora_pipeline.settings import SMALLEST_MEMORY_LIMIT, Settings
+
+# Several runs, the dashboard and the operating system's file cache share the rest.
+PART_OF_MEMORY = 4
+MOST_MEMORY_BYTES = 4_000_000_000
+# Further threads gain little for batches of this size, and each holds buffers that cannot be spilled.
+MOST_THREADS = 4
+BYTES_A_THREAD = 128_000_000
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class DuckDBLimits:
+    """Memory in bytes and threads of DuckDB in one process."""
+
+    memory_bytes: int
+    threads: int
+
+    @property
+    def config(self) -> dict[str, str | bool | int | float | list[str]]:
+        """The options of a connection."""
+        return {"memory_limit": f"{self.memory_bytes}B", "threads": self.threads}
+
+
+def duckdb_limits(settings: Settings | None = None) -> DuckDBLimits:
+    """The limits in force: FINORA_MEMORY_LIMIT and FINORA_THREADS, else a quarter of the machine's memory up
+    to 4 GB, and its processors up to four. Raises `SettingsError`."""
+    chosen = settings or Settings.from_environment()
+    memory = chosen.memory_limit_bytes or max(
+        SMALLEST_MEMORY_LIMIT, min(machine_memory_bytes() // PART_OF_MEMORY, MOST_MEMORY_BYTES)
+    )
+    threads = chosen.threads or max(1, min(machine_cpus(), MOST_THREADS, memory // BYTES_A_THREAD))
+    return DuckDBLimits(memory, threads)
+
+
+@lru_cache(maxsize=1)
+def machine_memory_bytes() -> int:
+    """The memory that this process may take at most."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = (_number(_CGROUP / "memory.max"), _number(_CGROUP / "memory" / "memory.limit_in_bytes"))
+    return min([physical, *(limit for limit in limits if limit)])
+
+
+@lru_cache(maxsize=1)
+def machine_cpus() -> int:
+    """The processors that this process may use at most."""
+    try:
+        usable = len(os.sched_getaffinity(0))
+    except AttributeError:
+        # macOS has no affinity.
+        usable = os.cpu_count() or 1
+    quota = _quota(_CGROUP / "cpu.max")
+    return max(1, min(usable, quota)) if quota else max(1, usable)
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        # No such control group, or "max".
+        return None
+
+
+def _quota(file: Path) -> int | None:
+    try:
+        quota, period = file.read_text().split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError):
+        return None

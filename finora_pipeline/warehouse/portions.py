@@ -1,0 +1,128 @@
+"""Loads raw files in portions that fit into memory, and sets aside what cannot be loaded.
+
+A portion is bounded by the length of its decoded text, which also bounds its rows. One that fails is halved
+and repeated: by files, then by the page sets of a file. What fails alone is quarantined, so that one page of
+one user stops no other user.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from finora_pipeline.warehouse.machine import duckdb_limits
+from finora_pipeline.warehouse.raw import RawFile
+
+_log = logging.getLogger("finora_pipeline.warehouse")
+# To take a text apart takes about ten times its length of memory (measured with pages of 100 to 20,000 rows).
+MEMORY_A_DECODED_BYTE = 12
+LEAST_DECODED_BYTES = 6_000_000
+MOST_DECODED_BYTES = 96_000_000
+# Raw files of one transaction: its end waits for the disk, and DuckDB reads them in parallel.
+MOST_FILES = 16
+# What pages can cause; a full disk or a file in use is no page's fault.
+CAUSED_BY_PAGES = (
+    duckdb.OutOfMemoryException,
+    duckdb.DataError,
+    duckdb.InvalidInputException,
+    duckdb.ConstraintException,
+    pa.ArrowInvalid,
+)
+
+Load = Callable[[list[RawFile]], None]
+
+
+def decoded_bytes_at_once() -> int:
+    """The text that one transaction loads at most."""
+    fitting = duckdb_limits().memory_bytes // MEMORY_A_DECODED_BYTE
+    return max(LEAST_DECODED_BYTES, min(fitting, MOST_DECODED_BYTES))
+
+
+def portions(files: Sequence[RawFile]) -> Iterator[list[RawFile]]:
+    """The files in the portions that one transaction loads."""
+    most = decoded_bytes_at_once()
+    portion: list[RawFile] = []
+    size = 0
+    for file in files:
+        length = _decoded_bytes(file)
+        if portion and (len(portion) == MOST_FILES or size + length > most):
+            yield portion
+            portion, size = [], 0
+        portion.append(file)
+        size += length
+    if portion:
+        yield portion
+
+
+def load_or_halve(
+    connection: duckdb.DuckDBPyConnection,
+    files: list[RawFile],
+    load: Load,
+    split: Callable[[RawFile], list[RawFile]],
+    set_aside: Callable[[RawFile, str], None],
+) -> None:
+    """Loads the files, all at once or in ever smaller portions.
+
+    `split` makes several files of the page sets of one, or returns it alone where it has only one set;
+    `set_aside` gets a file of one page set that cannot be loaded, and a sentence that says why.
+    """
+    try:
+        load(files)
+        return
+    except CAUSED_BY_PAGES as error:
+        _log.warning("%d raw files were not loaded at once: %s", len(files), _first_line(error))
+        reason = _reason(error)
+    if len(files) > 1:
+        middle = len(files) // 2
+        halves = [files[:middle], files[middle:]]
+    else:
+        with _one_thread(connection):
+            try:
+                load(files)
+                return
+            except CAUSED_BY_PAGES as error:
+                reason = _reason(error)
+        try:
+            parts = split(files[0])
+        except pa.ArrowInvalid:
+            # Not even a Parquet file.
+            parts = files
+        if len(parts) < 2:
+            set_aside(files[0], reason)
+            return
+        halves = [[part] for part in parts]
+    for half in halves:
+        load_or_halve(connection, half, load, split, set_aside)
+
+
+@contextmanager
+def _one_thread(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """One thread for the length of a block: each takes memory of its own."""
+    ((threads,),) = connection.execute("SELECT current_setting('threads')").fetchall()
+    connection.execute("SET threads = 1")
+    try:
+        yield
+    finally:
+        connection.execute(f"SET threads = {int(threads)}")
+
+
+def _decoded_bytes(file: RawFile) -> int:
+    try:
+        metadata = pq.read_metadata(file.path)
+    except pa.ArrowInvalid:
+        return 0
+    return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, duckdb.OutOfMemoryException):
+        limit = duckdb_limits().memory_bytes / 1e6
+        return f"It does not fit into {limit:,.0f} MB of memory; raise FINORA_MEMORY_LIMIT."
+    return "It holds values that cannot be stored."
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
