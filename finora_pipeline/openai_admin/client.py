@@ -171,7 +171,7 @@ class OpenAIAdminClient:
         are held while a request is made, and not while it waits for its repeat. Raises `OpenAIAdminError`.
         """
         url = _url(f"{address}{path}", params)
-        if (url.scheme, url.host, url.port or _DEFAULT_PORTS[url.scheme]) != _origin(address):
+        if _origin(url) != (address.scheme, address.host, address.port):
             raise WrongAddress("The request was for another host than the key's own, so nothing was sent.")
         limits = self._limits
         patience = limits.retry_seconds if retry_seconds is None else retry_seconds
@@ -585,7 +585,9 @@ def _transport(tls: ssl.SSLContext, proxy: Proxy | None, most: int) -> AiohttpTr
         )
 
     # The transport without httpx's client above it: no redirects, cookies or log lines, half the time.
-    return AiohttpTransport(verify=tls, client=session, proxy=httpx.Proxy(proxy.url) if proxy else None)
+    signed = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else None
+    through = httpx.Proxy(proxy.url, headers=signed) if proxy else None
+    return AiohttpTransport(verify=tls, client=session, proxy=through)
 
 
 @lru_cache(maxsize=1)
@@ -593,11 +595,9 @@ def _no_certificates() -> ssl.SSLContext:
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-_DEFAULT_PORTS = {"https": 443, "http": 80}
-
-
-def _origin(address: BaseAddress) -> tuple[str, str, int]:
-    return address.scheme, address.host, address.port
+def _origin(url: httpx.URL) -> tuple[str, str, int]:
+    # As it is sent: `host` would be decoded to the letters of other scripts.
+    return url.scheme, url.raw_host.decode(), url.port or (443 if url.scheme == "https" else 80)
 
 
 @lru_cache(maxsize=1024)

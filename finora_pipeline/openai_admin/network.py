@@ -5,6 +5,7 @@ and `NO_PROXY` (also in lower case), `SSL_CERT_FILE`, `SSL_CERT_DIR` and `REQUES
 itself is never asked through a proxy.
 """
 
+import base64
 import ipaddress
 import os
 import ssl
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import certifi
 
@@ -27,10 +28,12 @@ class NetworkError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An HTTP proxy. `url` may hold a name and a password, `authority` (host and port) never does."""
+    """An HTTP proxy: its `url` and `authority` (host and port) without name and password, which are in
+    `authorization`, the value of its header."""
 
-    url: str = field(repr=False)
+    url: str
     authority: str
+    authorization: str | None = field(repr=False, default=None)
 
 
 def proxy_for(address: BaseAddress, environment: Mapping[str, str] = os.environ) -> Proxy | None:
@@ -74,7 +77,12 @@ def _proxy(url: str, name: str) -> Proxy:
         raise NetworkError(f"{name} names a SOCKS proxy, which is not supported: give an HTTP proxy.")
     if scheme not in ("http", "https") or not host or not whole.isprintable():
         raise NetworkError(f"{name} must be an address like http://proxy.example.com:3128.")
-    return Proxy(whole, f"{host}:{port or (443 if scheme == 'https' else 80)}")
+    authority = f"{host if ':' not in host else f'[{host}]'}:{port or (443 if scheme == 'https' else 80)}"
+    authorization = None
+    if parts.username is not None:
+        signed = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        authorization = f"Basic {base64.b64encode(signed).decode()}"
+    return Proxy(f"{scheme}://{authority}", authority, authorization)
 
 
 def trusted_certificates(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext:
