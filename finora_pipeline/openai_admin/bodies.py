@@ -29,8 +29,6 @@ async def read_body(
                 raise AnswerTooLarge(
                     f"OpenAI sent more than {most / 1_048_576:g} MiB in one answer; none of it was used."
                 )
-            if not chunk and inflate:
-                break
     return b"".join(chunks)
 
 

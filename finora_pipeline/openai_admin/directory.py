@@ -122,7 +122,7 @@ def expiry_of(key: AdminKey, pages: Iterable[bytes]) -> datetime | None:
         if _is_shown_as(key, item.redacted_value)
     }
     seconds = found.pop() if len(found) == 1 else None
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return None if seconds is None or seconds < 0 else datetime.fromtimestamp(seconds, UTC)
 
 
 def _is_shown_as(key: AdminKey, redacted: str) -> bool:

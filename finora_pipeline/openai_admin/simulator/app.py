@@ -104,9 +104,16 @@ class Simulator:
             return await _send_json(send, 405, _error("Only GET is simulated.", "invalid_request_error"))
         faults = self._faults.get(organization.id, ())
         query = scope["query_string"].decode("latin-1")
-        fault = next((fault for fault in faults if fault.strikes(name, scope["path"], query)), None)
-        if fault and await _replaced(fault, query, self.now, receive, send):
-            return None
+        fault = None
+        for one in faults:
+            if not one.strikes(name, scope["path"], query):
+                continue
+            if await _replaced(one, query, self.now, receive, send):
+                return None
+            # A window that such a fault does not refuse is answered as if there were none.
+            if one.kind not in (FaultKind.NO_HISTORY, FaultKind.NO_FUTURE):
+                fault = one
+                break
         try:
             body = self._body(endpoint, organization, scope)
         except BadRequest as error:
