@@ -281,7 +281,7 @@ async def _send_altered(fault: Fault, body: bytes, key: str, send: Send) -> None
     if fault.kind is FaultKind.SLOW:
         await asyncio.sleep(fault.seconds or 0)
     elif fault.kind is FaultKind.EDIT:
-        body = re.sub(fault.edit.encode(), lambda _: fault.body.encode(), body)
+        body = re.sub(fault.edit.encode(), fault.body.encode(), body)
     elif fault.kind is FaultKind.CUT:
         body = body[: len(body) // 2]
     elif fault.kind is FaultKind.NOT_UTF8:

@@ -29,7 +29,7 @@ class FaultKind(StrEnum):
     PAGE_TOKEN = "page_token"  # 400 for any request that carries a page token
     SLOW = "slow"  # the right answer after `seconds`
     DRIP = "drip"  # the right answer, a byte each `seconds`
-    EDIT = "edit"  # the right answer with each match of the pattern `edit` replaced by `body`
+    EDIT = "edit"  # the right answer with each match of the pattern `edit` replaced by the template `body`
     CUT = "cut"  # 200 with the first half of the right answer
     RESET = "reset"  # the connection closes in the middle of the right answer
     NULL_RESULTS = "null_results"  # `results` is null
