@@ -26,6 +26,13 @@ KEYS_SHOWN = 20
 @click.option("--seed", type=int, default=7, show_default=True, help="Other numbers, other companies.")
 @click.option("--amounts", type=click.Choice(["text", "number"]), default="text", show_default=True)
 @click.option("--freeze-clock", is_flag=True, help="Keep the time of the start: answers never change.")
+@click.option(
+    "--latency",
+    type=click.FloatRange(0, 60),
+    default=0.0,
+    show_default=True,
+    help="Seconds before each answer, as of a far network.",
+)
 @click.option("--completions-only", is_flag=True, help="No other services, one API key a project.")
 @json_option
 def simulate_openai(
@@ -36,6 +43,7 @@ def simulate_openai(
     seed: int,
     amounts: str,
     freeze_clock: bool,
+    latency: float,
     completions_only: bool,
     as_json: bool,
 ) -> None:
@@ -53,7 +61,12 @@ def simulate_openai(
         raise click.BadParameter(f"{first} has not come yet.", param_hint="--since")
     small = {"services": False, "keys_per_project": 1} if completions_only else {}
     specs = [OrganizationSpec(number, since=first, seed=seed, **small) for number in range(users)]
-    simulator = Simulator(specs, now=now if freeze_clock else None, amounts_as_numbers=amounts == "number")
+    simulator = Simulator(
+        specs,
+        now=now if freeze_clock else None,
+        amounts_as_numbers=amounts == "number",
+        latency=latency,
+    )
     try:
         bound = listen(port)
     except OSError:

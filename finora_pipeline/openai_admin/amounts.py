@@ -13,20 +13,22 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 
 SCALE = 18
 _UNIT = Decimal(1).scaleb(-SCALE)
-# SQL reads the digits before the point as a 64-bit integer; nobody owes a quintillion dollars.
-_LIMIT = Decimal(10) ** 18
+# No row of a day costs ten billion dollars, and a billion such rows add up within DECIMAL(38,18).
+MOST_USD = Decimal(10) ** 10
+# Tokens, characters, seconds or bytes of a row of a day; a million such rows add up within our columns.
+MOST_QUANTITY = Decimal(10) ** 14
 # Wide enough to add any number of 34-digit amounts of any exponent within our range without rounding.
 _EXACT = Context(prec=6400, rounding=ROUND_HALF_EVEN, Emin=-999_999, Emax=999_999)
 
 
 class AmountError(ValueError):
-    """A text that is no finite decimal number within ±10^18."""
+    """A text that is no finite decimal number, or a number too large for our columns."""
 
 
-def parse_amount(raw: bytes) -> Decimal | None:
+def parse_amount(raw: bytes, most: Decimal = MOST_USD) -> Decimal | None:
     """The exact value of an amount's JSON text (`1.5`, `"0E-6176"`), or None where there is none (`null`).
 
-    Raises `AmountError` for anything that is no finite number or too large for our columns.
+    Raises `AmountError` for anything that is no finite number or not below `most`.
     """
     if raw in (b"", b"null"):
         return None
@@ -39,9 +41,23 @@ def parse_amount(raw: bytes) -> Decimal | None:
     if not value.is_finite() or not text.isprintable() or "_" in text or text != text.strip():
         raise AmountError(f"{text[:60]!r} is not a decimal number.")
     # Unlike `abs`, this neither rounds nor overflows.
-    if value.copy_abs() >= _LIMIT:
+    if value.copy_abs() >= most:
         raise AmountError(f"{text[:60]!r} is too large.")
     return value
+
+
+def parse_count(raw: bytes, most: int) -> int | None:
+    """The whole number of a count's JSON text (`10`, `10.0`, `1e1`, `"10"`), or None where there is none.
+
+    Raises `AmountError` for anything that is no whole number within ±`most`.
+    """
+    value = parse_amount(raw, Decimal(most) + 1)
+    if value is None:
+        return None
+    # An exponent of -6176 costs nothing to compare and much to expand.
+    if value and value != value.to_integral_value():
+        raise AmountError(f"{raw[:60].decode('ascii', 'replace')} is not a whole number.")
+    return int(value)
 
 
 def add_exactly(values: Iterable[Decimal]) -> Decimal:

@@ -141,6 +141,10 @@ MEMBERS = Listing("members", "/organization/users")
 API_KEYS = Listing(
     "api_keys", "/organization/projects/{project_id}/api_keys", (("owner_project_access", "any"),)
 )
+# In no list of members, yet their ids stand in the rows of use as `user_id`.
+SERVICE_ACCOUNTS = Listing("service_accounts", "/organization/projects/{project_id}/service_accounts")
+# For this key's own end of validity alone: never landed.
+ADMIN_KEYS = Listing("admin_api_keys", "/organization/admin_api_keys")
 
 COSTS = ENDPOINTS["costs"]
 # The same costs once more: their total as OpenAI adds it up, and by member and by API key where the

@@ -5,10 +5,40 @@ import string
 
 PREFIX = "sk-admin-"
 _ADMIN_KEY = re.compile(r"sk-admin-[A-Za-z0-9_-]{16,500}")
-# Our own sentences say how a key begins, and hints too: that alone is none.
-_ANY_KEY = re.compile(r"sk-(?!admin-(?![A-Za-z0-9_*-]))[A-Za-z0-9_*-]{4,}")
+# Our own sentences say how a key begins, and hints too: that alone is none. Keys of other providers are kept
+# from sight as well, since people paste them by mistake.
+_ANY_KEY = re.compile(
+    r"sk-(?!admin-(?![A-Za-z0-9_*-]))[A-Za-z0-9_*-]{4,}"
+    r"|(?<![A-Za-z0-9_-])(?:sess|xai|pplx)-[A-Za-z0-9_*-]{8,}"
+    r"|(?<![A-Za-z0-9_-])(?:gsk|hf|r8)_[A-Za-z0-9_*-]{16,}"
+    r"|(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_*-]{20,}"
+    r"|(?<![A-Za-z0-9_-])(?:AKIA|ASIA)[A-Z0-9*]{12,}"
+)
 # What editors, spreadsheets and chat programs put around a pasted text without showing it.
 _SURROUNDING = string.whitespace + "\u00a0\u200b\u200c\u200d\u2060\ufeff"
+# A key of any provider within a text, and what may follow it: quotes, brackets, the comma of a list.
+_PASTED_KEY = re.compile(
+    r"(?<![A-Za-z0-9_-])(?:sk-|sess-|xai-|pplx-|gsk_|hf_|r8_|AIza|AKIA|ASIA)[A-Za-z0-9_-]+"
+)
+_AFTER_A_KEY = re.compile(r"[\s\"'`’”»>)\]}]*[.,;]?[\s\"'`’”»>)\]}]*")
+_LONGEST_BEFORE_A_KEY = 100
+_PROJECT_KEY = re.compile(r"sk-(?:proj|svcacct|None)-|sk-[A-Za-z0-9]{10,}$")
+_OTHERS = (
+    ("sk-ant-", "an Anthropic key"),
+    ("sk-or-", "an OpenRouter key"),
+    ("xai-", "an xAI key"),
+    ("gsk_", "a Groq key"),
+    ("AIza", "a Google key"),
+    ("hf_", "a Hugging Face key"),
+    ("pplx-", "a Perplexity key"),
+    ("r8_", "a Replicate key"),
+    ("AKIA", "an Amazon key"),
+    ("ASIA", "an Amazon key"),
+    ("sess-", "an OpenAI session key of a browser"),
+)
+_WHERE = (
+    "An Owner or Admin of the OpenAI organization creates an Admin key, which starts with sk-admin-, under "
+)
 
 
 class KeyFormError(ValueError):
@@ -21,17 +51,21 @@ class AdminKey:
     __slots__ = ("_text",)
 
     def __init__(self, text: str) -> None:
-        """Takes a pasted text; surrounding white space is dropped. Raises `KeyFormError`."""
-        text = text.strip(_SURROUNDING)
+        """Takes a pasted text; what people copy along with a key is dropped. Raises `KeyFormError`."""
+        text = _unwrapped(text.strip(_SURROUNDING))
         if not text:
             raise KeyFormError("No key was given: paste the Admin key, which starts with sk-admin-.")
-        if text.startswith("sk-") and not text.startswith(PREFIX):
+        if _PROJECT_KEY.match(text):
             raise KeyFormError(
                 "This is a project key, which cannot read billing data. An Owner or Admin of the OpenAI "
                 "organization creates the right one, which starts with sk-admin-, under "
                 "Settings → Organization → Admin keys."
             )
-        if not text.startswith(PREFIX):
+        if other := next((name for start, name in _OTHERS if text.startswith(start)), None):
+            raise KeyFormError(
+                f"This is {other}, not an OpenAI Admin key. {_WHERE}Settings → Organization → Admin keys."
+            )
+        if PREFIX not in text:
             raise KeyFormError(
                 "This is not an OpenAI Admin key: one starts with sk-admin- and is created under "
                 "Settings → Organization → Admin keys."
@@ -61,6 +95,17 @@ class AdminKey:
         raise TypeError("An AdminKey is not pickled: resolve it again where it is needed.")
 
 
+def _unwrapped(text: str) -> str:
+    """The one key in a pasted text, without its name, header or quotes; the text itself where that is not
+    plain."""
+    found = list(_PASTED_KEY.finditer(text)) if len(text) <= 1_000 else []
+    if len(found) == 1 and found[0].start() <= _LONGEST_BEFORE_A_KEY:
+        (key,) = found
+        if _AFTER_A_KEY.fullmatch(text, key.end()):
+            return key[0]
+    return text
+
+
 def redact(text: str) -> str:
-    """The text with everything that looks like an OpenAI key, whole or masked, replaced by `sk-…`."""
+    """The text with everything that looks like a key, whole or masked, of OpenAI or others, as `sk-…`."""
     return _ANY_KEY.sub("sk-…", text)

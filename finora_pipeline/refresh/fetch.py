@@ -357,15 +357,21 @@ async def _read_user(
     directory_read_at = None
     if with_directory and _is_directory_old(connection, began):
         directory_read_at = began
-        try:
-            sets.append(PageSet(connection.user_id, await organization.directory()))
-        except OpenAIAdminError as error:
-            # Names are no reason to call costs that were read a failure. A key that may not list them is
-            # asked again tomorrow, anything else at the next refresh.
+        directory = await organization.directory()
+        if directory.pages:
+            sets.append(PageSet(connection.user_id, directory.pages))
+        # Names are no reason to call costs that were read a failure. A key that may not list them is asked
+        # again tomorrow, anything else at the next refresh.
+        for failed in directory.failed:
             _log.warning(
-                "The names of user %s could not be read: %s", connection.user_id, error, extra=_of(connection)
+                "The %s of user %s could not be read: %s",
+                failed.listing.name,
+                connection.user_id,
+                failed.error,
+                extra=_of(connection),
             )
-            directory_read_at = began if isinstance(error, PermanentError) else None
+        if not all(failed.error and failed.error.is_refusal for failed in directory.failed):
+            directory_read_at = None
     ended = _ended(connection, window, began, sets)
     return replace(ended, cost_groupings=groupings, directory_read_at=directory_read_at), sets
 

@@ -8,6 +8,7 @@ import dagster as dg
 
 from finora_pipeline.accounts.connections import Organizations
 from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.openai_admin.addresses import OPENAI_BASE_URL, AddressError, parse_address
 from finora_pipeline.openai_admin.client import Limits, open_client
 from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, Endpoint
 from finora_pipeline.settings import Settings
@@ -37,8 +38,16 @@ class OpenAIAdmin:
         self, accounts: Accounts, user_ids: Sequence[str]
     ) -> AsyncIterator[Organizations]:
         """Clients of these users' organizations; their connections to OpenAI are closed at the end."""
-        async with open_client(self.base_url, self.limits) as client:
+        async with open_client(_default_address(self.base_url), self.limits) as client:
             yield Organizations(client, accounts.key_ring(user_ids), self.base_url)
+
+
+def _default_address(base_url: str) -> str:
+    """What no key is bound to must not stop the keys that are: each has an address of its own."""
+    try:
+        return str(parse_address(base_url))
+    except AddressError:
+        return OPENAI_BASE_URL
 
 
 def openai_admin_resource(openai_admin: OpenAIAdmin) -> dg.ResourceDefinition:

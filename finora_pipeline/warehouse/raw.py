@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finora_pipeline.disk import told_if_full
-from finora_pipeline.openai_admin.pages import SECONDS_PER_DAY, Page, canonical_costs, pieces
+from finora_pipeline.openai_admin.pages import SECONDS_PER_DAY, Page, canonical, pieces
 
 PROVIDER = "openai"
 SCHEMA = pa.schema(
@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
         pa.field("body", pa.string(), nullable=False),
-        # The same costs in the form that SQL reads exactly, where `body` has another: `canonical_costs`.
+        # The same page in the form that SQL reads exactly, where `body` has another: `pages.canonical`.
         pa.field("canonical", pa.string()),
         # The UTC days that the page has a bucket of, empty ones included: no other day is replaced.
         pa.field("days", pa.list_(pa.date32()), nullable=False),
@@ -289,7 +289,7 @@ def _table(sets: list[PageSet], run_id: str) -> pa.Table:
         [run_id] * len(rows),
         [sha256 for one in sets for sha256 in one.page_hashes],
         _texts([page.body for page in pages]),
-        [None if page.head.is_canonical else canonical_costs(page.grouping, page.body) for page in pages],
+        [canonical(page) for page in pages],
         [[start // SECONDS_PER_DAY for start in page.head.starts] for page in pages],
         [sorted(page.head.line_items) for page in pages],
     ]

@@ -143,7 +143,7 @@ def _lists_that_name(
                 user_id,
                 endpoint,
                 fetched_at,
-                from_json(body, '{"data": [{"id": "VARCHAR"}]}').data AS items
+                from_json(coalesce(canonical, body), '{"data": [{"id": "VARCHAR"}]}').data AS items
             FROM read_parquet($files, filename = true)
         )
         SELECT arg_max(raw_file, fetched_at), user_id, endpoint FROM lists GROUP BY user_id, endpoint

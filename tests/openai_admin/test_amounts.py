@@ -35,8 +35,8 @@ def decimals(places: int) -> st.SearchStrategy[Decimal]:
     """Amounts of up to 34 digits, as decimal128 has them, with at most so many places."""
 
     def of(exponent: int) -> st.SearchStrategy[Decimal]:
-        # No amount has more than 18 digits before its point.
-        most = 10 ** min(34, 18 + exponent) - 1
+        # No amount has more than 10 digits before its point.
+        most = 10 ** min(34, 10 + exponent) - 1
         return st.integers(-most, most).map(lambda digits: Decimal(digits).scaleb(-exponent, context=ENOUGH))
 
     return st.integers(0, places).flatmap(of)
@@ -74,7 +74,7 @@ def exact_sum(values: list[Decimal]) -> Fraction:
         (b"12", Decimal(12)),
         (b'"-3.50"', Decimal("-3.5")),
         (b"-0.0", Decimal(0)),
-        (b'"999999999999999999"', Decimal(10**18 - 1)),
+        (b'"9999999999"', Decimal(10**10 - 1)),
         (b"null", None),
         (b"", None),
     ],
@@ -103,9 +103,10 @@ def test_amount_is_read_exactly(raw: bytes, value: Decimal | None) -> None:
         b"true",
         b"{}",
         b"[1]",
-        b"1e18",
-        b'"1000000000000000000"',
-        b'"-1000000000000000000.00"',
+        b"1e10",
+        b'"10000000000"',
+        b'"-10000000000.00"',
+        b'"999999999999999999.99"',
         b"1E+999",
         pytest.param(b'"1E+1000000"'),
     ],
@@ -159,15 +160,15 @@ def test_small_parts_are_not_rounded_away() -> None:
 
 
 def test_a_float_on_the_way_would_be_seen() -> None:
-    texts = ["0.1", '"0.2"', '"123456789012345678.000000000000000001"', "1234567890.123456789012345678"]
+    texts = ["0.1", '"0.2"', '"1234567890.000000000000000001"', "1234567890.123456789012345678"]
     values = [value for text in texts if (value := parse_amount(text.encode())) is not None]
 
     assert str(add_exactly(values[:2])) == "0.3"
-    assert str(add_exactly(values)) == "123456790246913568.423456789012345679"
+    assert str(add_exactly(values)) == "2469135780.423456789012345679"
     assert [str(value) for value in round_to_total(values)] == [
         "0.100000000000000000",
         "0.200000000000000000",
-        "123456789012345678.000000000000000001",
+        "1234567890.000000000000000001",
         "1234567890.123456789012345678",
     ]
     # The same through floats ends elsewhere, so that the lines above would notice one.
@@ -185,7 +186,7 @@ def test_any_text_is_an_amount_within_bounds_or_refused(raw: bytes) -> None:
         assert raw in (b"", b"null")
     else:
         assert value.is_finite()
-        assert abs(Fraction(value)) < 10**18
+        assert abs(Fraction(value)) < 10**10
 
 
 @REPEATABLE

@@ -11,15 +11,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, USAGE
-from finora_pipeline.openai_admin.errors import UnreadableResponse
+from finora_pipeline.openai_admin.errors import AnswerTooLarge, UnreadableResponse
 from finora_pipeline.openai_admin.pages import (
     Window,
     canonical_costs,
+    canonical_list,
+    canonical_usage,
+    check_list,
     check_page,
     decode_costs,
     decode_usage,
@@ -161,10 +165,10 @@ ROW: list[str | int] = [*BUCKET, "results", 0]
         (changed(["data"], {}), "data"),
         (changed(["has_more"], "false"), "has_more"),
         (changed(["next_page"], 7), "next_page"),
-        (changed([*BUCKET, "start_time"], str(DAY)), "start_time"),
+        (changed([*BUCKET, "start_time"], "today"), "start_time"),
+        (changed([*BUCKET, "start_time"], DAY + 0.5), "start_time"),
+        (changed([*BUCKET, "start_time"], None), "start_time"),
         (changed([*BUCKET, "start_time"], DAY + 3600), "starts within a day"),
-        (changed([*ROW, "line_item"], 7), "line_item"),
-        (changed([*ROW, "project_id"], ["proj_a"]), "project_id"),
         (changed([*ROW, "amount"], 1.5), "amount"),
         (changed([*ROW, "amount", "value"], {"usd": 1}), "not a decimal number"),
         (changed([*ROW, "amount", "value"], [1]), "not a decimal number"),
@@ -173,11 +177,10 @@ ROW: list[str | int] = [*BUCKET, "results", 0]
         (changed([*ROW, "amount", "value"], "NaN"), "not a decimal number"),
         (changed([*ROW, "amount", "value"], "1_000"), "not a decimal number"),
         (changed([*ROW, "amount", "value"], ""), "not a decimal number"),
-        (changed([*ROW, "amount", "value"], "1e18"), "too large"),
+        (changed([*ROW, "amount", "value"], "1e10"), "too large"),
+        (changed([*ROW, "amount", "value"], "12,5"), "data[0].results[0].amount.value"),
         (changed([*ROW, "amount", "currency"], "eur"), "'eur'"),
         (changed([*ROW, "amount", "currency"], 7), "currency"),
-        (changed([*ROW, "quantity"], "many"), "not a decimal number"),
-        (changed([*ROW, "quantity"], True), "not a decimal number"),
         (page(row())[:-40], "not a page"),
         (page(row()) + b"{}", "not a page"),
         (b"<!doctype html><title>502 Bad Gateway</title>", "not a page"),
@@ -259,25 +262,187 @@ def test_one_odd_amount_after_many_plain_ones_is_found_at_once(odd: str) -> None
             assert odd == '"twelve"'
 
 
+def usage(**fields: str) -> bytes:
+    """A page of one row of use; each value is JSON, so that each test says exactly what is sent."""
+    return page("{" + ",".join(f'"{name}": {value}' for name, value in fields.items()) + "}")
+
+
+def usage_rows(body: bytes) -> list[Any]:
+    return [result for bucket in decode_usage(body).data for result in bucket.results]
+
+
+@pytest.mark.parametrize("sent", ["10", "10.0", "10.000", "1e1", "1E+1", "100e-1", '"10"', '"10.0"', '"1e1"'])
+def test_a_whole_count_is_taken_however_it_is_written(sent: str) -> None:
+    body = usage(input_tokens=sent, output_tokens="7")
+
+    head = check_page(COMPLETIONS, body)
+
+    assert head.left_out == ()
+    assert [(row.input_tokens, row.output_tokens) for row in usage_rows(body)] == [(10, 7)]
+    assert json.loads(canonical_usage(body))["data"][0]["results"] == [
+        {"input_tokens": 10, "output_tokens": 7}
+    ]
+    assert head.is_canonical is (sent == "10")
+
+
 @pytest.mark.parametrize(
-    ("measure", "value"),
+    ("measure", "sent"),
     [
-        ("input_tokens", "7"),
-        ("input_tokens", 7.5),
+        ("input_tokens", "7.5"),
+        ("input_tokens", '"7.5"'),
+        ("input_tokens", '"many"'),
+        ("input_tokens", '""'),
+        ("input_tokens", "true"),
+        ("input_tokens", "[7]"),
+        ("input_tokens", '{"tokens": 7}'),
         # SQL would take what no column holds for no use at all.
-        ("input_tokens", 2**63),
-        ("usage_bytes", 10**15 + 1),
-        ("input_cached_tokens", -(2**63)),
-        ("model", 5),
-        ("batch", "false"),
+        ("input_tokens", str(2**63)),
+        ("input_tokens", "1e400"),
+        ("usage_bytes", str(10**15 + 1)),
+        ("input_cached_tokens", str(-(2**63))),
+        ("batch", '"perhaps"'),
+        ("model", '["gpt-5"]'),
     ],
 )
-def test_usage_of_the_wrong_type_is_refused(measure: str, value: Any) -> None:
-    sent = json.loads(page())
-    sent["data"][0]["results"] = [{"object": COMPLETIONS.result_object, measure: value}]
+def test_a_value_that_is_not_understood_costs_only_itself(measure: str, sent: str) -> None:
+    body = usage(**{"num_model_requests": "3", measure: sent})
 
-    with pytest.raises(UnreadableResponse, match=measure):
-        check_page(COMPLETIONS, json.dumps(sent).encode())
+    head = check_page(COMPLETIONS, body)
+
+    assert head.left_out == (f"data[0].results[0].{measure}: {sent}",)
+    assert not head.is_canonical
+    (row_,) = usage_rows(body)
+    assert (row_.num_model_requests, getattr(row_, measure)) == (3, None)
+
+
+def test_names_of_another_type_become_text() -> None:
+    (of_use,) = usage_rows(usage(model="5", project_id="1.50", batch='"TRUE"', service_tier="true"))
+    assert (of_use.model, of_use.project_id, of_use.batch, of_use.service_tier) == ("5", "1.50", True, "true")
+
+    body = page(row(line_item=7, project_name={"a": 1}, quantity="many", quantity_unit=3))
+    head = check_page(COSTS, body)
+    assert head.line_items == {"7"}
+    assert head.left_out == (
+        'data[0].results[0].project_name: {"a": 1}',
+        'data[0].results[0].quantity: "many"',
+    )
+    ((charge,),) = (
+        [*bucket["results"]] for bucket in json.loads(canonical_costs(COSTS.group_by, body))["data"]
+    )
+    assert Decimal(charge["amount"]["value"]) == Decimal("1.5")
+    assert (charge["line_item"], charge["project_name"], charge["quantity"]) == ("7", None, None)
+
+
+def test_a_day_is_known_by_its_number_however_it_is_written() -> None:
+    for start in (f"{DAY}.0", f'"{DAY}"', f"{DAY // 100}e2"):
+        body = page(row()).replace(f'"start_time":{DAY}'.encode(), f'"start_time":{start}'.encode())
+        assert check_page(COSTS, body).starts == [DAY]
+    assert check_page(COSTS, page(row()).replace(b'"end_time":', b'"end_time":"soon","was":')).starts == [DAY]
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (r"Alpha \ud83d", "Alpha \ufffd"),
+        (r"\ude00Alpha", "\ufffdAlpha"),
+        (r"a\u0000b", "a\ufffdb"),
+        (r"\ud83d\ude00", "\U0001f600"),
+        (r"\ud83d\ud83d\ude00", "\ufffd\U0001f600"),
+        (r"\\ud83d \\u0000", r"\ud83d \u0000"),
+        (r"\\\ud83d", "\\\ufffd"),
+        ("", ""),
+    ],
+)
+def test_names_hold_only_what_can_be_stored(sent: str, kept: str) -> None:
+    costs = page(row(project_name="NAME")).replace(b"NAME", sent.encode())
+    used = usage(model=f'"{sent}"')
+
+    assert not sent or not check_page(COSTS, costs).is_canonical
+    assert not sent or not check_page(COMPLETIONS, used).is_canonical
+    for text in (canonical_costs(COSTS.group_by, costs), canonical_usage(used)):
+        assert kept.encode() in text.replace(rb"\\", b"\\")
+    assert decode_costs(costs).data[0].results[0].project_name == kept
+    assert usage_rows(used)[0].model == kept
+
+
+@pytest.mark.parametrize(
+    "extra",
+    ['"extra": "\\ud83d"', '"extra": {"deep": [1e999, "\\u0000"]}', '"currency": 7', '"object": null'],
+)
+def test_what_is_not_needed_may_be_anything(extra: str) -> None:
+    assert check_page(COSTS, page(row().replace('"object": "organization.costs.result"', extra))).starts == [
+        DAY
+    ]
+    assert check_page(COMPLETIONS, page("{" + extra + "}")).starts == [DAY]
+
+
+def read_by_sql(memory: duckdb.DuckDBPyConnection, text: bytes, field: str, kind: str) -> list[Any]:
+    """What the warehouse's way to read a page makes of a field of its results."""
+    path = field.replace(".", '": {"') if "." in field else field
+    shape = f'{{"data": [{{"results": [{{"{path}": "{kind}"{"}" if "." in field else ""}}}]}}]}}'
+    buckets = f"SELECT unnest(from_json(?, '{shape}').data) AS bucket"
+    query = f"SELECT result.{field} FROM (SELECT unnest(bucket.results) AS result FROM ({buckets}))"
+    rows = memory.execute(query, [text.decode()]).fetchall()
+    return [value for (value,) in rows]
+
+
+@pytest.mark.parametrize("sent", ["10.0", "1e1", '"10"', '"10.0"', "10.4", "9007199254740993.0", '"x"'])
+def test_sql_reads_the_same_count_as_we_do(memory: duckdb.DuckDBPyConnection, sent: str) -> None:
+    body = usage(input_tokens=sent)
+
+    head = check_page(COMPLETIONS, body)
+    text = body if head.is_canonical else canonical_usage(body)
+
+    assert read_by_sql(memory, text, "input_tokens", "BIGINT") == [usage_rows(body)[0].input_tokens]
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        page(row('"1.50", "value": "2.50"')),
+        page(
+            row()
+            .replace('{"amount"', '{"amount": {"value": "1.50"}, "amount"')
+            .replace('"1.50", "c', '"2.50", "c')
+        ),
+        page(row('"1.50", "\\u0076alue": "2.50"')),
+        page(
+            row('"2.50"', line_item="a"), '{"line_item": "b"}', row('"1.5", "value": "2.50"', line_item="c")
+        ),
+    ],
+)
+def test_of_a_key_that_is_there_twice_the_last_counts_for_sql_as_well(
+    memory: duckdb.DuckDBPyConnection, twice: bytes
+) -> None:
+    assert not check_page(COSTS, twice).is_canonical
+    text = canonical_costs(COSTS.group_by, twice)
+    assert {Decimal(v) for v in read_by_sql(memory, text, "amount.value", "VARCHAR") if v} == {Decimal("2.5")}
+
+
+def test_a_count_that_is_there_twice_is_one_count(memory: duckdb.DuckDBPyConnection) -> None:
+    body = page('{"input_tokens": 1, "input_tokens": 2, "model": "a"}', '{"input_tokens": 2, "model": "b"}')
+
+    assert not check_page(COMPLETIONS, body).is_canonical
+    assert read_by_sql(memory, canonical_usage(body), "input_tokens", "BIGINT") == [2, 2]
+
+
+def test_rows_with_different_keys_are_no_reason_for_another_form() -> None:
+    assert check_page(
+        COSTS, page(row(), row(line_item="b", more=[{"b": 1}]), row("null", line_item="c"))
+    ).is_canonical
+    assert check_page(COMPLETIONS, page('{"input_tokens": 1}', "{}", '{"images": 2, "x": null}')).is_canonical
+
+
+def test_a_page_of_too_many_rows_is_refused_before_it_takes_memory() -> None:
+    rows = ["{}"] * 50
+    assert check_page(COMPLETIONS, page(*rows), most_rows=50).starts == [DAY]
+    with pytest.raises(AnswerTooLarge, match="51 rows, over the limit of 50"):
+        check_page(COMPLETIONS, page(*rows, "{}"), most_rows=50)
+    with pytest.raises(AnswerTooLarge, match="51 rows"):
+        check_page(COSTS, page(*(row(line_item=str(n)) for n in range(51))), most_rows=50)
+    many = page(",".join(["{}"] * 100_000))
+    with pytest.raises(AnswerTooLarge, match="more than 50 rows"):
+        check_page(COMPLETIONS, many, most_rows=50)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +522,7 @@ def test_duplicates_are_added_up() -> None:
 
 
 def test_a_float_on_the_way_would_be_seen() -> None:
-    texts = ["0.1234567890123456789", '"123456789012345678.000000000000000001"', "12345678901234.123456"]
+    texts = ["0.1234567890123456789", '"1234567890.000000000000000001"', "12345678.123456"]
 
     (bucket,) = json.loads(canonical_costs(COSTS.group_by, page(*(row(t, line_item=t) for t in texts))))[
         "data"
@@ -365,8 +530,8 @@ def test_a_float_on_the_way_would_be_seen() -> None:
 
     assert [result["amount"]["value"] for result in bucket["results"]] == [
         "0.123456789012345679",
-        "123456789012345678.000000000000000001",
-        "12345678901234.123456000000000000",
+        "1234567890.000000000000000001",
+        "12345678.123456000000000000",
     ]
 
 
@@ -440,6 +605,45 @@ def test_pieces_of_a_page_hold_its_results_as_they_are(days: list[list[str]], mo
         sum(len(text.encode()) for of_day in rows for text in of_day if text.encode() in p) for p in cut
     ]
     assert all(size < most_bytes + longest for size in results)
+
+
+def listed(*objects: str, more: str = "") -> bytes:
+    return f'{{"object": "list", "data": [{",".join(objects)}], "has_more": false{more}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("objects", "ids", "is_canonical"),
+    [
+        (['{"id": "proj_a", "name": "Alpha"}'], ["proj_a"], True),
+        (['{"id": "proj_a", "name": "Alpha \\ud83d"}'], ["proj_a"], False),
+        (['{"id": 7, "name": null}', '{"id": "b", "created_at": "soon"}'], ["7", "b"], True),
+        (
+            ['{"name": "nameless"}', '{"id": null}', '{"id": ""}', '"text"', "null", '{"id": "a"}'],
+            ["a"],
+            False,
+        ),
+        (['{"id": "a", "name": "x", "name": "y"}'], ["a"], False),
+        ([], [], True),
+    ],
+)
+def test_a_list_is_known_by_its_ids(objects: list[str], ids: list[str], is_canonical: bool) -> None:
+    body = listed(*objects)
+
+    found = check_list(body)
+
+    assert found.ids == ids
+    canonical = json.loads(canonical_list(body))["data"]
+    assert [item["id"] for item in canonical] == ids
+    assert "\\ud83d" not in json.dumps(canonical)
+    assert found.is_canonical is is_canonical
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b'{"data": null}', b'{"object": "list"}', b"<html>", b'{"data": [}']
+)
+def test_what_is_no_list_is_refused(body: bytes) -> None:
+    with pytest.raises(UnreadableResponse, match="not a list"):
+        check_list(body)
 
 
 def test_window_needs_a_day() -> None:

@@ -4,6 +4,7 @@ Each row has an organization of its own on one simulator, and all are read by th
 one, one during the faults and one after them, each three hours later, so that the truth is another each time.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
@@ -31,12 +32,14 @@ COSTS_ONLY = "costs are the truth, that use stays as it was"
 
 KEY = "OpenAI does not accept this key: it was deleted or revoked. Create a fresh Admin key in OpenAI"
 ROLE = "The key may not read this organization's cost and usage: it is a project key, or its creator"
-LIMIT = "OpenAI's rate limit for this organization is used up; the next refresh tries again."
+LIMIT = "OpenAI's rate limit for this organization is used up; it usually passes soon."
 NO_PAGE = "OpenAI's answer is not a page of daily buckets: "
-STATUS = "OpenAI answered with an error ({}); the next refresh tries again."
+ERROR = "OpenAI answered with an error; this usually passes within minutes."
+NOT_FOUND = "OpenAI did not find what was asked for; this passes unless the address is wrong."
+WEB_PAGE = "A web page came instead of data, from a proxy, a firewall or what protects OpenAI's API."
 LEFT_OUT = "OpenAI left out days that were asked for."
 MORE = "OpenAI said there are more pages but "
-TOKENS = "OpenAI kept refusing its own page tokens; the next refresh tries again."
+TOKENS = "OpenAI kept refusing its own page tokens; this usually passes."
 
 
 @dataclass(frozen=True)
@@ -54,22 +57,67 @@ def fault(what: str, sentence: str | None, kind: FaultKind, *more: Fault, data: 
     return Row(what, sentence, data or (KEPT if sentence else TRUE), (Fault(kind, **how), *more))
 
 
+def refusal(what: str, sentence: str | None, status: int = 401, **how: Any) -> Row:
+    return fault(what, sentence, FaultKind.STATUS, status=status, **how)
+
+
+def said(message: str, code: str | None = None) -> str:
+    return json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": code}})
+
+
+HTML: dict[str, Any] = {"content_type": "text/html", "body": "<title>Just a moment...</title>"}
+
 ROWS = [
     Row("401: the key was deleted or revoked", KEY, KEPT, key=KeyState.REVOKED),
     Row("403, the error an object", ROLE, KEPT, key=KeyState.RESTRICTED),
     Row("403, the error a bare text", ROLE, KEPT, key=KeyState.DEMOTED),
+    refusal(
+        "401 `ip_not_authorized`",
+        "This server's IP address is not on the organization's IP allowlist in OpenAI.",
+        body=said("Your request IP is not authorized.", "ip_not_authorized"),
+    ),
+    refusal(
+        "401 `incorrect_hostname`",
+        "OpenAI serves this organization at another host. Give the address https://eu.api.openai.com/v1.",
+        body=said("Use eu.api.openai.com instead.", "incorrect_hostname"),
+    ),
+    refusal(
+        "401 `no_organization`",
+        "The creator of this key belongs to no organization in OpenAI.",
+        body=said("You must be a member of an organization.", "no_organization"),
+    ),
+    refusal(
+        "403 for a country",
+        "OpenAI does not serve the country or region of this server's address.",
+        status=403,
+        body=said("Not supported.", "unsupported_country_region_territory"),
+    ),
+    refusal(
+        "401 or 403 for a reason that is not known",
+        "OpenAI refuses this request; the key need not be the cause.",
+        status=403,
+        body=said("Your organization does not have access to this feature."),
+    ),
+    refusal("403 with a web page, once", None, status=403, times=1, **HTML),
+    refusal("403 with a web page, for ever", WEB_PAGE, status=403, **HTML),
+    refusal(
+        "429 for a spend limit or an empty balance",
+        "OpenAI gives no figures since the organization's credit balance is used up.",
+        status=429,
+        body=said("Your credit balance is exhausted.", "credit_balance_exhausted"),
+    ),
     fault("404 on costs, once", None, FaultKind.NOT_FOUND, endpoint="costs", times=1),
-    fault("404 on costs, for ever", STATUS.format(404), FaultKind.NOT_FOUND, endpoint="costs"),
+    fault("404 on costs, for ever", NOT_FOUND, FaultKind.NOT_FOUND, endpoint="costs"),
     fault("429 with `Retry-After: 0`, three times", None, FaultKind.RATE_LIMIT, times=3, seconds=0),
     fault("429 without `Retry-After`, twice", None, FaultKind.RATE_LIMIT, times=2),
     fault("429 for ever", LIMIT, FaultKind.RATE_LIMIT),
     fault("429 with `Retry-After: 0`, for ever", LIMIT, FaultKind.RATE_LIMIT, seconds=0),
     fault("429 with `Retry-After: 3600`", LIMIT, FaultKind.RATE_LIMIT, seconds=3600),
     fault("500, twice", None, FaultKind.SERVER_ERROR, times=2),
-    fault("500 for ever", STATUS.format(500), FaultKind.SERVER_ERROR),
+    fault("500 for ever", ERROR, FaultKind.SERVER_ERROR),
     fault(
         "500 for ever on the use of completions only",
-        STATUS.format(500),
+        ERROR,
         FaultKind.SERVER_ERROR,
         endpoint="completions",
         data=COSTS_ONLY,
@@ -78,7 +126,30 @@ ROWS = [
     fault("The connection breaks amid every answer", "OpenAI could not be reached", FaultKind.RESET),
     fault("JSON cut in half, once", None, FaultKind.CUT, times=1),
     fault("JSON cut in half, for ever", NO_PAGE, FaultKind.CUT),
-    fault("A web page with status 200", NO_PAGE, FaultKind.HTML),
+    fault("A web page with status 200", "OpenAI's answer is not a page of data but", FaultKind.HTML),
+    # One spelling of all requests of completions, which every row has.
+    fault(
+        'A count written `10.0`, `1e1` or `"10"`',
+        None,
+        FaultKind.EDIT,
+        edit=r'("num_model_requests":)(\d+)',
+        body=r"\g<1>\g<2>.0",
+    ),
+    fault(
+        "A name cut within a character, or with a NUL",
+        None,
+        FaultKind.EDIT,
+        edit=r'("organization_name":"[^"]*)',
+        body=r"\g<1> \\ud83d \\u0000",
+    ),
+    fault(
+        "An amount that is no number, or ten billion dollars and more",
+        "OpenAI sent an amount that is none: '12,5' is not a decimal number",
+        FaultKind.EDIT,
+        endpoint="costs",
+        edit=r'"value":"[^"]*"',
+        body='"value":"12,5"',
+    ),
     fault("`results` is null", NO_PAGE, FaultKind.NULL_RESULTS),
     # Legal by OpenAI's schema: the amount is unknown, which is not zero.
     fault("Rows without `amount`", None, FaultKind.NO_AMOUNT, data=NO_AMOUNTS),
@@ -127,9 +198,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory):
         installation = Installation(home, openai)
         user_ids = installation.connect(plan="trial")
         simulator = openai.simulator
-        # One patience for all: a busy machine is no fault, and what lasts must not last the test.
+        # One patience for all: a busy machine is no fault, and what lasts must not last the test. One process
+        # answers all organizations, and not a hundred requests within two seconds.
         patient = OpenAIAdmin(
-            openai.base_url, Limits(timeout_seconds=2, retry_seconds=2, first_pause_seconds=0.001)
+            openai.base_url,
+            Limits(concurrency=16, timeout_seconds=2, retry_seconds=2, first_pause_seconds=0.001),
         )
 
         def refresh() -> list[Seen]:

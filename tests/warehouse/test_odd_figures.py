@@ -78,14 +78,16 @@ def test_a_price_beyond_all_columns_is_no_figure(warehouse: Warehouse):
 
 
 def test_amounts_that_are_too_large_for_a_ratio_have_none(warehouse: Warehouse):
+    # As an earlier version took it in: today's pages with such an amount are refused.
     amount = "234567890123456789.123456789012345678"
-    land(warehouse, page_of(cost_day([cost_row(f'"{amount}"')])), fetched_at=NOON)
+    land(warehouse, page_of(cost_day([cost_row('"1.00"')])), fetched_at=NOON)
     before = page_of(cost_day([cost_row('"0.000000000000000001"')], DAY - timedelta(days=7)))
     land(warehouse, before, run_id="run-0", fetched_at=NOON)
     use = page_of(bucket([used_by("a", 8)]))
     land(warehouse, use, endpoint=ENDPOINTS["completions"], fetched_at=NOON)
     load(warehouse)
     load(warehouse, "completions")
+    rows(warehouse, f"UPDATE daily_costs SET amount_usd = '{amount}' WHERE date = '{DAY}'")
     refresh_metrics(warehouse, ["acme"], DAY)
     figures = dict(rows(warehouse, "SELECT metric, value FROM user_metrics WHERE period = '7d'"))
     assert figures["total_spend"] == Decimal(amount)

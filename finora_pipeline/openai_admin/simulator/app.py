@@ -6,7 +6,9 @@ states and faults. A query's rendered answer is kept for as long as the clock st
 """
 
 import asyncio
+import gzip
 import json
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import fields
@@ -41,7 +43,8 @@ CACHE_BYTES = 400_000_000
 class Simulator:
     """The organizations and what is going on with them; `app` of the servers in this package.
 
-    `now` freezes the clock; without it the clock is the real one, in whole minutes.
+    `now` freezes the clock; without it the clock is the real one, in whole minutes. `latency`: seconds before
+    each answer, as of a far network.
     """
 
     def __init__(
@@ -49,7 +52,9 @@ class Simulator:
         specs: Iterable[OrganizationSpec],
         now: datetime | None = None,
         amounts_as_numbers: bool = False,
+        latency: float = 0.0,
     ) -> None:
+        self.latency = latency
         self.organizations = [SimulatedOrganization(spec) for spec in specs]
         self.frozen_now = now
         self.amounts_as_numbers = amounts_as_numbers
@@ -83,6 +88,8 @@ class Simulator:
         elif scope["path"].startswith("/_simulator/"):
             await self._side_door(scope, receive, send)
         else:
+            if self.latency:
+                await asyncio.sleep(self.latency)
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -96,10 +103,17 @@ class Simulator:
         if scope["method"] != "GET":
             return await _send_json(send, 405, _error("Only GET is simulated.", "invalid_request_error"))
         faults = self._faults.get(organization.id, ())
-        has_page_token = b"page=" in scope["query_string"]
-        fault = next((fault for fault in faults if fault.strikes(name, has_page_token)), None)
-        if fault and await _replaced(fault, has_page_token, receive, send):
-            return None
+        query = scope["query_string"].decode("latin-1")
+        fault = None
+        for one in faults:
+            if not one.strikes(name, scope["path"], query):
+                continue
+            if await _replaced(one, query, self.now, receive, send):
+                return None
+            # A window that such a fault does not refuse is answered as if there were none.
+            if one.kind not in (FaultKind.NO_HISTORY, FaultKind.NO_FUTURE):
+                fault = one
+                break
         try:
             body = self._body(endpoint, organization, scope)
         except BadRequest as error:
@@ -212,8 +226,10 @@ def _refusal(key: str, state: KeyState) -> tuple[int, Any]:
     return 401, _error(text, "invalid_api_key")
 
 
-async def _replaced(fault: Fault, has_page_token: bool, receive: Receive, send: Send) -> bool:
+async def _replaced(fault: Fault, query: str, now: datetime, receive: Receive, send: Send) -> bool:
     """Sends the bad answer that stands in for the right one; False if the fault only alters it."""
+    has_page_token = "page=" in query
+    asked = {name: int(values[0]) for name, values in parse_qs(query).items() if name.endswith("_time")}
     match fault.kind:
         case FaultKind.RATE_LIMIT:
             headers = [] if fault.seconds is None else [(b"retry-after", f"{fault.seconds:g}".encode())]
@@ -225,6 +241,19 @@ async def _replaced(fault: Fault, has_page_token: bool, receive: Receive, send: 
             await _send_json(send, 404, _error("Not found", None))
         case FaultKind.HTML:
             await _send_body(send, 200, _HTML, [(b"content-type", b"text/html")])
+        case FaultKind.STATUS:
+            headers = [(b"content-type", fault.content_type.encode())]
+            if fault.seconds is not None:
+                headers.append((b"retry-after", f"{fault.seconds:g}".encode()))
+            await _send_body(send, fault.status, fault.body.encode("utf-8", "surrogatepass"), headers)
+        case FaultKind.NO_HISTORY if asked.get("start_time", 0) < now.timestamp() - fault.days * 86_400:
+            message = f"Invalid 'start_time': it is more than {fault.days} days ago."
+            await _send_json(send, 400, _error(message, None))
+        case FaultKind.NO_FUTURE if asked.get("end_time", 0) > now.timestamp():
+            await _send_json(send, 400, _error("Invalid 'end_time': it must not be in the future.", None))
+        case FaultKind.GZIP_BOMB:
+            encoding = [*_JSON, (b"content-encoding", b"gzip")]
+            await _send_body(send, 200, gzip.compress(bytes(fault.mebibytes * 1_048_576), 1), encoding)
         case FaultKind.HANG:
             while (await receive())["type"] != "http.disconnect":
                 pass
@@ -246,9 +275,13 @@ async def _send_altered(fault: Fault, body: bytes, key: str, send: Send) -> None
         await send({"type": "http.response.start", "status": 200, "headers": _JSON + length})
         # Ending before the announced length makes the server close the connection.
         await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": False})
-        return
+        return None
+    if fault.kind is FaultKind.DRIP:
+        return await _drip(body, fault.seconds or 0, send)
     if fault.kind is FaultKind.SLOW:
         await asyncio.sleep(fault.seconds or 0)
+    elif fault.kind is FaultKind.EDIT:
+        body = re.sub(fault.edit.encode(), fault.body.encode(), body)
     elif fault.kind is FaultKind.CUT:
         body = body[: len(body) // 2]
     elif fault.kind is FaultKind.NOT_UTF8:
@@ -258,6 +291,7 @@ async def _send_altered(fault: Fault, body: bytes, key: str, send: Send) -> None
         _spoil(page, fault.kind, key)
         body = msgspec.json.encode(page)
     await _send_body(send, 200, body)
+    return None
 
 
 def _spoil(page: dict[str, Any], kind: FaultKind, key: str) -> None:
@@ -287,6 +321,15 @@ def _spoil(page: dict[str, Any], kind: FaultKind, key: str) -> None:
             for listed in page.get("data", ()):
                 moments = {name: at for name, at in listed.items() if name.endswith("_at") and at}
                 listed |= {name: at * 1_000_000_000 for name, at in moments.items()}
+
+
+async def _drip(body: bytes, seconds: float, send: Send) -> None:
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": 200, "headers": [*_JSON, length]})
+    for number in range(len(body)):
+        await send({"type": "http.response.body", "body": body[number : number + 1], "more_body": True})
+        await asyncio.sleep(seconds)
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _send_json(

@@ -1,5 +1,6 @@
 """What can go wrong at OpenAI, on demand: each fault is one way to answer badly."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,9 +21,15 @@ class FaultKind(StrEnum):
     SERVER_ERROR = "server_error"  # 500
     NOT_FOUND = "not_found"  # 404, as reported for costs during a whole day
     HTML = "html"  # 200 with a web page
+    STATUS = "status"  # `status`, `body` and `content_type` as given, with Retry-After if `seconds` is
+    NO_HISTORY = "no_history"  # 400 for a window that begins more than `days` days ago
+    NO_FUTURE = "no_future"  # 400 for a window that ends after now
+    GZIP_BOMB = "gzip_bomb"  # 200 with `mebibytes` of zeros, compressed
     HANG = "hang"  # no answer until the caller gives up
     PAGE_TOKEN = "page_token"  # 400 for any request that carries a page token
     SLOW = "slow"  # the right answer after `seconds`
+    DRIP = "drip"  # the right answer, a byte each `seconds`
+    EDIT = "edit"  # the right answer with each match of the pattern `edit` replaced by the template `body`
     CUT = "cut"  # 200 with the first half of the right answer
     RESET = "reset"  # the connection closes in the middle of the right answer
     NULL_RESULTS = "null_results"  # `results` is null
@@ -39,18 +46,36 @@ class FaultKind(StrEnum):
 
 @dataclass(slots=True)
 class Fault:
-    """A fault of one organization: on one endpoint or on all, a number of `times` or for ever (None)."""
+    """A fault of one organization: on one endpoint or on all, a number of `times` or for ever (None).
+
+    `endpoint` is the last part of a path; `path` and `query` are patterns, found anywhere in the whole path
+    and in the query as it was sent. So many matching requests as `after` says pass before.
+    """
 
     kind: FaultKind
     endpoint: str | None = None
     times: int | None = None
     seconds: float | None = None
+    path: str | None = None
+    query: str | None = None
+    after: int = 0
+    status: int = 500
+    body: str = ""
+    content_type: str = "application/json"
+    edit: str = ""
+    days: int = 0
+    mebibytes: int = 0
 
-    def strikes(self, endpoint: str, has_page_token: bool) -> bool:
+    def strikes(self, endpoint: str, path: str, query: str) -> bool:
         """Whether this request is hit; counts the hit."""
         if self.endpoint not in (None, endpoint) or self.times == 0:
             return False
-        if self.kind is FaultKind.PAGE_TOKEN and not has_page_token:
+        if not re.search(self.path or "", path) or not re.search(self.query or "", query):
+            return False
+        if self.kind is FaultKind.PAGE_TOKEN and "page=" not in query:
+            return False
+        if self.after:
+            self.after -= 1
             return False
         if self.times is not None:
             self.times -= 1

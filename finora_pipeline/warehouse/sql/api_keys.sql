@@ -52,7 +52,7 @@ WITH pages AS (
         provider,
         grouping,
         fetched_at,
-        unnest(from_json(body, '{"data": [{"id": "VARCHAR", "name": "VARCHAR", "redacted_value": "VARCHAR",
+        unnest(from_json(coalesce(canonical, body), '{"data": [{"id": "VARCHAR", "name": "VARCHAR", "redacted_value": "VARCHAR",
             "created_at": "BIGINT", "last_used_at": "BIGINT", "owner": {"type": "VARCHAR",
             "user": {"id": "VARCHAR", "name": "VARCHAR", "email": "VARCHAR"},
             "service_account": {"id": "VARCHAR", "name": "VARCHAR"}}}]}').data) AS item

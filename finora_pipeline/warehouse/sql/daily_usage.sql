@@ -90,7 +90,8 @@ COMMENT ON COLUMN daily_usage.raw_file IS 'Raw file that holds the page';
 COMMENT ON COLUMN daily_usage.is_sample IS 'Made-up row of a user without real data';
 
 -- [load]
--- From the raw files' pages, as OpenAI sent them, long ones in pieces.
+-- From the raw files' pages, as OpenAI sent them, long ones in pieces. `canonical` stands in for a page that SQL
+-- would not read as its check did: counts such as 10.0, names with NULs, keys that an object has twice.
 CREATE OR REPLACE TEMP TABLE old_usage AS
 SELECT daily_usage.* EXCLUDE (fetched_at, raw_file, is_sample)
 FROM daily_usage
@@ -118,7 +119,7 @@ WITH pages AS (
         endpoint,
         fetched_at,
         parse_filename(filename) AS raw_file,
-        unnest(from_json(body, '{"data": [{"start_time": "BIGINT", "results": [{
+        unnest(from_json(coalesce(canonical, body), '{"data": [{"start_time": "BIGINT", "results": [{
             "project_id": "VARCHAR", "user_id": "VARCHAR", "api_key_id": "VARCHAR", "model": "VARCHAR",
             "batch": "BOOLEAN", "service_tier": "VARCHAR", "num_model_requests": "BIGINT",
             "num_requests": "BIGINT", "input_tokens": "BIGINT", "input_cached_tokens": "BIGINT",

@@ -42,7 +42,7 @@ WITH pages AS (
         provider,
         grouping,
         fetched_at,
-        unnest(from_json(body, '{"data": [{"id": "VARCHAR", "email": "VARCHAR", "name": "VARCHAR", "role": "VARCHAR",
+        unnest(from_json(coalesce(canonical, body), '{"data": [{"id": "VARCHAR", "email": "VARCHAR", "name": "VARCHAR", "role": "VARCHAR",
             "added_at": "BIGINT"}]}').data) AS item
     FROM read_parquet(getvariable('raw_files'))
     WHERE endpoint = 'members'

@@ -42,7 +42,7 @@ WITH pages AS (
         provider,
         grouping,
         fetched_at,
-        unnest(from_json(body, '{"data": [{"id": "VARCHAR", "name": "VARCHAR", "status": "VARCHAR", "created_at": "BIGINT",
+        unnest(from_json(coalesce(canonical, body), '{"data": [{"id": "VARCHAR", "name": "VARCHAR", "status": "VARCHAR", "created_at": "BIGINT",
             "archived_at": "BIGINT"}]}').data) AS item
     FROM read_parquet(getvariable('raw_files'))
     WHERE endpoint = 'projects'
