@@ -28,8 +28,8 @@ from finora_pipeline.openai_admin.addresses import (
     parse_address,
 )
 from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, OrganizationClient
-from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
-from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError
+from finora_pipeline.openai_admin.endpoints import COSTS
+from finora_pipeline.openai_admin.errors import OpenAIAdminError
 from finora_pipeline.openai_admin.keys import AdminKey, KeyFormError, redact
 from finora_pipeline.openai_admin.pages import Window, decode_costs
 from finora_pipeline.plans import UnknownPlan, plan_named
@@ -121,28 +121,26 @@ class NewConnection:
 
 
 async def check_key(client: OpenAIAdminClient, key: AdminKey) -> Organization:
-    """Asks OpenAI whether the key reads costs and usage, and whose it is. Raises `OpenAIAdminError`."""
-    today = datetime.now(UTC).date()
-    tomorrow = today + timedelta(days=1)
+    """Asks OpenAI whether the key reads costs, and whose it is. Raises `OpenAIAdminError`.
+
+    All else that a refresh reads is optional: what of it OpenAI refuses is reported by the first refresh.
+    """
+    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
     month = Window(tomorrow - timedelta(days=IDENTITY_DAYS), tomorrow)
     organization = client.organization(key)
-    costs, usage, projects = await asyncio.gather(
-        organization.read(COSTS, month, ()),
-        organization.read(ENDPOINTS["completions"], Window(today, tomorrow), ()),
-        organization.projects(),
-        return_exceptions=True,
+    costs, projects = await asyncio.gather(
+        organization.read_newest(COSTS, month, ()), organization.projects(), return_exceptions=True
     )
     if isinstance(costs, BaseException):
         raise costs
-    if isinstance(usage, BaseException):
-        raise usage
     project_ids: frozenset[str] = frozenset()
-    # A key restricted to usage may not list projects; the organization is then known by its costs alone.
-    if not isinstance(projects, PermanentError):
+    # Without a list of projects the organization is known by its costs alone.
+    if not isinstance(projects, OpenAIAdminError):
         if isinstance(projects, BaseException):
             raise projects
         project_ids = frozenset(projects)
-    rows = [row for page in costs for bucket in decode_costs(page.body).data for row in bucket.results]
+    pages, _ = costs
+    rows = [row for page in pages for bucket in decode_costs(page.body).data for row in bucket.results]
     named = next((row for row in rows if row.organization_id), None)
     if named is None:
         return Organization(project_ids=project_ids)

@@ -9,8 +9,10 @@ from enum import StrEnum
 from finora_pipeline.plans import Plan
 
 PROVIDER = "openai"
-# A connection that needs attention is tried again once a day; the hour less keeps a daily tick from missing.
+# What only a person can change is asked for once a day; the hour less keeps a daily tick from missing.
 RETRY_ATTENTION_AFTER = timedelta(hours=23)
+# All else that keeps a user from being read is tried again at the plan's pace, and within this time.
+RETRY_PASSING_AFTER = timedelta(minutes=55)
 
 _USER_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_@+-]|\.(?!\.)){0,99}")
 
@@ -90,11 +92,13 @@ class Connection:
     base_url: str | None = None
     key_expires_at: datetime | None = None
     given_from: date | None = None
+    retry_at: datetime | None = None
 
     def first_day(self, today: date) -> date | None:
-        """The oldest UTC day that is read: what the plan keeps of this organization, None for everything."""
+        """The oldest UTC day that is read, of those that the plan keeps, this organization had and OpenAI
+        gives; None for everything."""
         kept = self.plan.first_day_kept(today)
-        days = [day for day in (kept, self.organization_since) if day]
+        days = [day for day in (kept, self.organization_since, self.given_from) if day]
         return max(days, default=None)
 
     @property
@@ -117,7 +121,7 @@ class Connection:
     def may_be_read(self, now: datetime) -> bool:
         """Whether a refresh of many should read this connection."""
         if self.status is Status.NEEDS_ATTENTION:
-            return self.last_attempt_at is None or now - self.last_attempt_at >= RETRY_ATTENTION_AFTER
+            return self.retry_at is None or now >= self.retry_at
         return self.status is Status.ACTIVE
 
     def is_due(self, now: datetime) -> bool:
@@ -138,11 +142,12 @@ class Refresh:
     """One attempt to refresh one user: what was asked for, and how it ended.
 
     `window_start` and `window_end` are UTC days, the end exclusive. `reason` is a code of
-    `openai_admin.errors` and `message` its sentence, both None if the read was complete. `permanent`
-    tells that only a person can help. `plan` is the one that the window was made for; `cost_groupings` what
-    the read learned of the splits of costs that the API takes; `directory_read_at` when it read the
-    directory; `organization_id` and its name whose costs they were, where rows told; `key_version` which of
-    the user's keys it was made with.
+    `openai_admin.errors` and `message` its sentence, both None if the read was complete. `permanent` means
+    that asking again is useless, `needs_person` that a person must change something. `given_from` is the
+    day before which OpenAI refused to give costs. `plan` is the one that the window was made for;
+    `cost_groupings` what the read learned of the splits of costs that the API takes; `organization_id` and
+    its name whose costs they were, where rows name it; `key_version` which of the user's keys it was made
+    with.
     """
 
     user_id: str
@@ -154,9 +159,10 @@ class Refresh:
     reason: str | None = None
     message: str | None = None
     permanent: bool = False
+    needs_person: bool = False
+    given_from: date | None = None
     plan: str | None = None
     cost_groupings: Mapping[str, bool] = field(default_factory=dict)
-    directory_read_at: datetime | None = None
     organization_id: str | None = None
     organization_name: str | None = None
     key_version: int | None = None
@@ -164,6 +170,38 @@ class Refresh:
     @property
     def is_complete(self) -> bool:
         return self.reason is None
+
+
+@dataclass(frozen=True, slots=True)
+class PartFailure:
+    """An optional part of a user's pages that OpenAI does not give: a usage endpoint, a split, a list.
+
+    `part` is the endpoint's or list's name, with its project for a list of one (`api_keys/proj_1`).
+    """
+
+    part: str
+    reason: str
+    message: str
+    since: datetime
+    last_attempt_at: datetime
+    retry_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PartsRead:
+    """How the optional parts of one user's pages were read at one moment.
+
+    `failed` holds reason, sentence and moment of the next attempt of those that were not given; `given` the
+    names of the others. `key_version` is that of the key which asked.
+    """
+
+    user_id: str
+    at: datetime
+    given: frozenset[str]
+    failed: Mapping[str, tuple[str, str, datetime]]
+    key_version: int
+    directory_read_at: datetime | None = None
+    key_expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

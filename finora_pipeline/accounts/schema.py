@@ -97,6 +97,8 @@ connections = Table(
     Column("key_expires_at", UtcDateTime),
     # OpenAI gives no costs of days before this one.
     Column("given_from", Date),
+    # Until when a refresh of many leaves out a connection that needs attention.
+    Column("retry_at", UtcDateTime),
     Index("connections_changed_at", "changed_at"),
 )
 

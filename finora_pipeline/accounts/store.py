@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, bindparam, delete, func, insert, select, update
+from sqlalchemy import Engine, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.engine import Connection as DatabaseConnection
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -22,11 +22,15 @@ from finora_pipeline.accounts.actors import current_actor
 from finora_pipeline.accounts.migrations import NewerAccounts
 from finora_pipeline.accounts.model import (
     PROVIDER,
+    RETRY_ATTENTION_AFTER,
+    RETRY_PASSING_AFTER,
     AccountsError,
     AuditEntry,
     Connection,
     KeyReplaced,
     Organization,
+    PartFailure,
+    PartsRead,
     Read,
     Refresh,
     Status,
@@ -36,6 +40,7 @@ from finora_pipeline.accounts.model import (
 from finora_pipeline.accounts.schema import (
     alarms,
     audit,
+    connection_parts,
     connections,
     credentials,
     logins,
@@ -206,7 +211,7 @@ class Accounts:
         with self._write.begin() as database:
             # First, so that its number is higher than those of the notes that go.
             noted = _note(database, _now(), user_id, "purge", None)
-            for table in (credentials, connections, refreshes, users):
+            for table in (credentials, connection_parts, connections, refreshes, users):
                 deleted[table.name] = database.execute(
                     delete(table).where(table.c.user_id == user_id)
                 ).rowcount
@@ -318,6 +323,8 @@ class Accounts:
                 "key_version": version,
                 "changed_at": now,
                 "base_url": address,
+                "key_expires_at": None,
+                "retry_at": None,
                 "project_ids": json.dumps(sorted(organization.project_ids)),
             }
             if replaces_organization:
@@ -328,6 +335,7 @@ class Accounts:
                     "organization_name": None,
                     "cost_groupings": None,
                     "directory_read_at": None,
+                    "given_from": None,
                 }
             if organization.organization_id:
                 values |= {
@@ -344,6 +352,7 @@ class Accounts:
                     values |= _UNREAD
                 database.execute(update(connections).where(connections.c.user_id == user_id).values(values))
             database.execute(delete(credentials).where(credentials.c.user_id == user_id))
+            database.execute(delete(connection_parts).where(connection_parts.c.user_id == user_id))
             database.execute(
                 insert(credentials).values(
                     user_id=user_id,
@@ -480,6 +489,57 @@ class Accounts:
                 )
             if notes:
                 database.execute(insert(audit), notes)
+
+    def record_parts(self, reads: Iterable[PartsRead]) -> None:
+        """Stores how optional parts were read; those of a key that was replaced since do not count."""
+        reads = list(reads)
+        if not reads:
+            return
+        with self._write.begin() as database:
+            current = {
+                row.user_id: row.key_version
+                for part in _parts([read.user_id for read in reads])
+                for row in database.execute(
+                    select(connections.c.user_id, connections.c.key_version).where(
+                        connections.c.user_id.in_(part)
+                    )
+                )
+            }
+            for read in reads:
+                if current.get(read.user_id) == read.key_version:
+                    _save_parts(database, read)
+
+    def part_failures(self, user_ids: Sequence[str]) -> dict[str, list[PartFailure]]:
+        """The optional parts that OpenAI does not give, by user and name; users without any are left out."""
+        found: dict[str, list[PartFailure]] = {}
+        columns = [connection_parts.c[name] for name in ("user_id", *PartFailure.__slots__)]
+        with self._read.connect() as database:
+            for part in _parts(user_ids):
+                query = select(*columns).where(connection_parts.c.user_id.in_(part))
+                for user_id, *row in database.execute(query.order_by(*columns[:2])):
+                    found.setdefault(user_id, []).append(PartFailure(*row))
+        return found
+
+    def mark_not_loaded(self, run_id: str, user_ids: Iterable[str], message: str) -> None:
+        """Notes that pages which a run landed of these users cannot be loaded: their reads have failed, and
+        their days are to be read again."""
+        with self._write.begin() as database:
+            for user_id in user_ids:
+                mine = (refreshes.c.run_id == run_id) & (refreshes.c.user_id == user_id)
+                complete = mine & (refreshes.c.outcome == "complete")
+                row = database.execute(select(refreshes.c.window_start).where(complete)).first()
+                if row is None:
+                    continue
+                failed = {"outcome": "failed", "reason": "not_loaded", "message": message}
+                database.execute(update(refreshes).where(mine).values(failed))
+                theirs = connections.c.user_id == user_id
+                is_older = connections.c.history_from < row.window_start
+                again = {
+                    "history_from": case((is_older, connections.c.history_from), else_=None),
+                    "read_until": case((is_older, row.window_start), else_=None),
+                }
+                is_read = connections.c.read_until > row.window_start
+                database.execute(update(connections).where(theirs & is_read).values(again))
 
     def unpublished_reads(self) -> list[Read]:
         """Complete reads that are not in the published copy yet."""
@@ -649,9 +709,13 @@ def _after(connection: Connection, outcome: Refresh, now: datetime) -> dict[str,
     is_judged = connection.changed_at <= outcome.started_at and status is not Status.REMOVED
     if outcome.is_complete and is_judged and status is Status.NEEDS_ATTENTION:
         status, reason, since = Status.ACTIVE, None, now
-    elif outcome.permanent and is_judged:
+    elif (outcome.permanent or outcome.needs_person) and is_judged:
         since = since if status is Status.NEEDS_ATTENTION else now
         status, reason = Status.NEEDS_ATTENTION, outcome.message
+    retry_at = None
+    if status is Status.NEEDS_ATTENTION:
+        passing = min(RETRY_PASSING_AFTER, connection.plan.refresh_interval - connection.plan.lead)
+        retry_at = outcome.started_at + (RETRY_ATTENTION_AFTER if outcome.permanent else passing)
     return {
         "user": connection.user_id,
         "status": status,
@@ -659,7 +723,8 @@ def _after(connection: Connection, outcome: Refresh, now: datetime) -> dict[str,
         "status_since": since,
         **_read_after(connection, outcome),
         "last_attempt_at": outcome.started_at,
-        "directory_read_at": outcome.directory_read_at or connection.directory_read_at,
+        "retry_at": retry_at,
+        "given_from": outcome.given_from or connection.given_from,
         "cost_groupings": json.dumps({**connection.cost_groupings, **outcome.cost_groupings}),
         "organization_id": found.organization_id,
         "organization_name": found.name,
@@ -673,7 +738,8 @@ def _read_after(connection: Connection, outcome: Refresh) -> dict[str, date | No
         if first is None or end is None or outcome.window_start > end:
             # The plan may have changed while fewer days were being read. After a pause that is longer than
             # what the plan keeps, history begins anew; a plan that keeps everything has none so long.
-            kept_from = connection.first_day(outcome.started_at.date())
+            days = (connection.first_day(outcome.started_at.date()), outcome.given_from)
+            kept_from = max((day for day in days if day), default=None)
             is_missing = first is None or end is None
             is_whole = is_missing if kept_from is None else outcome.window_start <= kept_from
             if is_whole and outcome.plan in (None, connection.plan.name):
@@ -712,6 +778,30 @@ def _save_user(
     if changes:
         database.execute(update(users).where(users.c.user_id == user_id).values(changes))
     return plan is not None and plan_named(plan).keeps_more_than(plan_named(known.plan))
+
+
+def _save_parts(database: DatabaseConnection, read: PartsRead) -> None:
+    mine = (connection_parts.c.user_id == read.user_id) & (connection_parts.c.provider == PROVIDER)
+    stored = database.execute(select(connection_parts.c.part, connection_parts.c.since).where(mine))
+    known = {row.part: row.since for row in stored}
+    # A list of a project that is gone is neither given nor refused any more.
+    lists = {part for part in known if "/" in part} if read.directory_read_at else set()
+    over = sorted(set(known) & (read.given | read.failed.keys() | lists))
+    if over:
+        database.execute(delete(connection_parts).where(mine & connection_parts.c.part.in_(over)))
+    rows = [
+        {
+            "user_id": read.user_id, "provider": PROVIDER, "part": part, "reason": reason, "message": message,
+            "since": known.get(part, read.at), "last_attempt_at": read.at, "retry_at": retry_at,
+        }
+        for part, (reason, message, retry_at) in read.failed.items()
+    ]  # fmt: skip
+    if rows:
+        database.execute(insert(connection_parts), rows)
+    moments = {"directory_read_at": read.directory_read_at, "key_expires_at": read.key_expires_at}
+    values = {name: moment for name, moment in moments.items() if moment}
+    if values:
+        database.execute(update(connections).where(connections.c.user_id == read.user_id).values(values))
 
 
 def _last_version(database: DatabaseConnection, user_id: str) -> int:
@@ -763,6 +853,7 @@ def _connection(row: Any) -> Connection:
         base_url=row.base_url,
         key_expires_at=row.key_expires_at,
         given_from=row.given_from,
+        retry_at=row.retry_at,
     )
 
 

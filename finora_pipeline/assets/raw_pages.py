@@ -96,7 +96,16 @@ def raw_openai_pages(
     )
     time_window = context.partition_time_window
     asked = Window(time_window.start.date(), min(time_window.end.date(), _tomorrow()))
-    fetched = fetch_and_land(context, connections, asked, accounts, openai_admin, warehouse, on_progress)
+    fetched = fetch_and_land(
+        context,
+        connections,
+        asked,
+        accounts,
+        openai_admin,
+        warehouse,
+        on_progress,
+        ask_all=bool(config.users),
+    )
     seconds = time.monotonic() - started
     read = (COSTS, *openai_admin.readings)
     for key, is_costs in ((COST_PAGES, True), (USAGE_PAGES, False)):
@@ -113,8 +122,12 @@ def fetch_and_land(
     openai_admin: OpenAIAdmin,
     warehouse: Warehouse,
     on_progress: ProgressCallback,
+    ask_all: bool,
 ) -> Fetched:
-    """Reads and lands; a run that repeats one that was cut short goes on where that one was."""
+    """Reads and lands; a run that repeats one that was cut short continues where that one stopped.
+
+    `ask_all` also asks for what was refused or failed a short time ago.
+    """
     if parent := _cut_short(context):
         done = read_before(accounts, parent, connections, asked)
         context.log.info(f"{len(done)} of {len(connections)} users were read by run {parent}.")
@@ -127,6 +140,7 @@ def fetch_and_land(
         openai_admin,
         warehouse,
         _logged(context.log, on_progress),
+        ask_all,
     )
 
 

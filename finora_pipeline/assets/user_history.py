@@ -38,9 +38,13 @@ def user_history(
 ) -> dg.MaterializeResult:
     started = time.monotonic()
     chosen = select_connections(accounts, user_ids=context.partition_keys, skip_missing=True)
-    whole = [replace(connection, history_from=None, read_until=None) for connection in chosen]
+    whole = [
+        replace(connection, history_from=None, read_until=None, given_from=None) for connection in chosen
+    ]
     asked = trailing_window(datetime.now(UTC).date())
-    fetched = fetch_and_land(context, whole, asked, accounts, openai_admin, warehouse, on_progress)
+    fetched = fetch_and_land(
+        context, whole, asked, accounts, openai_admin, warehouse, on_progress, ask_all=True
+    )
     loaded = load_pending(warehouse, KINDS, context.run.run_id)
     seconds = time.monotonic() - started
     names = ", ".join(endpoint.name for endpoint in (COSTS, *openai_admin.readings))

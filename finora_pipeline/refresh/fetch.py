@@ -12,34 +12,82 @@ from threading import Event
 import pyarrow as pa
 
 from finora_pipeline.accounts.connections import Organizations
-from finora_pipeline.accounts.model import AccountsError, Connection, KeyReplaced, Refresh
+from finora_pipeline.accounts.model import (
+    AccountsError,
+    AddressUnconfirmed,
+    Connection,
+    KeyReplaced,
+    PartFailure,
+    PartsRead,
+    Refresh,
+)
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
 from finora_pipeline.disk import DiskFull, told_if_full
 from finora_pipeline.logs import READS
-from finora_pipeline.openai_admin.client import OrganizationClient, first_failure
-from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, COSTS, COSTS_BY, Endpoint
-from finora_pipeline.openai_admin.errors import OpenAIAdminError, PermanentError, UnsupportedRequest
-from finora_pipeline.openai_admin.pages import Window, decode_costs
-from finora_pipeline.refresh.windows import FIRST_DAY, trailing_window, window_of
+from finora_pipeline.openai_admin.client import OrganizationClient
+from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, Endpoint
+from finora_pipeline.openai_admin.errors import AnswerTooLarge, OpenAIAdminError
+from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.refresh.user_pages import (
+    UserPages,
+    ended,
+    failed,
+    is_directory_due,
+    read_costs_and_usage,
+    read_names,
+)
+from finora_pipeline.refresh.windows import FIRST_DAY, window_of
 from finora_pipeline.warehouse.raw import PageSet, RawPages
 
 # Pages that wait in memory before they are landed; a raw file is about this long before compression.
 BATCH_BYTES = 6_000_000
 # Failed reads bring no pages; their outcomes are recorded all the same before they are many.
 BATCH_OUTCOMES = 500
-# Users read at the same time: as many as keep the requests in flight, fewer when their windows are long, so
-# that memory holds about as many days of pages either way.
-MOST_USERS_AT_ONCE = 36
-DAYS_AT_ONCE = 900
-# Names change rarely; an hour less than a day, so that a daily refresh does not miss its turn.
-DIRECTORY_AFTER = timedelta(hours=23)
+# Users read at the same time, for each request that may be in flight: as many as keep the requests going at
+# 0.5 s an answer, fewer when windows are long, so that memory holds about as many days of pages.
+USERS_A_REQUEST = 0.6
+FEWEST_USERS_AT_ONCE = 36
+# A window of more days is a history, which may take longer.
+LONG_WINDOW_DAYS = 31
 
-_DIMENSION_OF = {endpoint.name: dimension for dimension, endpoint in COSTS_BY.items()}
 ProgressCallback = Callable[[int, int, int], None]
 _log = logging.getLogger(__name__)
 # A line a user and run, for machines: it goes to the log file of reads alone.
 _reads = logging.getLogger(READS)
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """How much one user may take of a run.
+
+    `user_seconds` and `history_seconds`: of reading the last days, or a history; `user_bytes`: of decoded
+    pages. `days_at_once`: the days of all users that are read at the same time, since memory holds their
+    pages. `quiet_seconds`: while no user's read has ended for so long, what has been read is published.
+    """
+
+    user_seconds: float = 15 * 60.0
+    history_seconds: float = 60 * 60.0
+    user_bytes: int = 512 * 1024 * 1024
+    days_at_once: int = 3_600
+    quiet_seconds: float = 30.0
+
+    def seconds_for(self, window: Window) -> float:
+        """How long a read of this window may take."""
+        return self.history_seconds if window.days > LONG_WINDOW_DAYS else self.user_seconds
+
+    def checked(self, pages: UserPages) -> UserPages:
+        """The pages, if they are not too large together. Raises `AnswerTooLarge`."""
+        size = sum(page_set.bytes for page_set in pages.sets)
+        if size > self.user_bytes:
+            raise AnswerTooLarge(
+                f"OpenAI sent {size / 1e6:,.0f} MB for this user; at most {self.user_bytes / 1e6:,.0f} MB "
+                "are accepted. Nothing of it was kept."
+            )
+        return pages
+
+
+BUDGETS = Budgets()
 
 
 @dataclass(slots=True)
@@ -121,62 +169,104 @@ async def fetch(
     with_directory: bool = True,
     load_ahead: Callable[[Event], None] | None = None,
     newest_sets: Mapping[tuple[str, str], str] | None = None,
+    publish_ahead: Callable[[], None] | None = None,
+    budgets: Budgets = BUDGETS,
+    ask_all: bool = False,
 ) -> Fetched:
     """Reads each connection's window and lands every complete page set; records how each read ended.
 
     `readings` is what is read besides the costs, and once a day the directory. `load_ahead` is called in a
-    thread now and then, to load what has landed while OpenAI is still being asked; its event tells that all
-    is read. `newest_sets` are those in the facts, by user and endpoint (`load.newest_sets`): what comes again
-    as it was does not land.
+    thread now and then, to load what has landed while OpenAI is still being asked; its event is set when all
+    is read. `publish_ahead` is called in a thread when only slow users are left. `newest_sets` are those in
+    the facts, by user and endpoint (`load.newest_sets`): what comes again unchanged does not land. `ask_all`
+    also asks for parts that were refused or failed too recently.
     `on_progress(done, total, failed)` is called after each user. A user whose key is another than the
-    connection's, or who is removed or purged meanwhile, is left out. Raises `DiskFull`.
+    connection's, or who is removed or purged in the meantime, is left out. Raises `DiskFull`.
     """
     planned = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
+    failures = accounts.part_failures([connection.user_id for connection, _ in planned])
     fetched = Fetched(users=len(planned))
     landing = _Landing(accounts, raw, run_id, fetched, load_ahead, newest_sets or {})
     # The longest last: one takes the room of many.
     waiting = iter(sorted(planned, key=lambda one: one[1].days))
-    room = _Room(DAYS_AT_ONCE)
+    room = _Room(budgets.days_at_once)
     done = 0
 
     async def read(connection: Connection, window: Window) -> None:
         nonlocal done
         began = datetime.now(UTC)
+        known = failures.get(connection.user_id, ())
+        organization, pages = None, None
         try:
             organization = organizations.of(connection)
-            outcome, sets = await _read_user(
-                organization, connection, window, readings, with_directory, began
-            )
+            async with asyncio.timeout(budgets.seconds_for(window)):
+                pages = await read_costs_and_usage(
+                    organization, connection, window, readings, known, began, ask_all
+                )
+            pages = budgets.checked(pages)
         except KeyReplaced:
             # The days to read may be others now; the new key begins a refresh of its own.
             _log.info("User %s was left out: the key was replaced", connection.user_id, extra=_of(connection))
-            done += 1
-            return
-        except (AccountsError, VaultError) as error:
-            outcome, sets = _ended(connection, window, began, [], "vault", str(error), False), []
         except Exception as error:
-            _log.exception("Reading user %s failed unexpectedly", connection.user_id, extra=_of(connection))
-            message = f"The pipeline failed ({type(error).__name__}); its log says where."
-            outcome, sets = _ended(connection, window, began, [], "internal_error", message, False), []
+            pages = UserPages(_not_read(connection, window, began, error, budgets))
         done += 1
-        await landing.add(outcome, sets)
+        if pages is None:
+            return
+        await landing.add(pages)
         if on_progress:
             on_progress(done, len(planned), len(fetched.failures))
+        if organization and with_directory and pages.outcome.is_complete:
+            await read_directory(organization, connection, known, began)
+
+    async def read_directory(
+        organization: OrganizationClient,
+        connection: Connection,
+        known: Sequence[PartFailure],
+        began: datetime,
+    ) -> None:
+        # Names come after the costs have landed: no list of them keeps money from being published.
+        if not is_directory_due(connection, known, began):
+            return
+        try:
+            async with asyncio.timeout(budgets.user_seconds):
+                await landing.add_names(await read_names(organization, connection, known, began))
+        except TimeoutError:
+            _log.warning("The names of user %s took too long", connection.user_id, extra=_of(connection))
+        except DiskFull:
+            raise
+        except Exception:
+            _log.exception("Reading names of user %s failed", connection.user_id, extra=_of(connection))
 
     async def read_users() -> None:
         for connection, window in waiting:
             async with room.taken(window.days):
                 await read(connection, window)
 
+    async def publish_when_quiet(publish: Callable[[], None]) -> None:
+        published = 0
+        while True:
+            seen = done
+            await asyncio.sleep(budgets.quiet_seconds)
+            if published < done == seen:
+                published = done
+                await landing.land_now()
+                _log.info("%d of %d users are published without waiting for the rest", done, len(planned))
+                await asyncio.to_thread(publish)
+
+    at_once = max(FEWEST_USERS_AT_ONCE, int(organizations.client.places * USERS_A_REQUEST))
+    watch = asyncio.create_task(publish_when_quiet(publish_ahead)) if publish_ahead else None
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(MOST_USERS_AT_ONCE, len(planned))):
+            for _ in range(min(at_once, len(planned))):
                 group.create_task(read_users())
     except BaseExceptionGroup as errors:
         # One sentence instead of each worker's own.
         if full := errors.subgroup(DiskFull):
             raise full.exceptions[0] from None
         raise
+    finally:
+        if watch:
+            await _stopped(watch)
     await landing.finish()
     # What Arrow keeps for its next pages is better given to DuckDB now.
     pa.default_memory_pool().release_unused()
@@ -184,6 +274,42 @@ async def fetch(
     fetched.requests = outcomes.total()
     accounts.record_requests(run_id, outcomes)
     return fetched
+
+
+async def _stopped(task: "asyncio.Task[None]") -> None:
+    """Ends a task that runs for ever; raises what it failed with."""
+    if not task.done():
+        task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not task.cancelled():
+            raise
+
+
+def _not_read(
+    connection: Connection, window: Window, began: datetime, error: Exception, budgets: Budgets
+) -> Refresh:
+    """The outcome of a read that failed for another reason than OpenAI's answer to the costs."""
+    if isinstance(error, OpenAIAdminError):
+        return failed(connection, window, began, error)
+    needs_person = False
+    if isinstance(error, AddressUnconfirmed):
+        reason, message, needs_person = "address_unconfirmed", str(error), True
+    elif isinstance(error, (AccountsError, VaultError)):
+        reason, message = "vault", str(error)
+    elif isinstance(error, TimeoutError):
+        minutes = budgets.seconds_for(window) / 60
+        reason = "too_slow"
+        message = f"OpenAI took longer than {minutes:g} minutes to answer. The next refresh tries again."
+    else:
+        _log.error(
+            "Reading user %s failed unexpectedly", connection.user_id, extra=_of(connection), exc_info=error
+        )
+        reason = "internal_error"
+        message = f"The pipeline failed ({type(error).__name__}); its log says where."
+    outcome = ended(connection, window, began, [])
+    return replace(outcome, reason=reason, message=message, needs_person=needs_person)
 
 
 class _Room:
@@ -228,6 +354,9 @@ class _Landing:
         self._fetched = fetched
         self._outcomes: list[Refresh] = []
         self._sets: list[PageSet] = []
+        self._parts: list[PartsRead] = []
+        # The key that each user's pages were read with.
+        self._versions: dict[str, int | None] = {}
         self._bytes = 0
         self._one_at_a_time = asyncio.Lock()
         self._load_ahead = load_ahead
@@ -235,23 +364,40 @@ class _Landing:
         self._newest_sets = newest_sets
         self._loading: asyncio.Task[None] | None = None
 
-    async def add(self, outcome: Refresh, sets: list[PageSet]) -> None:
-        self._outcomes.append(outcome)
-        self._fetched.bytes += sum(page_set.bytes for page_set in sets)
-        for page_set in sets:
+    async def add(self, pages: UserPages) -> None:
+        """Takes in one user's read."""
+        self._outcomes.append(pages.outcome)
+        if not pages.outcome.is_complete:
+            self._fetched.failures.append(pages.outcome)
+        await self._take(pages)
+
+    async def add_names(self, pages: UserPages) -> None:
+        """Takes in one user's directory, which comes after the user's read."""
+        await self._take(pages)
+
+    async def _take(self, pages: UserPages) -> None:
+        if pages.parts:
+            self._parts.append(pages.parts)
+        self._fetched.bytes += sum(page_set.bytes for page_set in pages.sets)
+        for page_set in pages.sets:
             if self._is_unchanged(page_set):
                 self._fetched.unchanged_pages += len(page_set.pages)
             else:
                 self._sets.append(page_set)
+                self._versions[page_set.user_id] = pages.outcome.key_version
                 self._bytes += page_set.bytes
-        self._fetched.pages += outcome.pages
-        if not outcome.is_complete:
-            self._fetched.failures.append(outcome)
+        self._fetched.pages += pages.outcome.pages
         if self._is_full:
             async with self._one_at_a_time:
                 # While it waited for its turn, another worker may have landed all there was.
                 if self._is_full:
                     await self.flush()
+
+    async def land_now(self) -> None:
+        """Lands what waits, in its turn, and waits until nothing is being loaded."""
+        async with self._one_at_a_time:
+            await self.flush()
+            await self._loaded()
 
     def _is_unchanged(self, page_set: PageSet) -> bool:
         # If another run loads something else of the user meanwhile, the next refresh sees that and lands.
@@ -260,13 +406,13 @@ class _Landing:
 
     @property
     def _is_full(self) -> bool:
-        return self._bytes >= BATCH_BYTES or len(self._outcomes) >= BATCH_OUTCOMES
+        return self._bytes >= BATCH_BYTES or len(self._outcomes) + len(self._parts) >= BATCH_OUTCOMES
 
     async def flush(self) -> None:
         """Lands what waits; no other flush may be going."""
-        sets, outcomes = self._sets, self._outcomes
-        self._sets, self._outcomes, self._bytes = [], [], 0
-        landed = await asyncio.to_thread(self._land, sets, outcomes)
+        sets, outcomes, parts = self._sets, self._outcomes, self._parts
+        self._sets, self._outcomes, self._parts, self._bytes = [], [], [], 0
+        landed = await asyncio.to_thread(self._land, sets, outcomes, parts)
         left_out = {outcome.user_id for outcome in outcomes} - landed
         failures = self._fetched.failures
         failures[:] = [failure for failure in failures if failure.user_id not in left_out]
@@ -284,20 +430,23 @@ class _Landing:
         if self._loading:
             await self._loading
 
-    def _land(self, sets: Sequence[PageSet], outcomes: Sequence[Refresh]) -> set[str]:
+    def _land(
+        self, sets: Sequence[PageSet], outcomes: Sequence[Refresh], parts: Sequence[PartsRead]
+    ) -> set[str]:
         """Lands and records; returns whose reads these were."""
         with told_if_full(self._raw.folder), self._raw.landing():
-            # What was read with a key that was replaced or removed meanwhile may be another organization's.
-            current = self._accounts.key_versions([outcome.user_id for outcome in outcomes])
+            # What was read with a key that has been replaced or removed may be another organization's.
+            users = {*(outcome.user_id for outcome in outcomes), *(one.user_id for one in sets)}
+            current = self._accounts.key_versions(sorted(users))
             outcomes = [o for o in outcomes if o.key_version == current.get(o.user_id)]
-            wanted = {outcome.user_id for outcome in outcomes}
             # Landed before it is recorded: a recorded read with nothing pending is taken for loaded.
-            self._writer.land(one for one in sets if one.user_id in wanted)
+            self._writer.land(one for one in sets if self._versions[one.user_id] == current.get(one.user_id))
             with told_if_full("the accounts database"):
                 self._accounts.record_refreshes(self._run_id, outcomes)
+                self._accounts.record_parts(parts)
         for outcome in outcomes:
             _reads.info("user read", extra=_fields(outcome))
-        return wanted
+        return {outcome.user_id for outcome in outcomes}
 
 
 def _of(connection: Connection) -> dict[str, str]:
@@ -315,117 +464,3 @@ def _fields(outcome: Refresh) -> dict[str, object]:
         "pages": outcome.pages,
         "seconds": round((outcome.finished_at - outcome.started_at).total_seconds(), 3),
     }
-
-
-async def _read_user(
-    organization: OrganizationClient,
-    connection: Connection,
-    window: Window,
-    readings: Sequence[Endpoint],
-    with_directory: bool,
-    began: datetime,
-) -> tuple[Refresh, list[PageSet]]:
-    """One user's read. Costs first: if the key is refused, nothing more is asked. Then all else at the same
-    time; what could be read lands, whatever failed beside it."""
-    sets: list[PageSet] = []
-    groupings: dict[str, bool] = {}
-    try:
-        if window.start == FIRST_DAY:
-            window = await _from_first_costs(organization, window)
-        known_from = max(connection.connected_at.date(), connection.organization_since or FIRST_DAY)
-        costs = await organization.read(COSTS, window, known_from=known_from)
-        sets.append(PageSet(connection.user_id, costs))
-        wanted = [endpoint for endpoint in readings if _is_taken(connection, endpoint, began)]
-        reads = (organization.read(endpoint, window, known_from=known_from) for endpoint in wanted)
-        failures = []
-        answers = await asyncio.gather(*reads, return_exceptions=True)
-        for endpoint, answer in zip(wanted, answers, strict=True):
-            dimension = _DIMENSION_OF.get(endpoint.name)
-            if not isinstance(answer, BaseException):
-                sets.append(PageSet(connection.user_id, answer))
-            elif not (dimension and isinstance(answer, UnsupportedRequest)):
-                failures.append(answer)
-                continue
-            if dimension:
-                groupings[dimension] = not isinstance(answer, BaseException)
-        if failures:
-            raise first_failure(failures)
-    except OpenAIAdminError as error:
-        permanent = isinstance(error, PermanentError)
-        ended = _ended(connection, window, began, sets, error.reason, str(error), permanent)
-        return replace(ended, cost_groupings=groupings), sets
-    directory_read_at = None
-    if with_directory and _is_directory_old(connection, began):
-        directory_read_at = began
-        directory = await organization.directory()
-        if directory.pages:
-            sets.append(PageSet(connection.user_id, directory.pages))
-        # Names are no reason to call costs that were read a failure. A key that may not list them is asked
-        # again tomorrow, anything else at the next refresh.
-        for failed in directory.failed:
-            _log.warning(
-                "The %s of user %s could not be read: %s",
-                failed.listing.name,
-                connection.user_id,
-                failed.error,
-                extra=_of(connection),
-            )
-        if not all(failed.error and failed.error.is_refusal for failed in directory.failed):
-            directory_read_at = None
-    ended = _ended(connection, window, began, sets)
-    return replace(ended, cost_groupings=groupings, directory_read_at=directory_read_at), sets
-
-
-def _is_directory_old(connection: Connection, now: datetime) -> bool:
-    read_at = connection.directory_read_at
-    return read_at is None or now - read_at >= DIRECTORY_AFTER
-
-
-def _is_taken(connection: Connection, endpoint: Endpoint, now: datetime) -> bool:
-    """Whether to ask for it: not for a split of the costs that the organization's API has refused today."""
-    dimension = _DIMENSION_OF.get(endpoint.name)
-    if dimension is None or connection.cost_groupings.get(dimension, True):
-        return True
-    tried = connection.last_attempt_at
-    return tried is None or tried.date() < now.date()
-
-
-async def _from_first_costs(organization: OrganizationClient, window: Window) -> Window:
-    """The window from the organization's first costs on, found in ungrouped pages of half a year each."""
-    buckets = [
-        bucket
-        for page in await organization.read(COSTS, window, ())
-        for bucket in decode_costs(page.body).data
-        if bucket.results
-    ]
-    if not buckets:
-        return trailing_window(window.last)
-    return Window(datetime.fromtimestamp(buckets[0].start_time, UTC).date(), window.end)
-
-
-def _ended(
-    connection: Connection,
-    window: Window,
-    began: datetime,
-    sets: list[PageSet],
-    reason: str | None = None,
-    message: str | None = None,
-    permanent: bool = False,
-) -> Refresh:
-    told = (page.head.organization for page_set in sets for page in page_set.pages)
-    organization_id, organization_name = next(filter(None, told), (None, None))
-    return Refresh(
-        user_id=connection.user_id,
-        plan=connection.plan.name,
-        window_start=window.start,
-        window_end=window.end,
-        started_at=began,
-        finished_at=datetime.now(UTC),
-        pages=sum(len(page_set.pages) for page_set in sets),
-        reason=reason,
-        message=message,
-        permanent=permanent,
-        organization_id=organization_id,
-        organization_name=organization_name,
-        key_version=connection.key_version,
-    )

@@ -13,7 +13,9 @@ from finora_pipeline.logs import run_log
 from finora_pipeline.openai_admin.endpoints import Endpoint
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.refresh.fetch import Fetched, ProgressCallback, fetch
-from finora_pipeline.warehouse.load import load_ahead, newest_sets
+from finora_pipeline.refresh.serve import publish_refreshes
+from finora_pipeline.warehouse.load import KINDS, load_ahead, load_pending, newest_sets
+from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.warehouse import Warehouse
 
@@ -40,10 +42,16 @@ def read_and_land(
     admin: Admin,
     warehouse: Warehouse,
     on_progress: ProgressCallback | None = None,
+    ask_all: bool = False,
 ) -> Fetched:
     """Reads these days of these connections' organizations and lands their pages (`fetch.fetch`)."""
     user_ids = [connection.user_id for connection in connections]
     known = newest_sets(warehouse, user_ids)
+
+    def publish_ahead() -> None:
+        load_pending(warehouse, KINDS, run_id)
+        refresh_metrics(warehouse, accounts.each_user_id(), datetime.now(UTC).date())
+        publish_refreshes(accounts, warehouse)
 
     async def run() -> Fetched:
         async with admin.organizations(accounts, user_ids) as organizations:
@@ -60,6 +68,8 @@ def read_and_land(
                 admin.directory,
                 lambda all_read: load_ahead(warehouse, all_read),
                 known,
+                publish_ahead,
+                ask_all=ask_all,
             )
 
     with run_log(warehouse.home, run_id):

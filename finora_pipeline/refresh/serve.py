@@ -17,6 +17,9 @@ def publish_refreshes(accounts: Accounts, warehouse: Warehouse) -> Published:
 
     Raises `DiskFull` and `PartsUnequal`.
     """
+    for one in RawPages(warehouse.raw).quarantined():
+        message = f"Pages that OpenAI sent could not be loaded. {one.reason} They are in raw/quarantine."
+        accounts.mark_not_loaded(one.file.run_id, one.user_ids, message)
     reads: list[Read] = []
 
     def connection_rows() -> Iterator[dict[str, object]]:

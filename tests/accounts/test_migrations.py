@@ -38,7 +38,7 @@ def test_lost_columns_indexes_and_rules_come_back(url: str):
         database.execute(text("DROP INDEX connections_changed_at"))
         database.execute(text("ALTER TABLE connections DROP COLUMN read_until"))
         database.execute(text("ALTER TABLE connections DROP COLUMN project_ids"))
-        for column in ("base_url", "key_expires_at", "given_from"):
+        for column in ("base_url", "key_expires_at", "given_from", "retry_at"):
             database.execute(text(f"ALTER TABLE connections DROP COLUMN {column}"))
         for column in ("totp_master_key_id", "totp_wrapped_key", "totp_ciphertext", "totp_last_step"):
             database.execute(text(f"ALTER TABLE logins DROP COLUMN {column}"))
@@ -69,6 +69,7 @@ def test_revisions_of_dagster_in_the_same_database_are_left_alone(url: str):
         database.execute(text("DROP TABLE connection_parts"))
         for table, column in (
             ("connections", "base_url"), ("connections", "key_expires_at"), ("connections", "given_from"),
+            ("connections", "retry_at"),
             ("credentials", "bound_to"), ("audit", "actor"), ("logins", "totp_master_key_id"),
             ("logins", "totp_wrapped_key"), ("logins", "totp_ciphertext"), ("logins", "totp_last_step"),
         ):  # fmt: skip

@@ -3,7 +3,9 @@
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import update
 
+from finora_pipeline.accounts.schema import connection_parts
 from finora_pipeline.openai_admin.simulator import Fault, FaultKind
 from tests.conftest import Installation, now_in_the_middle_of_today
 
@@ -74,7 +76,11 @@ def test_the_directory_is_read_once_a_day_and_never_fails_a_refresh(start_openai
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SERVER_ERROR, endpoint="users"))
     assert installation.refresh().failed_users == []
     assert names(installation, "members") == []
+    (failure,) = installation.accounts.part_failures(["user-0"])["user-0"]
+    assert failure.message.startswith("The organization's members cannot be listed: ")
     openai.simulator.clear_faults()
+    with installation.accounts.database.begin() as database:
+        database.execute(update(connection_parts).values(retry_at=failure.since))
     for times in (1, 0):
         openai.simulator.requests.clear()
         assert installation.refresh().failed_users == []

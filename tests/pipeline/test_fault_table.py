@@ -117,7 +117,7 @@ ROWS = [
     fault("500 for ever", ERROR, FaultKind.SERVER_ERROR),
     fault(
         "500 for ever on the use of completions only",
-        ERROR,
+        f"Use of completions could not be fetched: {ERROR}",
         FaultKind.SERVER_ERROR,
         endpoint="completions",
         data=COSTS_ONLY,
@@ -212,6 +212,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory):
             assert result.succeeded, result.errors
             failures = installation.accounts.last_failures(user_ids)
             reasons = {c.user_id: c.status_reason for c in installation.accounts.connections()}
+            parts = installation.accounts.part_failures(user_ids)
+            for user, of_user in parts.items():
+                failures.setdefault(user, of_user[0].message)
             return [
                 (facts_of(installation, user), truth_of(installation, n), reasons[user] or failures.get(user))
                 for n, user in enumerate(user_ids)

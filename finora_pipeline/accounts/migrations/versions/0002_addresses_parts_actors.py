@@ -13,6 +13,7 @@ def upgrade() -> None:
         sa.Column("base_url", sa.Text),
         sa.Column("key_expires_at", sa.DateTime),
         sa.Column("given_from", sa.Date),
+        sa.Column("retry_at", sa.DateTime),
     ):
         op.add_column("connections", column)
     op.add_column("credentials", sa.Column("bound_to", sa.Text))
