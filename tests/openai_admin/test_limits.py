@@ -159,6 +159,7 @@ async def parts(body: bytes, size: int) -> AsyncIterator[bytes]:
         ("x-gzip", gzip.compress(b"plain ") + gzip.compress(b"text")),
         ("deflate", zlib.compress(b"plain text")),
     ],
+    ids=["none", "identity", "gzip", "capitals", "two parts", "deflate"],
 )
 def test_a_body_is_decompressed_however_it_arrives(encoding: str, sent: bytes, size: int) -> None:
     assert asyncio.run(read_body(parts(sent, size), encoding, 10)) == b"plain text"

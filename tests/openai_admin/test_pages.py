@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, USAGE
 from finora_pipeline.openai_admin.errors import AnswerTooLarge, UnreadableResponse
+from finora_pipeline.openai_admin.lists import canonical_list, check_list
 from finora_pipeline.openai_admin.pages import (
     Window,
     canonical_costs,
-    canonical_list,
     canonical_usage,
-    check_list,
     check_page,
     decode_costs,
     decode_usage,

@@ -11,7 +11,7 @@ from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState
 BAD = {
     3: ("invalid_key", "deleted or revoked"),
     8: ("insufficient_permissions", "project key"),
-    12: ("unreachable", "did not answer within"),
+    12: ("timed_out", "did not answer within"),
     17: ("unreadable_response", "not a page"),
 }
 
