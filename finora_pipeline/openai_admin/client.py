@@ -124,7 +124,7 @@ class OpenAIAdminClient:
                 began = time.monotonic()
                 try:
                     body, asked_at = await self._get_once(url, address, key, seconds)
-                    answer = self._read(read, body, asked_at)
+                    answer = self._read(read, body, asked_at, address)
                 except TransientError as error:
                     failure = error
                 else:
@@ -144,12 +144,15 @@ class OpenAIAdminClient:
             seconds = min(limits.request_seconds, max(patience - spent, limits.timeout_seconds))
             await asyncio.sleep(wait)
 
-    def _read(self, read: Callable[[bytes, datetime], T], body: bytes, asked_at: datetime) -> T:
+    def _read(
+        self, read: Callable[[bytes, datetime], T], body: bytes, asked_at: datetime, address: BaseAddress
+    ) -> T:
         try:
             answer = read(body, asked_at)
-        except UnreadableResponse:
+        except UnreadableResponse as error:
             self.outcomes["unreadable"] += 1
-            raise
+            # What reads a page does not know from where it came.
+            raise type(error)(f"{str(error).rstrip('.')} ({address.authority}).") from None
         self.outcomes["200"] += 1
         return answer
 
@@ -198,7 +201,9 @@ class OpenAIAdminClient:
             raise error_of(answer.status_code, body, answer.headers, address)
         if key.reveal().encode() in body:
             self.outcomes["unreadable"] += 1
-            raise UnreadableResponse("The answer repeats the key that asked for it, so it is not kept.")
+            raise UnreadableResponse(
+                f"The answer repeats the key that asked for it, so it is not kept ({address.authority})."
+            )
         if page := web_page(body, answer.headers, address):
             self.outcomes["unreadable"] += 1
             raise page
@@ -213,7 +218,7 @@ class OpenAIAdminClient:
         return self._proxies[address]
 
     def _transport(self, address: BaseAddress, proxy: Proxy | None) -> AiohttpTransport:
-        """The connections of one way out: direct or through one proxy, with TLS or without."""
+        """The connections for a way out: direct or through one proxy, with TLS or without."""
         way = (address.scheme, proxy and proxy.url)
         if way not in self._transports:
             try:

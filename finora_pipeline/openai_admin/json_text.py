@@ -58,7 +58,7 @@ def check_rows(rows: int, most_rows: int) -> None:
 def repeats_a_key(body: bytes, rows: int, amounts: int | None = None) -> bool:
     """Whether an object may have a key twice: SQL would take the first, we the last.
 
-    Rows of one page mostly have the same keys, so that their number follows from the first row; where it is
+    Rows of a page mostly have the same keys, so that their number follows from the first row; where it is
     another, all are counted. Money is not taken on the trust that rows are alike.
     """
     keys = body.count(b'":')

@@ -122,7 +122,7 @@ def cost_of(row: Row) -> CostResult:
         money = msgspec.json.decode(amount, type=Amount)
     except msgspec.ValidationError as error:
         raise LossyValue(
-            f"OpenAI sent an amount that is none: {quoted(str(error))} "
+            f"OpenAI sent an amount that cannot be read: {quoted(str(error))} "
             f"(data[{row.day}].results[{row.number}].amount)."
         ) from None
     return CostResult(amount=money, quantity=row.raw("quantity"), **names)

@@ -21,7 +21,7 @@ class _ListPage(msgspec.Struct, gc=False):
 
 
 class ObjectList(msgspec.Struct, frozen=True):
-    """A checked page of a directory list: the ids of its objects, and whether and where it goes on."""
+    """A checked page of a directory list: the ids of its objects, and whether and where it continues."""
 
     ids: list[str]
     has_more: bool
@@ -30,7 +30,7 @@ class ObjectList(msgspec.Struct, frozen=True):
 
 
 def check_list(body: bytes, most_rows: int = ROWS_PER_PAGE) -> ObjectList:
-    """What a page of a directory list holds. Raises `UnreadableResponse` for what is no list.
+    """What a page of a directory list holds. Raises `UnreadableResponse` for anything but a list.
 
     An object without an id is passed over: nothing could refer to it.
     """

@@ -4,7 +4,7 @@
    and `end_time`; a cursor is followed with all parameters of its first request, since OpenAI binds it to
    them (400 `The page token is invalid` otherwise). The range is then asked for again from its start, as it
    is when its pages do not fit together.
-2. All pages of a window come back, or an `OpenAIAdminError`: there is no half-read window. Every day has a
+2. All pages of a window come back, or an `OpenAIAdminError`: half a window is never returned. Every day has a
    bucket, also one without use, from the first bucket on; only today's may be lacking. `read_newest` gives
    the part of a window that OpenAI gives, and says which.
 3. Each list of the directory has an outcome of its own.
@@ -55,7 +55,7 @@ QueryParams = tuple[tuple[str, str], ...]
 
 # Directory lists allow 1 to 100 objects a page (OpenAPI document).
 LIST_LIMIT = 100
-# What is spent on the repeats of one of many thousands of lists of names.
+# What is spent on the repeats of each of many thousands of lists of names.
 LIST_RETRY_SECONDS = 15.0
 
 
@@ -63,11 +63,11 @@ LIST_RETRY_SECONDS = 15.0
 class Limits:
     """How hard and how long OpenAI may be asked, and how much one answer may hold.
 
-    `concurrency`: requests in flight over all organizations; `per_organization`: of one of them.
+    `concurrency`: requests in flight over all organizations; `per_organization`: of each.
     `timeout_seconds`: of silence, while connecting or receiving; `request_seconds`: of a whole request with
-    its body. `retry_seconds`: after which a request is no longer repeated. `first_pause_seconds`: the pause
-    before the first repeat, doubled each time up to `longest_pause_seconds`. `most_pages`: of one window,
-    against an endless cursor. `body_bytes`: of one answer, decompressed; `rows_per_page`: its results.
+    its body. `retry_seconds`: after which a request is not repeated. `first_pause_seconds`: the pause
+    before the first repeat, doubled each time up to `longest_pause_seconds`. `most_pages`: of a window,
+    against an endless cursor. `body_bytes`: of an answer, decompressed; `rows_per_page`: its results.
     """
 
     concurrency: int = 256
@@ -309,7 +309,7 @@ class OrganizationClient:
     async def admin_key_expiry(self) -> datetime | None:
         """When this Admin key ends to be valid; None where it never does or OpenAI does not say.
 
-        To list Admin keys takes a permission that costs and usage do not: a refusal is no failure.
+        To list Admin keys takes a permission that costs and usage do not: a refusal is not a failure.
         """
         try:
             pages = await self._list(ADMIN_KEYS, retry_seconds=0)
@@ -355,7 +355,7 @@ class OrganizationClient:
             if not listed.has_more or not listed.after or listed.after == after:
                 return pages
             after = listed.after
-        raise UnreadableResponse(f"OpenAI sent over {self._limits.most_pages} pages of one list.")
+        raise UnreadableResponse(f"OpenAI sent over {self._limits.most_pages} pages of a list.")
 
 
 @dataclass(frozen=True, slots=True)

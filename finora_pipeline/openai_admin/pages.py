@@ -89,7 +89,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class PageHead:
-    """What is known of a checked page: whether and where it goes on, the days it holds, whether SQL can
+    """What is known of a checked page: whether and where it continues, the days it holds, whether SQL can
     read it as it stands (`canonical` otherwise), the line items it names, and id and name of the organization
     whose costs they are. `left_out` names values that could not be understood, such as
     `data[2].results[0].images: 1.5`, the first few of them."""
@@ -315,7 +315,7 @@ def _check_numbers(day: int, results: list[CostResult]) -> None:
             parse_amount(bytes(result.amount.value))
         except AmountError as error:
             raise LossyValue(
-                f"OpenAI sent an amount that is none: {quoted(str(error)).rstrip('.')} "
+                f"OpenAI sent an amount that cannot be read: {quoted(str(error)).rstrip('.')} "
                 f"(data[{day}].results[{number}].amount.value)."
             ) from None
 
@@ -327,7 +327,7 @@ def _odd_quantities(day: int, results: list[CostResult]) -> Iterator[str]:
 
 
 def _quantity(raw: msgspec.Raw) -> Decimal | None:
-    """A quantity, or None where there is none or none that can be understood."""
+    """A quantity, or None without one that can be understood."""
     try:
         return parse_amount(bytes(raw), MOST_QUANTITY)
     except AmountError:

@@ -271,7 +271,7 @@ def test_a_client_never_has_more_requests_in_flight_than_places(openai: OpenAI) 
 
 
 def test_a_pause_before_a_repeat_holds_no_place(openai: OpenAI) -> None:
-    # One place for all: whoever paused with it would keep the others from being read.
+    # One place for all: a pause with it would keep the others from being read.
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=3))
     limits = replace(PATIENT, concurrency=1, per_organization=1, retry_seconds=30)
 

@@ -262,7 +262,7 @@ def test_one_odd_amount_after_many_plain_ones_is_found_at_once(odd: str) -> None
 
 
 def usage(**fields: str) -> bytes:
-    """A page of one row of use; each value is JSON, so that each test says exactly what is sent."""
+    """A page with a single row of use; each value is JSON, so that each test says exactly what is sent."""
     return page("{" + ",".join(f'"{name}": {value}' for name, value in fields.items()) + "}")
 
 
