@@ -38,8 +38,8 @@ from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.postgres_server import PostgresServer, postgres_binaries, running_postgres
 
 FIXTURES = Path(__file__).parent / "fixtures"
-# Faults are over in milliseconds: tests never wait.
-QUICK = Limits(timeout_seconds=5, retry_seconds=0.05, first_pause_seconds=0.001)
+# Faults are over in milliseconds: tests never wait. One process answers all organizations.
+QUICK = Limits(concurrency=32, timeout_seconds=5, retry_seconds=0.05, first_pause_seconds=0.001)
 
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 

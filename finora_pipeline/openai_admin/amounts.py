@@ -22,13 +22,13 @@ _EXACT = Context(prec=6400, rounding=ROUND_HALF_EVEN, Emin=-999_999, Emax=999_99
 
 
 class AmountError(ValueError):
-    """A text that is no finite decimal number, or a number too large for our columns."""
+    """A text that is not a finite decimal number, or a number too large for our columns."""
 
 
 def parse_amount(raw: bytes, most: Decimal = MOST_USD) -> Decimal | None:
     """The exact value of an amount's JSON text (`1.5`, `"0E-6176"`), or None where there is none (`null`).
 
-    Raises `AmountError` for anything that is no finite number or not below `most`.
+    Raises `AmountError` for anything but a finite number below `most`.
     """
     if raw in (b"", b"null"):
         return None
@@ -49,7 +49,7 @@ def parse_amount(raw: bytes, most: Decimal = MOST_USD) -> Decimal | None:
 def parse_count(raw: bytes, most: int) -> int | None:
     """The whole number of a count's JSON text (`10`, `10.0`, `1e1`, `"10"`), or None where there is none.
 
-    Raises `AmountError` for anything that is no whole number within ±`most`.
+    Raises `AmountError` for anything but a whole number within ±`most`.
     """
     value = parse_amount(raw, Decimal(most) + 1)
     if value is None:

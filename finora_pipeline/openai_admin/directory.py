@@ -59,7 +59,7 @@ class Directory:
 
 
 class Lists:
-    """The lists of one kind, one a project, while they are read.
+    """The lists of a kind, one a project, while they are read.
 
     A key that may not read one project's list may read none of that kind, and a list that keeps failing is
     rarely alone: `reason_to_stop` is then the error of all that have not been asked for.
@@ -74,7 +74,7 @@ class Lists:
         self._given = self._refused = self._failed = 0
 
     def add(self, outcome: ListOutcome) -> None:
-        """Takes in the outcome of one list."""
+        """Takes in the outcome of a list."""
         self._outcomes[outcome.project_id] = outcome
         error = outcome.error
         if error is None:
@@ -97,7 +97,7 @@ class Lists:
 def path_part(project_id: str) -> str:
     """An id as one part of a path. Raises `UnexpectedShape` for one that no path can hold."""
     if project_id in (".", "..") or len(project_id) > _LONGEST_ID:
-        raise UnexpectedShape(f"OpenAI names a project {quoted(project_id, 40)!r}, which is no id.")
+        raise UnexpectedShape(f"OpenAI names a project {quoted(project_id, 40)!r}, which cannot be an id.")
     return quote(project_id, safe="")
 
 

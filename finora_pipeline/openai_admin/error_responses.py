@@ -34,7 +34,7 @@ from finora_pipeline.openai_admin.errors import (
     WindowRefused,
     quoted,
 )
-from finora_pipeline.openai_admin.pages import clean_text
+from finora_pipeline.openai_admin.json_text import clean_text
 
 _FRESH_KEY = "Create a fresh Admin key in OpenAI and save it here."
 _SPEND_CODES = {

@@ -243,7 +243,7 @@ class UnexpectedShape(UnreadableResponse):
 
 
 class LossyValue(UnreadableResponse):
-    """A value that cannot be kept as it was sent; asking again would bring the same."""
+    """A value that cannot be kept as sent; asking again would bring the same."""
 
     reason = "lossy_value"
     repeats = 0

@@ -5,7 +5,7 @@ import string
 
 PREFIX = "sk-admin-"
 _ADMIN_KEY = re.compile(r"sk-admin-[A-Za-z0-9_-]{16,500}")
-# Our own sentences say how a key begins, and hints too: that alone is none. Keys of other providers are kept
+# Our own sentences and hints say how a key begins: that alone is not a key. Keys of other providers are kept
 # from sight as well, since people paste them by mistake.
 _ANY_KEY = re.compile(
     r"sk-(?!admin-(?![A-Za-z0-9_*-]))[A-Za-z0-9_*-]{4,}"

@@ -72,7 +72,7 @@ def _proxy(url: str, name: str) -> Proxy:
         parts = urlsplit(whole)
         scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
     except ValueError:
-        scheme, host, port = "", None, None
+        raise NetworkError(f"{name} must be an address like http://proxy.example.com:3128.") from None
     if scheme.startswith("socks"):
         raise NetworkError(f"{name} names a SOCKS proxy, which is not supported: give an HTTP proxy.")
     if scheme not in ("http", "https") or not host or not whole.isprintable():

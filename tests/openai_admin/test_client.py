@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, _Query, open_client
+from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, open_client
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, Endpoint
 from finora_pipeline.openai_admin.error_responses import retry_after
 from finora_pipeline.openai_admin.errors import (
@@ -27,6 +27,7 @@ from finora_pipeline.openai_admin.errors import (
     UnsupportedRequest,
 )
 from finora_pipeline.openai_admin.keys import AdminKey
+from finora_pipeline.openai_admin.organization import _Query
 from finora_pipeline.openai_admin.pages import Page, Window, unix_seconds
 from finora_pipeline.openai_admin.simulator import (
     Fault,

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from finora_pipeline.openai_admin.client import Directory, open_client
+from finora_pipeline.openai_admin.client import open_client
+from finora_pipeline.openai_admin.directory import Directory
 from finora_pipeline.openai_admin.endpoints import API_KEYS, MEMBERS, PROJECTS, SERVICE_ACCOUNTS
 from finora_pipeline.openai_admin.errors import (
     AccessRefused,
@@ -179,7 +180,8 @@ def test_a_strange_id_stays_one_part_of_the_path(start_openai: StartOpenAI, odd:
     openai = start_openai(projects=2, **SMALL)
     project = openai.organizations[0].projects[0]
 
-    directory = read(openai, Fault(FaultKind.EDIT, path="organization/projects$", edit=project.id, body=odd))
+    body = odd.replace("\\", "\\\\")
+    directory = read(openai, Fault(FaultKind.EDIT, path="organization/projects$", edit=project.id, body=body))
 
     # OpenAI knows no such project: its lists are empty, and nothing else was asked for.
     assert directory.failed == []

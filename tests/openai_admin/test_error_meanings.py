@@ -197,7 +197,7 @@ def test_openais_words_are_not_repeated_without_end() -> None:
     assert quoted("word " * 10_000).endswith("…")
     assert len(quoted("word " * 10_000)) <= 160
     assert len(str(error_of(500, body("x" * 100_000).encode(), {}, OPENAI))) < 400
-    # A key that is cut off at the end of what is shown is no less a key.
+    # A key that is cut off at the end of what is shown is still a key.
     assert "sk-admin-Z" not in quoted("x" * 150 + " " + KEY)
 
 
@@ -262,7 +262,7 @@ def requests_until(openai: OpenAI, fault: Fault, limits: Limits) -> tuple[int, O
         (403, body("No.", "unsupported_country_region_territory"), 1),
         (429, body("Empty.", "credit_balance_exhausted"), 1),
         (400, body("Not supported."), 1),
-        # A reason that nobody knows: twice more.
+        # A reason that is not known: twice more.
         (403, body("Your organization does not have access to this feature."), 3),
         (401, "", 3),
         (418, "", 3),
@@ -307,6 +307,7 @@ def test_a_type_error_is_not_repeated_for_long(openai: OpenAI) -> None:
     )
     assert requests == 1
     assert "data[0].results[0].amount.value" in str(error)
+    assert openai.base_url.removeprefix("http://").removesuffix("/v1") in str(error)
     assert requests_until(openai, Fault(FaultKind.NULL_RESULTS), PATIENT)[0] == 2
 
 

@@ -159,6 +159,7 @@ async def parts(body: bytes, size: int) -> AsyncIterator[bytes]:
         ("x-gzip", gzip.compress(b"plain ") + gzip.compress(b"text")),
         ("deflate", zlib.compress(b"plain text")),
     ],
+    ids=["none", "identity", "gzip", "capitals", "two parts", "deflate"],
 )
 def test_a_body_is_decompressed_however_it_arrives(encoding: str, sent: bytes, size: int) -> None:
     assert asyncio.run(read_body(parts(sent, size), encoding, 10)) == b"plain text"
@@ -270,7 +271,7 @@ def test_a_client_never_has_more_requests_in_flight_than_places(openai: OpenAI) 
 
 
 def test_a_pause_before_a_repeat_holds_no_place(openai: OpenAI) -> None:
-    # One place for all: whoever paused with it would keep the others from being read.
+    # One place for all: a pause with it would keep the others from being read.
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=3))
     limits = replace(PATIENT, concurrency=1, per_organization=1, retry_seconds=30)
 

@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, USAGE
 from finora_pipeline.openai_admin.errors import AnswerTooLarge, UnreadableResponse
+from finora_pipeline.openai_admin.lists import canonical_list, check_list
 from finora_pipeline.openai_admin.pages import (
     Window,
     canonical_costs,
-    canonical_list,
     canonical_usage,
-    check_list,
     check_page,
     decode_costs,
     decode_usage,
@@ -263,7 +262,7 @@ def test_one_odd_amount_after_many_plain_ones_is_found_at_once(odd: str) -> None
 
 
 def usage(**fields: str) -> bytes:
-    """A page of one row of use; each value is JSON, so that each test says exactly what is sent."""
+    """A page with a single row of use; each value is JSON, so that each test says exactly what is sent."""
     return page("{" + ",".join(f'"{name}": {value}' for name, value in fields.items()) + "}")
 
 

@@ -143,8 +143,8 @@ ROWS = [
         body=r"\g<1> \\ud83d \\u0000",
     ),
     fault(
-        "An amount that is no number, or ten billion dollars and more",
-        "OpenAI sent an amount that is none: '12,5' is not a decimal number",
+        "An amount that is not a number, or ten billion dollars and more",
+        "OpenAI sent an amount that cannot be read: '12,5' is not a decimal number",
         FaultKind.EDIT,
         endpoint="costs",
         edit=r'"value":"[^"]*"',

@@ -46,10 +46,10 @@ class FaultKind(StrEnum):
 
 @dataclass(slots=True)
 class Fault:
-    """A fault of one organization: on one endpoint or on all, a number of `times` or for ever (None).
+    """A fault of an organization: on one endpoint or on all, a number of `times` or for ever (None).
 
     `endpoint` is the last part of a path; `path` and `query` are patterns, found anywhere in the whole path
-    and in the query as it was sent. So many matching requests as `after` says pass before.
+    and in the query as sent. So many matching requests as `after` says pass before.
     """
 
     kind: FaultKind
