@@ -5,12 +5,15 @@ They lie in `$FINORA_HOME/logs/runs.log`, which all runs write and which is rota
 
 import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 import structlog
+
+from finora_pipeline.private_files import open_lock
 
 # The logger of lines that are for this file alone.
 READS = "finora_pipeline.reads"
@@ -60,7 +63,7 @@ def run_log(home: Path, run_id: str) -> Iterator[None]:
 
 def _rotate(path: Path) -> None:
     """Puts a long file aside. Runs that write it notice, and go on in the new one."""
-    with path.with_name(".runs.lock").open("w") as lock:
+    with os.fdopen(open_lock(path.with_name(".runs.lock")), "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists() or path.stat().st_size < MOST_BYTES:
             return

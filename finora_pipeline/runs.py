@@ -20,6 +20,7 @@ from finora_pipeline.disk import told_if_full
 from finora_pipeline.instance_settings import write_instance_file
 from finora_pipeline.liveness import release
 from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.private_files import open_lock
 from finora_pipeline.refresh.fetch import ProgressCallback
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.openai_admin import OpenAIAdminResource
@@ -74,7 +75,7 @@ def _create_databases(dagster_home: Path) -> None:
     created = dagster_home / ".created"
     if created.exists():
         return
-    descriptor = os.open(dagster_home / ".create.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = open_lock(dagster_home / ".create.lock")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         with dg.DagsterInstance.get() as instance:

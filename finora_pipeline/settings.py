@@ -66,10 +66,7 @@ class Settings:
         """Raises `SettingsError` for what no command could work with."""
         home = _folder("FINORA_HOME", environment.get("FINORA_HOME") or "data")
         dagster_home = environment.get("DAGSTER_HOME")
-        own_base_url = home / BASE_URL_FILE
-        base_url = environment.get("OPENAI_BASE_URL") or (
-            own_base_url.read_text().strip() if own_base_url.exists() else OPENAI_BASE_URL
-        )
+        base_url = environment.get("OPENAI_BASE_URL") or _own_base_url(home) or OPENAI_BASE_URL
         return cls(
             home=home,
             dagster_home=_folder("DAGSTER_HOME", dagster_home) if dagster_home else home / "dagster",
@@ -95,6 +92,14 @@ class Settings:
     def published_database(self) -> Path:
         """The DuckDB file that readers open."""
         return self.home / "published" / "finora.duckdb"
+
+
+def _own_base_url(home: Path) -> str | None:
+    """What the data folder's own file says; None where it is missing or closed to this account."""
+    try:
+        return (home / BASE_URL_FILE).read_text().strip()
+    except (FileNotFoundError, PermissionError):
+        return None
 
 
 def _names(text: str) -> tuple[str, ...]:

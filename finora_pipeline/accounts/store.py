@@ -48,6 +48,7 @@ from finora_pipeline.accounts.schema import (
 from finora_pipeline.accounts.vault import Sealed, Vault, load_vault
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.plans import PLANS, PRUNE_GRACE, Plan, plan_named
+from finora_pipeline.private_files import secure_home
 from finora_pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -536,7 +537,9 @@ class Accounts:
 
 
 def accounts_of(settings: Settings) -> Accounts:
-    """The accounts of an installation; raises as `open_accounts` does."""
+    """The accounts of an installation, whose files are made private; raises as `open_accounts` does, and
+    `ForeignFiles` and `SettingsError` as `secure_home`."""
+    secure_home(settings)
     return open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
 
 

@@ -18,6 +18,7 @@ from finora_pipeline.cli.refreshes import backfill, refresh
 from finora_pipeline.cli.simulation import simulate_openai
 from finora_pipeline.cli.up import up
 from finora_pipeline.cli.upkeep import purge, rebuild
+from finora_pipeline.private_files import restrict_new_files
 from finora_pipeline.settings import SettingsError
 
 
@@ -25,6 +26,7 @@ class Commands(click.Group):
     """Lists the commands in the order of their use; a setting that cannot be meant is told in a sentence."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        restrict_new_files()
         try:
             return super().invoke(ctx)
         except SettingsError as error:

@@ -17,6 +17,7 @@ from typing import Any
 import duckdb
 
 from finora_pipeline.disk import told_if_full
+from finora_pipeline.private_files import open_lock
 from finora_pipeline.warehouse.schema import create_or_migrate
 from finora_pipeline.warehouse.sql import section
 
@@ -64,7 +65,7 @@ class Warehouse:
         """Waits for and holds the right to write; not reentrant. Raises `DiskFull`."""
         with told_if_full(self.home):
             self.database.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.database.with_name("write.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = open_lock(self.database.with_name("write.lock"))
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 yield
