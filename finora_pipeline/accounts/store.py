@@ -45,6 +45,7 @@ from finora_pipeline.accounts.schema import (
     sessions,
     users,
 )
+from finora_pipeline.accounts.sealed import check_master_keys, has_secrets
 from finora_pipeline.accounts.vault import Sealed, Vault, load_vault
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.plans import PLANS, PRUNE_GRACE, Plan, plan_named
@@ -105,6 +106,11 @@ class Accounts:
         self._read = database
         self._write = database.execution_options(writes=True)
         self._vault = vault
+
+    @property
+    def vault(self) -> Vault:
+        """Seals and opens what the accounts keep encrypted."""
+        return self._vault
 
     @property
     def database(self) -> Engine:
@@ -543,10 +549,13 @@ def accounts_of(settings: Settings) -> Accounts:
     return open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
 
 
-def open_accounts(url: str, master_key_variable: str, master_key_file: Path) -> Accounts:
+def open_accounts(
+    url: str, master_key_variable: str, master_key_file: Path, *, accepts_lost_keys: bool = False
+) -> Accounts:
     """The accounts of this installation: its database, and the vault that the master key opens.
 
-    Raises `vault.VaultError`, and `AccountsError` if the database cannot be opened.
+    Raises `vault.VaultError`, also where stored keys need a master key that is not given, unless
+    `accepts_lost_keys`, and `AccountsError` if the database cannot be opened.
     """
     try:
         database = make_url(url)
@@ -566,7 +575,11 @@ def open_accounts(url: str, master_key_variable: str, master_key_file: Path) -> 
         raise AccountsError(f"The accounts database {place} cannot be opened: {said}") from None
     except NewerAccounts as error:
         raise AccountsError(str(error)) from None
-    return Accounts(engine, load_vault(master_key_variable, master_key_file))
+    is_new = accepts_lost_keys or not has_secrets(engine)
+    vault = load_vault(master_key_variable, master_key_file, is_new=is_new)
+    if not is_new:
+        check_master_keys(engine, vault, master_key_variable, master_key_file)
+    return Accounts(engine, vault)
 
 
 def _parts(user_ids: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -664,6 +677,11 @@ def _note(database: DatabaseConnection, at: datetime, user_id: str, action: str,
     """Adds to the audit trail; returns the number of the note."""
     note = insert(audit).values(at=at, user_id=user_id, action=action, detail=detail, actor=current_actor())
     return database.execute(note.returning(audit.c.audit_id)).scalar_one()
+
+
+def identity_of(row: Any) -> str:
+    """The identity for which the key in a row of `credentials` is sealed."""
+    return _identity(row.user_id, row.version)
 
 
 def _identity(user_id: str, version: int) -> str:

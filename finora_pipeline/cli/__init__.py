@@ -13,6 +13,7 @@ from finora_pipeline.cli.alarms import alarms
 from finora_pipeline.cli.connections import connect, plan, remove, status, update
 from finora_pipeline.cli.dashboard import dashboard, login
 from finora_pipeline.cli.demo import demo
+from finora_pipeline.cli.master_key import rotate_master_key
 from finora_pipeline.cli.queries import sql
 from finora_pipeline.cli.refreshes import backfill, refresh
 from finora_pipeline.cli.simulation import simulate_openai
@@ -67,7 +68,7 @@ def main() -> None:
 
 _COMMANDS = (
     connect, update, remove, status, plan, refresh, backfill, sql, up, dashboard, login,
-    alarms, rebuild, purge, demo, simulate_openai,
+    alarms, rebuild, purge, rotate_master_key, demo, simulate_openai,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)
