@@ -137,8 +137,10 @@ def _entries(settings: Settings, whole: bool) -> Iterator[tuple[Path, os.stat_re
     home, dagster_home = settings.home, settings.dagster_home
     yield home, home.stat()
     tops = [path for pattern in _OURS for path in sorted(home.glob(pattern))]
+    accounts = None
     if settings.accounts_url.startswith("sqlite:///"):
         accounts = Path(settings.accounts_url.removeprefix("sqlite:///"))
+    if accounts and _is_sqlite(accounts):
         tops += [accounts.with_name(accounts.name + part) for part in ("", "-wal", "-shm")]
     if not home.is_relative_to(dagster_home):
         tops.append(dagster_home)
@@ -146,6 +148,15 @@ def _entries(settings: Settings, whole: bool) -> Iterator[tuple[Path, os.stat_re
     tops += [home / "warehouse" / "warehouse.duckdb"]
     for top in dict.fromkeys(tops):
         yield from _below(top) if whole else _one(top)
+
+
+def _is_sqlite(path: Path) -> bool:
+    """Whether it is what its URL says: the mode of any other file is none of this project's business."""
+    try:
+        with path.open("rb") as file:
+            return file.read(16) == b"SQLite format 3\0"
+    except OSError:
+        return False
 
 
 def _one(path: Path) -> Iterator[tuple[Path, os.stat_result]]:

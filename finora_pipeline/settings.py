@@ -45,6 +45,7 @@ class Settings:
     `FINORA_MEMORY_LIMIT`   DuckDB's memory in one process, such as 512MB; default by the machine
     `FINORA_THREADS`        DuckDB's threads in one process; default by the machine
     `FINORA_REQUESTS_AT_ONCE` requests to OpenAI in flight in one run
+    `FINORA_WAIT_SECONDS`   how long a database is waited for that another program holds, default 30
     `FINORA_DOCS_URL`       set by finora up: where the UI finds the documentation
     """
 
@@ -92,6 +93,16 @@ class Settings:
     def published_database(self) -> Path:
         """The DuckDB file that readers open."""
         return self.home / "published" / "finora.duckdb"
+
+
+def wait_seconds(environment: Mapping[str, str] = os.environ) -> float:
+    """How long every database of this project is waited for while another program holds it."""
+    text = environment.get("FINORA_WAIT_SECONDS") or "30"
+    if not re.fullmatch("[0-9]{1,4}", text.strip()):
+        raise SettingsError(
+            f"FINORA_WAIT_SECONDS must be a whole number of seconds up to 9999, not {text!r}."
+        )
+    return float(text)
 
 
 def _own_base_url(home: Path) -> str | None:

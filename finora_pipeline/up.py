@@ -99,6 +99,7 @@ async def serve(settings: Settings, ui_port: int, health_port: int, dashboard: t
     finora dashboard, with which the web pages are served."""
     secure_home(settings, whole=True)
     runs.prepare_instance(settings)
+    runs.check_record(settings)
     accounts = accounts_of(settings)
     code_port = check_port(0)
     workspace = settings.dagster_home / "workspace.yaml"

@@ -571,8 +571,9 @@ def open_accounts(
         engine = open_database(url)
     except DBAPIError as error:
         place = database.database if is_file else f"on {database.host}"
-        said = str(error.orig).partition("\n")[0]
-        raise AccountsError(f"The accounts database {place} cannot be opened: {said}") from None
+        raise AccountsError(
+            f"The accounts database {place} cannot be opened. Check FINORA_ACCOUNTS_URL."
+        ) from error
     except NewerAccounts as error:
         raise AccountsError(str(error)) from None
     is_new = accepts_lost_keys or not has_secrets(engine)

@@ -23,6 +23,17 @@ from finora_pipeline.private_files import restrict_new_files
 from finora_pipeline.settings import SettingsError
 
 
+def _about_a_database(error: Exception) -> str | None:
+    """What an error outside of all others says about a database: the accounts' and the warehouse's are
+    sentences by then, so that SQLAlchemy's are about Dagster's."""
+    from finora_pipeline.disk import StorageError, runs_store, storage_error
+    from finora_pipeline.settings import Settings
+
+    if not isinstance(error, StorageError):
+        error = storage_error(error, runs_store(Settings.from_environment().dagster_home)) or error
+    return str(error) if isinstance(error, StorageError) else None
+
+
 class Commands(click.Group):
     """Lists the commands in the order of their use; a setting that cannot be meant is told in a sentence."""
 
@@ -38,6 +49,10 @@ class Commands(click.Group):
             if error.filename is None:
                 raise
             raise click.ClickException(f"{error.filename} cannot be used: {error.strerror}.") from None
+        except Exception as error:
+            if sentence := _about_a_database(error):
+                raise click.ClickException(sentence) from None
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)

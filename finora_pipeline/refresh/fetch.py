@@ -15,7 +15,7 @@ from finora_pipeline.accounts.connections import Organizations
 from finora_pipeline.accounts.model import AccountsError, Connection, KeyReplaced, Refresh
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
-from finora_pipeline.disk import DiskFull, told_if_full
+from finora_pipeline.disk import StorageError, told_if_full
 from finora_pipeline.logs import READS
 from finora_pipeline.openai_admin.client import OrganizationClient, first_failure
 from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, COSTS, COSTS_BY, Endpoint
@@ -129,7 +129,7 @@ async def fetch(
     is read. `newest_sets` are those in the facts, by user and endpoint (`load.newest_sets`): what comes again
     as it was does not land.
     `on_progress(done, total, failed)` is called after each user. A user whose key is another than the
-    connection's, or who is removed or purged meanwhile, is left out. Raises `DiskFull`.
+    connection's, or who is removed or purged meanwhile, is left out. Raises `StorageError`.
     """
     planned = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
     fetched = Fetched(users=len(planned))
@@ -174,8 +174,8 @@ async def fetch(
                 group.create_task(read_users())
     except BaseExceptionGroup as errors:
         # One sentence instead of each worker's own.
-        if full := errors.subgroup(DiskFull):
-            raise full.exceptions[0] from None
+        if found := errors.subgroup(StorageError):
+            raise found.exceptions[0] from None
         raise
     await landing.finish()
     # What Arrow keeps for its next pages is better given to DuckDB now.
