@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from finora_pipeline.accounts.actors import current_actor
 from finora_pipeline.accounts.migrations import NewerAccounts
 from finora_pipeline.accounts.model import (
+    CLOCK_TOLERANCE,
     PROVIDER,
     AccountsError,
     AuditEntry,
@@ -372,7 +373,7 @@ class Accounts:
             _note(database, now, user_id, "plan", chosen.name)
         return chosen
 
-    def record_refreshes(self, run_id: str, outcomes: Iterable[Refresh]) -> None:
+    def record_refreshes(self, run_id: str, outcomes: Iterable[Refresh], now: datetime | None = None) -> None:
         """Stores how each user's read ended, and brings the connections' states up to date.
 
         A complete read makes a connection that needed attention active again and widens what has been read
@@ -382,7 +383,7 @@ class Accounts:
         outcomes = list(outcomes)
         if not outcomes:
             return
-        now = _now()
+        now = now or _now()
         rows = [
             {
                 "run_id": run_id,
@@ -400,6 +401,7 @@ class Accounts:
             for outcome in outcomes
         ]
         with self._write.begin() as database:
+            _forget_future(database, now)
             wanted = _CONNECTIONS.where(connections.c.user_id.in_([o.user_id for o in outcomes]))
             known = {row.user_id: _connection(row) for row in database.execute(wanted)}
             judged = [(known[o.user_id], o) for o in outcomes if o.user_id in known]
@@ -475,11 +477,16 @@ class Accounts:
             return {outcome: int(count) for outcome, count in database.execute(query)}
 
     def mark_published(self, reads: Iterable[Read], published_at: datetime) -> None:
-        """Notes that everybody can see these reads since that moment, and how fresh their users' data is."""
+        """Notes that everybody can see these reads since that moment, and how fresh their users' data is.
+
+        A moment after `published_at` counts as that moment, and one that is stored is overwritten.
+        """
         reads = list(reads)
         if not reads:
             return
-        fresh = [{"user": r.user_id, "started": r.started_at} for r in reads if r.is_up_to_date]
+        fresh = [
+            {"user": r.user_id, "started": min(r.started_at, published_at)} for r in reads if r.is_up_to_date
+        ]
         with self._write.begin() as database:
             if fresh:
                 database.execute(
@@ -487,7 +494,8 @@ class Accounts:
                     .where(
                         connections.c.user_id == bindparam("user"),
                         connections.c.last_refresh_at.is_(None)
-                        | (connections.c.last_refresh_at < bindparam("started")),
+                        | (connections.c.last_refresh_at < bindparam("started"))
+                        | (connections.c.last_refresh_at > published_at + CLOCK_TOLERANCE),
                     )
                     .values(last_refresh_at=bindparam("started")),
                     fresh,
@@ -513,7 +521,11 @@ class Accounts:
                 newest = (
                     select(refreshes.c.user_id, func.max(refreshes.c.started_at).label("started_at"))
                     .join(connections, connections.c.user_id == refreshes.c.user_id)
-                    .where(refreshes.c.user_id.in_(part), refreshes.c.started_at >= connections.c.changed_at)
+                    .where(
+                        refreshes.c.user_id.in_(part),
+                        refreshes.c.started_at >= connections.c.changed_at,
+                        refreshes.c.started_at <= _now() + CLOCK_TOLERANCE,
+                    )
                     .group_by(refreshes.c.user_id)
                     .subquery()
                 )
@@ -634,9 +646,29 @@ def _read_after(connection: Connection, outcome: Refresh) -> dict[str, date | No
         elif outcome.window_start <= end and outcome.window_end >= first:
             first = min(first, outcome.window_start)
             # A read of past days alone leaves it to the next refresh to make up for a pause.
-            if outcome.window_end > outcome.started_at.date():
-                end = max(end, outcome.window_end)
+            tomorrow = outcome.started_at.date() + timedelta(days=1)
+            if outcome.window_end >= tomorrow:
+                # Days that a clock running ahead has "read" are still to come.
+                end = max(min(end, tomorrow), outcome.window_end)
     return {"history_from": first, "read_until": end}
+
+
+def _forget_future(database: DatabaseConnection, now: datetime) -> None:
+    """Puts back what was recorded while the clock ran ahead; it would be judged wrongly until that moment."""
+    limit = now + CLOCK_TOLERANCE
+    earlier = now - timedelta(hours=1)
+    for column in (
+        users.c.plan_since,
+        connections.c.connected_at,
+        connections.c.changed_at,
+        connections.c.status_since,
+        connections.c.last_attempt_at,
+        connections.c.directory_read_at,
+    ):
+        value = None if column.name == "directory_read_at" else earlier
+        database.execute(update(column.table).where(column > limit).values({column.name: value}))
+    since = connections.c.organization_since
+    database.execute(update(connections).where(since > now.date()).values(organization_since=now.date()))
 
 
 def _state(connection: Connection | None) -> tuple[int, bool] | None:

@@ -12,7 +12,7 @@ from threading import Event
 import pyarrow as pa
 
 from finora_pipeline.accounts.connections import Organizations
-from finora_pipeline.accounts.model import AccountsError, Connection, KeyReplaced, Refresh
+from finora_pipeline.accounts.model import AccountsError, Connection, KeyReplaced, Refresh, is_future
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
 from finora_pipeline.disk import StorageError, told_if_full
@@ -372,7 +372,7 @@ async def _read_user(
 
 def _is_directory_old(connection: Connection, now: datetime) -> bool:
     read_at = connection.directory_read_at
-    return read_at is None or now - read_at >= DIRECTORY_AFTER
+    return read_at is None or is_future(read_at, now) or now - read_at >= DIRECTORY_AFTER
 
 
 def _is_taken(connection: Connection, endpoint: Endpoint, now: datetime) -> bool:
@@ -381,7 +381,7 @@ def _is_taken(connection: Connection, endpoint: Endpoint, now: datetime) -> bool
     if dimension is None or connection.cost_groupings.get(dimension, True):
         return True
     tried = connection.last_attempt_at
-    return tried is None or tried.date() < now.date()
+    return tried is None or tried.date() != now.date()
 
 
 async def _from_first_costs(organization: OrganizationClient, window: Window) -> Window:
