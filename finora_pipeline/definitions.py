@@ -17,6 +17,7 @@ from finora_pipeline.assets.raw_pages import raw_openai_pages  # noqa: E402
 from finora_pipeline.assets.retention import retention  # noqa: E402
 from finora_pipeline.assets.serving import published  # noqa: E402
 from finora_pipeline.assets.user_history import user_history  # noqa: E402
+from finora_pipeline.private_files import restrict_new_files  # noqa: E402
 from finora_pipeline.refresh.fetch import ProgressCallback  # noqa: E402
 from finora_pipeline.resources.accounts import accounts_resource  # noqa: E402
 from finora_pipeline.resources.openai_admin import OpenAIAdmin, openai_admin_resource  # noqa: E402
@@ -65,6 +66,8 @@ def _no_progress(done: int, total: int, failed: int) -> None:
     """Runs launched by the daemon tell their progress by their metadata."""
 
 
+# Code servers and run workers import this module, whatever started them.
+restrict_new_files()
 defs = build_defs()
 
 # Modules live as long as the process: a run need not have them searched for garbage, a tenth of a second each

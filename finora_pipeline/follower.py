@@ -11,8 +11,11 @@ import signal
 import sys
 import threading
 
+from finora_pipeline.private_files import restrict_new_files
+
 
 def main() -> None:
+    restrict_new_files()
     threading.Thread(target=_follow, name="follower", daemon=True).start()
     sys.argv[:] = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -8,6 +8,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from finora_pipeline.private_files import open_lock
+
 _held: dict[Path, int] = {}
 
 
@@ -17,7 +19,7 @@ def hold(home: Path, run_id: str) -> None:
     if path in _held:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = open_lock(path)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     _held[path] = descriptor
     atexit.register(release, home, run_id)

@@ -5,12 +5,16 @@ They lie in `$FINORA_HOME/logs/runs.log`, which all runs write and which is rota
 
 import fcntl
 import logging
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 import structlog
+
+from finora_pipeline.private_files import open_lock
 
 # The logger of lines that are for this file alone.
 READS = "finora_pipeline.reads"
@@ -58,9 +62,34 @@ def run_log(home: Path, run_id: str) -> Iterator[None]:
         handler.close()
 
 
+def forget_user(home: Path, user_id: str) -> int:
+    """Removes the lines that name a user from all log files, rotated ones included; returns how many.
+
+    In place: `finora up` keeps its files open to append.
+    """
+    folder = home / "logs"
+    if not folder.exists():
+        return 0
+    # Not within a longer id.
+    named = re.compile(rf"(?<![\w@+-])(?<!\w\.){re.escape(user_id)}(?![\w@+-])(?!\.\w)".encode())
+    removed = 0
+    with os.fdopen(open_lock(folder / ".runs.lock"), "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for path in sorted(folder.glob("*.log*")):
+            with path.open("r+b") as file:
+                lines = file.readlines()
+                kept = [line for line in lines if not named.search(line)]
+                if len(kept) < len(lines):
+                    file.seek(0)
+                    file.truncate()
+                    file.writelines(kept)
+                    removed += len(lines) - len(kept)
+    return removed
+
+
 def _rotate(path: Path) -> None:
     """Puts a long file aside. Runs that write it notice, and go on in the new one."""
-    with path.with_name(".runs.lock").open("w") as lock:
+    with os.fdopen(open_lock(path.with_name(".runs.lock")), "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists() or path.stat().st_size < MOST_BYTES:
             return

@@ -23,7 +23,7 @@ from finora_pipeline.plans import PLANS
 from finora_pipeline.schedules.jobs import JOBS
 from finora_pipeline.schedules.refresh import PLAN_TAG
 from finora_pipeline.settings import Settings
-from finora_pipeline.warehouse.published import DATABASE, attach
+from finora_pipeline.warehouse.published import DATABASE, attach, close_off
 
 LOOKED_BACK = timedelta(hours=24)
 # A daemon that works says so every half minute.
@@ -139,6 +139,7 @@ class _Installation(Collector):
             size.add_metric([], about.st_size)
             with duckdb.connect(":memory:") as connection:
                 attach(connection, path)
+                close_off(connection, spills=False)
                 found = connection.execute(
                     "SELECT table_name, estimated_size FROM duckdb_tables() "
                     "WHERE database_name = ? AND schema_name = 'main' ORDER BY ALL",

@@ -1,4 +1,4 @@
-"""Reads the published file: for notebooks, the command line and whoever asks a question in SQL."""
+"""Reads the published file: for notebooks, the command line and every question in SQL."""
 
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Literal
 import duckdb
 import pandas as pd
 
+from finora_pipeline.disk import published_store, storage_errors
 from finora_pipeline.settings import Settings
-from finora_pipeline.warehouse.published import DATABASE, attach
+from finora_pipeline.warehouse.published import DATABASE, attach, close_off
 
 # What a column of amounts becomes where floats are asked for.
 _FLOATS = {"DECIMAL(38,18)": "DOUBLE", "DECIMAL(38,18)[]": "DOUBLE[]"}
@@ -18,21 +19,33 @@ class NothingPublished(FileNotFoundError):
     """No refresh has published anything yet."""
 
 
-def connect(path: str | Path | None = None) -> duckdb.DuckDBPyConnection:
+def connect(path: str | Path | None = None, *, external_access: bool = False) -> duckdb.DuckDBPyConnection:
     """A read-only DuckDB connection to the published tables as they are now.
 
     `path` defaults to the published file of `FINORA_HOME`. The connection keeps showing the same copy
-    however often a new one is published; connect again to see the newest. It blocks nobody.
-    Raises `NothingPublished`.
+    however often a new one is published; connect again to see the newest. It blocks nothing.
+
+    SQL reaches the published tables and what it makes in memory: no files, networks, extensions or settings.
+    With `external_access` it has all of DuckDB's powers, for your own SQL: `COPY … TO`, other files, data
+    frames, and more than fits into memory. Raises `NothingPublished`, and `StorageError` for a file that
+    cannot be read.
 
         finora_pipeline.connect().sql("SELECT date, sum(amount_usd) FROM daily_costs GROUP BY date")
     """
     file = Path(path).expanduser() if path else Settings.from_environment().published_database
     if not file.exists():
         raise NothingPublished(f"There is no {file}: connect an organization and run finora refresh first.")
-    connection = duckdb.connect(":memory:")
-    attach(connection, file)
-    connection.execute(f"USE {DATABASE}")
+    # Without a folder to spill to, too much is an error that says so instead of one of permission.
+    connection = duckdb.connect(":memory:", config={} if external_access else {"temp_directory": ""})
+    try:
+        with storage_errors(published_store(file)):
+            attach(connection, file)
+        if not external_access:
+            close_off(connection, spills=False)
+        connection.execute(f"USE {DATABASE}")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

@@ -16,10 +16,11 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.assets.partitions import USERS_NAME, day_range_tags, range_tags
 from finora_pipeline.definitions import build_defs
-from finora_pipeline.disk import told_if_full
+from finora_pipeline.disk import StorageError, runs_store, storage_errors
 from finora_pipeline.instance_settings import write_instance_file
 from finora_pipeline.liveness import release
 from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.private_files import open_lock
 from finora_pipeline.refresh.fetch import ProgressCallback
 from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.openai_admin import OpenAIAdmin
@@ -41,6 +42,10 @@ load_from:
       module_name: finora_pipeline.definitions
       location_name: {LOCATION}
 """
+
+
+# Their messages are for a person; what caused them is a library's own text.
+_SENTENCES = {StorageError.__name__, *(kind.__name__ for kind in StorageError.__subclasses__())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +74,21 @@ def prepare_instance(settings: Settings) -> None:
     _create_databases(settings.dagster_home)
 
 
+def check_record(settings: Settings) -> None:
+    """Raises `StorageError` where one of Dagster's databases cannot be read, with which its processes only
+    end and are started again."""
+    with storage_errors(runs_store(settings.dagster_home)), dg.DagsterInstance.get() as instance:
+        instance.get_runs_count()
+        instance.all_asset_keys()
+        instance.all_instigator_state()
+
+
 def _create_databases(dagster_home: Path) -> None:
     """Dagster creates its databases at the first use, which two processes must not do at the same time."""
     created = dagster_home / ".created"
     if created.exists():
         return
-    descriptor = os.open(dagster_home / ".create.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = open_lock(dagster_home / ".create.lock")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         with dg.DagsterInstance.get() as instance:
@@ -140,7 +154,7 @@ def _run(
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     defs = build_defs(settings, openai_admin=openai_admin, on_progress=on_progress)
     # A full disk below Dagster's record ends the whole call: there is nowhere to say how the run ended.
-    with told_if_full(settings.dagster_home), dg.DagsterInstance.get() as instance:
+    with storage_errors(runs_store(settings.dagster_home)), dg.DagsterInstance.get() as instance:
         result = defs.resolve_job_def(job).execute_in_process(
             run_config=config | _QUIET, instance=instance, tags=tags, raise_on_error=False
         )
@@ -153,7 +167,7 @@ def _run(
 def _failure_of(event: dg.DagsterEvent) -> str:
     """The step and the last line of what went wrong in it."""
     error = event.step_failure_data.error
-    while error is not None and error.cause is not None:
+    while error is not None and error.cause is not None and error.cls_name not in _SENTENCES:
         error = error.cause
     said = error.message.strip() if error else "no reason given"
     if error and error.cls_name == DagsterExecutionInterruptedError.__name__:

@@ -50,6 +50,7 @@ class Settings:
     `FINORA_MEMORY_LIMIT`   DuckDB's memory in one process, such as 512MB; default by the machine
     `FINORA_THREADS`        DuckDB's threads in one process; default by the machine
     `FINORA_REQUESTS_AT_ONCE` requests to OpenAI in flight in one run
+    `FINORA_WAIT_SECONDS`   how long a database is waited for that another program holds, default 30
     `FINORA_DOCS_URL`       set by finora up: where the UI finds the documentation
     """
 
@@ -73,8 +74,7 @@ class Settings:
         """Raises `SettingsError` for what no command could work with."""
         home = _folder("FINORA_HOME", environment.get("FINORA_HOME") or "data")
         dagster_home = environment.get("DAGSTER_HOME")
-        file = home / BASE_URL_FILE
-        folder_base_url = file.read_text().strip() if file.exists() else None
+        folder_base_url = _own_base_url(home)
         base_url = environment.get("OPENAI_BASE_URL") or folder_base_url or OPENAI_BASE_URL
         return cls(
             home=home,
@@ -110,6 +110,24 @@ class Settings:
     def published_database(self) -> Path:
         """The DuckDB file that readers open."""
         return self.home / "published" / "finora.duckdb"
+
+
+def wait_seconds(environment: Mapping[str, str] = os.environ) -> float:
+    """How long every database of this project is waited for while another program holds it."""
+    text = environment.get("FINORA_WAIT_SECONDS") or "30"
+    if not re.fullmatch("[0-9]{1,4}", text.strip()):
+        raise SettingsError(
+            f"FINORA_WAIT_SECONDS must be a whole number of seconds up to 9999, not {text!r}."
+        )
+    return float(text)
+
+
+def _own_base_url(home: Path) -> str | None:
+    """What the data folder's own file says; None where it is missing or closed to this account."""
+    try:
+        return (home / BASE_URL_FILE).read_text().strip()
+    except (FileNotFoundError, PermissionError):
+        return None
 
 
 def _names(text: str) -> tuple[str, ...]:

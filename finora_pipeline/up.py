@@ -26,6 +26,7 @@ from starlette.routing import Route
 from finora_pipeline import runs
 from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.monitoring import daemon_is_alive, metrics_page
+from finora_pipeline.private_files import open_lock, secure_home
 from finora_pipeline.settings import DOCS_URL, Settings
 
 LOOPBACK = "127.0.0.1"
@@ -56,7 +57,7 @@ class PortTaken(Exception):
 def only_one(dagster_home: Path) -> Iterator[None]:
     """Holds the right to run a daemon on this instance. Raises `AlreadyServed`."""
     dagster_home.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(dagster_home / "serve.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = open_lock(dagster_home / "serve.lock")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -96,7 +97,9 @@ def environment_of(settings: Settings) -> dict[str, str]:
 async def serve(settings: Settings, ui_port: int, health_port: int, dashboard: tuple[str, ...]) -> None:
     """Serves until SIGINT or SIGTERM; then ends every process it started. `dashboard` are the options of
     finora dashboard, with which the web pages are served."""
+    secure_home(settings, whole=True)
     runs.prepare_instance(settings)
+    runs.check_record(settings)
     accounts = accounts_of(settings)
     code_port = check_port(0)
     workspace = settings.dagster_home / "workspace.yaml"

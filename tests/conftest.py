@@ -19,6 +19,7 @@ import duckdb
 import pytest
 
 from finora_pipeline import runs
+from finora_pipeline.accounts.actors import DAEMON, act_as
 from finora_pipeline.accounts.connections import NewConnection, connect_many
 from finora_pipeline.accounts.model import Connection
 from finora_pipeline.accounts.store import Accounts, accounts_of
@@ -252,6 +253,7 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees this machine's settings or leaves its own to the next."""
+    act_as(DAEMON)
     for name in ("OPENAI_ADMIN_KEY", "OPENAI_BASE_URL", "FINORA_MASTER_KEY", "FINORA_ACCOUNTS_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FINORA_HOME", str(tmp_path / "home"))

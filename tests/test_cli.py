@@ -688,7 +688,11 @@ def test_sql_shows_what_columns_are_called_as_it_is_and_moves_no_cursor(finora):
         ),
         ("DAGSTER_HOME", "/tmp/what?", "DAGSTER_HOME must be a folder without ? in its path"),
         ("FINORA_ACCOUNTS_URL", "rubbish", "FINORA_ACCOUNTS_URL must be"),
-        ("FINORA_ACCOUNTS_URL", f"sqlite:///{__file__}", "cannot be opened: file is not a database"),
+        (
+            "FINORA_ACCOUNTS_URL",
+            f"sqlite:///{__file__}",
+            "cannot be read: it is damaged or of another kind. Put it back",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", [["status"], ["refresh"], ["connect", "--user", "acme"]])

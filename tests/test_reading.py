@@ -1,5 +1,7 @@
 """What a notebook gets from the published file: exact amounts, one copy, no waiting, no secrets."""
 
+import csv
+import json
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -12,8 +14,11 @@ from typing import Any
 import duckdb
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 import finora_pipeline
+from finora_pipeline.cli import main
+from finora_pipeline.disk import DatabaseDamaged
 from finora_pipeline.reading import NothingPublished
 from tests.conftest import Installation
 from tests.small_openai import small_openai
@@ -293,3 +298,126 @@ def test_no_published_value_looks_like_a_key():
         for (table,) in tables:
             query = f"SELECT count(*) FROM {table} AS entry WHERE entry::VARCHAR LIKE '%sk-admin%'"
             assert connection.execute(query).fetchall() == [(0,)], table
+
+
+# What SQL reaches
+
+
+CLOSED = [
+    "FROM read_text('/etc/hostname')",
+    "FROM read_blob('/proc/self/environ')",
+    "FROM read_csv('/etc/passwd')",
+    "FROM glob('/etc/*')",
+    "FROM sniff_csv('/etc/passwd')",
+    "FROM parquet_metadata('/etc/passwd')",
+    "FROM '/etc/passwd'",
+    "FROM 'https://example.com/a.parquet'",
+    "COPY daily_costs TO '{folder}/costs.csv'",
+    "COPY daily_costs TO '{file}'",
+    "COPY daily_costs TO '{file}' (FORMAT csv, USE_TMP_FILE false)",
+    "COPY daily_costs TO '{file}.wal' (FORMAT csv)",
+    "COPY (SELECT 1) TO '/dev/stdout' (FORMAT csv)",
+    "EXPORT DATABASE '{folder}/all'",
+    "IMPORT DATABASE '{folder}'",
+    "ATTACH '{file}' AS again",
+    "ATTACH '{file}' AS again (READ_ONLY)",
+    "ATTACH '{folder}/new.duckdb' AS new",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "INSTALL h3 FROM community",
+    "LOAD '{folder}/evil.duckdb_extension'",
+    "CREATE PERSISTENT SECRET mine (TYPE s3, KEY_ID 'a', SECRET 'b')",
+    "FROM enable_logging('QueryLog', storage = 'file', storage_path = '{folder}/log')",
+    "SET enable_external_access = true",
+    "RESET enable_external_access",
+    "SET lock_configuration = false",
+    "SET disabled_filesystems = ''",
+    "SET allowed_directories = ['/']",
+    "SET autoload_known_extensions = true",
+    "SET temp_directory = '{folder}'",
+    "SET log_query_path = '{folder}/queries'",
+    "SET profiling_output = '{folder}/profile'",
+    "SET memory_limit = '1GB'",
+    "SET TimeZone = 'Asia/Tokyo'",
+]
+
+
+@pytest.mark.parametrize("statement", CLOSED)
+def test_sql_reaches_the_published_tables_alone(statement, installation, tmp_path):
+    file = installation.settings.published_database
+    before = (file.read_bytes(), sorted(file.parent.iterdir()))
+    with finora_pipeline.connect(file) as connection:
+        with pytest.raises(duckdb.Error):
+            connection.execute(statement.format(folder=tmp_path / "mine", file=file)).fetchall()
+        assert connection.execute("SELECT count(*) > 0 FROM daily_costs").fetchall() == [(True,)]
+    assert (file.read_bytes(), sorted(file.parent.iterdir())) == before
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("statement", ["FROM read_text('/etc/hostname')", "SET threads = 1", "LOAD httpfs"])
+@pytest.mark.usefixtures("installation")
+def test_the_command_says_in_a_sentence_that_it_reaches_tables_alone(statement):
+    result = CliRunner().invoke(main, ["sql", statement])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert "\n" not in result.stderr.strip()
+
+
+def test_a_person_may_ask_for_all_of_duckdbs_powers(installation, tmp_path):
+    with finora_pipeline.connect(external_access=True) as connection:
+        connection.execute(f"COPY daily_costs TO '{tmp_path}/costs.parquet'")
+        read = connection.execute(f"SELECT count(*) FROM '{tmp_path}/costs.parquet'").fetchall()
+        assert read == connection.execute("SELECT count(*) FROM daily_costs").fetchall()
+    assert installation.sql("SELECT 1") == [(1,)]
+
+
+@pytest.mark.usefixtures("installation")
+def test_tables_made_in_memory_are_the_readers_own():
+    with finora_pipeline.connect() as connection:
+        connection.execute("CREATE TEMP TABLE mine AS SELECT date, amount_usd FROM daily_costs")
+        assert connection.execute("SELECT count(*) > 0 FROM mine").fetchall() == [(True,)]
+
+
+def test_a_damaged_published_file_is_a_sentence(installation, tmp_path):
+    damaged = tmp_path / "finora.duckdb"
+    damaged.write_bytes(installation.settings.published_database.read_bytes()[:100])
+    with pytest.raises(DatabaseDamaged, match="cannot be read: it is damaged or of another kind"):
+        finora_pipeline.connect(damaged)
+
+
+HOSTILE = "chr(27) || ']0;title' || chr(7) || chr(155) || '31m' || chr(8238) || chr(13)"
+
+
+@pytest.mark.parametrize("options", [[], ["--csv"], ["--json"]])
+@pytest.mark.usefixtures("installation")
+def test_no_text_in_a_result_controls_the_terminal(options):
+    shown = CliRunner().invoke(
+        main, ["sql", f'SELECT {HOSTILE} AS "a\x1b[31m", [{HOSTILE}] AS list', *options]
+    )
+    assert shown.exit_code == 0
+    assert not {"\x1b", "\x07", "\x9b", "\u202e", "\r"} & set(shown.output)
+
+
+@pytest.mark.usefixtures("installation")
+def test_json_keeps_every_character_by_its_number():
+    shown = CliRunner().invoke(main, ["sql", f"SELECT {HOSTILE} AS a", "--json"])
+    assert json.loads(shown.stdout) == [{"a": "\x1b]0;title\x07\x9b31m\u202e\r"}]
+
+
+@pytest.mark.usefixtures("installation")
+def test_no_error_controls_the_terminal():
+    shown = CliRunner().invoke(main, ["sql", 'SELECT * FROM "\x1b[31mred"'])
+    assert shown.exit_code == 1
+    assert "\x1b" not in shown.output
+
+
+@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "@SUM(1)", "+one@example.com", "-2+3", "\t=1"])
+@pytest.mark.usefixtures("installation")
+def test_csv_holds_no_formula_unless_it_is_asked_for(text):
+    query = f"SELECT '{text}' AS \"=head\", -1.5 AS number, ['=1'] AS list"
+    (head, row) = csv.reader(CliRunner().invoke(main, ["sql", query, "--csv"]).stdout.splitlines())
+    assert head == ["'=head", "number", "list"]
+    assert row == [f"'{text}", "-1.5", '["=1"]']
+    raw = CliRunner().invoke(main, ["sql", query, "--csv", "--raw"]).stdout
+    assert list(csv.reader(raw.splitlines())) == [["=head", "number", "list"], [text, "-1.5", '["=1"]']]
+    assert CliRunner().invoke(main, ["sql", query, "--raw"]).exit_code == 2

@@ -14,6 +14,9 @@ RETRY_ATTENTION_AFTER = timedelta(hours=23)
 # All else that keeps a user from being read is tried again at the plan's pace, and within this time.
 RETRY_PASSING_AFTER = timedelta(minutes=55)
 
+# A moment that is later than this after now was recorded while a clock ran ahead.
+CLOCK_TOLERANCE = timedelta(minutes=5)
+
 _USER_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_@+-]|\.(?!\.)){0,99}")
 
 
@@ -98,7 +101,9 @@ class Connection:
         """The oldest UTC day that is read, of those that the plan keeps, this organization had and OpenAI
         gives; None for everything."""
         kept = self.plan.first_day_kept(today)
-        days = [day for day in (kept, self.organization_since, self.given_from) if day]
+        # Of an organization that was replaced while the clock ran ahead, today is the first.
+        since = self.organization_since and min(self.organization_since, today)
+        days = [day for day in (kept, since, self.given_from) if day]
         return max(days, default=None)
 
     @property
@@ -121,16 +126,21 @@ class Connection:
     def may_be_read(self, now: datetime) -> bool:
         """Whether a refresh of many should read this connection."""
         if self.status is Status.NEEDS_ATTENTION:
+            last = self.last_attempt_at
+            if last and is_future(last, now):
+                return True
             return self.retry_at is None or now >= self.retry_at
         return self.status is Status.ACTIVE
 
     def is_due(self, now: datetime) -> bool:
         """Whether a scheduled refresh should read this connection now, to keep the plan's promise."""
-        return self.may_be_read(now) and self.plan.is_due(self._fresh_since, now)
+        since = self._fresh_since
+        return self.may_be_read(now) and (is_future(since, now) or self.plan.is_due(since, now))
 
     def may_join(self, now: datetime) -> bool:
         """Whether a scheduled refresh that is made for others should read this connection, too."""
-        return self.may_be_read(now) and self.plan.may_join(self._fresh_since, now)
+        since = self._fresh_since
+        return self.may_be_read(now) and (is_future(since, now) or self.plan.may_join(since, now))
 
     @property
     def _fresh_since(self) -> datetime:
@@ -227,6 +237,11 @@ class AuditEntry:
     action: str
     detail: str | None
     actor: str | None
+
+
+def is_future(moment: datetime, now: datetime) -> bool:
+    """Whether a recorded moment cannot be: it is of a clock that ran ahead, and says nothing."""
+    return moment > now + CLOCK_TOLERANCE
 
 
 def attention_alarm(user_id: str) -> str:

@@ -4,6 +4,7 @@ SQLite in WAL mode or Postgres, through SQLAlchemy. All times are UTC.
 """
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Date,
     DateTime,
     Engine,
+    ExceptionContext,
     Index,
     Integer,
     LargeBinary,
@@ -26,6 +28,8 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 
 from finora_pipeline.accounts import migrations
+from finora_pipeline.disk import accounts_store, storage_error
+from finora_pipeline.settings import wait_seconds
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -50,9 +54,6 @@ class PlainText(TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: Any) -> str | None:  # noqa: ARG002
         return value and value.replace("\0", "")
 
-
-# Milliseconds.
-_PATIENT = "busy_timeout=30000"
 
 metadata = MetaData()
 
@@ -215,12 +216,13 @@ sessions = Table(
 def open_database(url: str) -> Engine:
     """The accounts database at that SQLAlchemy URL, its tables brought to this version.
 
-    Raises `migrations.NewerAccounts`.
+    Raises `migrations.NewerAccounts`; `disk.StorageError` whenever the database cannot be used.
 
     Transactions of an engine with the option `writes` take place one after another, whatever the database.
     One with the option `at_once` does not wait for them: what it cannot write at once fails.
     """
     engine = create_engine(url, hide_parameters=True, pool_pre_ping=True)
+    event.listen(engine, "handle_error", _say_in_a_sentence)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "checkout", _wait_for_writers)
@@ -242,14 +244,29 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # The driver's own transaction handling starts them too late to be serializable.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", _PATIENT, "secure_delete=ON"):
+    for pragma in (_patience(), "journal_mode=WAL", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
 def _wait_for_writers(connection: Any, _record: Any, _proxy: Any) -> None:
     # Who had the connection before may have been in a hurry.
-    connection.execute(f"PRAGMA {_PATIENT}").close()
+    connection.execute(f"PRAGMA {_patience()}").close()
+
+
+def _patience() -> str:
+    return f"busy_timeout={int(wait_seconds() * 1000)}"
+
+
+def _say_in_a_sentence(context: ExceptionContext) -> None:
+    """Raises a `StorageError` for what a driver says about the database itself, at whatever statement."""
+    # A failed ping only has the connection replaced.
+    if context.engine is None or context.is_pre_ping:
+        return
+    url = context.engine.url
+    place = Path(url.database or "") if url.get_backend_name() == "sqlite" else str(url.host)
+    if error := storage_error(context.original_exception, accounts_store(place)):
+        raise error
 
 
 def _begin_sqlite(connection: Any) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from finora_pipeline.accounts.model import AccountsError
 from finora_pipeline.accounts.schema import logins, sessions
+from finora_pipeline.disk import StorageError
 
 _log = logging.getLogger(__name__)
 SHORTEST_PASSWORD = 12
@@ -141,9 +142,9 @@ class SignIn:
             try:
                 with self._at_once.begin() as database:
                     database.execute(seen)
-            except DBAPIError as error:
+            except (DBAPIError, StorageError) as error:
                 # Who is signed in is let in though that cannot be noted just now.
-                _log.warning("A session could not be noted as seen: %s", error.orig)
+                _log.warning("A session could not be noted as seen: %s", getattr(error, "orig", error))
         return _login(row)
 
     def close_session(self, token: str) -> None:

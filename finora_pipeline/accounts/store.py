@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from finora_pipeline.accounts.actors import current_actor
 from finora_pipeline.accounts.migrations import NewerAccounts
 from finora_pipeline.accounts.model import (
+    CLOCK_TOLERANCE,
     PROVIDER,
     RETRY_ATTENTION_AFTER,
     RETRY_PASSING_AFTER,
@@ -50,10 +51,12 @@ from finora_pipeline.accounts.schema import (
     sessions,
     users,
 )
+from finora_pipeline.accounts.sealed import check_master_keys, has_secrets
 from finora_pipeline.accounts.vault import Sealed, Vault, VaultError, load_vault
 from finora_pipeline.openai_admin.addresses import OPENAI_BASE_URL, bound_form
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.plans import PLANS, PRUNE_GRACE, Plan, plan_named
+from finora_pipeline.private_files import secure_home
 from finora_pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -127,6 +130,11 @@ class Accounts:
         self._read = database
         self._write = database.execution_options(writes=True)
         self._vault = vault
+
+    @property
+    def vault(self) -> Vault:
+        """Seals and opens what the accounts keep encrypted."""
+        return self._vault
 
     @property
     def database(self) -> Engine:
@@ -430,7 +438,7 @@ class Accounts:
             _note(database, now, user_id, "plan", chosen.name)
         return chosen
 
-    def record_refreshes(self, run_id: str, outcomes: Iterable[Refresh]) -> None:
+    def record_refreshes(self, run_id: str, outcomes: Iterable[Refresh], now: datetime | None = None) -> None:
         """Stores how each user's read ended, and brings the connections' states up to date.
 
         A complete read makes a connection that needed attention active again and widens what has been read
@@ -440,7 +448,7 @@ class Accounts:
         outcomes = list(outcomes)
         if not outcomes:
             return
-        now = _now()
+        now = now or _now()
         rows = [
             {
                 "run_id": run_id,
@@ -458,6 +466,7 @@ class Accounts:
             for outcome in outcomes
         ]
         with self._write.begin() as database:
+            _forget_future(database, now)
             wanted = _CONNECTIONS.where(connections.c.user_id.in_([o.user_id for o in outcomes]))
             known = {row.user_id: _connection(row) for row in database.execute(wanted)}
             judged = [(known[o.user_id], o) for o in outcomes if o.user_id in known]
@@ -584,11 +593,16 @@ class Accounts:
             return {outcome: int(count) for outcome, count in database.execute(query)}
 
     def mark_published(self, reads: Iterable[Read], published_at: datetime) -> None:
-        """Notes that everybody can see these reads since that moment, and how fresh their users' data is."""
+        """Notes that everybody can see these reads since that moment, and how fresh their users' data is.
+
+        A moment after `published_at` counts as that moment, and one that is stored is overwritten.
+        """
         reads = list(reads)
         if not reads:
             return
-        fresh = [{"user": r.user_id, "started": r.started_at} for r in reads if r.is_up_to_date]
+        fresh = [
+            {"user": r.user_id, "started": min(r.started_at, published_at)} for r in reads if r.is_up_to_date
+        ]
         with self._write.begin() as database:
             if fresh:
                 database.execute(
@@ -596,7 +610,8 @@ class Accounts:
                     .where(
                         connections.c.user_id == bindparam("user"),
                         connections.c.last_refresh_at.is_(None)
-                        | (connections.c.last_refresh_at < bindparam("started")),
+                        | (connections.c.last_refresh_at < bindparam("started"))
+                        | (connections.c.last_refresh_at > published_at + CLOCK_TOLERANCE),
                     )
                     .values(last_refresh_at=bindparam("started")),
                     fresh,
@@ -614,15 +629,21 @@ class Accounts:
         with self._read.connect() as database:
             return [dict(row) for row in database.execute(query).mappings()]
 
-    def last_failures(self, user_ids: Sequence[str]) -> dict[str, str]:
-        """For users whose latest attempt with their present key failed: what the failure says."""
+    def last_failures(self, user_ids: Sequence[str], now: datetime | None = None) -> dict[str, str]:
+        """For users whose latest attempt with their present key failed: what the failure says. Attempts after
+        `now` were recorded while a clock ran ahead, and do not count."""
+        latest = (now or _now()) + CLOCK_TOLERANCE
         found: dict[str, str] = {}
         with self._read.connect() as database:
             for part in _parts(user_ids):
                 newest = (
                     select(refreshes.c.user_id, func.max(refreshes.c.started_at).label("started_at"))
                     .join(connections, connections.c.user_id == refreshes.c.user_id)
-                    .where(refreshes.c.user_id.in_(part), refreshes.c.started_at >= connections.c.changed_at)
+                    .where(
+                        refreshes.c.user_id.in_(part),
+                        refreshes.c.started_at >= connections.c.changed_at,
+                        refreshes.c.started_at <= latest,
+                    )
                     .group_by(refreshes.c.user_id)
                     .subquery()
                 )
@@ -652,11 +673,13 @@ class Accounts:
 
 
 def accounts_of(settings: Settings) -> Accounts:
-    """The accounts of an installation; raises as `open_accounts` does.
+    """The accounts of an installation, whose files are made private; raises as `open_accounts` does, and
+    `ForeignFiles` and `SettingsError` as `secure_home`.
 
     Keys of an earlier version are bound to the address in the data folder's file, else to OpenAI's own;
     where the environment names another, they wait for an operator to confirm it.
     """
+    secure_home(settings)
     accounts = open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
     configured = settings.folder_base_url or OPENAI_BASE_URL
     if settings.openai_base_url == configured.rstrip("/"):
@@ -664,10 +687,13 @@ def accounts_of(settings: Settings) -> Accounts:
     return accounts
 
 
-def open_accounts(url: str, master_key_variable: str, master_key_file: Path) -> Accounts:
+def open_accounts(
+    url: str, master_key_variable: str, master_key_file: Path, *, accepts_lost_keys: bool = False
+) -> Accounts:
     """The accounts of this installation: its database, and the vault that the master key opens.
 
-    Raises `vault.VaultError`, and `AccountsError` if the database cannot be opened.
+    Raises `vault.VaultError`, also where stored keys need a master key that is not given, unless
+    `accepts_lost_keys`, and `AccountsError` if the database cannot be opened.
     """
     try:
         database = make_url(url)
@@ -683,11 +709,16 @@ def open_accounts(url: str, master_key_variable: str, master_key_file: Path) -> 
         engine = open_database(url)
     except DBAPIError as error:
         place = database.database if is_file else f"on {database.host}"
-        said = str(error.orig).partition("\n")[0]
-        raise AccountsError(f"The accounts database {place} cannot be opened: {said}") from None
+        raise AccountsError(
+            f"The accounts database {place} cannot be opened. Check FINORA_ACCOUNTS_URL."
+        ) from error
     except NewerAccounts as error:
         raise AccountsError(str(error)) from None
-    return Accounts(engine, load_vault(master_key_variable, master_key_file))
+    is_new = accepts_lost_keys or not has_secrets(engine)
+    vault = load_vault(master_key_variable, master_key_file, is_new=is_new)
+    if not is_new:
+        check_master_keys(engine, vault, master_key_variable, master_key_file)
+    return Accounts(engine, vault)
 
 
 def _parts(user_ids: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -747,9 +778,29 @@ def _read_after(connection: Connection, outcome: Refresh) -> dict[str, date | No
         elif outcome.window_start <= end and outcome.window_end >= first:
             first = min(first, outcome.window_start)
             # A read of past days alone leaves it to the next refresh to make up for a pause.
-            if outcome.window_end > outcome.started_at.date():
-                end = max(end, outcome.window_end)
+            tomorrow = outcome.started_at.date() + timedelta(days=1)
+            if outcome.window_end >= tomorrow:
+                # Days that a clock running ahead has "read" are still to come.
+                end = max(min(end, tomorrow), outcome.window_end)
     return {"history_from": first, "read_until": end}
+
+
+def _forget_future(database: DatabaseConnection, now: datetime) -> None:
+    """Puts back what was recorded while the clock ran ahead; it would be judged wrongly until that moment."""
+    limit = now + CLOCK_TOLERANCE
+    earlier = now - timedelta(hours=1)
+    for column in (
+        users.c.plan_since,
+        connections.c.connected_at,
+        connections.c.changed_at,
+        connections.c.status_since,
+        connections.c.last_attempt_at,
+        connections.c.directory_read_at,
+    ):
+        value = None if column.name == "directory_read_at" else earlier
+        database.execute(update(column.table).where(column > limit).values({column.name: value}))
+    since = connections.c.organization_since
+    database.execute(update(connections).where(since > now.date()).values(organization_since=now.date()))
 
 
 def _state(connection: Connection | None) -> tuple[int, bool] | None:
@@ -815,6 +866,11 @@ def _note(database: DatabaseConnection, at: datetime, user_id: str, action: str,
     """Adds to the audit trail; returns the number of the note."""
     note = insert(audit).values(at=at, user_id=user_id, action=action, detail=detail, actor=current_actor())
     return database.execute(note.returning(audit.c.audit_id)).scalar_one()
+
+
+def identity_of(row: Any) -> str:
+    """The identity for which the key in a row of `credentials` is sealed."""
+    return _identity(row.user_id, row.version, row.bound_to)
 
 
 def _identity(user_id: str, version: int, bound_to: str | None) -> str:

@@ -38,14 +38,27 @@ class Sealed:
 class Vault:
     """Seals and opens secrets with the first of its master keys; opens what any of them sealed."""
 
-    def __init__(self, master_keys: Sequence[bytes]) -> None:
+    def __init__(self, master_keys: Sequence[bytes], file: "KeyFile | None" = None) -> None:
         if not master_keys or any(len(key) != KEY_BYTES for key in master_keys):
             raise VaultError(f"A master key must be {KEY_BYTES} bytes long.")
         self._master_keys = {_key_id(key): key for key in master_keys}
         self._current = _key_id(master_keys[0])
+        self._file = file
+
+    @property
+    def current_key_id(self) -> str:
+        """The master key that seals."""
+        return self._current
+
+    @property
+    def key_ids(self) -> list[str]:
+        """The master keys that open, the current one first."""
+        return [self._current, *(one for one in self._master_keys if one != self._current)]
 
     def seal(self, secret: str, identity: str) -> Sealed:
-        """Encrypts the secret for one identity."""
+        """Encrypts the secret for one identity. In a transaction that writes the accounts, the master key is
+        the one that a rotation leaves."""
+        self._read_again()
         data_key = AESGCM.generate_key(bit_length=KEY_BYTES * 8)
         return Sealed(
             self._current,
@@ -55,6 +68,20 @@ class Vault:
 
     def open(self, sealed: Sealed, identity: str) -> str:
         """The secret. Raises `VaultError` if the master key is missing or the row is not what was sealed."""
+        try:
+            return _decrypt(self._data_key(sealed, identity), sealed.ciphertext, identity).decode()
+        except (InvalidTag, ValueError):
+            raise VaultError("A stored key does not decrypt: its row was altered or moved.") from None
+
+    def rewrap(self, sealed: Sealed, identity: str) -> Sealed:
+        """The same secret with its data key wrapped by the current master key. Raises as `open` does."""
+        data_key = self._data_key(sealed, identity)
+        wrapped_key = _encrypt(self._master_keys[self._current], data_key, identity)
+        return Sealed(self._current, wrapped_key, sealed.ciphertext)
+
+    def _data_key(self, sealed: Sealed, identity: str) -> bytes:
+        if sealed.master_key_id not in self._master_keys:
+            self._read_again()
         master_key = self._master_keys.get(sealed.master_key_id)
         if master_key is None:
             raise VaultError(
@@ -62,43 +89,109 @@ class Vault:
                 "among the master keys given: add it to them."
             )
         try:
-            data_key = _decrypt(master_key, sealed.wrapped_key, identity)
-            return _decrypt(data_key, sealed.ciphertext, identity).decode()
+            return _decrypt(master_key, sealed.wrapped_key, identity)
         except (InvalidTag, ValueError):
             raise VaultError("A stored key does not decrypt: its row was altered or moved.") from None
 
+    def _read_again(self) -> None:
+        """Takes over what another process has rotated; keys that are gone from the file still open."""
+        if self._file is None or not self._file.has_changed():
+            return
+        keys = {_key_id(key): key for key in self._file.read()}
+        self._current = next(iter(keys))
+        self._master_keys = keys | self._master_keys
 
-def load_vault(variable: str, file: Path) -> Vault:
+
+class KeyFile:
+    """The file that holds the master keys in base64, the current one first, joined by commas."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[int, int] | None = None
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def has_changed(self) -> bool:
+        """Whether it is another file than the one that was read last; not while it is missing."""
+        return self.path.exists() and self._version() != self._seen
+
+    def read(self) -> list[bytes]:
+        """The keys. Raises `VaultError`."""
+        mode = stat.S_IMODE(self.path.stat().st_mode)
+        if mode & 0o077:
+            raise VaultError(f"Others can read {self.path.name} (mode {mode:o}): run chmod 600 on it.")
+        version = self._version()
+        keys = _decode(self.path.read_text(), f"The file {self.path.name}")
+        self._seen = version
+        return keys
+
+    def create(self) -> None:
+        """Makes the file with a new key, unless another process does at the same moment."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self._written_aside([new_key()])
+        try:
+            # A link fails where another process was first, whose key must win.
+            os.link(aside, self.path)
+        except FileExistsError:
+            pass
+        finally:
+            aside.unlink()
+
+    def replace(self, keys: Sequence[bytes]) -> None:
+        """Puts these keys in the place of those in the file; after a power failure it holds one or the
+        other."""
+        aside = self._written_aside(keys)
+        aside.rename(self.path)
+        descriptor = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _written_aside(self, keys: Sequence[bytes]) -> Path:
+        aside = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}")
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as new:
+            new.write(b",".join(base64.urlsafe_b64encode(key) for key in keys) + b"\n")
+            new.flush()
+            os.fsync(new.fileno())
+        return aside
+
+    def _version(self) -> tuple[int, int]:
+        about = self.path.stat()
+        return about.st_ino, about.st_mtime_ns
+
+
+def new_key() -> bytes:
+    """A master key that nothing was sealed with yet."""
+    return os.urandom(KEY_BYTES)
+
+
+def totp_identity(name: str) -> str:
+    """The identity under which the secret of a login's second factor is sealed."""
+    return f"finora/totp/{name}"
+
+
+def load_vault(variable: str, file: Path, *, is_new: bool = True) -> Vault:
     """The vault of this installation.
 
     The master keys come from the environment variable (base64, several joined by commas, the current one
-    first), else from the file, which is created with mode 0600 when there is none. Raises `VaultError`.
+    first), else from the file, which is created with mode 0600 where there is none and `is_new`: nothing is
+    sealed yet. Raises `VaultError`.
     """
     if text := os.environ.get(variable):
         return Vault(_decode(text, f"The environment variable {variable}"))
-    if not file.exists():
-        _create_key_file(file)
-    mode = stat.S_IMODE(file.stat().st_mode)
-    if mode & 0o077:
-        raise VaultError(f"Others can read {file.name} (mode {mode:o}): run chmod 600 on it.")
-    return Vault(_decode(file.read_text(), f"The file {file.name}"))
-
-
-def _create_key_file(file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as new:
-        new.write(base64.urlsafe_b64encode(os.urandom(KEY_BYTES)) + b"\n")
-        new.flush()
-        os.fsync(new.fileno())
-    try:
-        # A link fails where another process was first, whose key must win.
-        os.link(aside, file)
-    except FileExistsError:
-        pass
-    finally:
-        aside.unlink()
+    key_file = KeyFile(file)
+    if not key_file.exists():
+        if not is_new:
+            raise VaultError(
+                f"The master key of stored keys is missing: {variable} is not set and there is no {file}. "
+                f"Put the file back from your backup or set {variable}; if it is lost, "
+                "finora rotate-master-key --forget-lost deletes what it locks."
+            )
+        key_file.create()
+    return Vault(key_file.read(), key_file)
 
 
 def _decode(text: str, source: str) -> list[bytes]:

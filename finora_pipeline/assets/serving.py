@@ -55,6 +55,7 @@ def published(
             "megabytes": round(copy.bytes / 1e6, 3),
             "parquet files written": copy.months,
             "dollars a day": cost_plot(copy.daily_usd),
+            "repaired": copy.repair.message if copy.repair else "nothing",
             "seconds": round(time.monotonic() - started, 3),
         },
         check_results=[copy_check(copy), promise_check(accounts.connections(), datetime.now(UTC))],

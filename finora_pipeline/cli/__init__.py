@@ -13,18 +13,32 @@ from finora_pipeline.cli.alarms import alarms
 from finora_pipeline.cli.connections import connect, plan, remove, status, update
 from finora_pipeline.cli.dashboard import dashboard, login
 from finora_pipeline.cli.demo import demo
+from finora_pipeline.cli.master_key import rotate_master_key
 from finora_pipeline.cli.queries import sql
 from finora_pipeline.cli.refreshes import backfill, refresh
 from finora_pipeline.cli.simulation import simulate_openai
 from finora_pipeline.cli.up import up
 from finora_pipeline.cli.upkeep import purge, rebuild
+from finora_pipeline.private_files import restrict_new_files
 from finora_pipeline.settings import SettingsError
+
+
+def _about_a_database(error: Exception) -> str | None:
+    """What an error outside of all others says about a database: the accounts' and the warehouse's are
+    sentences by then, so that SQLAlchemy's are about Dagster's."""
+    from finora_pipeline.disk import StorageError, runs_store, storage_error
+    from finora_pipeline.settings import Settings
+
+    if not isinstance(error, StorageError):
+        error = storage_error(error, runs_store(Settings.from_environment().dagster_home)) or error
+    return str(error) if isinstance(error, StorageError) else None
 
 
 class Commands(click.Group):
     """Lists the commands in the order of their use; a setting that cannot be meant is told in a sentence."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        restrict_new_files()
         try:
             return super().invoke(ctx)
         except SettingsError as error:
@@ -35,6 +49,10 @@ class Commands(click.Group):
             if error.filename is None:
                 raise
             raise click.ClickException(f"{error.filename} cannot be used: {error.strerror}.") from None
+        except Exception as error:
+            if sentence := _about_a_database(error):
+                raise click.ClickException(sentence) from None
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)
@@ -65,7 +83,7 @@ def main() -> None:
 
 _COMMANDS = (
     connect, update, remove, status, plan, refresh, backfill, sql, up, dashboard, login,
-    alarms, rebuild, purge, demo, simulate_openai,
+    alarms, rebuild, purge, rotate_master_key, demo, simulate_openai,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -1,5 +1,7 @@
 """finora alarms: what needs a person now."""
 
+from datetime import UTC, datetime
+
 import click
 from rich.table import Table
 
@@ -11,7 +13,7 @@ from finora_pipeline.cli.terminal import row as text_row
 @click.option("--test", is_flag=True, help="Send a test message to everybody in FINORA_NOTIFY.")
 @json_option
 def alarms(test: bool, as_json: bool) -> None:
-    """Show what needs a person, as the daemon found it last.
+    """Show what needs a person: as the daemon found it last, and the data folder as it is now.
 
     FINORA_NOTIFY holds the addresses that are told, with white space between them, as Apprise writes them
     (https://appriseit.com/services):
@@ -22,14 +24,22 @@ def alarms(test: bool, as_json: bool) -> None:
       jsons://hooks.example.com/finora
     """
     from finora_pipeline.accounts.store import accounts_of
-    from finora_pipeline.alarms.book import open_alarms
+    from finora_pipeline.alarms.book import Alarm, open_alarms
+    from finora_pipeline.alarms.conditions import OF_INSTALLATION, of_installation
     from finora_pipeline.settings import Settings
+    from finora_pipeline.warehouse.warehouse import Warehouse
 
     with plain_errors():
         if test:
             _send_test()
             return
-        found = open_alarms(accounts_of(Settings.from_environment()).database)
+        settings = Settings.from_environment()
+        recorded = open_alarms(accounts_of(settings).database)
+    now = datetime.now(UTC)
+    judged = of_installation(Warehouse(settings.home), settings.dagster_home, now)
+    since = {alarm.key: alarm.opened_at for alarm in recorded}
+    found = [alarm for alarm in recorded if not alarm.key.startswith(OF_INSTALLATION)]
+    found += [Alarm(one.key, one.message, since.get(one.key, now), None) for one in judged]
     if as_json:
         print_json([{"key": a.key, "since": a.opened_at, "message": a.message} for a in found])
         return

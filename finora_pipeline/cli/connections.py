@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -175,6 +176,7 @@ def status(user_id: str | None, attention: bool, as_json: bool) -> None:
         found = accounts.connections(user_ids=[user_id] if user_id else None)
         shown = [c for c in found if not attention or c.status == "needs attention"]
         last_failure = accounts.last_failures([c.user_id for c in shown])
+        _print_conditions()
     if user_id and not found:
         raise click.ClickException(f"User {user_id} has no connection; finora connect makes one.")
     if as_json:
@@ -199,6 +201,17 @@ def status(user_id: str | None, attention: bool, as_json: bool) -> None:
     output.print(table)
     if todos.rows:
         output.print(todos)
+
+
+def _print_conditions() -> None:
+    """What the data folder itself needs, beside the results."""
+    from finora_pipeline.alarms.conditions import of_installation
+    from finora_pipeline.settings import Settings
+    from finora_pipeline.warehouse.warehouse import Warehouse
+
+    settings = Settings.from_environment()
+    for condition in of_installation(Warehouse(settings.home), settings.dagster_home, datetime.now(UTC)):
+        messages.print(condition.message, style="yellow", markup=False)
 
 
 def _connect_many(lines: TextIO, base_url: str | None, as_json: bool) -> None:

@@ -8,30 +8,40 @@ from typing import Any
 import click
 from rich.table import Table
 
-from finora_pipeline.cli.terminal import as_json_text, json_option, output, plain, print_json
+from finora_pipeline.cli.terminal import as_json_text, harmless, json_option, output, plain, print_json
 from finora_pipeline.cli.terminal import row as text_row
 
 ROWS_SHOWN = 200
+# How a spreadsheet knows a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 # A query may begin with a comment, which is no option.
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("query")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, all rows.")
+@click.option("--raw", is_flag=True, help="With --csv: texts as they are, for another program.")
 @json_option
-def sql(query: str, as_csv: bool, as_json: bool) -> None:
-    """Ask the published tables in SQL (DuckDB's), read-only; waits for nobody.
+def sql(query: str, as_csv: bool, raw: bool, as_json: bool) -> None:
+    """Run a read-only SQL query (DuckDB) on the published tables.
+
+    It reaches these tables alone: no files, networks, extensions or settings. In CSV an apostrophe stands
+    before texts that a spreadsheet would take for a formula, and control characters are replaced, unless
+    --raw is given.
 
     \b
       finora sql "SELECT date, sum(amount_usd) AS usd FROM daily_costs GROUP BY date ORDER BY date"
       finora sql "SHOW TABLES"
       finora sql "DESCRIBE daily_costs"
     """
+    if raw and not as_csv:
+        raise click.UsageError("--raw goes with --csv.")
     if as_csv and as_json:
         raise click.UsageError("Give --csv or --json, not both.")
 
     import duckdb
 
+    from finora_pipeline.disk import StorageError
     from finora_pipeline.reading import NothingPublished, connect
 
     try:
@@ -42,16 +52,26 @@ def sql(query: str, as_csv: bool, as_json: bool) -> None:
                 raise click.ClickException("There is no query: give one SELECT, FROM or SHOW.")
             names = [column[0] for column in result.description]
             rows = result.fetchall()
-    except (duckdb.Error, NothingPublished) as error:
-        raise click.ClickException(str(error)) from None
+    except duckdb.PermissionException:
+        raise click.ClickException(
+            "A query reaches the published tables alone: no files, other databases, extensions or settings. "
+            "Use finora_pipeline.connect(external_access=True) in Python for more."
+        ) from None
+    except duckdb.OutOfMemoryException:
+        raise click.ClickException(
+            "The query needs more memory than this machine gives. Ask for fewer days, users or columns."
+        ) from None
+    except (duckdb.Error, NothingPublished, StorageError) as error:
+        raise click.ClickException(harmless(str(error))) from None
     if as_json:
         if twice := {name for name in names if names.count(name) > 1}:
             raise click.ClickException(f"Two columns are called {min(twice)}: give one another name with AS.")
         print_json([dict(zip(names, row, strict=True)) for row in rows])
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows([[_csv_cell(value) for value in row] for row in rows])
+        cell = _csv_cell if raw else _safe_csv_cell
+        writer.writerow([cell(name) for name in names])
+        writer.writerows([[cell(value) for value in row] for row in rows])
     else:
         _print_table(names, rows)
 
@@ -85,3 +105,11 @@ def _csv_cell(value: Any) -> Any:
     if value is None:
         return ""
     return as_json_text(value) if isinstance(value, (list, dict)) else plain(value)
+
+
+def _safe_csv_cell(value: Any) -> Any:
+    """As `_csv_cell`, harmless in a spreadsheet and a terminal."""
+    cell = _csv_cell(value)
+    if isinstance(value, (str, list, dict)):
+        cell = harmless(f"'{cell}" if cell.startswith(_FORMULA) else cell)
+    return cell

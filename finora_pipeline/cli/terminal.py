@@ -20,7 +20,10 @@ from rich.text import Text
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_CONTROLS = {code: "�" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+# Control characters, and those that turn the direction of what follows.
+_UNSAFE = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROLS = {code: "�" for code in _UNSAFE if chr(code) not in "\t\n"}
+_ESCAPED = {code: f"\\u{code:04x}" for code in _UNSAFE if code >= 127}
 # A pipe has no width that lines would have to fit.
 PIPE_WIDTH = 1_000
 # Results go to the standard output, everything else beside it, so that a pipe gets results alone.
@@ -45,12 +48,13 @@ def plain_errors() -> Iterator[None]:
     """Turns the domain's errors, whose messages are sentences for a person, into the command's error."""
     from finora_pipeline.accounts.model import AccountsError
     from finora_pipeline.accounts.vault import VaultError
-    from finora_pipeline.disk import DiskFull
+    from finora_pipeline.disk import StorageError
     from finora_pipeline.instance_settings import InstanceFileError
     from finora_pipeline.openai_admin.addresses import AddressError
     from finora_pipeline.openai_admin.errors import OpenAIAdminError
     from finora_pipeline.openai_admin.keys import KeyFormError
     from finora_pipeline.plans import UnknownPlan
+    from finora_pipeline.private_files import ForeignFiles
     from finora_pipeline.warehouse.rebuild import RebuildIncomplete
     from finora_pipeline.warehouse.schema import WarehouseOutdated, WarehouseTooNew
     from finora_pipeline.warehouse.warehouse import PartsUnequal
@@ -66,8 +70,9 @@ def plain_errors() -> Iterator[None]:
         WarehouseTooNew,
         RebuildIncomplete,
         PartsUnequal,
-        DiskFull,
+        StorageError,
         InstanceFileError,
+        ForeignFiles,
     )
     try:
         yield
@@ -92,7 +97,14 @@ def print_json(value: Any) -> None:
 
 def as_json_text(value: Any, indent: int | None = None) -> str:
     """A value as JSON, which has neither keys that are no texts nor numbers that are none."""
-    return json.dumps(_for_json(value), indent=indent, default=plain, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_for_json(value), indent=indent, default=plain, ensure_ascii=False, allow_nan=False)
+    # What JSON itself does not escape, a terminal may take for a command.
+    return text.translate(_ESCAPED)
+
+
+def harmless(text: str) -> str:
+    """A text in which nothing moves a terminal's cursor or changes its state."""
+    return text.translate(_CONTROLS)
 
 
 def _for_json(value: Any) -> Any:
@@ -136,7 +148,7 @@ def progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
 
 def row(*cells: str) -> list[Text]:
     """Cells of a table as they are: brackets in data are no markup, and nothing in them moves the cursor."""
-    return [Text(cell.translate(_CONTROLS)) for cell in cells]
+    return [Text(harmless(cell)) for cell in cells]
 
 
 def moment(value: datetime | None) -> str:

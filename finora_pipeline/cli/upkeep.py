@@ -26,12 +26,12 @@ _day = click.DateTime(["%Y-%m-%d"])
 @opens_pages_option
 @json_option
 def purge(user_id: str, yes: bool, opens_pages: bool, as_json: bool) -> None:
-    """Delete all data of a user: key, facts, raw pages, published rows. Shows that nothing is left.
+    """Delete all data of a user: key, facts, raw pages, published rows, log lines; show that none is left.
 
     It is for good. Only a note in the audit trail says that it was done. Dagster's own record of past runs
     may name the user until those runs are deleted.
     """
-    from finora_pipeline import runs
+    from finora_pipeline import logs, runs
     from finora_pipeline.accounts.sign_in import SignIn
     from finora_pipeline.accounts.store import accounts_of
     from finora_pipeline.refresh.serve import publish_refreshes
@@ -55,18 +55,20 @@ def purge(user_id: str, yes: bool, opens_pages: bool, as_json: bool) -> None:
         runs.forget_user(settings, user_id)
         if warehouse.database.exists():
             publish_refreshes(accounts, warehouse)
+        log_lines = logs.forget_user(settings.home, user_id)
         left = retention.traces(warehouse, user_id)
     rows = {f"accounts.{table}": count for table, count in deleted.items()} | removed.rows
     if as_json:
         files = {"removed": removed.files_removed, "rewritten": removed.files_rewritten}
-        print_json({"rows_deleted": rows, "raw_files": files, "left": left})
+        print_json({"rows_deleted": rows, "raw_files": files, "log_lines": log_lines, "left": left})
     else:
         table = Table("Place", "Rows deleted", "Rows left")
         for place in sorted({*rows, *left}):
             table.add_row(*row(place, f"{rows.get(place, 0):,}", f"{left.get(place, 0):,}"))
         output.print(table)
         messages.print(
-            f"{removed.files_removed} raw files removed, {removed.files_rewritten} written without {user_id}."
+            f"{removed.files_removed} raw files removed, {removed.files_rewritten} rewritten without "
+            f"{user_id}, {log_lines} log lines removed."
         )
     if any(left.values()):
         raise click.ClickException("Something is left: was a refresh of the user going? Purge again.")

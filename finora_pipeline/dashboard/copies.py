@@ -17,7 +17,7 @@ import duckdb
 
 from finora_pipeline.dashboard.sample import SAMPLE_USER
 from finora_pipeline.dashboard.sql import statement
-from finora_pipeline.warehouse.published import attach
+from finora_pipeline.warehouse.published import attach, close_off
 
 # The blocks that pages' questions read; what does not fit is read again from the system's file cache.
 MEMORY_LIMIT = "20MB"
@@ -182,6 +182,7 @@ def _open(path: Path, version: tuple[int, ...]) -> _Opened:
     opened = _Opened(duckdb.connect(":memory:", config=config), spill, version)
     try:
         attach(opened.connection, path)
+        close_off(opened.connection, spills=True)
     except BaseException:
         opened.close()
         raise

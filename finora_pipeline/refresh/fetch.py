@@ -23,7 +23,7 @@ from finora_pipeline.accounts.model import (
 )
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
-from finora_pipeline.disk import DiskFull, told_if_full
+from finora_pipeline.disk import StorageError, told_if_full
 from finora_pipeline.logs import READS
 from finora_pipeline.openai_admin.client import OrganizationClient
 from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, Endpoint
@@ -181,7 +181,7 @@ async def fetch(
     the facts, by user and endpoint (`load.newest_sets`): what comes again unchanged does not land. `ask_all`
     also asks for parts that were refused or failed too recently.
     `on_progress(done, total, failed)` is called after each user. A user whose key is another than the
-    connection's, or who is removed or purged in the meantime, is left out. Raises `DiskFull`.
+    connection's, or who is removed or purged in the meantime, is left out. Raises `StorageError`.
     """
     planned = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
     failures = accounts.part_failures([connection.user_id for connection, _ in planned])
@@ -232,7 +232,7 @@ async def fetch(
                 await landing.add_names(await read_names(organization, connection, known, began))
         except TimeoutError:
             _log.warning("The names of user %s took too long", connection.user_id, extra=_of(connection))
-        except DiskFull:
+        except StorageError:
             raise
         except Exception:
             _log.exception("Reading names of user %s failed", connection.user_id, extra=_of(connection))
@@ -261,8 +261,8 @@ async def fetch(
                 group.create_task(read_users())
     except BaseExceptionGroup as errors:
         # One sentence instead of each worker's own.
-        if full := errors.subgroup(DiskFull):
-            raise full.exceptions[0] from None
+        if found := errors.subgroup(StorageError):
+            raise found.exceptions[0] from None
         raise
     finally:
         if watch:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from finora_pipeline.accounts.model import PROVIDER, Connection, Read
+from finora_pipeline.accounts.model import PROVIDER, Connection, Read, is_future
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.disk import told_if_full
 from finora_pipeline.warehouse.publish import Published, publish
@@ -12,14 +12,15 @@ from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.warehouse import Warehouse
 
 
-def publish_refreshes(accounts: Accounts, warehouse: Warehouse) -> Published:
-    """Publishes, then marks the refreshes whose pages are all in the published copy.
+def publish_refreshes(accounts: Accounts, warehouse: Warehouse, now: datetime | None = None) -> Published:
+    """Publishes, then marks the refreshes whose pages are all in the published copy; `now` is the present.
 
     Raises `DiskFull` and `PartsUnequal`.
     """
     for one in RawPages(warehouse.raw).quarantined():
         message = f"Pages that OpenAI sent could not be loaded. {one.reason} They are in raw/quarantine."
         accounts.mark_not_loaded(one.file.run_id, one.user_ids, message)
+    present = now or datetime.now(UTC)
     reads: list[Read] = []
 
     def connection_rows() -> Iterator[dict[str, object]]:
@@ -31,18 +32,21 @@ def publish_refreshes(accounts: Accounts, warehouse: Warehouse) -> Published:
         newest: dict[str, datetime] = {}
         for read in reads:
             if read.is_up_to_date:
-                newest[read.user_id] = max(read.started_at, newest.get(read.user_id, read.started_at))
+                started_at = min(read.started_at, present)
+                newest[read.user_id] = max(started_at, newest.get(read.user_id, started_at))
         for connection in accounts.connections():
-            yield _row(connection, newest.get(connection.user_id))
+            yield _row(connection, newest.get(connection.user_id), present)
 
-    copy = publish(warehouse, accounts.each_user_id(), connection_rows, datetime.now(UTC).date())
+    copy = publish(warehouse, accounts.each_user_id(), connection_rows, present.date())
     with told_if_full("the accounts database"):
-        accounts.mark_published(reads, copy.at)
+        accounts.mark_published(reads, max(copy.at, present))
     return copy
 
 
-def _row(connection: Connection, read_at: datetime | None) -> dict[str, object]:
-    moments = [moment for moment in (connection.last_refresh_at, read_at) if moment]
+def _row(connection: Connection, read_at: datetime | None, now: datetime) -> dict[str, object]:
+    moments = [
+        moment for moment in (connection.last_refresh_at, read_at) if moment and not is_future(moment, now)
+    ]
     shown = replace(connection, last_refresh_at=max(moments, default=None))
     return {
         "user_id": connection.user_id,

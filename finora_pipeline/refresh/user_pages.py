@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import msgspec
 
-from finora_pipeline.accounts.model import Connection, PartFailure, PartsRead, Refresh
+from finora_pipeline.accounts.model import Connection, PartFailure, PartsRead, Refresh, is_future
 from finora_pipeline.openai_admin.client import OrganizationClient
 from finora_pipeline.openai_admin.directory import Directory
 from finora_pipeline.openai_admin.endpoints import (
@@ -130,7 +130,7 @@ async def read_costs_and_usage(
 def is_directory_due(connection: Connection, failures: Sequence[PartFailure], now: datetime) -> bool:
     """Whether names are to be read: once a day, and again where a list that failed is due."""
     read_at = connection.directory_read_at
-    if read_at is None or now - read_at >= DIRECTORY_AFTER:
+    if read_at is None or is_future(read_at, now) or now - read_at >= DIRECTORY_AFTER:
         return True
     # A list that OpenAI refuses waits for the next day with all others.
     return any(_is_list(one.part) and one.reason != REFUSED and one.retry_at <= now for one in failures)

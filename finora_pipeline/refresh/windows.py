@@ -35,10 +35,12 @@ def window_of(connection: Connection, asked: Window, today: date) -> Window | No
         # Up to today, whatever was asked for: no gap may stay behind the trailing window.
         return Window(kept_from, max(asked.end, today + timedelta(days=1)))
     start = max(asked.start, kept_from)
+    # A clock that ran ahead has read days that were not.
+    read_until = min(connection.read_until, today + timedelta(days=1))
     if asked.end > today:
-        unsettled = connection.read_until - timedelta(days=TRAILING_DAYS)
-        not_closed = (connection.read_until - timedelta(days=CLOSING_DAYS)).replace(day=1)
-        if connection.read_until <= today and not_closed < today.replace(day=1):
+        unsettled = read_until - timedelta(days=TRAILING_DAYS)
+        not_closed = (read_until - timedelta(days=CLOSING_DAYS)).replace(day=1)
+        if read_until <= today and not_closed < today.replace(day=1):
             unsettled = min(unsettled, not_closed)
         shown_from = connection.first_day(today - PRUNE_GRACE) or FIRST_DAY
         start = min(start, max(unsettled, shown_from))

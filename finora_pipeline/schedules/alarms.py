@@ -11,12 +11,14 @@ from dagster._core.storage.tags import WILL_RETRY_TAG
 from finora_pipeline.accounts.model import Connection, Status
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.alarms.book import mark_told, note
-from finora_pipeline.alarms.conditions import Condition, of_connections
+from finora_pipeline.alarms.conditions import Condition, of_connections, of_installation
 from finora_pipeline.alarms.notify import Notifier, NotifyError, message_of
 from finora_pipeline.assets.partitions import RANGE_TAGS, USERS_NAME
 from finora_pipeline.assets.raw_pages import READ_CHECK
 from finora_pipeline.schedules.jobs import BACKFILL_TAG, JOBS, history_job, refresh_job
 from finora_pipeline.schedules.refresh import PLAN_TAG
+from finora_pipeline.settings import Settings
+from finora_pipeline.warehouse.warehouse import Warehouse
 
 # How long a failure that nothing of its kind has followed is told of.
 FAILURES_KEPT = timedelta(days=7)
@@ -31,11 +33,16 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
     description="Tells once by e-mail, Slack or webhook (FINORA_NOTIFY) of connections that need attention, "
     "data older than promised, failed runs and checks, and once again when that is over.",
 )
-def alarms(context: dg.SensorEvaluationContext, accounts: dg.ResourceParam[Accounts]) -> dg.SkipReason:
+def alarms(
+    context: dg.SensorEvaluationContext,
+    accounts: dg.ResourceParam[Accounts],
+    warehouse: dg.ResourceParam[Warehouse],
+) -> dg.SkipReason:
     now = datetime.now(UTC)
     connections = accounts.connections()
     conditions = [
         *of_connections(connections, now),
+        *of_installation(warehouse, Settings.from_environment().dagster_home, now),
         *failed_runs(context.instance, connections, now),
         *failed_checks(context.instance, context.repository_def),
     ]

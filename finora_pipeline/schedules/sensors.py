@@ -30,7 +30,10 @@ def connection_changes(
     context: dg.SensorEvaluationContext, accounts: dg.ResourceParam[Accounts]
 ) -> dg.SensorResult | dg.SkipReason:
     """Its cursor is the moment up to which changes have been seen, and those seen shortly before it."""
+    now = datetime.now(UTC)
     since, seen = _read_cursor(context.cursor)
+    # A change that was stamped while the clock ran ahead must not hide those that follow it.
+    since = since and min(since, now)
     recent = accounts.connections(changed_after=since and since - OVERLAP)
     changed = [c for c in recent if _change_of(c) not in seen]
     if not changed:
@@ -52,7 +55,7 @@ def connection_changes(
     return dg.SensorResult(
         run_requests=requests,
         dynamic_partitions_requests=[USERS.build_add_request(added)] if added else [],
-        cursor=_cursor_after(recent),
+        cursor=_cursor_after(recent, now),
     )
 
 
@@ -67,8 +70,8 @@ def _read_cursor(cursor: str | None) -> tuple[datetime | None, set[str]]:
     return datetime.fromisoformat(read["since"]), set(read["seen"])
 
 
-def _cursor_after(recent: list[Connection]) -> str:
-    since = max(c.changed_at for c in recent)
+def _cursor_after(recent: list[Connection], now: datetime) -> str:
+    since = min(now, max(c.changed_at for c in recent))
     seen = [_change_of(c) for c in recent if c.changed_at > since - OVERLAP]
     return json.dumps({"since": since.isoformat(), "seen": seen})
 

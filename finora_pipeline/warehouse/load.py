@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from threading import Event
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from finora_pipeline.openai_admin.endpoints import BILLED_KIND, COSTS, DIRECTORY_KIND, USAGE_KIND
 from finora_pipeline.openai_admin.line_items import parse_line_item
+from finora_pipeline.warehouse.clock import end_of_present, forget_future_moments
 from finora_pipeline.warehouse.portions import load_or_halve, portions
 from finora_pipeline.warehouse.raw import Quarantined, RawFile, RawPages, cut_long_pages
 from finora_pipeline.warehouse.schema import MONTHLY_TABLES
@@ -68,15 +69,19 @@ class Loaded:
     quarantined: list[Quarantined] = field(default_factory=list)
 
 
-def load_pending(warehouse: Warehouse, kinds: Iterable[str], run_id: str) -> Loaded:
+def load_pending(
+    warehouse: Warehouse, kinds: Iterable[str], run_id: str, now: datetime | None = None
+) -> Loaded:
     """Loads every landed file of these kinds, some files a transaction, under the warehouse's lock.
 
     Returns what the pages that the run fetched became, whoever loaded them.
     """
     kinds = list(kinds)
     with warehouse.writing() as connection:
+        with transaction(connection):
+            forget_future_moments(connection, now)
         for kind in kinds:
-            _load_all(connection, warehouse, kind)
+            _load_all(connection, warehouse, kind, now)
         loaded = _loaded_by(connection, run_id, kinds)
     of_run = [one for one in RawPages(warehouse.raw).quarantined() if one.file.run_id == run_id]
     return replace(loaded, quarantined=of_run)
@@ -110,12 +115,14 @@ def load_ahead(warehouse: Warehouse, all_read: Event) -> None:
                 _load_all(connection, warehouse, kind)
 
 
-def _load_all(connection: duckdb.DuckDBPyConnection, warehouse: Warehouse, kind: str) -> None:
+def _load_all(
+    connection: duckdb.DuckDBPyConnection, warehouse: Warehouse, kind: str, now: datetime | None = None
+) -> None:
     raw = RawPages(warehouse.raw)
     archive_loaded(connection, raw, raw.pending(kind))
 
     def load(files: list[RawFile]) -> None:
-        load_files(connection, kind, files, warehouse.cut_pages)
+        load_files(connection, kind, files, warehouse.cut_pages, now)
         archive_loaded(connection, raw, files)
 
     for portion in portions(raw.pending(kind)):
@@ -152,7 +159,11 @@ def _already_loaded(connection: duckdb.DuckDBPyConnection, files: list[RawFile])
 
 
 def load_files(
-    connection: duckdb.DuckDBPyConnection, kind: str, files: list[RawFile], cut_pages: Path
+    connection: duckdb.DuckDBPyConnection,
+    kind: str,
+    files: list[RawFile],
+    cut_pages: Path,
+    now: datetime | None = None,
 ) -> None:
     """Replaces the days that the files' pages cover, and notes the files as loaded; all or nothing.
 
@@ -163,7 +174,7 @@ def load_files(
     with _short_pages(files, kind, cut_pages) as texts, transaction(connection):
         connection.execute("SET VARIABLE raw_files = $files", {"files": [str(file.path) for file in files]})
         connection.execute("SET VARIABLE text_files = $files", {"files": [str(path) for path in texts]})
-        run(connection, "pipeline", "begin_load")
+        run(connection, "pipeline", "begin_load", end_of_present=end_of_present(now))
         if kind == COSTS.kind:
             connection.register("line_items", _parsed_line_items(connection))
         for table in tables:

@@ -9,6 +9,7 @@ from decimal import Decimal
 import duckdb
 import pyarrow as pa
 
+from finora_pipeline.warehouse.clock import forget_future_days
 from finora_pipeline.warehouse.portions import CAUSED_BY_PAGES
 from finora_pipeline.warehouse.sql import section
 from finora_pipeline.warehouse.warehouse import PartsUnequal, Warehouse, run, transaction
@@ -52,6 +53,8 @@ def refresh_metrics(warehouse: Warehouse, user_ids: Iterable[str], today: date) 
     # A connection each: what DuckDB holds for the first is not needed by the second.
     with warehouse.lock():
         with warehouse.connect() as connection:
+            with transaction(connection):
+                forget_future_days(connection, today)
             computed = _refresh_costs(connection, user_ids, today)
         with warehouse.connect() as connection:
             _refresh_user_metrics(connection, today)
@@ -61,6 +64,8 @@ def refresh_metrics(warehouse: Warehouse, user_ids: Iterable[str], today: date) 
 def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> None:
     """Computes, under the lock, what another run's load has left to be computed, so that facts and metrics
     are of one moment. Raises `PartsUnequal` where a day does not add up, now or in a run before."""
+    with transaction(connection):
+        forget_future_days(connection, today)
     if _count(connection, "pipeline.stale_days"):
         unequal = _refresh_costs(connection, user_ids, today).unequal
         if unequal:

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from finora_pipeline.disk import told_if_full
 from finora_pipeline.openai_admin.pages import SECONDS_PER_DAY, Page, canonical, pieces
+from finora_pipeline.private_files import open_lock
 
 PROVIDER = "openai"
 SCHEMA = pa.schema(
@@ -164,7 +165,7 @@ class RawPages:
         no page of theirs lands afterwards.
         """
         self._pending.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._pending.with_name("landing.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_lock(self._pending.with_name("landing.lock"))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
             yield

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import duckdb
 
+from finora_pipeline.disk import DatabaseDamaged
 from finora_pipeline.warehouse.load import ID_COLUMN, KINDS, archive_loaded, load_files
 from finora_pipeline.warehouse.portions import load_or_halve, portions
 from finora_pipeline.warehouse.published import quoted
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.schema import WarehouseOutdated
-from finora_pipeline.warehouse.warehouse import Warehouse, settle
+from finora_pipeline.warehouse.warehouse import Warehouse, open_to_write, settle, transaction
 
 _log = logging.getLogger("finora.warehouse")
 # What is told apart: all that OpenAI said, not which read of the same it came from.
@@ -90,7 +91,11 @@ def rebuild(
         with warehouse.connect() as connection:
             raw = RawPages(warehouse.raw)
             archive_loaded(connection, raw, raw.pending())
-        with _loaded_beside(warehouse, on_progress) as built, built.warehouse.connect() as connection:
+        with (
+            _loaded_beside(warehouse, on_progress) as built,
+            warehouse.storage_errors(),
+            open_to_write(built.warehouse.database) as connection,
+        ):
             _attach_held(connection, warehouse)
             rows, differences = 0, []
             for table in COMPARED:
@@ -133,11 +138,9 @@ def replace_warehouse(warehouse: Warehouse, on_progress: Progress | None = None)
 
 
 def _replace(warehouse: Warehouse, on_progress: Progress | None) -> int:
-    try:
+    with _set_aside_if_damaged(warehouse):
         settle(warehouse.database)
         _archive_held(warehouse)
-    except (duckdb.IOException, duckdb.SerializationException, duckdb.InternalException) as error:
-        _set_aside(warehouse.database, error)
     with _loaded_beside(warehouse, on_progress) as built:
         if built.unloadable:
             first = built.unloadable[0]
@@ -146,22 +149,33 @@ def _replace(warehouse: Warehouse, on_progress: Progress | None) -> int:
                 f"{first.file}: {first.reason} The warehouse is unchanged. To build it without a file, move "
                 "that to raw/quarantine."
             )
-        _take_over(warehouse, built.warehouse)
+        with _set_aside_if_damaged(warehouse):
+            _take_over(warehouse, built.warehouse)
         warehouse.database.parent.mkdir(parents=True, exist_ok=True)
         built.warehouse.database.replace(warehouse.database)
     return built.files
 
 
-def _set_aside(database: Path, error: duckdb.Error) -> None:
+@contextmanager
+def _set_aside_if_damaged(warehouse: Warehouse) -> Iterator[None]:
+    """Sets the held database aside where reading it in the block shows that it is damaged. Raises
+    `StorageError` for anything else that is wrong with it: another program has it open, say."""
+    try:
+        with warehouse.storage_errors():
+            yield
+    except (DatabaseDamaged, duckdb.InternalException, duckdb.IOException, duckdb.FatalException) as error:
+        _log.info("The warehouse cannot be read: %s", error.__cause__ or error)
+        _set_aside(warehouse.database)
+
+
+def _set_aside(database: Path) -> None:
     aside = database.with_name("damaged.duckdb")
     database.replace(aside)
     log = database.with_name(f"{database.name}.wal")
     if log.exists():
         log.replace(aside.with_name(f"{aside.name}.wal"))
     _log.warning(
-        "The warehouse cannot be read (%s). It is set aside as %s; the record of revisions in it is lost.",
-        str(error).partition("\n")[0],
-        aside,
+        "The warehouse cannot be read. It is set aside as %s; the record of revisions in it is lost.", aside
     )
 
 
@@ -183,27 +197,32 @@ def _take_over(warehouse: Warehouse, beside: Warehouse) -> None:
     """Copies into the database beside what only the held one knows, if there is one."""
     if not warehouse.database.exists():
         return
-    with beside.connect() as connection:
+    with open_to_write(beside.database) as connection:
         _attach_held(connection, warehouse)
-        for table in ("main.cost_revisions", "main.usage_revisions"):
-            if _is_same(connection, table):
-                connection.execute(f"DELETE FROM {table}")
-                connection.execute(f"INSERT INTO {table} FROM held.{table}")
-        if _is_same(connection, "pipeline.loaded_days"):
-            connection.execute(
-                "UPDATE pipeline.loaded_days AS day SET first_fetched_at = known.first_fetched_at "
-                "FROM held.pipeline.loaded_days AS known WHERE known.user_id = day.user_id "
-                "AND known.provider = day.provider AND known.endpoint = day.endpoint "
-                "AND known.date = day.date"
-            )
-        for table, key in ID_COLUMN.items():
-            if _is_same(connection, f"main.{table}"):
-                connection.execute(
-                    f"UPDATE {table} AS one SET first_seen_at = known.first_seen_at "
-                    f"FROM held.{table} AS known WHERE known.user_id = one.user_id "
-                    f"AND known.provider = one.provider AND known.{key} = one.{key}"
-                )
+        with transaction(connection):
+            _copy_what_only_held_knows(connection)
         connection.execute("DETACH held")
+
+
+def _copy_what_only_held_knows(connection: duckdb.DuckDBPyConnection) -> None:
+    for table in ("main.cost_revisions", "main.usage_revisions"):
+        if _is_same(connection, table):
+            connection.execute(f"DELETE FROM {table}")
+            connection.execute(f"INSERT INTO {table} FROM held.{table}")
+    if _is_same(connection, "pipeline.loaded_days"):
+        connection.execute(
+            "UPDATE pipeline.loaded_days AS day SET first_fetched_at = known.first_fetched_at "
+            "FROM held.pipeline.loaded_days AS known WHERE known.user_id = day.user_id "
+            "AND known.provider = day.provider AND known.endpoint = day.endpoint "
+            "AND known.date = day.date"
+        )
+    for table, key in ID_COLUMN.items():
+        if _is_same(connection, f"main.{table}"):
+            connection.execute(
+                f"UPDATE {table} AS one SET first_seen_at = known.first_seen_at "
+                f"FROM held.{table} AS known WHERE known.user_id = one.user_id "
+                f"AND known.provider = one.provider AND known.{key} = one.{key}"
+            )
 
 
 @contextmanager

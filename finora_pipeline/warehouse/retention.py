@@ -232,7 +232,7 @@ def _write_without(warehouse: Warehouse, user_id: str, removed: Removed) -> None
     aside = warehouse.database.with_name("purged.duckdb")
     for half in (aside, aside.with_name(f"{aside.name}.wal")):
         half.unlink(missing_ok=True)
-    with open_to_write(aside) as connection:
+    with warehouse.storage_errors(), open_to_write(aside) as connection:
         connection.execute(f"ATTACH {quoted(warehouse.database)} AS old (READ_ONLY)")
         with_user = _tables_with(connection, "user_id")
         tables = [

@@ -7,8 +7,9 @@ else opens this file: readers get a published copy.
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 
 import duckdb
 
-from finora_pipeline.disk import told_if_full
+from finora_pipeline.disk import is_in_use, storage_errors, told_if_full, warehouse_store
+from finora_pipeline.private_files import open_lock
+from finora_pipeline.settings import wait_seconds
 from finora_pipeline.warehouse.machine import duckdb_limits
 from finora_pipeline.warehouse.schema import create_or_migrate
 from finora_pipeline.warehouse.sql import section
@@ -60,7 +63,7 @@ class Warehouse:
         """Waits for and holds the right to write; not reentrant. Raises `DiskFull`."""
         with told_if_full(self.home):
             self.database.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.database.with_name("write.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = open_lock(self.database.with_name("write.lock"))
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 yield
@@ -69,9 +72,14 @@ class Warehouse:
 
     @contextmanager
     def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A connection for the holder of the lock; the tables are created in a new database."""
-        with open_to_write(self.database) as connection:
+        """A connection for the holder of the lock; the tables are created in a new database. Raises
+        `StorageError` where it cannot be read or another program has it open."""
+        with self.storage_errors(), open_to_write(self.database) as connection:
             yield connection
+
+    def storage_errors(self) -> AbstractContextManager[None]:
+        """Turns what DuckDB says about the warehouse's file into a `StorageError`."""
+        return storage_errors(warehouse_store(self.home, self.database))
 
     @contextmanager
     def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -93,7 +101,7 @@ def open_to_write(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         # It takes a quarter of a commit to try; in the benchmarks no column is smaller with it.
         "disabled_compression_methods": "fsst",
     }
-    connection = duckdb.connect(database, config=config)
+    connection = _connect_when_free(database, config)
     try:
         connection.execute("SET GLOBAL TimeZone = 'UTC'")
         connection.execute("SET GLOBAL preserve_insertion_order = false")
@@ -103,11 +111,25 @@ def open_to_write(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         connection.close()
 
 
+def _connect_when_free(
+    database: Path, config: dict[str, str | bool | int | float | list[str]]
+) -> duckdb.DuckDBPyConnection:
+    """Connects, and waits for `wait_seconds` where another program has the file open."""
+    end = time.monotonic() + wait_seconds()
+    while True:
+        try:
+            return duckdb.connect(database, config=config)
+        except duckdb.IOException as error:
+            if not is_in_use(error) or time.monotonic() >= end:
+                raise
+        time.sleep(0.1)
+
+
 def settle(database: Path) -> None:
     """Brings what a killed process has left in a database's log into the database, if there is one: DuckDB
     would replay the log into whatever takes the database's place."""
     if database.exists():
-        duckdb.connect(database, config=duckdb_limits().config).close()
+        _connect_when_free(database, duckdb_limits().config).close()
 
 
 @contextmanager
@@ -117,7 +139,9 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        connection.rollback()
+        # A database that is damaged or full has ended the transaction itself.
+        with suppress(duckdb.Error):
+            connection.rollback()
         raise
     connection.commit()
 

@@ -702,7 +702,10 @@ def test_a_permanent_failure_needs_attention_and_says_since_when_and_why(home, o
     assert second.status_reason == "OpenAI said insufficient_permissions."
     assert second.status_since == first.status_since
     assert actions(home, "acme")[1:] == [("needs attention", "OpenAI said invalid_key.")]
-    assert home.accounts.last_failures(["acme"]) == {"acme": "OpenAI said insufficient_permissions."}
+    later_on = datetime.now(UTC) + timedelta(days=2)
+    assert home.accounts.last_failures(["acme"], later_on) == {
+        "acme": "OpenAI said insufficient_permissions."
+    }
 
 
 def test_a_connection_that_needs_attention_is_tried_again_after_23_hours(file_home, openai):
@@ -723,7 +726,7 @@ def test_a_complete_read_makes_it_active_again(home, openai):
     recovered = stored(home, "acme")
     assert recovered.status is Status.ACTIVE
     assert recovered.status_reason is None
-    assert home.accounts.last_failures(["acme"]) == {}
+    assert home.accounts.last_failures(["acme"], datetime.now(UTC) + timedelta(days=2)) == {}
     assert [action for action, _ in actions(home, "acme")] == ["connect", "needs attention", "active"]
 
 

@@ -114,7 +114,7 @@ def look(installation: Installation) -> str:
         dg.build_sensor_context(
             instance=instance,
             repository_def=repository,
-            resources={"accounts": (definitions.resources or {})["accounts"]},
+            resources={name: (definitions.resources or {})[name] for name in ("accounts", "warehouse")},
         ) as context,
     ):
         told = repository.get_sensor_def("alarms").evaluate_tick(context)

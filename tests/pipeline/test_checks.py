@@ -89,14 +89,13 @@ def test_a_settled_day_that_changes_is_told(installation: Installation):
 def test_a_copy_that_lacks_something_is_told(installation: Installation, monkeypatch):
     warehouse = Warehouse(installation.settings.home)
 
-    def swap_in_less(source: Path, target: Path) -> int:
-        size = swap_in(source, target)
+    def copy_less(source: Path, target: Path) -> None:
+        copy_whole(source, target)
         with duckdb.connect(target) as copied:
             copied.execute("DELETE FROM daily_key_costs WHERE date = ?", [installation.today])
-        return size
 
-    swap_in = publishing._swap_in
-    monkeypatch.setattr(publishing, "_swap_in", swap_in_less)
+    copy_whole = publishing._copy
+    monkeypatch.setattr(publishing, "_copy", copy_less)
     copy: Published = publish(warehouse, ["user-0"], list, installation.today)
     assert set(copy.different) == {"daily_key_costs"}
     assert not copy_check(copy).passed

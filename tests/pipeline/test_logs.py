@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from finora_pipeline import logs
-from finora_pipeline.logs import run_log
+from finora_pipeline.logs import forget_user, run_log
 from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState
 
 
@@ -40,3 +40,25 @@ def test_a_long_log_is_put_aside_when_a_run_begins(tmp_path, monkeypatch: pytest
             (tmp_path / "logs" / "runs.log").write_text("x" * 20)
     kept = sorted(path.name for path in (tmp_path / "logs").glob("runs.log*"))
     assert kept == ["runs.log", *(f"runs.log.{number}" for number in range(1, logs.KEPT + 1))]
+
+
+def test_a_purged_user_is_in_no_log_file(tmp_path):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    lines = [
+        '{"user_id": "acme", "event": "user read"}',
+        "The key of acme was replaced.",
+        "run tags: finora/user=acme",
+        "acme",
+        '{"user_id": "acme-2"}',
+        "x-acme my.acme acme.eu acme@example.com",
+        "nothing of the kind",
+    ]
+    for name in ("runs.log", "runs.log.1", "code-server.log", "daemon.log"):
+        (folder / name).write_text("\n".join(lines) + "\n")
+    with (folder / "daemon.log").open("a") as written:
+        assert forget_user(tmp_path, "acme") == 16
+        written.write("after\n")
+    assert (folder / "runs.log.1").read_text().splitlines() == lines[4:]
+    assert (folder / "daemon.log").read_text().splitlines() == [*lines[4:], "after"]
+    assert forget_user(tmp_path / "elsewhere", "acme") == 0

@@ -60,26 +60,28 @@ SELECT * EXCLUDE (body, canonical, filename), parse_filename(filename) AS raw_fi
 FROM read_parquet(getvariable('raw_files'), filename = true);
 
 -- The days that the pages in the raw files have a bucket of, empty ones included. A day counts only if the
--- warehouse does not hold a newer read of it.
+-- warehouse does not hold a newer read of it, a moment of the future being older than all, and if it has begun.
 CREATE OR REPLACE TEMP TABLE new_days AS
 WITH page_days AS (
-    SELECT user_id, provider, endpoint, fetched_at, raw_file, unnest(days) AS date FROM raw_pages
+    SELECT user_id, provider, endpoint, fetched_at, raw_file, unnest(days) AS date,
+        if(fetched_at > $end_of_present, 'epoch'::TIMESTAMPTZ, fetched_at) AS counts_as
+    FROM raw_pages
 )
 SELECT
     user_id,
     provider,
     endpoint,
     date,
-    max(fetched_at) AS fetched_at,
-    arg_max(raw_file, fetched_at) AS raw_file
+    arg_max(fetched_at, counts_as) AS fetched_at,
+    arg_max(raw_file, counts_as) AS raw_file
 FROM page_days
-WHERE NOT EXISTS (
+WHERE date <= ($end_of_present AT TIME ZONE 'UTC')::DATE AND NOT EXISTS (
     FROM pipeline.loaded_days AS loaded
     WHERE loaded.endpoint = page_days.endpoint
       AND loaded.user_id = page_days.user_id
       AND loaded.provider = page_days.provider
       AND loaded.date = page_days.date
-      AND loaded.fetched_at >= page_days.fetched_at
+      AND if(loaded.fetched_at > $end_of_present, 'epoch'::TIMESTAMPTZ, loaded.fetched_at) >= page_days.counts_as
 )
 GROUP BY user_id, provider, endpoint, date;
 

@@ -1,0 +1,154 @@
+"""Whose stored secrets which master key locks, and their move to another one.
+
+Only the data key of each secret (60 bytes) is wrapped again; no user has to do anything. Every step leaves a
+state in which all secrets open: a rotation that was interrupted is taken up by the next.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy.engine import Connection as DatabaseConnection
+
+from finora_pipeline.accounts.actors import current_actor
+from finora_pipeline.accounts.schema import audit, credentials, logins
+from finora_pipeline.accounts.sealed import SEALED, Lock, locks
+from finora_pipeline.accounts.store import Accounts, accounts_of, identity_of, open_accounts
+from finora_pipeline.accounts.vault import KeyFile, Vault, VaultError, new_key, totp_identity
+from finora_pipeline.private_files import open_lock, secure_home
+from finora_pipeline.settings import Settings
+
+# In place of a user id, in the audit trail.
+ALL_USERS = "*"
+
+
+# For which identity the secret of a row is sealed, by table.
+IDENTITY_OF: dict[str, Callable[[Any], str]] = {
+    credentials.name: identity_of,
+    logins.name: lambda row: totp_identity(row.name),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What a rotation has done: the current master key, how many secrets were wrapped again, the master keys
+    that lock nothing any more, and the secrets that did not open and stay as they are."""
+
+    current: str
+    rewrapped: int
+    removable: list[str]
+    unreadable: list[Lock] = field(default_factory=list)
+
+
+def rotate(settings: Settings) -> Rotation:
+    """Moves every stored secret to the current master key: the first in the environment, or a new one that
+    takes the place of that in the file. Raises `VaultError`."""
+    accounts = accounts_of(settings)
+    vault = accounts.vault
+    if os.environ.get(settings.master_key_variable):
+        if len(vault.key_ids) == 1:
+            raise VaultError(
+                f"{settings.master_key_variable} holds one master key. Put a new one before it, with a comma "
+                "between them, restart finora up with both, and run this command again."
+            )
+        return rewrap_all(accounts, vault)
+    file = KeyFile(settings.master_key_file)
+    with os.fdopen(open_lock(file.path.with_name("rotate.lock")), "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rotation = rewrap_all(accounts, Vault(add_key(file), file))
+        drop_old_keys(accounts, file)
+    return rotation
+
+
+def add_key(file: KeyFile) -> list[bytes]:
+    """Puts a new key before the one in the file; the keys of a rotation that was interrupted stay."""
+    keys = file.read()
+    if len(keys) == 1:
+        keys = [new_key(), *keys]
+        file.replace(keys)
+    return keys
+
+
+def rewrap_all(accounts: Accounts, vault: Vault) -> Rotation:
+    """Wraps the data keys again that another than the current master key wraps, all in one transaction."""
+    rewrapped, unreadable = 0, []
+    before: set[str] = set()
+    with accounts.database.begin() as database:
+        for where in SEALED:
+            table, changes = where.table, []
+            old = select(table).where(where.master_key_id != vault.current_key_id)
+            for row in database.execute(old).all():
+                owner, sealed = getattr(row, where.owner), where.sealed(row)
+                before.add(sealed.master_key_id)
+                try:
+                    again = vault.rewrap(sealed, IDENTITY_OF[table.name](row))
+                except VaultError:
+                    unreadable.append(Lock(table.name, owner, sealed.master_key_id))
+                else:
+                    changes.append({"owner": owner, "id": again.master_key_id, "wrapped": again.wrapped_key})
+            if changes:
+                changed = {
+                    f"{where.prefix}master_key_id": bindparam("id"),
+                    f"{where.prefix}wrapped_key": bindparam("wrapped"),
+                }
+                mine = table.c[where.owner] == bindparam("owner")
+                database.execute(update(table).where(mine).values(changed), changes)
+            rewrapped += len(changes)
+        if rewrapped:
+            _note(database, "rotate master key", f"{', '.join(sorted(before))} to {vault.current_key_id}")
+    _cut_log(accounts)
+    needed = {lock.master_key_id for lock in unreadable}
+    removable = [one for one in vault.key_ids if one != vault.current_key_id and one not in needed]
+    return Rotation(vault.current_key_id, rewrapped, removable, unreadable)
+
+
+def drop_old_keys(accounts: Accounts, file: KeyFile) -> None:
+    """Leaves the current key alone in the file, unless something is still locked by another.
+
+    Other processes seal within a transaction that writes, so that none can use an old key meanwhile.
+    """
+    keys = file.read()
+    with accounts.database.begin() as database:
+        current = Vault(keys[:1]).current_key_id
+        if len(keys) > 1 and all(lock.master_key_id == current for lock in locks(database)):
+            file.replace(keys[:1])
+
+
+def forget_lost(settings: Settings) -> list[Lock]:
+    """Deletes the secrets whose master key is not given: their connections become removed, their logins lose
+    the second factor. Returns what was deleted."""
+    secure_home(settings)
+    accounts = open_accounts(
+        settings.accounts_url,
+        settings.master_key_variable,
+        settings.master_key_file,
+        accepts_lost_keys=True,
+    )
+    with accounts.database.connect() as database:
+        lost = [lock for lock in locks(database) if lock.master_key_id not in accounts.vault.key_ids]
+    for lock in lost:
+        if lock.table == credentials.name:
+            accounts.remove_connection(lock.owner)
+    names = [lock.owner for lock in lost if lock.table == logins.name]
+    if names:
+        empty = {column.name: None for column in logins.c if column.name.startswith("totp_")}
+        with accounts.database.begin() as database:
+            database.execute(update(logins).where(logins.c.name.in_(names)).values(empty))
+    return lost
+
+
+def _cut_log(accounts: Accounts) -> None:
+    """Cuts SQLite's write-ahead log, which still holds what the old master key opens."""
+    if accounts.database.dialect.name == "sqlite":
+        with closing(accounts.database.raw_connection()) as database:
+            database.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+
+def _note(database: DatabaseConnection, action: str, detail: str) -> None:
+    values = {"at": datetime.now(UTC), "user_id": ALL_USERS, "action": action, "detail": detail}
+    database.execute(insert(audit).values(values | {"actor": current_actor()}))

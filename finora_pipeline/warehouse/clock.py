@@ -1,0 +1,66 @@
+"""What a clock that once ran ahead has left in the warehouse is put right by the next load.
+
+Moments in the future lose against every read by a right clock; days in the future go.
+"""
+
+from datetime import UTC, date, datetime, timedelta
+
+import duckdb
+
+from finora_pipeline.warehouse.schema import MONTHLY_TABLES
+from finora_pipeline.warehouse.sql import section
+
+# Clocks of machines that share a data folder differ by less.
+CLOCK_TOLERANCE = timedelta(minutes=5)
+
+
+def end_of_present(now: datetime | None = None) -> datetime:
+    """The moment after which a recorded moment is of the future."""
+    return (now or datetime.now(UTC)) + CLOCK_TOLERANCE
+
+
+def forget_future_moments(connection: duckdb.DuckDBPyConnection, now: datetime | None = None) -> None:
+    """Lets every read that a clock running ahead has stamped lose against those that follow, within the
+    caller's transaction or each statement's own."""
+    moment = end_of_present(now)
+    ahead = " UNION ALL ".join(
+        f"SELECT 1 FROM pipeline.{table} WHERE fetched_at > $moment"
+        for table in ("loaded_days", "loaded_sets")
+    )
+    if not connection.execute(f"{ahead} LIMIT 1", {"moment": moment}).fetchall():
+        return
+    for statement in duckdb.extract_statements(section("clock", "moments")):
+        wanted = {"end_of_present": moment} if statement.named_parameters else None
+        connection.execute(statement, wanted)
+
+
+def forget_future_days(connection: duckdb.DuckDBPyConnection, today: date) -> None:
+    """Removes the days after a UTC day from every table."""
+    # The caller may have waited for the lock past midnight.
+    today = max(today, datetime.now(UTC).date())
+    query = "SELECT DISTINCT user_id FROM pipeline.loaded_days WHERE date > ?"
+    users = [user_id for (user_id,) in connection.execute(query, [today]).fetchall()]
+    if not users:
+        return
+    tables = connection.execute(
+        "SELECT schema_name || '.' || table_name FROM duckdb_columns() SEMI JOIN duckdb_tables() "
+        "USING (database_name, schema_name, table_name) WHERE column_name = 'date' AND NOT internal "
+        "AND database_name = current_database() AND schema_name IN ('main', 'pipeline') ORDER BY ALL"
+    ).fetchall()
+    connection.execute(
+        "INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM pipeline.loaded_days "
+        "WHERE date > ? EXCEPT FROM pipeline.stale_users",
+        [today],
+    )
+    for (table,) in tables:
+        name = table.removeprefix("main.")
+        if name in MONTHLY_TABLES:
+            connection.execute(
+                f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{name}', "
+                f"date_trunc('month', date)::DATE FROM {table} WHERE date > ? "
+                "EXCEPT FROM pipeline.unpublished_months",
+                [today],
+            )
+        connection.execute(f"DELETE FROM {table} WHERE date > ?", [today])
+    # Read once more, the same pages would have to bring back what is removed here.
+    connection.execute("DELETE FROM pipeline.loaded_sets WHERE user_id IN (SELECT unnest(?))", [users])

@@ -1,0 +1,206 @@
+"""Whatever another program has done to the published files, the next publish is right and reports it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from finora_pipeline.alarms.conditions import of_disks, of_published
+from finora_pipeline.cli import main
+from finora_pipeline.reading import connect
+from finora_pipeline.warehouse.metrics import refresh_metrics
+from finora_pipeline.warehouse.publish import Published, publish
+from finora_pipeline.warehouse.published_record import PublishedRecord, read_record, write_record
+from finora_pipeline.warehouse.warehouse import Warehouse
+from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
+
+TODAY = datetime.now(UTC).date()
+PARQUET = f"parquet/daily_costs/month={TODAY:%Y-%m}/daily_costs.parquet"
+# Changes the published file and dies before it is closed, which leaves a write-ahead log.
+DIES = """
+import duckdb, os, signal, sys
+connection = duckdb.connect(sys.argv[1])
+connection.execute("SET checkpoint_threshold = '1GB'")
+for statement in sys.argv[2:]:
+    connection.execute(statement)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Warehouse:
+    warehouse = Warehouse(tmp_path)
+    land(warehouse, page_of(cost_day([cost_row('"2.00"')], TODAY)))
+    load(warehouse)
+    refresh_metrics(warehouse, ["acme"], TODAY)
+    assert published(warehouse).repair is None
+    return warehouse
+
+
+def record_of(warehouse: Warehouse) -> PublishedRecord:
+    record = read_record(warehouse)
+    assert record is not None
+    return record
+
+
+def repaired_files(warehouse: Warehouse) -> tuple[str, ...]:
+    """What a publishing run has put right."""
+    repair = published(warehouse).repair
+    return repair.files if repair else ()
+
+
+def published(warehouse: Warehouse) -> Published:
+    return publish(warehouse, ["acme"], list, TODAY)
+
+
+def dies_after(warehouse: Warehouse, *statements: str) -> None:
+    command = [sys.executable, "-c", DIES, str(warehouse.published_database), *statements]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert warehouse.published_database.with_name("finora.duckdb.wal").exists()
+
+
+def assert_right(warehouse: Warehouse) -> None:
+    """Every way to read shows the warehouse's figures, and nothing is left beside the files."""
+    with connect(warehouse.published_database) as connection:
+        assert connection.execute("SELECT amount_usd FROM daily_costs").fetchall() == [(Decimal(2),)]
+    with duckdb.connect(warehouse.published_database, read_only=True) as connection:
+        assert connection.execute("SELECT sum(amount_usd) FROM daily_costs").fetchall() == [(Decimal(2),)]
+        assert connection.execute("SELECT count(*) FROM user_metrics").fetchall() != [(0,)]
+    assert pq.read_table(warehouse.published / PARQUET)["amount_usd"].to_pylist() == [Decimal(2)]
+    left = {path.relative_to(warehouse.published).as_posix() for path in warehouse.published.rglob("*.*")}
+    assert left == set(record_of(warehouse).files)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE daily_costs SET amount_usd = 1000",
+        "DELETE FROM daily_costs",
+        "INSERT INTO daily_costs FROM daily_costs",
+        "DROP TABLE user_metrics",
+        "CREATE TABLE notes (text VARCHAR)",
+        "ALTER TABLE daily_costs RENAME TO old_costs",
+    ],
+)
+def test_a_log_left_beside_the_published_file_is_never_replayed(warehouse, statement):
+    dies_after(warehouse, statement)
+    copy = published(warehouse)
+    assert copy.different == {}
+    assert copy.repair
+    assert copy.repair.files == ("finora.duckdb.wal",)
+    assert_right(warehouse)
+    assert published(warehouse).repair is None
+    assert_right(warehouse)
+
+
+def test_a_change_that_was_closed_properly_is_put_right_and_reported(warehouse, caplog):
+    with duckdb.connect(warehouse.published_database) as connection:
+        connection.execute("UPDATE daily_costs SET amount_usd = 1000")
+    copy = published(warehouse)
+    assert copy.repair
+    assert copy.repair.files == ("finora.duckdb",)
+    assert "The published file had been written to by another program: finora.duckdb." in caplog.text
+    assert_right(warehouse)
+
+
+def test_a_damaged_published_file_is_published_again_and_reported(warehouse):
+    with warehouse.published_database.open("r+b") as file:
+        file.write(bytes(8192))
+    assert repaired_files(warehouse) == ("finora.duckdb",)
+    assert_right(warehouse)
+
+
+@pytest.mark.parametrize("name", ["finora.duckdb", PARQUET])
+def test_a_published_file_that_was_removed_is_published_again_and_reported(warehouse, name):
+    (warehouse.published / name).unlink()
+    assert repaired_files(warehouse) == (name,)
+    assert_right(warehouse)
+
+
+def test_changed_and_foreign_parquet_files_are_put_right_and_reported(warehouse):
+    file = warehouse.published / PARQUET
+    table = pq.read_table(file)
+    file.chmod(0o600)
+    pq.write_table(table.slice(0, 0), file)
+    pq.write_table(table, file.with_name("more.parquet"))
+    folder = file.parent.with_name("month=1999-01")
+    folder.mkdir()
+    pq.write_table(table, folder / "daily_costs.parquet")
+    files = repaired_files(warehouse)
+    assert {name.rpartition("/")[2] for name in files} == {"daily_costs.parquet", "more.parquet"}
+    assert len(files) == 3
+    assert_right(warehouse)
+
+
+def test_files_of_a_folder_without_a_record_are_completed_and_a_log_is_reported(warehouse):
+    warehouse.database.with_name("published.json").unlink()
+    (warehouse.published / PARQUET).unlink()
+    assert published(warehouse).repair is None
+    assert_right(warehouse)
+    warehouse.database.with_name("published.json").write_text("{")
+    dies_after(warehouse, "DELETE FROM daily_costs")
+    assert repaired_files(warehouse) == ("finora.duckdb.wal",)
+    assert_right(warehouse)
+
+
+def test_a_moved_folder_and_new_modes_are_no_change(warehouse):
+    for path in warehouse.published.rglob("*.parquet"):
+        path.chmod(0o600)
+    before = warehouse.published_database.stat()
+    copy = warehouse.published_database.with_name(".copy")
+    copy.write_bytes(warehouse.published_database.read_bytes())
+    os.utime(copy, ns=(before.st_atime_ns, before.st_mtime_ns))
+    copy.rename(warehouse.published_database)
+    assert published(warehouse).repair is None
+
+
+def test_what_a_killed_publisher_has_left_is_no_foreign_change(warehouse):
+    record = record_of(warehouse)
+    write_record(warehouse, PublishedRecord(dict.fromkeys(record.files, (1, 1)), is_publishing=True))
+    copy = published(warehouse)
+    assert copy.repair is None
+    assert_right(warehouse)
+
+
+def test_a_repair_is_a_condition_for_a_day_and_a_change_until_it_is_repaired(warehouse):
+    now = datetime.now(UTC)
+    assert of_published(warehouse, now) == []
+    dies_after(warehouse, "DELETE FROM daily_costs")
+    (condition,) = of_published(warehouse, now)
+    assert (
+        "The published file has been written to by another program: finora.duckdb.wal." in condition.message
+    )
+    published(warehouse)
+    (condition,) = of_published(warehouse, now)
+    assert (
+        "The published file had been written to by another program: finora.duckdb.wal." in condition.message
+    )
+    assert of_published(warehouse, now + timedelta(days=1, minutes=1)) == []
+
+
+def test_alarms_and_status_report_a_change_without_a_daemon(start_openai, install):
+    installation = install(start_openai(days=2))
+    installation.connect()
+    installation.refresh()
+    dies_after(Warehouse(installation.settings.home), "DELETE FROM daily_costs")
+    shown = CliRunner().invoke(main, ["alarms", "--json"])
+    assert [alarm["key"] for alarm in json.loads(shown.stdout)] == ["published/changed"]
+    status = CliRunner().invoke(main, ["status", "--json"])
+    assert "The published file has been written to" in status.stderr
+    assert [line["user_id"] for line in json.loads(status.stdout)] == ["user-0"]
+
+
+def test_a_disk_with_less_free_than_refreshes_may_need_is_a_condition(warehouse, tmp_path):
+    assert list(of_disks(warehouse, tmp_path / "dagster", least_bytes=0)) == []
+    (condition,) = of_disks(warehouse, tmp_path / "dagster", least_bytes=10**18)
+    assert condition.message.startswith(f"The disk of {warehouse.home} has only ")
+    assert condition.message.endswith("Free some, or move the folder to a larger disk.")
