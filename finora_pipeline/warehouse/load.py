@@ -36,6 +36,12 @@ _GRAIN = {
 }
 # The tables of the directory, each with the column of its ids.
 ID_COLUMN = {"projects": "project_id", "members": "member_id", "api_keys": "api_key_id"}
+# What one list of each covers, of a row that is held: service accounts are listed by project.
+_LIST_SCOPE = {
+    "projects": "''",
+    "members": "CASE WHEN email IS NULL THEN 'service accounts' ELSE 'members' END",
+    "api_keys": "project_id",
+}
 # The tables that the pages of a kind become.
 TABLES_OF_KIND = {
     COSTS.kind: ("daily_costs",),
@@ -169,8 +175,8 @@ def load_files(
         for table in tables:
             run(connection, table, "load")
             if kind == DIRECTORY_KIND:
-                merge = section("directory", "merge").format(table=table, id=ID_COLUMN[table])
-                connection.execute(merge)
+                names = {"table": table, "id": ID_COLUMN[table], "scope": _LIST_SCOPE[table]}
+                connection.execute(section("directory", "merge").format(**names))
         if kind == USAGE_KIND:
             grain = _GRAIN["daily_usage"]
             connection.execute(section("daily_usage", "repeated").format(grain=grain))
