@@ -62,17 +62,15 @@ def loaded_metadata(loaded: Loaded, seconds: float, *, with_money: bool) -> dict
     if with_money:
         metadata |= {
             "dollars": dollars(loaded.amount_usd),
-            "unparsed line items": len(loaded.unparsed),
-            "unparsed": ", ".join(loaded.unparsed) or "none",
+            "unparsed line items": loaded.unparsed_count,
         }
     return metadata
 
 
 def dollars(amount: Decimal) -> str:
     """An exact amount without its trailing zeros, at least to the cent: `$1,234.50`."""
-    text = f"{amount:,f}"
-    whole, _, fraction = text.partition(".")
-    return f"${whole}.{fraction.rstrip('0'):0<2}"
+    whole, _, fraction = f"{abs(amount):,f}".partition(".")
+    return f"{'-' if amount < 0 else ''}${whole}.{fraction.rstrip('0'):0<2}"
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> dg.MarkdownMetadataValue:

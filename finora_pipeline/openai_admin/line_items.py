@@ -92,7 +92,7 @@ class LineItem:
 
 @dataclass(slots=True)
 class _Phrases:
-    """What the phrases beside the model say; `unknown` are those that are not in the grammar."""
+    """What the phrases after the model say; `unknown` are those that are not in the grammar."""
 
     direction: str | None = None
     modality: str | None = None

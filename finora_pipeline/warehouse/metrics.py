@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 
 import duckdb
 import pyarrow as pa
 
-from finora_pipeline.openai_admin.service_names import SERVICE_NAMES, ServiceName
+from finora_pipeline.warehouse.load import SERVICE_NAMES_TABLE
 from finora_pipeline.warehouse.portions import CAUSED_BY_PAGES
 from finora_pipeline.warehouse.sql import section
 from finora_pipeline.warehouse.warehouse import PartsUnequal, Warehouse, run, transaction
@@ -23,11 +23,6 @@ SAMPLE_MODELS = pa.table(
         "input_price_per_million": ["1.25", "0.25", "0.15"],
         "output_price_per_million": ["10.00", "2.00", "0.60"],
     }
-)
-# What costs and usage call the same service.
-SERVICE_NAMES_TABLE = pa.Table.from_pylist(
-    [asdict(name) for name in SERVICE_NAMES],
-    pa.schema([(column.name, pa.string()) for column in fields(ServiceName)]),
 )
 # Rows of costs and usage whose days are computed in one transaction: each reads the tables anew, but memory
 # grows with them, and until a transaction's end DuckDB keeps what a replaced temporary table held.
@@ -102,6 +97,7 @@ def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str
     connection.register("service_names", SERVICE_NAMES_TABLE)
     with transaction(connection):
         run(connection, "sample_data", "refresh", today=today)
+    connection.execute(section("attribution", "macros"))
     connection.execute(section("attribution", "portion"), {"rows_at_once": ROWS_AT_ONCE})
     portions = connection.execute(
         "SELECT portion, count(*) FROM portioned_days GROUP BY portion ORDER BY portion"

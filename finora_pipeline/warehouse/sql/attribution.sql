@@ -54,17 +54,31 @@ WHERE rowid IN (
     WHERE place > days // 2
 );
 
--- [prepare]
--- The days of one portion, numbered so that what follows need not compare texts.
-CREATE OR REPLACE TEMP TABLE split_days AS
-SELECT row_number() OVER () AS day, user_id, provider, date FROM portioned_days WHERE portion = $portion;
-
+-- [macros]
+-- A name in the spelling in which costs and use are compared.
 CREATE OR REPLACE TEMP MACRO same_case(name) AS replace(lower(name), ' ', '-');
 
 -- A line item's first phrase without its tier, in the spelling of service_names.
 CREATE OR REPLACE TEMP MACRO first_phrase(line_item) AS trim(regexp_replace(
     replace(lower(split_part(regexp_extract(line_item, '[^|]*$'), ',', 1)), '_', ' '), '\s+', ' ', 'g'
 ));
+
+-- [mark_services_stale]
+INSERT INTO pipeline.stale_days
+SELECT user_id, provider, date
+FROM daily_costs
+WHERE model IS NULL AND line_item IS NOT NULL OR direction = 'cache_write' OR model LIKE 'ft-%'
+UNION
+SELECT user_id, provider, date
+FROM daily_usage
+WHERE model ILIKE 'ft:%' OR service IN (SELECT service FROM service_names)
+EXCEPT
+FROM pipeline.stale_days;
+
+-- [prepare]
+-- The days of one portion, numbered so that what follows need not compare texts.
+CREATE OR REPLACE TEMP TABLE split_days AS
+SELECT row_number() OVER () AS day, user_id, provider, date FROM portioned_days WHERE portion = $portion;
 
 -- Line items that are not understood, with the model in use that day that each names: the longest such name.
 CREATE OR REPLACE TEMP TABLE models_by_use AS
@@ -195,7 +209,7 @@ FROM used
 JOIN use_names ON use_names.service = used.service AND use_names.model IS NOT DISTINCT FROM used.model
 GROUP BY ALL;
 
--- The charges of one model in one project on one day, with the use that they all share. Training has none: the
+-- The charges of a model in a project on a day, with the use that they all share. Training has none: the
 -- use of a model is that of its answers.
 CREATE OR REPLACE TEMP TABLE charge_sums AS
 WITH sums AS (
