@@ -87,15 +87,17 @@ def _cell(value: object) -> str:
 
 
 def cost_plot(days: Sequence[tuple[date, Decimal]]) -> dg.MarkdownMetadataValue:
-    """Dollars a day as bars, with the sum and the highest in words."""
+    """Dollars a day as bars, those of credits below zero, with the highest in words."""
     if not days:
         return dg.MarkdownMetadataValue("nothing was charged")
     most = max(amount for _, amount in days)
+    top, bottom = max(most, Decimal(0)), min(Decimal(0), *(amount for _, amount in days))
+    size = PLOT_HEIGHT / float(top - bottom or 1)
     shapes = []
     for number, (day, amount) in enumerate(days):
-        height = float(amount / most) * PLOT_HEIGHT if amount > 0 else 0.0
+        y, height = float(top - max(amount, Decimal(0))) * size, abs(float(amount)) * size
         shapes.append(
-            f'<rect x="{number * 12}" y="{PLOT_HEIGHT - height:.1f}" width="9" height="{height:.1f}" '
+            f'<rect x="{number * 12}" y="{y:.1f}" width="9" height="{height:.1f}" '
             f'fill="#0b7a63"><title>{day}: {dollars(amount)}</title></rect>'
         )
     svg = (
