@@ -34,14 +34,17 @@ USERS_AT_ONCE = 1_000
 @dataclass(frozen=True, slots=True)
 class Recomputed:
     """How many user-days were computed; those (user, day) whose parts do not add up to the bill; and by
-    severity how many of all days do not reconcile with OpenAI's totals, with their residual in USD; and the
-    rows of `user_metrics`. `failed` are the (user, day) that could not be computed and keep their rows."""
+    severity how many of all days do not reconcile with OpenAI's totals, with their residual in USD; the rows
+    of `user_metrics`; and on how many days there are costs without use, or use without costs, with their
+    tokens, which is normal. `failed` are the (user, day) that could not be computed and keep their rows.
+    """
 
     days: int
     unequal: list[tuple[str, date]]
     residuals: dict[str, tuple[int, Decimal]]
     metric_rows: int = 0
     failed: list[tuple[str, date]] = field(default_factory=list)
+    token_residuals: dict[str, tuple[int, Decimal]] = field(default_factory=dict)
 
 
 def refresh_metrics(warehouse: Warehouse, user_ids: Iterable[str], today: date) -> Recomputed:
@@ -123,7 +126,14 @@ def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str
             waiting[:0] = [portion, later]
     open_days = connection.execute(section("reconciliation", "check")).fetchall()
     residuals = {severity: (days, usd) for severity, days, usd in open_days}
-    return Recomputed(sum(days for _, days in portions) - len(failed), unequal, residuals, failed=failed)
+    differing = connection.execute(section("reconciliation", "token_check")).fetchall()
+    return Recomputed(
+        sum(days for _, days in portions) - len(failed),
+        unequal,
+        residuals,
+        failed=failed,
+        token_residuals={kind: (days, tokens) for kind, days, tokens in differing},
+    )
 
 
 def _compute_portion(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from finora_pipeline.openai_admin.endpoints import ENDPOINTS
 from finora_pipeline.warehouse.load import KINDS, load_pending
 from finora_pipeline.warehouse.metrics import refresh_metrics
+from finora_pipeline.warehouse.sql import section
 from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.warehouse.landing import DAY, bucket, cost_day, cost_row, land, page_of, rows
 
@@ -294,6 +295,10 @@ def test_use_without_costs_and_costs_without_use_reconcile(refreshed: Refreshed)
     warehouse = refreshed((charges, {"completions": used, "web_search_calls": searches}))
     assert models(warehouse) == {"gpt-live-1": Decimal(1), "gpt-4o": Decimal(0)}
     assert rows(warehouse, "SELECT severity, token_residual FROM reconciliation") == [(None, Decimal(-200))]
+    assert rows(warehouse, section("reconciliation", "check")) == []
+    assert rows(warehouse, section("reconciliation", "token_check")) == [
+        ("use without costs", 1, Decimal(200))
+    ]
 
 
 LINES = [
