@@ -83,39 +83,46 @@ SELECT row_number() OVER () AS day, user_id, provider, date FROM portioned_days 
 -- Line items that are not understood, with the model in use that day that each names: the longest such name.
 CREATE OR REPLACE TEMP TABLE models_by_use AS
 WITH unparsed AS (
-    SELECT DISTINCT
-        split.day,
-        line_item,
-        costs.model,
-        trim(lower(regexp_extract(line_item, '[^|]*$'))) AS body
-    FROM daily_costs AS costs
-    JOIN split_days AS split USING (user_id, provider, date)
-    WHERE NOT is_parsed
-      AND line_item IS NOT NULL
-      AND first_phrase(line_item) NOT IN (SELECT line_item FROM service_names)
-),
-in_use AS (
-    SELECT DISTINCT split.day, unnest([lower(model), base_model(lower(model))]) AS name
-    FROM daily_usage
-    JOIN split_days AS split USING (user_id, provider, date)
-    WHERE model IS NOT NULL AND service <> 'web_search_calls' AND split.day IN (SELECT day FROM unparsed)
-),
-named AS (
     SELECT
         *,
-        -- The name as it is, anywhere; or with blanks for its hyphens, at the start.
-        contains(' ' || regexp_replace(body, '[^a-z0-9.:_/-]+', ' ', 'g') || ' ', ' ' || name || ' ')
-            OR regexp_matches(substr(same_case(body), length(name) + 1) || ',', '^[,-]')
-                AND starts_with(same_case(body), name)
-                AND (model IS NULL OR contains(model, ' ') OR length(name) > length(model)) AS is_named,
-        coalesce(base_model(same_case(model)) = base_model(name), false) AS is_known
+        same_case(model) AS own_model,
+        ' ' || regexp_replace(body, '[^a-z0-9.:_/-]+', ' ', 'g') || ' ' AS words,
+        same_case(body) || ',' AS spelled
+    FROM (
+        SELECT DISTINCT split.day, line_item, costs.model, trim(lower(regexp_extract(line_item, '[^|]*$'))) AS body
+        FROM daily_costs AS costs
+        JOIN split_days AS split USING (user_id, provider, date)
+        WHERE NOT is_parsed
+          AND line_item IS NOT NULL
+          AND first_phrase(line_item) NOT IN (SELECT line_item FROM service_names)
+    )
+),
+in_use AS (
+    SELECT day, unnest([name, base_model(name)]) AS name
+    FROM (
+        SELECT DISTINCT split.day, lower(model) AS name
+        FROM daily_usage
+        JOIN split_days AS split USING (user_id, provider, date)
+        WHERE model IS NOT NULL AND service <> 'web_search_calls'
+    )
+    WHERE day IN (SELECT day FROM unparsed)
+),
+-- Those that the text names as they are, anywhere; or with blanks for hyphens, at its start.
+named AS (
+    SELECT day, line_item, max_by(name, length(name)) AS name
     FROM unparsed
     JOIN in_use USING (day)
+    WHERE contains(words, ' ' || name || ' ')
+       OR starts_with(spelled, name)
+        AND substr(spelled, length(name) + 1, 1) IN (',', '-')
+        AND (model IS NULL OR contains(model, ' ') OR length(name) > length(model))
+    GROUP BY day, line_item
 )
-SELECT day, line_item, max_by(name, length(name)) FILTER (is_named) AS model
+-- A model that is in use as the text has it stays.
+SELECT named.day, named.line_item, named.name AS model
 FROM named
-GROUP BY day, line_item
-HAVING NOT bool_or(is_known) AND bool_or(is_named);
+JOIN unparsed USING (day, line_item)
+ANTI JOIN in_use ON in_use.day = unparsed.day AND base_model(in_use.name) = base_model(unparsed.own_model);
 
 UPDATE daily_costs AS costs
 SET model = by_use.model
