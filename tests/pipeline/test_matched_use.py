@@ -241,6 +241,40 @@ def test_fine_tunes_of_a_base_share_its_line(refreshed: Refreshed):
     assert found == [("ft-gpt-4o-2024-08-06", 3000, Decimal(1)), ("gpt-4o-2024-08-06", 50, None)]
 
 
+def test_tiers_are_split_by_their_own_use(refreshed: Refreshed):
+    tiers = {1: "default", 2: "priority", 3: "ultrafast"}
+    used = [
+        use(n, "gpt-6-astra", service_tier=tier, num_model_requests=1, input_tokens=0, output_tokens=100)
+        for n, tier in tiers.items()
+    ]
+    in_batch = use(4, "gpt-6-astra", batch=True, num_model_requests=1, input_tokens=0, output_tokens=100)
+    plain = charge("1.00", "gpt-6-astra, output")
+    fast = [charge("2.00", "fast | gpt-6-astra, output"), charge("6.00", "ULTRAFAST | gpt-6-astra, output")]
+    # A tier that use does not have is split by all use; so are calls by the call.
+    other = charge("3.00", "evals | gpt-6-astra, output")
+    named = charge("5.00", "batch | gpt-6-astra, output")
+    warehouse = refreshed(
+        ([plain, *fast], {"completions": used}),
+        ([plain, other], {"completions": used}),
+        ([plain, named], {"completions": [*used[:1], in_batch]}),
+        ([charge("3.00", "fast | gpt-6-astra")], {"completions": used}),
+    )
+    days = [by_member(warehouse, day=DAY + timedelta(days=n)) for n in range(4)]
+    third = Decimal("1.333333333333333333")
+    assert days == [
+        usd(_1="1", _2="2", _3="6"),
+        {"1": third + Decimal("1e-18"), "2": third, "3": third},
+        usd(_1="1", _4="5"),
+        usd(_2="3"),
+    ]
+
+
+def test_tokens_that_use_counts_otherwise_are_split_by_its_own_measure(refreshed: Refreshed):
+    images = [use(n, "gpt-image-2", images=count, num_model_requests=1) for n, count in ((1, 3), (2, 1))]
+    line = charge("4.00", "gpt-image-2 image, output", 12_672, "tokens")
+    assert by_member(refreshed(([line], {"images": images}))) == usd(_1="3", _2="1")
+
+
 def test_a_model_in_use_is_not_taken_for_its_longer_namesake(refreshed: Refreshed):
     used = [use(1, "gpt-4o", num_model_requests=1, output_tokens=5)]
     warehouse = refreshed(([charge("1.00", "gpt-4o-mini hologram, output")], {"completions": used}))
@@ -317,7 +351,7 @@ used_rows = st.builds(
     members,
     st.sampled_from(["gpt-6-sol", "gpt-6-sol-2026-07-01", "sol", None]),
     st.dictionaries(st.sampled_from(COUNTERS), st.integers(0, 10**13)),
-)
+).flatmap(lambda row: st.sampled_from([row, row | {"service_tier": "fast"}, row | {"batch": True}]))
 called = st.lists(
     st.builds(lambda n, count: use(n, "gpt-6-sol", num_requests=count), members, st.integers(0, 50)),
     max_size=3,

@@ -6,9 +6,10 @@
 --   2. allocated: elsewhere an amount of a day, project and line item is split by use: of the members who used
 --      the line's model in that project on that day, each bears the part of the amount that is their part of
 --      the tokens of the line's direction (uncached input, cached input, output, cache writes), of its images,
---      seconds or characters where the line names no direction, or of the calls or requests where all those
---      are 0.
---      Cache writes that are kept for 30 minutes and for 12 hours are split by their own counters; other cache
+--      seconds or characters where the line names no direction or use counts no such tokens, or of the calls or
+--      requests where all those are 0.
+--      A line with a service tier is split by the use of that tier, where use has it; a line without one by the use
+--      of the tiers that have no line of their own. Cache writes that are kept for 30 minutes and for 12 hours are split by their own counters; other cache
 --      writes, and those without such a counter, by all cache writes.
 --      A line without a model is split by the use of the service that it names (service_names.csv).
 --   3. The parts are whole 10^-18 dollars; what is left after rounding down goes, one each, to the parts with
@@ -57,6 +58,9 @@ WHERE rowid IN (
 -- [macros]
 -- A name in the spelling in which costs and use are compared.
 CREATE OR REPLACE TEMP MACRO same_case(name) AS replace(lower(name), ' ', '-');
+
+-- A tier in the spelling in which costs and use are compared: OpenAI renames priority to fast.
+CREATE OR REPLACE TEMP MACRO same_tier(tier) AS CASE lower(tier) WHEN 'priority' THEN 'fast' ELSE lower(tier) END;
 
 -- A line item's first phrase without its tier, in the spelling of service_names.
 CREATE OR REPLACE TEMP MACRO first_phrase(line_item) AS trim(regexp_replace(
@@ -181,6 +185,7 @@ SELECT
     ) AS cache_writes_12h,
     greatest(images, 0) + greatest(seconds, 0) + greatest(characters, 0) AS other,
     greatest(coalesce(calls, requests), 0) AS requests_or_calls,
+    CASE WHEN batch THEN 'batch' ELSE same_tier(service_tier) END AS tier,
     is_sample
 FROM daily_usage
 JOIN split_days AS split USING (user_id, provider, date);
@@ -321,6 +326,7 @@ SELECT
         WHEN costs.direction = 'cache_write_12h' THEN 'cache_writes_12h'
         ELSE costs.direction
     END AS counter,
+    same_tier(costs.tier) AS tier,
     costs.amount_usd,
     sums.pool,
     sums.is_sample
@@ -334,6 +340,8 @@ JOIN daily_costs AS costs
     AND (costs.direction IS DISTINCT FROM 'training') = sums.has_use
 WHERE costs.amount_usd IS NOT NULL;
 
+CREATE OR REPLACE TEMP TABLE charged_tiers AS SELECT DISTINCT pool, tier FROM charges WHERE tier IS NOT NULL;
+
 -- The charges whose use several share, on days that OpenAI does not split itself.
 CREATE OR REPLACE TEMP TABLE attributed AS
 WITH split_used AS (
@@ -341,6 +349,7 @@ WITH split_used AS (
         dimension,
         pools.rowid AS pool,
         CASE dimension WHEN 'member' THEN used.member_id ELSE used.api_key_id END AS id,
+        charged_tiers.tier IS NOT NULL AS has_own_line,
         used.*
     FROM pools
     CROSS JOIN (VALUES ('member'), ('key')) AS dimensions(dimension)
@@ -350,34 +359,60 @@ WITH split_used AS (
         AND used.project_id IS NOT DISTINCT FROM pools.project_id
         AND used.service = use_names.service
         AND used.model IS NOT DISTINCT FROM use_names.model
+    LEFT JOIN charged_tiers ON charged_tiers.pool = pools.rowid AND charged_tiers.tier = used.tier
     WHERE CASE dimension WHEN 'member' THEN pools.has_members ELSE pools.has_keys END
 ),
-weights AS (
+counted AS (
     SELECT
         split_used.dimension,
         charges.rowid AS charge,
         split_used.id,
-        any_value(charges.amount_usd) AS amount_usd,
-        sum(
-            CASE charges.counter
-                WHEN 'input' THEN split_used.input
-                WHEN 'cached_input' THEN split_used.cached_input
-                WHEN 'output' THEN split_used.output
-                WHEN 'cache_writes' THEN split_used.cache_writes
-                WHEN 'cache_writes_30m' THEN split_used.cache_writes_30m
-                WHEN 'cache_writes_12h' THEN split_used.cache_writes_12h
-                ELSE split_used.other
-            END
-        ) AS measure,
-        sum(CASE WHEN charges.counter LIKE 'cache_writes%' THEN split_used.cache_writes ELSE 0 END)
+        charges.amount_usd,
+        CASE WHEN charges.tier IS NULL THEN NOT has_own_line ELSE split_used.tier = charges.tier END AS is_of_tier,
+        CASE charges.counter
+            WHEN 'input' THEN split_used.input
+            WHEN 'cached_input' THEN split_used.cached_input
+            WHEN 'output' THEN split_used.output
+            WHEN 'cache_writes' THEN split_used.cache_writes
+            WHEN 'cache_writes_30m' THEN split_used.cache_writes_30m
+            WHEN 'cache_writes_12h' THEN split_used.cache_writes_12h
+            ELSE split_used.other
+        END AS measure,
+        CASE WHEN charges.counter LIKE 'cache_writes%' THEN split_used.cache_writes ELSE split_used.other END
             AS second_measure,
-        sum(split_used.requests_or_calls) AS requests
+        split_used.requests_or_calls AS requests
     FROM split_used
     ANTI JOIN billed_days USING (day, dimension)
     JOIN charges USING (pool)
+),
+weights AS MATERIALIZED (
+    SELECT
+        dimension,
+        charge,
+        id,
+        any_value(amount_usd) AS amount_usd,
+        coalesce(sum(measure) FILTER (is_of_tier), 0) AS measure_of_tier,
+        sum(measure) AS measure,
+        sum(second_measure) AS second_measure,
+        coalesce(sum(requests) FILTER (is_of_tier), 0) AS requests_of_tier,
+        sum(requests) AS requests
+    FROM counted
     GROUP BY ALL
 ),
-chosen AS (
+-- Grouped and joined: as windows over the same rows these sums take twice as long.
+totals AS (
+    SELECT
+        dimension,
+        charge,
+        sum(measure_of_tier) AS all_of_tier,
+        sum(measure) AS all_measured,
+        sum(second_measure) AS all_second,
+        sum(requests_of_tier) AS all_requests_of_tier,
+        sum(requests) AS all_requests
+    FROM weights
+    GROUP BY ALL
+),
+shares AS (
     SELECT
         dimension,
         charge,
@@ -385,15 +420,21 @@ chosen AS (
         abs(to_units(amount_usd)) AS units,
         amount_usd < 0 AS is_credit,
         CASE
-            WHEN sum(measure) OVER each > 0 THEN measure
-            WHEN sum(second_measure) OVER each > 0 THEN second_measure
+            WHEN all_of_tier > 0 THEN measure_of_tier
+            WHEN all_measured > 0 THEN measure
+            WHEN all_second > 0 THEN second_measure
+            WHEN all_requests_of_tier > 0 THEN requests_of_tier
             ELSE requests
-        END::HUGEINT AS weight
+        END::HUGEINT AS weight,
+        CASE
+            WHEN all_of_tier > 0 THEN all_of_tier
+            WHEN all_measured > 0 THEN all_measured
+            WHEN all_second > 0 THEN all_second
+            WHEN all_requests_of_tier > 0 THEN all_requests_of_tier
+            ELSE all_requests
+        END::HUGEINT AS whole
     FROM weights
-    WINDOW each AS (PARTITION BY dimension, charge)
-),
-shares AS (
-    SELECT *, sum(weight) OVER (PARTITION BY dimension, charge)::HUGEINT AS whole FROM chosen
+    JOIN totals USING (dimension, charge)
 ),
 rounded AS (
     -- units × weight ÷ whole, without the product that might not fit.
