@@ -20,6 +20,7 @@ from finora_pipeline.warehouse.warehouse import Warehouse
 
 # A page of the UI must stay readable.
 DAYS_SHOWN = 20
+LINE_ITEMS_SHOWN = 20
 
 
 def grain_check_spec(table: str) -> dg.AssetCheckSpec:
@@ -55,6 +56,12 @@ def grain_check_spec(table: str) -> dg.AssetCheckSpec:
             asset="daily_costs",
             description=f"OpenAI has changed no day that was {SETTLED_AFTER} days old or older.",
         ),
+        dg.AssetCheckSpec(
+            "line_items_are_parsed",
+            asset="daily_costs",
+            description="The grammar of line items knows every word of the charges that a run loads. Charges "
+            "with other words keep their model and amount.",
+        ),
     ],
 )
 def load_pages(
@@ -68,6 +75,7 @@ def load_pages(
         yield dg.MaterializeResult(asset_key=table, metadata=told)
         yield grain_check(table, loaded)
     yield revisions_check(loaded)
+    yield line_items_check(loaded)
 
 
 def grain_check(table: str, loaded: Loaded) -> dg.AssetCheckResult:
@@ -93,5 +101,23 @@ def revisions_check(loaded: Loaded) -> dg.AssetCheckResult:
         metadata={
             "days changed": len(late),
             "first": markdown_table(("user", "day", "change"), rows),
+        },
+    )
+
+
+def line_items_check(loaded: Loaded) -> dg.AssetCheckResult:
+    """Warns of line items with unknown words, with what they cost: the dearest first."""
+    rows = [
+        (charge.line_item, dollars(charge.amount_usd), charge.days, charge.users)
+        for charge in loaded.unparsed_charges[:LINE_ITEMS_SHOWN]
+    ]
+    return dg.AssetCheckResult(
+        check_name="line_items_are_parsed",
+        asset_key="daily_costs",
+        passed=not loaded.unparsed_count,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "unparsed line items": loaded.unparsed_count,
+            "dearest": markdown_table(("line item", "dollars", "days", "users"), rows),
         },
     )

@@ -62,17 +62,15 @@ def loaded_metadata(loaded: Loaded, seconds: float, *, with_money: bool) -> dict
     if with_money:
         metadata |= {
             "dollars": dollars(loaded.amount_usd),
-            "unparsed line items": len(loaded.unparsed),
-            "unparsed": ", ".join(loaded.unparsed) or "none",
+            "unparsed line items": loaded.unparsed_count,
         }
     return metadata
 
 
 def dollars(amount: Decimal) -> str:
     """An exact amount without its trailing zeros, at least to the cent: `$1,234.50`."""
-    text = f"{amount:,f}"
-    whole, _, fraction = text.partition(".")
-    return f"${whole}.{fraction.rstrip('0'):0<2}"
+    whole, _, fraction = f"{abs(amount):,f}".partition(".")
+    return f"{'-' if amount < 0 else ''}${whole}.{fraction.rstrip('0'):0<2}"
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> dg.MarkdownMetadataValue:
@@ -89,15 +87,17 @@ def _cell(value: object) -> str:
 
 
 def cost_plot(days: Sequence[tuple[date, Decimal]]) -> dg.MarkdownMetadataValue:
-    """Dollars a day as bars, with the sum and the highest in words."""
+    """Dollars a day as bars, those of credits below zero, with the highest in words."""
     if not days:
         return dg.MarkdownMetadataValue("nothing was charged")
     most = max(amount for _, amount in days)
+    top, bottom = max(most, Decimal(0)), min(Decimal(0), *(amount for _, amount in days))
+    size = PLOT_HEIGHT / float(top - bottom or 1)
     shapes = []
     for number, (day, amount) in enumerate(days):
-        height = float(amount / most) * PLOT_HEIGHT if amount > 0 else 0.0
+        y, height = float(top - max(amount, Decimal(0))) * size, abs(float(amount)) * size
         shapes.append(
-            f'<rect x="{number * 12}" y="{PLOT_HEIGHT - height:.1f}" width="9" height="{height:.1f}" '
+            f'<rect x="{number * 12}" y="{y:.1f}" width="9" height="{height:.1f}" '
             f'fill="#0b7a63"><title>{day}: {dollars(amount)}</title></rect>'
         )
     svg = (

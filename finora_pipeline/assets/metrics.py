@@ -66,7 +66,11 @@ def compute_metrics(
             asset_key=table, metadata={"recomputed user-days": computed.days, "seconds": seconds}
         )
     yield dg.MaterializeResult(
-        asset_key="reconciliation", metadata={"days that differ": residual_table(computed.residuals)}
+        asset_key="reconciliation",
+        metadata={
+            "days that differ": residual_table(computed.residuals),
+            "tokens billed and used, both normal": token_table(computed.token_residuals),
+        },
     )
     yield dg.MaterializeResult(asset_key="user_metrics", metadata={"dagster/row_count": computed.metric_rows})
     yield reconciliation_check(computed.residuals)
@@ -93,3 +97,9 @@ def reconciliation_check(residuals: Mapping[str, tuple[int, Decimal]]) -> dg.Ass
 def residual_table(residuals: Mapping[str, tuple[int, Decimal]]) -> dg.MarkdownMetadataValue:
     rows = [(severity, days, dollars(usd)) for severity, (days, usd) in sorted(residuals.items())]
     return markdown_table(("severity", "days", "residual"), rows)
+
+
+def token_table(residuals: Mapping[str, tuple[int, Decimal]]) -> dg.MarkdownMetadataValue:
+    """The days on which OpenAI billed other tokens than it counted as used, by kind."""
+    rows = [(kind, days, f"{tokens:,}") for kind, (days, tokens) in sorted(residuals.items())]
+    return markdown_table(("kind", "days", "tokens"), rows)

@@ -25,10 +25,43 @@ class Bar:
     tip: str
 
 
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The ends of an axis, round numbers with zero between or at one of them."""
+
+    top: Decimal
+    bottom: Decimal
+
+    @property
+    def steps(self) -> tuple[Decimal, Decimal, Decimal]:
+        """The labels from the top: the ends and the middle, which is zero if values lie on both sides."""
+        return self.top, (self.top + self.bottom) / 2, self.bottom
+
+    def y(self, value: Decimal) -> float:
+        """The distance of a value from the top of the drawing."""
+        return float((self.top - value) / (self.top - self.bottom)) * HEIGHT
+
+
+def scale_of(values: Sequence[Decimal]) -> Scale:
+    """The axis for the values, zero included."""
+    most = max(values, default=Decimal(0))
+    least = min(values, default=Decimal(0))
+    if least >= 0:
+        return Scale(_round_up(most) if most else Decimal(1), Decimal(0))
+    if most <= 0:
+        return Scale(Decimal(0), -_round_up(-least))
+    size = _round_up(max(most, -least))
+    return Scale(size, -size)
+
+
 def stacked_bars(bars: Sequence[Bar], title: str) -> Markup:
-    """Bars stacked of parts; the n-th part of each has the class `s<n>`. Credits (below zero) are left out of
-    the drawing; the tip and the table tell them."""
-    top = highest(bars)
+    """Bars stacked of parts; the n-th part of each has the class `s<n>`.
+
+    A bar ends at the sum of its parts, below zero if credits exceed the rest. Otherwise credits shorten the
+    other parts alike: the tip and the table have the exact parts.
+    """
+    scale = scale_of([_sum(bar.parts) for bar in bars])
+    zero = scale.y(Decimal(0))
     room = WIDTH / max(1, len(bars))
     width = room * (1 - GAP)
     shapes: list[str] = []
@@ -38,15 +71,19 @@ def stacked_bars(bars: Sequence[Bar], title: str) -> Markup:
             f'<g class="bar" data-tip="{escape(bar.tip)}">'
             f'<rect class="room" x="{number * room:.2f}" y="0" width="{room:.2f}" height="{HEIGHT}"/>'
         )
-        level = float(HEIGHT)
+        whole = _sum(bar.parts)
+        drawn = _sum([part for part in bar.parts if part * whole > 0])
+        level = zero
         for part, size in enumerate(bar.parts):
-            height = float(size / top) * HEIGHT if size > 0 else 0.0
-            if height:
-                level -= height
-                shapes.append(
-                    f'<rect class="s{part}" x="{left:.2f}" y="{level:.2f}" width="{width:.2f}" '
-                    f'height="{height:.2f}"/>'
-                )
+            if size * whole <= 0:
+                continue
+            height = abs(float(size / drawn) * (zero - scale.y(whole)))
+            top = level - height if whole > 0 else level
+            level = top if whole > 0 else level + height
+            shapes.append(
+                f'<rect class="s{part}" x="{left:.2f}" y="{top:.2f}" width="{width:.2f}" '
+                f'height="{height:.2f}"/>'
+            )
         shapes.append("</g>")
     return Markup(
         f'<svg class="bars" viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" '
@@ -54,18 +91,16 @@ def stacked_bars(bars: Sequence[Bar], title: str) -> Markup:
     )
 
 
-def highest(bars: Sequence[Bar]) -> Decimal:
-    """The top of the scale: a round number that no bar exceeds."""
-    most = max(
-        (sum((part for part in bar.parts if part > 0), Decimal(0)) for bar in bars), default=Decimal(0)
-    )
-    if not most:
-        return Decimal(1)
-    magnitude = Decimal(10) ** most.adjusted()
+def _sum(parts: Sequence[Decimal]) -> Decimal:
+    return sum(parts, Decimal(0))
+
+
+def _round_up(size: Decimal) -> Decimal:
+    magnitude = Decimal(10) ** size.adjusted()
     return next(
         step * magnitude
         for step in map(Decimal, ("1", "2", "3", "4", "5", "6", "8", "10"))
-        if step * magnitude >= most
+        if step * magnitude >= size
     )
 
 
@@ -97,7 +132,7 @@ def lines(series: Sequence[tuple[str, Sequence[Decimal | None]]], tips: Sequence
     known = [value for _, values in series for value in values if value is not None]
     if not known:
         return Markup("")
-    top = float(highest([Bar("", [max(known)], "")]))
+    scale = scale_of(known)
     count = max(len(values) for _, values in series)
     step = WIDTH / max(1, count)
     shapes = [
@@ -111,7 +146,7 @@ def lines(series: Sequence[tuple[str, Sequence[Decimal | None]]], tips: Sequence
             if value is None:
                 before = False
                 continue
-            x, y = (position + 0.5) * step, HEIGHT - float(value) / top * HEIGHT
+            x, y = (position + 0.5) * step, scale.y(value)
             after = position + 1 < len(values) and values[position + 1] is not None
             if not before and not after:
                 path.append(f"M{x - step / 4:.1f} {y:.1f}H{x + step / 4:.1f}")

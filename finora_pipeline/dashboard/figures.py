@@ -17,12 +17,13 @@ SPARKLINE_DAYS = 14
 MODELS_SHOWN = 6
 ROWS_SHOWN = 100
 OTHERS = "others"
-DIRECTIONS = ("input", "cached_input", "cache_write", "output", "other")
+DIRECTIONS = ("input", "cached_input", "cache_write", "cache_write_12h", "output", "training", "other")
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What some days add up to: USD, of the dearest model, the part charged by known tokens, tokens."""
+    """Totals of some days: USD, the dearest model's, the part charged by known tokens, tokens, and what was
+    charged before credits."""
 
     days: int
     usd: Decimal = Decimal(0)
@@ -30,6 +31,7 @@ class Sums:
     covered: Decimal = Decimal(0)
     input_tokens: int = 0
     output_tokens: int = 0
+    charged: Decimal = Decimal(0)
 
     @property
     def a_day(self) -> Decimal | None:
@@ -41,7 +43,7 @@ class Sums:
 
     @property
     def top_share(self) -> Decimal | None:
-        return formats.ratio(self.top_usd, self.usd)
+        return formats.ratio(self.top_usd, self.charged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A row of a breakdown: name, amount, share of the bill, and where it leads."""
+    """A row of a breakdown: name, amount, share of what was charged, and where it leads."""
 
     name: str
     usd: Decimal
@@ -159,8 +161,8 @@ def overview(copy: Copy, view: View, today: date) -> Overview:
     growth = _growth(month, before, first_date, before_first)
     tiles = _tiles(view, now, [*models], previous if is_previous_known else None, daily, growth)
     found = copy.rows("breakdowns", **values)
-    breakdowns = [_by_model(models, now.usd, view)]
-    breakdowns += [_breakdown(title, part, found, now.usd, view) for title, part in _BREAKDOWNS]
+    breakdowns = [_by_model(models, now.charged, view)]
+    breakdowns += [_breakdown(title, part, found, now.charged, view) for title, part in _BREAKDOWNS]
     names = {id: name for part, id, name, _, _ in found if part == "project"}
     chart = _cost_chart([*models], cells, view)
     return Overview(now, tiles, chart, breakdowns, names.get(view.project_id) if view.project_id else None)
@@ -175,6 +177,7 @@ def model_page(copy: Copy, view: View) -> ModelPage:
         model=view.model,
         project_id=view.project_id,
         bucket=view.bucket,
+        directions=list(DIRECTIONS),
     )
     cells = {
         (at, direction): (usd or Decimal(0), tokens, priced) for at, direction, usd, tokens, priced in rows
@@ -193,14 +196,13 @@ def model_page(copy: Copy, view: View) -> ModelPage:
         if any(value is not None for value in series):
             prices.append((_words(d), series))
     known = [value for _, series in prices for value in series if value is not None]
-    top = charts.highest([charts.Bar("", [max(known)], "")]) if known else Decimal(0)
     tips = []
     for number, at in enumerate(starts):
         told = [f"{name}: {formats.price(series[number])}" for name, series in prices]
         tips.append("\n".join([_bar_name(view, at), *told]))
     price_chart = Chart(
         charts.lines(prices, tips, "Effective price per million tokens"),
-        [formats.price(top), formats.price(top / 2), "$0"] if known else [],
+        [formats.price(step) for step in charts.scale_of(known).steps] if known else [],
         _ticks(starts),
         [name for name, _ in prices],
         ["Day" if view.bucket == "day" else "From", *(name for name, _ in prices)],
@@ -234,7 +236,10 @@ def _growth(
     if first_date is None or first_date > before_first:
         return None, "The costs known do not reach back to the start of last month."
     growth = formats.ratio(formats.minus(month.usd, before.usd), before.usd)
-    return growth, "" if growth is not None else "Last month cost nothing until this day."
+    if growth is not None:
+        return growth, ""
+    what = "was below zero" if before.usd < 0 else "cost nothing"
+    return None, f"Last month {what} until this day."
 
 
 def _tiles(
@@ -273,7 +278,7 @@ def _tiles(
         return None if view.project_id else number
 
     of_one_project = "Tokens are matched with costs over all projects together." if view.project_id else ""
-    covered = formats.percent(formats.ratio(now.covered, now.usd))
+    covered = formats.percent(formats.ratio(now.covered, now.charged))
     no_price = of_one_project or "No tokens are known for what was charged."
     tiles = [
         tile("Total spend", lambda s: s.usd, formats.usd),
@@ -297,7 +302,7 @@ def _tiles(
             "Top model share",
             lambda s: s.top_share,
             formats.percent,
-            models[0] if now.top_share is not None else "Nothing was charged.",
+            models[0] if now.top_share is not None else _why_no_share(now),
         ),
     ]
     value, why = growth
@@ -313,6 +318,10 @@ def _tiles(
         )
     )
     return tiles
+
+
+def _why_no_share(now: Sums) -> str:
+    return "Only credits in these days." if now.usd < 0 else "Nothing was charged."
 
 
 def _cost_chart(models: Sequence[str], told: Mapping[tuple[date, str | None], Decimal], view: View) -> Chart:
@@ -336,7 +345,7 @@ def _stacked(
     tell: Callable[[Decimal | None], str],
     title: str,
 ) -> Chart:
-    bars, rows = [], []
+    bars, rows, wholes = [], [], []
     for at, cells in zip(starts, grid, strict=True):
         whole = formats.total(list(cells))
         label = _bar_name(view, at)
@@ -347,8 +356,8 @@ def _stacked(
             )
         )
         rows.append([at.isoformat(), tell(whole), *(tell(cell) for cell in cells)])
-    top = charts.highest(bars)
-    scale = [tell(top), tell(top / 2), tell(Decimal(0))]
+        wholes.append(whole)
+    scale = [tell(step) for step in charts.scale_of(wholes).steps]
     first = "Day" if view.bucket == "day" else "From"
     svg = charts.stacked_bars(bars, f"{title}, {view.first} to {view.last}")
     return Chart(svg, scale, _ticks(starts), names, [first, "Total", *names], rows)
@@ -383,12 +392,12 @@ def _ticks(starts: Sequence[date]) -> list[str]:
     return [f"{starts[index]:%d %b}" for index in (0, len(starts) // 2, len(starts) - 1)]
 
 
-def _by_model(models: Mapping[str, Decimal], usd: Decimal, view: View) -> Breakdown:
+def _by_model(models: Mapping[str, Decimal], charged: Decimal, view: View) -> Breakdown:
     parts = [
-        Part(model, amount, formats.ratio(amount, usd), view.query(model=model), is_model=True)
+        Part(model, amount, formats.ratio(amount, charged), view.query(model=model), is_model=True)
         for model, amount in models.items()
     ]
-    return Breakdown("Model", _shortened(parts, usd))
+    return Breakdown("Model", _shortened(parts, charged))
 
 
 _BREAKDOWNS = (("Project", "project"), ("Member", "member"), ("API key", "api_key"))
@@ -398,7 +407,7 @@ def _breakdown(
     title: str,
     part: str,
     found: Sequence[tuple[str, str | None, str | None, bool, Decimal]],
-    usd: Decimal,
+    charged: Decimal,
     view: View,
 ) -> Breakdown:
     mine = [row for row in found if row[0] == part]
@@ -406,7 +415,7 @@ def _breakdown(
         Part(
             "not attributed" if id is None or name is None else name,
             amount,
-            formats.ratio(amount, usd),
+            formats.ratio(amount, charged),
             view.query(project=id) if part == "project" and id else None,
             note="" if id is None or name == id else id,
         )
@@ -414,14 +423,14 @@ def _breakdown(
     ]
     is_allocated = any(allocated for *_, allocated, _ in mine)
     note = "By share of use where OpenAI does not split a charge itself." if is_allocated else ""
-    return Breakdown(title, _shortened(parts, usd), note)
+    return Breakdown(title, _shortened(parts, charged), note)
 
 
-def _shortened(parts: list[Part], usd: Decimal) -> list[Part]:
+def _shortened(parts: list[Part], charged: Decimal) -> list[Part]:
     if len(parts) <= ROWS_SHOWN + 1:
         return parts
     rest = formats.total([part.usd for part in parts[ROWS_SHOWN:]])
-    return [*parts[:ROWS_SHOWN], Part(f"{len(parts) - ROWS_SHOWN} more", rest, formats.ratio(rest, usd))]
+    return [*parts[:ROWS_SHOWN], Part(f"{len(parts) - ROWS_SHOWN} more", rest, formats.ratio(rest, charged))]
 
 
 def _per_million(cell: tuple[Decimal, Decimal | None, Decimal | None]) -> Decimal | None:

@@ -1,49 +1,84 @@
 """From a cost line's free text to model, direction, modality and tier.
 
-`line_item` is text for people, not a schema, and new forms appear without notice. The grammar seen so
-far is below as data; a text that does not fit keeps its whole amount under its own name and is reported
-as unparsed, never dropped.
+`line_item` is text for people, not a schema, and new forms appear without notice. The known words are below
+as data. An unknown word is kept as text in its column and never hides the model; the amount always counts.
 
-    line     := [tier " | "] model [" " modality] ", " direction [", long context"] | service
+    line      := [tier " | "] model [" " modality] {", " phrase} | [tier " | "] service {", " phrase}
+    phrase    := direction | modality | "long context" | size or quality of images
+    service   := a line_item of service_names.csv
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
-# Words of a direction, as OpenAI writes them, to the name our tables use.
+from finora_pipeline.openai_admin.service_names import SERVICE_NAMES, service_phrase
+
+# A direction's words, in the spelling of `_spelled`, to the name in our tables.
 DIRECTIONS = {
     "input": "input",
-    "input_tokens": "input",
+    "uncached input": "input",
+    "input uncached": "input",
     "cached input": "cached_input",
-    "input_cached_tokens": "cached_input",
+    "input cached": "cached_input",
     "output": "output",
-    "output_tokens": "output",
+    # Without a duration: kept for 30 minutes. The usage API's own name for both kinds has no duration either.
+    "cache write": "cache_write",
     "cache writes": "cache_write",
-    "input_cache_write_tokens": "cache_write",
+    "cache writes 30m": "cache_write",
+    "input cache write": "cache_write",
+    "input cache write 30m": "cache_write",
+    "cache writes 12h": "cache_write_12h",
+    "input cache write 12h": "cache_write_12h",
+    "training": "training",
 }
-MODALITIES = ("text", "image", "audio")
+MODALITIES = ("text", "image", "audio", "video")
 # What stands before " | ": a service tier, or the surface that made the call.
-TIERS = ("priority", "flex", "evals", "assistants api")
-# Lines that name a service and no model.
-SERVICES = ("web search tool calls", "file search", "Image models", "code interpreter", "whisper")
-LONG_CONTEXT = "long context"
-# Lines priced by something other than direction: pattern → modality; `model` is captured.
-OTHER_FORMS = (
-    (re.compile(r"Image models, (?P<model>[^,]+), \d+x\d+"), "image"),
-    (re.compile(r"(?P<model>dall-e[ -]\d+)(, (standard|hd))?(, \d+x\d+)*"), "image"),
-    (re.compile(r"(?P<model>[^,| ]+), audio"), "audio"),
+TIERS = (
+    "batch",
+    "default",
+    "fast",
+    "flex",
+    "priority",
+    "scale",
+    "standard",
+    "ultrafast",
+    "assistants api",
+    "evals",
 )
-_MODEL_ONLY = re.compile(r"[a-z0-9][a-z0-9.:_-]*\d[a-z0-9.:_-]*")
+LONG_CONTEXT = "long context"
+SERVICES = frozenset(name.line_item for name in SERVICE_NAMES)
+_IMAGE_SERVICES = frozenset(name.line_item for name in SERVICE_NAMES if name.service == "images")
+# Their use has no model, or that of the request that called them.
+_TOOLS = ("code_interpreter_sessions", "file_search_calls", "vector_stores", "web_search_calls")
+_TOOL_SERVICES = frozenset(name.line_item for name in SERVICE_NAMES if name.service in _TOOLS)
+_IMAGE_PHRASE = re.compile(r"\d+x\d+|standard|hd|low|medium|high")
+_SEPARATOR = re.compile(r"\s*\|\s*")
+_DURATION = re.compile(r"\b(\d+) ?([hm])(?:rs?|ours?|ins?|inutes?)?$")
+# Usage pages write `dall-e-3` for what a cost line calls `dall-e 3`.
+_DALL_E = re.compile(r"(dall-e) (\d+)", re.IGNORECASE)
+# A name with a hyphen and a digit, or of the o series: a model wherever it stands.
+_MODEL = re.compile(r"(?=.*\d)[a-z][\w.:/]*-[\w.:/-]+|o\d[\w.:-]*", re.IGNORECASE)
+# At the start of a line any name with a hyphen or a digit, or a single word before a comma, except these.
+_FIRST_MODEL = re.compile(r"[a-z][\w.:/-]*[\d:-][\w.:/-]*", re.IGNORECASE)
+_NOT_MODELS = frozenset(
+    [
+        *("adjustment", "credit", "credits", "discount", "fee", "refund", "tax", "vat"),
+        *("fine-tuning", "pre-paid", "speech-to-text", "text-to-speech", "true-up"),
+    ]
+)
+# Words that end a model's name.
+_VOCABULARY = frozenset(word for words in DIRECTIONS for word in words.split()) | {*MODALITIES, "tokens"}
 
 
 @dataclass(frozen=True, slots=True)
 class LineItem:
     """What a cost line's text says. Fields that it does not say are None.
 
-    `direction`: input, cached_input, output or cache_write. `modality`: text, image or audio where it
-    is named. `tier`: priority, flex, or the surface (evals, assistants api). `is_parsed` is False for a
-    text that does not fit the grammar.
+    `direction`: a value of DIRECTIONS, or the unknown words after the model as they are. `modality`: one of
+    MODALITIES or an unknown word in its place. `tier`: one of TIERS, or whatever stands before " | ".
+    `is_parsed` is False if the text has a word that the grammar does not know.
     """
 
     text: str
@@ -55,33 +90,128 @@ class LineItem:
     is_parsed: bool = True
 
 
+@dataclass(slots=True)
+class _Phrases:
+    """What the phrases after the model say; `unknown` are those that are not in the grammar."""
+
+    direction: str | None = None
+    modality: str | None = None
+    is_long_context: bool = False
+    is_of_images: bool = False
+    is_known: bool = True
+    unknown: list[str] = field(default_factory=list)
+
+    def read(self, phrase: str) -> None:
+        if phrase.lower() == LONG_CONTEXT:
+            self.is_long_context = True
+        elif _IMAGE_PHRASE.fullmatch(phrase.lower()):
+            self.is_of_images = True
+        elif not self._read_direction(phrase):
+            self.unknown.append(phrase)
+
+    def read_words(self, words: list[str]) -> None:
+        """Reads the words next to the model: a modality, or a direction without its comma."""
+        if not words or self._read_direction(" ".join(words)):
+            return
+        if self.direction or self.unknown:
+            self.is_known = False
+            self.modality = self.modality or " ".join(words)
+        else:
+            self.unknown.append(" ".join(words))
+
+    def take_model(self) -> str | None:
+        """The first unknown phrase that names a model, which then is unknown no more."""
+        model = next((phrase for phrase in self.unknown if _MODEL.fullmatch(phrase)), None)
+        if model:
+            self.unknown.remove(model)
+        return model
+
+    def _read_direction(self, phrase: str) -> bool:
+        direction, modality, is_known = _direction_of(phrase)
+        if not (direction or modality) or (direction and self.direction):
+            return False
+        self.direction = direction or self.direction
+        self.modality = self.modality or modality
+        self.is_known &= is_known
+        return True
+
+
 @lru_cache(maxsize=65536)
 def parse_line_item(text: str) -> LineItem:
-    """Reads one `line_item`. Never fails: what does not fit comes back with `is_parsed=False`."""
-    prefix, separator, rest = text.partition(" | ")
-    tier = prefix.strip() if separator and prefix.strip() in TIERS else None
-    if separator and tier is None:
-        return LineItem(text, is_parsed=False)
-    body = rest.strip() if tier else text.strip()
+    """Reads one `line_item`. Never raises: what is not understood is kept with `is_parsed=False`."""
+    *prefixes, body = _SEPARATOR.split(" ".join(text.split()))
+    tiers = [prefix.lower() if prefix.lower() in TIERS else prefix for prefix in prefixes if prefix]
+    first, *rest = (part.strip() for part in _DALL_E.sub(r"\1-\2", body).split(","))
+    phrases = _Phrases()
+    for phrase in filter(None, rest):
+        phrases.read(phrase)
+    service = service_phrase(first)
+    if service in SERVICES:
+        model = None if service in _TOOL_SERVICES else phrases.take_model()
+        phrases.is_of_images = model is not None and service in _IMAGE_SERVICES
+        is_parsed = True
+    else:
+        model = _read_first(first, phrases)
+        phrases.is_of_images |= model is not None and model.startswith("dall-e")
+        is_bare = model is not None and bool(_MODEL.fullmatch(model))
+        is_parsed = is_bare or bool(phrases.direction or phrases.modality or phrases.is_of_images)
+    if model is None and not phrases.is_known:
+        phrases.modality = None
+    is_parsed &= phrases.is_known and not phrases.unknown and not (model and " " in model)
+    return LineItem(
+        text,
+        model if model is None or ":" in model else model.lower(),
+        phrases.direction or (", ".join(phrases.unknown) or None if model else None),
+        phrases.modality or ("image" if phrases.is_of_images else None),
+        " | ".join(tiers) or None,
+        phrases.is_long_context,
+        is_parsed and all(tier in TIERS for tier in tiers),
+    )
 
-    if body in SERVICES:
-        return LineItem(text, tier=tier)
-    parts = [part.strip() for part in body.split(",")]
-    is_long_context = parts[-1] == LONG_CONTEXT
-    if is_long_context:
-        parts.pop()
-    if parts and parts[-1] in DIRECTIONS:
-        direction = DIRECTIONS[parts.pop()]
-        name = ", ".join(parts) or None
-        modality = None
-        if name and name.rpartition(" ")[2] in MODALITIES:
-            name, _, modality = name.rpartition(" ")
-            name = name.strip() or None
-        return LineItem(text, name, direction, modality, tier, is_long_context)
-    for pattern, modality in OTHER_FORMS:
-        if match := pattern.fullmatch(body):
-            # Usage pages write `dall-e-3` for what a cost line calls `dall-e 3`.
-            return LineItem(text, match["model"].replace(" ", "-"), None, modality, tier)
-    if tier and _MODEL_ONLY.fullmatch(body):
-        return LineItem(text, body, tier=tier)
-    return LineItem(text, is_parsed=False)
+
+def _read_first(first: str, phrases: _Phrases) -> str | None:
+    """The model that the first part names; the part's other words are added to the phrases."""
+    words = first.split()
+    if not words or _direction_of(first)[2]:
+        phrases.read_words(words)
+        return phrases.take_model()
+    is_model = _FIRST_MODEL.fullmatch(words[0]) or (first.isalpha() and phrases.unknown)
+    at = 0 if is_model and words[0].lower() not in _NOT_MODELS else None
+    if at is None and (phrases.direction or words[0].lower() in _NOT_MODELS):
+        at = next((n for n, word in enumerate(words) if _MODEL.fullmatch(word)), None)
+    if at is not None:
+        phrases.read_words(words[:at] + words[at + 1 :])
+        return words[at]
+    model = phrases.take_model()
+    if model is None and phrases.direction:
+        # A line with a direction begins with a model, whatever it looks like.
+        size = next((n for n, word in enumerate(words) if word.lower() in _VOCABULARY), len(words))
+        phrases.read_words(words[size:])
+        return " ".join(words[:size]) or None
+    phrases.read_words(words)
+    return model
+
+
+def _direction_of(phrase: str) -> tuple[str | None, str | None, bool]:
+    """The direction and the modality that a phrase says, and whether the grammar knows its every word.
+
+    Unknown words next to a known direction stand for a modality; without one they mean nothing.
+    """
+    words = phrase.replace("_", " ").replace(" - ", " ").split()
+    modality = next((word.lower() for word in words if word.lower() in MODALITIES), None)
+    rest = [word for word in words if word.lower() not in (modality, "token", "tokens")]
+    if not rest:
+        return None, modality, True
+    if direction := DIRECTIONS.get(_spelled(rest)):
+        return direction, modality, True
+    unknown = [word for word in rest if word.lower() not in _VOCABULARY]
+    direction = DIRECTIONS.get(_spelled([word for word in rest if word not in unknown]))
+    # A number may be a new duration of cache writes, which is another price.
+    if direction is None or any(any(map(str.isdigit, word)) for word in unknown):
+        return None, None, False
+    return direction, modality or " ".join(unknown), False
+
+
+def _spelled(words: Sequence[str]) -> str:
+    """A direction in the spelling of DIRECTIONS."""
+    return _DURATION.sub(r"\1\2", " ".join(words).lower().replace("-", " "))

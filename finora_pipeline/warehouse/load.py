@@ -8,7 +8,7 @@ is healed by whoever loads next.
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from finora_pipeline.openai_admin.endpoints import BILLED_KIND, COSTS, DIRECTORY_KIND, USAGE_KIND
 from finora_pipeline.openai_admin.line_items import parse_line_item
+from finora_pipeline.openai_admin.service_names import SERVICE_NAMES, ServiceName
 from finora_pipeline.warehouse.clock import end_of_present, forget_future_moments
 from finora_pipeline.warehouse.portions import load_or_halve, portions
 from finora_pipeline.warehouse.raw import Quarantined, RawFile, RawPages, cut_long_pages
@@ -28,8 +29,17 @@ from finora_pipeline.warehouse.warehouse import Warehouse, run, transaction
 
 # Raw files of a kind that are worth a transaction of their own before all have landed.
 FILES_AHEAD = 6
+# Unparsed line items that a run reports, the dearest first.
+UNPARSED_SHOWN = 100
+# Distinct line items that are parsed again at a time.
+LINE_ITEMS_AT_ONCE = 10_000
 # By then OpenAI has booked and corrected a day; what changes later is worth a look.
 SETTLED_AFTER = 7
+# What costs and usage call the same service.
+SERVICE_NAMES_TABLE = pa.Table.from_pylist(
+    [asdict(name) for name in SERVICE_NAMES],
+    pa.schema([(column.name, pa.string()) for column in fields(ServiceName)]),
+)
 _GRAIN = {
     "daily_costs": "user_id, provider, date, project_id, line_item",
     "daily_usage": "user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, "
@@ -37,6 +47,12 @@ _GRAIN = {
 }
 # The tables of the directory, each with the column of its ids.
 ID_COLUMN = {"projects": "project_id", "members": "member_id", "api_keys": "api_key_id"}
+# What one list of each covers, of a row that is held: service accounts are listed by project.
+_LIST_SCOPE = {
+    "projects": "''",
+    "members": "CASE WHEN email IS NULL THEN 'service accounts' ELSE 'members' END",
+    "api_keys": "project_id",
+}
 # The tables that the pages of a kind become.
 TABLES_OF_KIND = {
     COSTS.kind: ("daily_costs",),
@@ -48,13 +64,23 @@ KINDS = tuple(TABLES_OF_KIND)
 
 
 @dataclass(frozen=True, slots=True)
+class UnparsedCharge:
+    """A line item that is not understood in full: its sum in USD, and its number of UTC days and of users."""
+
+    line_item: str
+    amount_usd: Decimal
+    days: int
+    users: int
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """What a run's pages are in the facts now.
 
-    `unparsed` lists the line items that the grammar does not know; it and the amount are those of costs.
-    `repeated` counts the rows of a grain that another row has already: there are none. `late_revisions` are
-    the user-days that OpenAI changed `SETTLED_AFTER` or more days after, with the sum of the changes in USD.
-    `quarantined` are the run's files that cannot be loaded.
+    `unparsed_charges` are the dearest of the line items that have words unknown to the grammar, of which
+    there are `unparsed_count`; they and the amount are those of costs. `repeated` counts duplicate rows
+    (expected 0). `late_revisions` are the user-days that OpenAI changed `SETTLED_AFTER` or more days after,
+    with the sum of the changes in USD. `quarantined` are the run's files that cannot be loaded.
     """
 
     files: int
@@ -62,11 +88,17 @@ class Loaded:
     users: int
     cost_rows: int = 0
     usage_rows: int = 0
-    unparsed: list[str] = field(default_factory=list)
+    unparsed_charges: list[UnparsedCharge] = field(default_factory=list)
+    unparsed_count: int = 0
     amount_usd: Decimal = Decimal(0)
     repeated: dict[str, int] = field(default_factory=dict)
     late_revisions: list[tuple[str, date, Decimal]] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
+
+    @property
+    def unparsed(self) -> list[str]:
+        """The texts of `unparsed_charges`, in their order as texts."""
+        return sorted(charge.line_item for charge in self.unparsed_charges)
 
 
 def load_pending(
@@ -180,8 +212,8 @@ def load_files(
         for table in tables:
             run(connection, table, "load")
             if kind == DIRECTORY_KIND:
-                merge = section("directory", "merge").format(table=table, id=ID_COLUMN[table])
-                connection.execute(merge)
+                names = {"table": table, "id": ID_COLUMN[table], "scope": _LIST_SCOPE[table]}
+                connection.execute(section("directory", "merge").format(**names))
         if kind == USAGE_KIND:
             grain = _GRAIN["daily_usage"]
             connection.execute(section("daily_usage", "repeated").format(grain=grain))
@@ -208,7 +240,38 @@ def _short_pages(files: list[RawFile], kind: str, folder: Path) -> Iterator[list
 
 def _parsed_line_items(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     """The distinct line items of the raw files, each with what it says."""
-    texts = connection.execute(section("daily_costs", "line_items")).fetchall()
+    return _parsed(connection.execute(section("daily_costs", "line_items")).fetchall())
+
+
+def reparse_line_items(connection: duckdb.DuckDBPyConnection) -> int:
+    """Parses the line items of all charges again, within the caller's transaction; returns how many distinct
+    ones now mean something else. Their days are stale and their months unpublished afterwards."""
+    connection.execute(section("daily_costs", "distinct_line_items"))
+    ((count,),) = connection.execute("SELECT count(*) FROM distinct_line_items").fetchall()
+    changed = 0
+    for first in range(0, count, LINE_ITEMS_AT_ONCE):
+        texts = connection.execute(
+            "SELECT line_item FROM distinct_line_items WHERE number >= ? AND number < ?",
+            [first, first + LINE_ITEMS_AT_ONCE],
+        ).fetchall()
+        connection.register("line_items", _parsed(texts))
+        run(connection, "daily_costs", "reparse")
+        connection.unregister("line_items")
+        changed += connection.execute("SELECT count(DISTINCT line_item) FROM reparsed").fetchall()[0][0]
+    connection.execute("DROP TABLE distinct_line_items")
+    connection.execute("DROP TABLE IF EXISTS reparsed")
+    return changed
+
+
+def mark_services_stale(connection: duckdb.DuckDBPyConnection) -> None:
+    """Marks, within the caller's transaction, the days whose charges are matched with use by `service_names`
+    or by a counter of cache writes: after a change of either they are split again."""
+    connection.register("service_names", SERVICE_NAMES_TABLE)
+    run(connection, "attribution", "mark_services_stale")
+    connection.unregister("service_names")
+
+
+def _parsed(texts: list[tuple[str]]) -> pa.Table:
     items = [parse_line_item(text) for (text,) in texts]
     return pa.table(
         {
@@ -236,13 +299,18 @@ def _loaded_by(connection: duckdb.DuckDBPyConnection, run_id: str, kinds: list[s
         loaded = replace(loaded, usage_rows=connection.execute(query, {"run_id": run_id}).fetchall()[0][0])
         loaded.repeated["daily_usage"] = _repeated(connection, "daily_usage", of_run, run_id)
     if COSTS.kind in kinds:
-        rows, amount, unparsed = connection.execute(
+        rows, amount, unparsed_count = connection.execute(
             "SELECT count(*), coalesce(sum(amount_usd), 0)::DECIMAL(38, 18), "
-            "coalesce(list(DISTINCT line_item ORDER BY line_item) "
-            "FILTER (NOT is_parsed AND line_item IS NOT NULL), []) "
+            "count(DISTINCT line_item) FILTER (NOT is_parsed) "
             f"FROM daily_costs {of_run}",
             {"run_id": run_id},
         ).fetchall()[0]
+        unparsed = connection.execute(
+            "SELECT line_item, coalesce(sum(amount_usd), 0)::DECIMAL(38, 18) AS usd, count(DISTINCT date), "
+            f"count(DISTINCT user_id) FROM daily_costs {of_run} AND NOT is_parsed AND line_item IS NOT NULL "
+            f"GROUP BY line_item ORDER BY abs(usd) DESC, line_item LIMIT {UNPARSED_SHOWN}",
+            {"run_id": run_id},
+        ).fetchall()
         late = connection.execute(
             "SELECT user_id, date, sum(coalesce(new_amount_usd, 0) - coalesce(old_amount_usd, 0)) "
             "FROM cost_revisions JOIN (SELECT user_id, provider, date, fetched_at AS observed_at "
@@ -251,7 +319,14 @@ def _loaded_by(connection: duckdb.DuckDBPyConnection, run_id: str, kinds: list[s
             "WHERE date <= observed_at::DATE - $settled_after GROUP BY ALL ORDER BY ALL",
             {"run_id": run_id, "settled_after": SETTLED_AFTER},
         ).fetchall()
-        loaded = replace(loaded, cost_rows=rows, unparsed=unparsed, amount_usd=amount, late_revisions=late)
+        loaded = replace(
+            loaded,
+            cost_rows=rows,
+            unparsed_charges=[UnparsedCharge(*charge) for charge in unparsed],
+            unparsed_count=unparsed_count,
+            amount_usd=amount,
+            late_revisions=late,
+        )
         loaded.repeated["daily_costs"] = _repeated(connection, "daily_costs", of_run, run_id)
     return loaded
 

@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from finora_pipeline.warehouse.clock import forget_future_days
+from finora_pipeline.warehouse.load import SERVICE_NAMES_TABLE
 from finora_pipeline.warehouse.portions import CAUSED_BY_PAGES
 from finora_pipeline.warehouse.sql import section
 from finora_pipeline.warehouse.warehouse import PartsUnequal, Warehouse, run, transaction
@@ -34,14 +35,17 @@ USERS_AT_ONCE = 1_000
 @dataclass(frozen=True, slots=True)
 class Recomputed:
     """How many user-days were computed; those (user, day) whose parts do not add up to the bill; and by
-    severity how many of all days do not reconcile with OpenAI's totals, with their residual in USD; and the
-    rows of `user_metrics`. `failed` are the (user, day) that could not be computed and keep their rows."""
+    severity how many of all days do not reconcile with OpenAI's totals, with their residual in USD; the rows
+    of `user_metrics`; and on how many days there are costs without use, or use without costs, with their
+    tokens, which is normal. `failed` are the (user, day) that could not be computed and keep their rows.
+    """
 
     days: int
     unequal: list[tuple[str, date]]
     residuals: dict[str, tuple[int, Decimal]]
     metric_rows: int = 0
     failed: list[tuple[str, date]] = field(default_factory=list)
+    token_residuals: dict[str, tuple[int, Decimal]] = field(default_factory=dict)
 
 
 def refresh_metrics(warehouse: Warehouse, user_ids: Iterable[str], today: date) -> Recomputed:
@@ -98,8 +102,10 @@ def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str
     users = pa.table({"user_id": pa.array(list(user_ids), pa.string())})
     connection.register("sample_users", users)
     connection.register("sample_models", SAMPLE_MODELS)
+    connection.register("service_names", SERVICE_NAMES_TABLE)
     with transaction(connection):
         run(connection, "sample_data", "refresh", today=today)
+    connection.execute(section("attribution", "macros"))
     connection.execute(section("attribution", "portion"), {"rows_at_once": ROWS_AT_ONCE})
     portions = connection.execute(
         "SELECT portion, count(*) FROM portioned_days GROUP BY portion ORDER BY portion"
@@ -125,7 +131,14 @@ def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str
             waiting[:0] = [portion, later]
     open_days = connection.execute(section("reconciliation", "check")).fetchall()
     residuals = {severity: (days, usd) for severity, days, usd in open_days}
-    return Recomputed(sum(days for _, days in portions) - len(failed), unequal, residuals, failed=failed)
+    differing = connection.execute(section("reconciliation", "token_check")).fetchall()
+    return Recomputed(
+        sum(days for _, days in portions) - len(failed),
+        unequal,
+        residuals,
+        failed=failed,
+        token_residuals={kind: (days, tokens) for kind, days, tokens in differing},
+    )
 
 
 def _compute_portion(

@@ -275,7 +275,13 @@ def _differences(
     connection: duckdb.DuckDBPyConnection, table: str, filters: dict[str, object], portions: int
 ) -> list[Difference]:
     """Compares the users in so many portions, since to compare rows takes memory for all of them."""
-    columns = "* EXCLUDE (fetched_at, raw_file)"
+    # A charge's meaning is ours, and the model of an unparsed one is known by its use only.
+    ours = (
+        ", model, direction, modality, tier, is_long_context, is_parsed"
+        if table == "main.daily_costs"
+        else ""
+    )
+    columns = f"* EXCLUDE (fetched_at, raw_file{ours})"
     portion = f"hash(user_id) % {portions} = $number"
     real = "" if table.startswith("pipeline.") else " AND NOT is_sample"
     query = f"""

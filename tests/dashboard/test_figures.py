@@ -435,9 +435,19 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     quarter = [date(2026, 1, 1) + timedelta(n) for n in range(90)]
     spent = [cost_day([cost_row('"2.0"' if day.month == 3 else '"1.0"')], day) for day in quarter]
     land(warehouse, page_of(*spent), user_id="quarter")
+    # A third, whose credit is more than it spent; a fourth has nothing but credits.
+    usage, credit = "gpt-5.5-2026-04-23, input", "promotional credit"
+    days = [[("0.25", usage)], [("2.00", usage), ("-5.00", credit)], [("1.00", usage)]]
+    for user_id, charges in (("credited", days), ("given", [[("-3.00", credit)]])):
+        charged = [
+            cost_day([cost_row(f'"{usd}"', line_item) for usd, line_item in lines], today - timedelta(n))
+            for n, lines in enumerate(charges)
+        ]
+        land(warehouse, page_of(*charged), user_id=user_id)
     load(warehouse)
-    refresh_metrics(warehouse, ["acme", "quarter"], today)
-    publish(warehouse, ["acme", "quarter"], list, today)
+    everyone = ["acme", "quarter", "credited", "given"]
+    refresh_metrics(warehouse, everyone, today)
+    publish(warehouse, everyone, list, today)
     settings = Settings.from_environment({"FINORA_HOME": str(home)})
     # So many would take a minute to load: the n-th model costs a dollar and n units a day.
     with duckdb.connect(settings.published_database) as published:
@@ -452,7 +462,7 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         )
         name_nobody(published, today)
     with dashboard(settings) as served:
-        for user_id in ("acme", "many", "nameless"):
+        for user_id in ("acme", "many", "nameless", "credited", "given"):
             served.accounts.add_user(user_id, "growth")
         yield served
 
@@ -522,3 +532,35 @@ def test_months_of_different_length_are_compared_by_their_own_days(extremes: Ser
     assert (shown["Average daily cost"].exact, shown["Average daily cost"].change) == ("2", "+100.0 %")
     assert shown["Month over month"].value == "+114.3 %"
     assert [row["amount_usd"] for row in exported] == ["2"] * 30
+
+
+def test_a_credit_that_exceeds_the_spend_is_drawn_below_zero(extremes: Served) -> None:
+    answer = extremes.get("/users/credited/overview?period=7d").text
+    page = read_html(answer)
+    shown = tiles(page)
+    assert shown["Total spend"].one("p", class_="value").text == "−$1.75"
+    assert value(shown["Top model share"]) == 1
+    assert note(shown["Top model share"]) == "gpt-5.5-2026-04-23"
+    assert "Nothing was charged" not in answer
+    costs = {"gpt-5.5-2026-04-23": Decimal("3.25"), "promotional credit": Decimal(-5)}
+    assert breakdown(page, "Cost by model") == costs
+    rows = page.all("table", class_="breakdown")[0].one("tbody").all("tr")
+    assert [row.all("td")[1].text for row in rows] == ["100.0 %", "−153.8 %"]
+    chart = page.one("section", class_="chart")
+    assert [step.text for step in chart.one("div", class_="scale").all("span")] == [
+        "$3.00",
+        "$0.00",
+        "−$3.00",
+    ]
+    # The credit's bar hangs from zero, in the middle of 240, to the bottom.
+    bars = chart.all("g", class_="bar")[-3:]
+    drawn = [[(one.attributes["y"], one.attributes["height"]) for one in bar.all("rect")[1:]] for bar in bars]
+    assert drawn == [[("80.00", "40.00")], [("120.00", "120.00")], [("110.00", "10.00")]]
+
+
+def test_where_there_are_credits_alone_there_is_no_share(extremes: Served) -> None:
+    answer = extremes.get("/users/given/overview?period=7d").text
+    shown = tiles(read_html(answer))
+    assert shown["Total spend"].one("p", class_="value").text == "−$3.00"
+    assert note(shown["Top model share"]) == "Only credits in these days."
+    assert "Nothing was charged" not in answer

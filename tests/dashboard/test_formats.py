@@ -195,12 +195,39 @@ def test_bars_are_drawn_within_their_box(bars: list[tuple[str, list[Decimal]]], 
 
 
 @REPEATABLE
-@given(parts=st.lists(st.lists(AMOUNTS, max_size=3), max_size=5))
-def test_no_bar_exceeds_the_scale(parts: list[list[Decimal]]) -> None:
-    top = charts.highest([charts.Bar("", one, "") for one in parts])
-    most = max((sum((Fraction(p) for p in one if p > 0), Fraction(0)) for one in parts), default=Fraction(0))
-    assert Fraction(top) >= most
-    assert top > 0
+@given(values=st.lists(AMOUNTS, max_size=5))
+def test_no_value_exceeds_the_scale(values: list[Decimal]) -> None:
+    scale = charts.scale_of(values)
+    assert all(scale.bottom <= value <= scale.top for value in [Decimal(0), *values])
+    assert scale.bottom < scale.top
+    top, middle, bottom = scale.steps
+    assert top - middle == middle - bottom
+    # Where values lie on both sides, zero has a label.
+    assert 0 in scale.steps
+
+
+def heights(svg: str) -> list[list[tuple[str, float, float]]]:
+    """The parts of each bar: class, distance of its upper edge from the top, height."""
+    bars = [[one.attrib for one in group if one.attrib["class"] != "room"] for group in ET.fromstring(svg)]
+    return [[(one["class"], float(one["y"]), float(one["height"])) for one in bar] for bar in bars]
+
+
+def test_bars_end_at_their_sum_and_credits_go_below_zero() -> None:
+    parts = [("2", "-5"), ("1", "0"), ("0.25", "0"), ("4", "-1"), ("3", "-3")]
+    drawn = heights(charts.stacked_bars([charts.Bar("", [*map(Decimal, p)], "") for p in parts], "Costs"))
+    # From 3 to -3: zero is in the middle, a dollar a sixth of the height.
+    assert drawn == [
+        [("s1", 120.0, 120.0)],
+        [("s0", 80.0, 40.0)],
+        [("s0", 110.0, 10.0)],
+        [("s0", 0.0, 120.0)],
+        [],
+    ]
+
+
+def test_bars_of_credits_alone_hang_from_zero() -> None:
+    drawn = heights(charts.stacked_bars([charts.Bar("", [Decimal("-1"), Decimal("-1")], "")], "Credits"))
+    assert drawn == [[("s0", 0.0, 120.0), ("s1", 120.0, 120.0)]]
 
 
 @REPEATABLE

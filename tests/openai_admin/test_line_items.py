@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finora_pipeline.openai_admin.endpoints import ENDPOINTS
 from finora_pipeline.openai_admin.line_items import DIRECTIONS, MODALITIES, TIERS, LineItem, parse_line_item
+from finora_pipeline.openai_admin.service_names import SERVICE_NAMES, service_phrase
 from finora_pipeline.openai_admin.simulator.catalog import MODELS, SERVICES
 
 LINES = (Path(__file__).parents[1] / "fixtures" / "line_items.txt").read_text().splitlines()
@@ -58,6 +60,39 @@ EXPECTED = [
     ("whisper-1, audio", "whisper-1", None, "audio", None, False),
     # The documentation's example of a line that names no model.
     ("input_tokens", None, "input", None, None, False),
+    # Other capitals.
+    ("GPT-6-Astra, Cached Input", "gpt-6-astra", "cached_input", None, None, False),
+    ("PRIORITY | gpt-6-astra, Output, Long Context", "gpt-6-astra", "output", None, "priority", True),
+    ("Whisper", None, None, None, None, False),
+    ("Web Search Tool Calls", None, None, None, None, False),
+    ("image models, gpt-image-2, 1024X1024", "gpt-image-2", None, "image", None, False),
+    # The tiers on sale, one or several, and blanks left out.
+    ("ultrafast | gpt-6-astra, output", "gpt-6-astra", "output", None, "ultrafast", False),
+    ("fast | gpt-6-astra, output", "gpt-6-astra", "output", None, "fast", False),
+    ("scale | gpt-6-astra, output", "gpt-6-astra", "output", None, "scale", False),
+    ("batch | gpt-6-astra, output", "gpt-6-astra", "output", None, "batch", False),
+    ("priority | batch | gpt-6-astra, output", "gpt-6-astra", "output", None, "priority | batch", False),
+    ("fast|gpt-6-astra,output", "gpt-6-astra", "output", None, "fast", False),
+    # Cache writes by how long they are kept.
+    ("gpt-6-sol, cache writes - 12hr", "gpt-6-sol", "cache_write_12h", None, None, False),
+    ("gpt-6-sol, Cache Writes - 12 HR", "gpt-6-sol", "cache_write_12h", None, None, False),
+    ("gpt-6-sol, cache writes - 12 hours", "gpt-6-sol", "cache_write_12h", None, None, False),
+    ("gpt-6-sol, cache writes - 30min", "gpt-6-sol", "cache_write", None, None, False),
+    # The usage API's own names.
+    ("gpt-6-sol, input_cache_write_30m_tokens", "gpt-6-sol", "cache_write", None, None, False),
+    ("gpt-6-sol, input_cache_write_12h_tokens", "gpt-6-sol", "cache_write_12h", None, None, False),
+    ("gpt-6-sol, input_uncached_tokens", "gpt-6-sol", "input", None, None, False),
+    ("gpt-6-sol, input_cached_text_tokens", "gpt-6-sol", "cached_input", "text", None, False),
+    ("gpt-6-sol, output_audio_tokens", "gpt-6-sol", "output", "audio", None, False),
+    ("gpt-realtime-2.1, cached audio input", "gpt-realtime-2.1", "cached_input", "audio", None, False),
+    # Whole lines that are a model's name, and training.
+    ("gpt-5-mini", "gpt-5-mini", None, None, None, False),
+    ("tts-1", "tts-1", None, None, None, False),
+    ("o3", "o3", None, None, None, False),
+    ("gpt-4o-2024-08-06, training", "gpt-4o-2024-08-06", "training", None, None, False),
+    ("ft-gpt-4o-2024-08-06, training tokens", "ft-gpt-4o-2024-08-06", "training", None, None, False),
+    ("ft:gpt-4o:Acme::AbC1, input", "ft:gpt-4o:Acme::AbC1", "input", None, None, False),
+    ("gpt-6-sol output", "gpt-6-sol", "output", None, None, False),
 ]
 
 
@@ -79,22 +114,36 @@ def test_every_line_seen_live_is_read(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "model", "direction", "modality", "tier"),
     [
-        "",
-        " ",
-        ",",
-        "gpt-5-mini",
-        "long context",
-        "flex | ",
-        "tts-1 speech synthesis",
-        "gpt-4o, thoughts",
-        "gpt-4o, input, short context",
-        pytest.param("overnight | gpt-4o, input"),
+        ("", None, None, None, None),
+        (" ", None, None, None, None),
+        (",", None, None, None, None),
+        ("flex | ", None, None, None, "flex"),
+        ("promotional credit", None, None, None, None),
+        ("Promotional credit, November 2026", None, None, None, None),
+        ("tax, VAT", None, None, None, None),
+        ("container", None, None, None, None),
+        ("web search tool calls, gpt-5.5", None, None, None, None),
+        ("tts-1 speech synthesis", "tts-1", "speech synthesis", None, None),
+        ("gpt-4o, thoughts", "gpt-4o", "thoughts", None, None),
+        ("sora, Seconds", "sora", "Seconds", None, None),
+        ("gpt-4o, input, short context", "gpt-4o", "input", None, None),
+        ("gpt-4o, batch, output", "gpt-4o", "output", None, None),
+        ("overnight | gpt-4o, input", "gpt-4o", "input", None, "overnight"),
+        ("Night Shift | gpt-4o, input", "gpt-4o", "input", None, "Night Shift"),
+        ("gpt-6-astra hologram, output", "gpt-6-astra", "output", "hologram", None),
+        ("gpt-6-astra, hologram output", "gpt-6-astra", "output", "hologram", None),
+        ("gpt-6-astra hologram, thoughts", "gpt-6-astra", "thoughts", "hologram", None),
+        ("gpt-6-sol, cache writes - 24hr", "gpt-6-sol", "cache writes - 24hr", None, None),
+        ("Fine-tuning training, gpt-4o-2024-08-06", "gpt-4o-2024-08-06", "training", "Fine-tuning", None),
+        ("GPT 6 Astra, output", "gpt 6 astra", "output", None, None),
     ],
 )
-def test_unknown_form_keeps_its_text_and_says_so(text: str) -> None:
-    assert parse_line_item(text) == LineItem(text, is_parsed=False)
+def test_unknown_words_never_hide_the_model(
+    text: str, model: str | None, direction: str | None, modality: str | None, tier: str | None
+) -> None:
+    assert parse_line_item(text) == LineItem(text, model, direction, modality, tier, is_parsed=False)
 
 
 def test_modality_without_a_model_names_no_model() -> None:
@@ -112,6 +161,9 @@ def test_every_line_of_the_simulator_but_one_is_read() -> None:
 REPEATABLE = settings(derandomize=True, deadline=None)
 
 models = st.from_regex(r"[a-z][a-z0-9.:_-]{1,30}", fullmatch=True)
+# Names as OpenAI gives them: with a version.
+versioned = st.from_regex(r"[a-z]{1,6}-[0-9][a-z0-9.-]{0,12}", fullmatch=True)
+unknown_words = st.from_regex(r"[xyz]{3,9}( [xyz]{3,9})?", fullmatch=True)
 
 
 @REPEATABLE
@@ -134,6 +186,26 @@ def test_every_line_of_the_grammar_is_read(
 
 @REPEATABLE
 @given(
+    model=versioned,
+    prefix=st.just("") | unknown_words.map(lambda words: f"{words} | "),
+    modality=st.just("") | unknown_words.map(lambda words: f" {words}"),
+    directions=st.lists(st.sampled_from(sorted(DIRECTIONS)) | unknown_words, max_size=3),
+    in_capitals=st.booleans(),
+)
+def test_a_model_is_kept_among_any_words(
+    model: str, prefix: str, modality: str, directions: list[str], in_capitals: bool
+) -> None:
+    text = ", ".join([f"{prefix}{model}{modality}", *directions])
+    item = parse_line_item(text.upper() if in_capitals else text)
+
+    assert item.model == model
+    known = {DIRECTIONS[word] for word in directions if word in DIRECTIONS}
+    assert item.direction in known if known else not item.is_parsed or item.direction is None
+    assert item.is_parsed == (not prefix and not modality and len(known) == len(directions) <= 1)
+
+
+@REPEATABLE
+@given(
     text=st.text()
     | st.lists(st.sampled_from([*LINES, *DIRECTIONS, *MODALITIES, " | ", ", ", ",", " "])).map("".join)
 )
@@ -141,8 +213,16 @@ def test_no_text_is_lost(text: str) -> None:
     item = parse_line_item(text)
 
     assert item.text == text
-    assert item.direction in (None, *DIRECTIONS.values())
-    assert item.modality in (None, *MODALITIES)
-    assert item.tier in (None, *TIERS)
-    if not item.is_parsed:
-        assert item == LineItem(text, is_parsed=False)
+    if item.is_parsed:
+        assert item.direction in (None, *DIRECTIONS.values())
+        assert item.modality in (None, *MODALITIES)
+    assert not item.model or not {*item.model.split()} & {"input", "output", "cached"}
+
+
+def test_names_of_services_are_unambiguous_and_of_endpoints() -> None:
+    keys = [(name.line_item, name.quantity_unit) for name in SERVICE_NAMES]
+
+    assert len(keys) == len(set(keys))
+    for name in SERVICE_NAMES:
+        assert name.line_item == service_phrase(name.line_item)
+        assert name.service in ENDPOINTS

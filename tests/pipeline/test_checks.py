@@ -11,7 +11,7 @@ import pytest
 
 from finora_pipeline import runs
 from finora_pipeline.assets import metrics
-from finora_pipeline.assets.facts import grain_check
+from finora_pipeline.assets.facts import grain_check, line_items_check
 from finora_pipeline.assets.serving import copy_check, promise_check
 from finora_pipeline.warehouse import publish as publishing
 from finora_pipeline.warehouse.load import Loaded, _loaded_by
@@ -19,6 +19,7 @@ from finora_pipeline.warehouse.metrics import Recomputed, refresh_metrics
 from finora_pipeline.warehouse.publish import Published, publish
 from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation
+from tests.warehouse.landing import DAY, cost_day, cost_row, land, load, page_of
 
 CHECKS = {
     "raw_openai_cost_pages": "every_connection_read",
@@ -50,6 +51,7 @@ def test_an_ordinary_run_passes_every_check(installation: Installation):
     told = {asset: evaluation(installation, asset, check).passed for asset, check in CHECKS.items()}
     assert told == dict.fromkeys(CHECKS, True)
     assert evaluation(installation, "daily_costs", "revisions_within_reason").passed
+    assert evaluation(installation, "daily_costs", "line_items_are_parsed").passed
     assert evaluation(installation, "published", "every_promise_kept").passed
 
 
@@ -67,6 +69,21 @@ def test_rows_of_one_grain_are_counted(installation: Installation):
     assert loaded.repeated == {"daily_costs": rows}
     assert not grain_check("daily_costs", loaded).passed
     assert grain_check("daily_usage", Loaded(1, 1, 1, repeated={"daily_usage": 0})).passed
+
+
+def test_unparsed_line_items_are_listed_with_their_dollars(tmp_path: Path):
+    warehouse = Warehouse(tmp_path)
+    lines = [cost_row('"2.50"', "night | gpt-4o, thoughts"), cost_row('"-7.00"', "promotional credit")]
+    days = [cost_day([*lines, cost_row('"1.00"')]), cost_day(lines[:1], DAY + timedelta(days=1))]
+    land(warehouse, page_of(*days))
+    result = line_items_check(load(warehouse))
+    assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert result.metadata["unparsed line items"].value == 2
+    assert str(result.metadata["dearest"].value).splitlines()[2:] == [
+        "| promotional credit | -$7.00 | 1 | 1 |",
+        "| night \\| gpt-4o, thoughts | $5.00 | 2 | 1 |",
+    ]
+    assert line_items_check(Loaded(1, 1, 1)).passed
 
 
 def test_a_settled_day_that_changes_is_told(installation: Installation):

@@ -1,11 +1,11 @@
 -- One model's costs by direction: what the chart stacks, with the tokens they were charged for. `tokens` is NULL
--- for what is not charged by the token.
+-- for what is not charged by the token. A direction that the line items' grammar does not know is `other`.
 SELECT
     date_trunc($bucket, date)::DATE AS at,
-    coalesce(direction, 'other') AS direction,
+    CASE WHEN list_contains($directions, direction) THEN direction ELSE 'other' END AS direction,
     sum(amount_usd) AS amount_usd,
-    sum(quantity) FILTER (quantity_unit = 'tokens' AND direction IS NOT NULL) AS tokens,
-    sum(amount_usd) FILTER (quantity_unit = 'tokens' AND direction IS NOT NULL AND quantity > 0) AS priced_usd
+    sum(quantity) FILTER (quantity_unit = 'tokens' AND daily_costs.direction IS NOT NULL) AS tokens,
+    sum(amount_usd) FILTER (quantity_unit = 'tokens' AND daily_costs.direction IS NOT NULL AND quantity > 0) AS priced_usd
 FROM daily_costs
 WHERE user_id = $user_id
   AND date BETWEEN $first AND $last

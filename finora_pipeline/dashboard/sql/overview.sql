@@ -37,11 +37,12 @@ SELECT
     max(amount_usd) AS top_usd,
     sum(covered_usd) AS covered_usd,
     sum(input_tokens)::BIGINT AS input_tokens,
-    sum(output_tokens)::BIGINT AS output_tokens
+    sum(output_tokens)::BIGINT AS output_tokens,
+    sum(amount_usd) FILTER (amount_usd > 0) AS charged_usd
 FROM by_span
 GROUP BY part, span_first
 UNION ALL
-SELECT 'model', NULL, model, amount_usd, amount_usd, NULL, NULL, NULL
+SELECT 'model', NULL, model, amount_usd, amount_usd, NULL, NULL, NULL, NULL
 FROM by_span
 WHERE part = 'now'
 UNION ALL
@@ -50,6 +51,7 @@ SELECT
     date_trunc($bucket, date)::DATE,
     CASE WHEN model IN (SELECT model FROM named) THEN model END,
     sum(amount_usd),
+    NULL,
     NULL,
     NULL,
     NULL,

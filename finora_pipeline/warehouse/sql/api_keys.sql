@@ -44,7 +44,13 @@ COMMENT ON COLUMN api_keys.first_seen_at IS 'When it was first listed to us (UTC
 COMMENT ON COLUMN api_keys.last_seen_at IS 'When it was last listed to us (UTC)';
 
 -- [load]
--- What the lists in the raw files say; directory.sql puts it into the table.
+-- What the lists in the raw files say, one a project; directory.sql puts it into the table.
+CREATE OR REPLACE TEMP TABLE lists AS
+SELECT user_id, provider, grouping AS scope, max(fetched_at) AS newest_at
+FROM read_parquet(getvariable('raw_files'))
+WHERE endpoint = 'api_keys'
+GROUP BY ALL;
+
 CREATE OR REPLACE TEMP TABLE listed AS
 WITH pages AS (
     SELECT
@@ -62,6 +68,7 @@ WITH pages AS (
 SELECT
     user_id,
     provider,
+    grouping AS scope,
     item.id AS api_key_id,
     item.name AS name,
     item.redacted_value AS redacted_value,

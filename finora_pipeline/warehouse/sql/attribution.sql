@@ -6,13 +6,18 @@
 --   2. allocated: elsewhere an amount of a day, project and line item is split by use: of the members who used
 --      the line's model in that project on that day, each bears the part of the amount that is their part of
 --      the tokens of the line's direction (uncached input, cached input, output, cache writes), of its images,
---      seconds or characters where the line names no direction, or of the calls or requests where all those
---      are 0.
---      A line without a model is split by the calls of the service that it names.
+--      seconds or characters where the line names no direction or use counts no such tokens, or of the calls or
+--      requests where all those are 0.
+--      A line with a service tier is split by the use of that tier, where use has it; a line without one by the use
+--      of the tiers that have no line of their own. Cache writes that are kept for 30 minutes and for 12 hours are split by their own counters; other cache
+--      writes, and those without such a counter, by all cache writes.
+--      A line without a model is split by the use of the service that it names (service_names.csv).
 --   3. The parts are whole 10^-18 dollars; what is left after rounding down goes, one each, to the parts with
 --      the largest remainder. So they add up to the amount, to the last digit.
---   4. What nobody's use matches stands under no member (NULL).
---   5. Usage names some models without their date of release: as in daily_model_costs.
+--   4. A charge that no use matches has no member (NULL): training, storage and credits, for example.
+--   5. Costs and use are matched by name, without regard to case: the same name; else a fine-tune's base, as
+--      costs name it; else the only name that is the same but for the date of release, as in daily_model_costs.
+--   6. A line item with words that the grammar does not know is of the model in use that day which it names.
 
 -- [portion]
 -- The days whose facts changed, in portions of about $rows_at_once rows of costs and usage, a user's days
@@ -50,10 +55,93 @@ WHERE rowid IN (
     WHERE place > days // 2
 );
 
+-- [macros]
+-- A name in the spelling in which costs and use are compared.
+CREATE OR REPLACE TEMP MACRO same_case(name) AS replace(lower(name), ' ', '-');
+
+-- A tier in the spelling in which costs and use are compared: OpenAI renames priority to fast.
+CREATE OR REPLACE TEMP MACRO same_tier(tier) AS CASE lower(tier) WHEN 'priority' THEN 'fast' ELSE lower(tier) END;
+
+-- A line item's first phrase without its tier, in the spelling of service_names.
+CREATE OR REPLACE TEMP MACRO first_phrase(line_item) AS trim(regexp_replace(
+    replace(lower(split_part(regexp_extract(line_item, '[^|]*$'), ',', 1)), '_', ' '), '\s+', ' ', 'g'
+));
+
+-- [mark_services_stale]
+INSERT INTO pipeline.stale_days
+SELECT user_id, provider, date
+FROM daily_costs
+WHERE model IS NULL AND line_item IS NOT NULL OR direction = 'cache_write' OR model LIKE 'ft-%'
+UNION
+SELECT user_id, provider, date
+FROM daily_usage
+WHERE model ILIKE 'ft:%' OR service IN (SELECT service FROM service_names)
+EXCEPT
+FROM pipeline.stale_days;
+
 -- [prepare]
 -- The days of one portion, numbered so that what follows need not compare texts.
 CREATE OR REPLACE TEMP TABLE split_days AS
 SELECT row_number() OVER () AS day, user_id, provider, date FROM portioned_days WHERE portion = $portion;
+
+-- Line items that are not understood, with the model in use that day that each names: the longest such name.
+CREATE OR REPLACE TEMP TABLE models_by_use AS
+WITH unparsed AS (
+    SELECT
+        *,
+        same_case(model) AS own_model,
+        ' ' || regexp_replace(body, '[^a-z0-9.:_/-]+', ' ', 'g') || ' ' AS words,
+        same_case(body) || ',' AS spelled
+    FROM (
+        SELECT DISTINCT split.day, line_item, costs.model, trim(lower(regexp_extract(line_item, '[^|]*$'))) AS body
+        FROM daily_costs AS costs
+        JOIN split_days AS split USING (user_id, provider, date)
+        WHERE NOT is_parsed
+          AND line_item IS NOT NULL
+          AND first_phrase(line_item) NOT IN (SELECT line_item FROM service_names)
+    )
+),
+in_use AS (
+    SELECT day, unnest([name, base_model(name)]) AS name
+    FROM (
+        SELECT DISTINCT split.day, lower(model) AS name
+        FROM daily_usage
+        JOIN split_days AS split USING (user_id, provider, date)
+        WHERE model IS NOT NULL AND service <> 'web_search_calls'
+    )
+    WHERE day IN (SELECT day FROM unparsed)
+),
+-- Those that the text names as they are, anywhere; or with blanks for hyphens, at its start.
+named AS (
+    SELECT day, line_item, max_by(name, length(name)) AS name
+    FROM unparsed
+    JOIN in_use USING (day)
+    WHERE contains(words, ' ' || name || ' ')
+       OR starts_with(spelled, name)
+        AND substr(spelled, length(name) + 1, 1) IN (',', '-')
+        AND (model IS NULL OR contains(model, ' ') OR length(name) > length(model))
+    GROUP BY day, line_item
+)
+-- A model that is in use as the text has it stays.
+SELECT named.day, named.line_item, named.name AS model
+FROM named
+JOIN unparsed USING (day, line_item)
+ANTI JOIN in_use ON in_use.day = unparsed.day AND base_model(in_use.name) = base_model(unparsed.own_model);
+
+UPDATE daily_costs AS costs
+SET model = by_use.model
+FROM models_by_use AS by_use
+JOIN split_days AS split USING (day)
+WHERE costs.user_id = split.user_id
+  AND costs.provider = split.provider
+  AND costs.date = split.date
+  AND costs.line_item = by_use.line_item
+  AND NOT costs.is_parsed;
+
+INSERT INTO pipeline.unpublished_months
+SELECT DISTINCT 'daily_costs', date_trunc('month', date)::DATE
+FROM models_by_use
+JOIN split_days USING (day);
 
 -- The use on these days, in the measures that lines are priced by.
 CREATE OR REPLACE TEMP TABLE used AS
@@ -61,15 +149,10 @@ SELECT
     split.day,
     service,
     model,
-    CASE service
-        WHEN 'web_search_calls' THEN 'web search tool calls'
-        WHEN 'file_search_calls' THEN 'file search'
-        ELSE model
-    END AS used_model,
     project_id,
     member_id,
     api_key_id,
-    -- Whatever searched the web was a request to a model, which completions count already.
+    -- A request that searched the web is one to a model, which completions count already.
     CASE WHEN service <> 'web_search_calls' THEN requests END AS requests,
     input_tokens,
     output_tokens,
@@ -83,56 +166,116 @@ SELECT
     ) AS input,
     greatest(input_cached_tokens, 0) AS cached_input,
     greatest(output_tokens, 0) AS output,
-    greatest(input_cache_write_tokens, 0) AS cache_write,
+    greatest(
+        coalesce(
+            input_cache_write_tokens,
+            coalesce(input_cache_write_30m_tokens, 0) + coalesce(input_cache_write_12h_tokens, 0)
+        ),
+        0
+    ) AS cache_writes,
+    greatest(
+        coalesce(
+            input_cache_write_30m_tokens,
+            input_cache_write_tokens - coalesce(input_cache_write_12h_tokens, 0)
+        ),
+        0
+    ) AS cache_writes_30m,
+    greatest(
+        coalesce(input_cache_write_12h_tokens, input_cache_write_tokens - input_cache_write_30m_tokens), 0
+    ) AS cache_writes_12h,
     greatest(images, 0) + greatest(seconds, 0) + greatest(characters, 0) AS other,
     greatest(coalesce(calls, requests), 0) AS requests_or_calls,
+    CASE WHEN batch THEN 'batch' ELSE same_tier(service_tier) END AS tier,
     is_sample
 FROM daily_usage
 JOIN split_days AS split USING (user_id, provider, date);
 
--- What was used of one model in one project on one day, and by whom if by one alone.
+-- The names by which costs may know a service's model, the best first: its own, its base, its service.
+CREATE OR REPLACE TEMP TABLE use_names AS
+SELECT service, model, unnest(names) AS name, generate_subscripts(names, 1) AS rank
+FROM (
+    SELECT
+        service,
+        model,
+        list_distinct([
+            -- The model of a search is that of the request which called it.
+            CASE WHEN service <> 'web_search_calls' THEN same_case(model) END,
+            CASE WHEN service <> 'web_search_calls' AND model ILIKE 'ft:%'
+                THEN 'ft-' || same_case(split_part(model, ':', 2)) END,
+            CASE WHEN service IN (SELECT service FROM service_names WHERE usage_model IS NULL) THEN service END
+        ]) AS names
+    FROM (SELECT DISTINCT service, model FROM used)
+);
+
+-- What was used under one name in one project on one day, and by which member or key if by a single one.
 CREATE OR REPLACE TEMP TABLE pools AS
 SELECT
     day,
     project_id,
-    used_model,
+    name,
     min(coalesce(member_id, '')) <> max(coalesce(member_id, '')) AS has_members,
     min(coalesce(api_key_id, '')) <> max(coalesce(api_key_id, '')) AS has_keys,
     any_value(member_id) AS only_member,
     any_value(api_key_id) AS only_key
 FROM used
+JOIN use_names ON use_names.service = used.service AND use_names.model IS NOT DISTINCT FROM used.model
 GROUP BY ALL;
 
--- The charges of one model in one project on one day, with the use that they all share.
+-- The charges of a model in a project on a day, with the use that they all share. Training has none: the
+-- use of a model is that of its answers.
 CREATE OR REPLACE TEMP TABLE charge_sums AS
-SELECT
-    sums.*,
-    coalesce(tokens + tokens_in_thousands, tokens, tokens_in_thousands) AS billed_tokens,
-    pools.rowid AS pool
-FROM (
+WITH sums AS (
     SELECT
         split.day,
         project_id,
         any_value(costs.model) AS line_model,
+        any_value(quantity_unit) AS quantity_unit,
         coalesce(costs.model, line_item, 'not attributed') AS model,
+        has_use,
         sum(amount_usd) AS amount_usd,
-        sum(amount_usd) FILTER (unit IN ('tokens', '1000_tokens')) AS token_priced_usd,
-        sum(quantity) FILTER (unit = 'tokens') AS tokens,
-        sum(quantity) FILTER (unit = '1000_tokens') * 1000 AS tokens_in_thousands,
+        sum(amount_usd) FILTER (has_use AND unit IN ('tokens', '1000_tokens')) AS token_priced_usd,
+        sum(quantity) FILTER (has_use AND unit = 'tokens') AS tokens,
+        sum(quantity) FILTER (has_use AND unit = '1000_tokens') * 1000 AS tokens_in_thousands,
         count(*) FILTER (amount_usd IS NULL) AS lines_without_amount,
         bool_or(is_sample) AS is_sample
     FROM (
-        -- A line without a unit counts tokens if it has a direction.
-        SELECT *, coalesce(quantity_unit, CASE WHEN direction IS NOT NULL THEN 'tokens' END) AS unit
+        SELECT
+            *,
+            -- A line without a unit counts tokens if it has a direction.
+            coalesce(
+                quantity_unit,
+                CASE WHEN direction IN ('input', 'cached_input', 'output', 'cache_write', 'cache_write_12h')
+                    OR direction ILIKE 'cache write%' THEN 'tokens' END
+            ) AS unit,
+            direction IS DISTINCT FROM 'training' AS has_use
         FROM daily_costs
     ) AS costs
     JOIN split_days AS split USING (user_id, provider, date)
     GROUP BY ALL
-) AS sums
+),
+named AS (
+    SELECT
+        sums.*,
+        CASE
+            WHEN NOT has_use THEN NULL
+            WHEN line_model IS NOT NULL THEN same_case(line_model)
+            ELSE coalesce(by_unit.usage_model, by_unit.service, by_name.usage_model, by_name.service)
+        END AS use_name
+    FROM sums
+    LEFT JOIN service_names AS by_unit
+        ON by_unit.line_item = first_phrase(sums.model) AND by_unit.quantity_unit = sums.quantity_unit
+    LEFT JOIN service_names AS by_name
+        ON by_name.line_item = first_phrase(sums.model) AND by_name.quantity_unit IS NULL
+)
+SELECT
+    named.*,
+    coalesce(tokens + tokens_in_thousands, tokens, tokens_in_thousands) AS billed_tokens,
+    pools.rowid AS pool
+FROM named
 LEFT JOIN pools
-    ON pools.day = sums.day
-    AND pools.project_id IS NOT DISTINCT FROM sums.project_id
-    AND pools.used_model = sums.model;
+    ON pools.day = named.day
+    AND pools.project_id IS NOT DISTINCT FROM named.project_id
+    AND pools.name = named.use_name;
 
 UPDATE charge_sums
 SET pool = only_one.pool
@@ -142,8 +285,8 @@ FROM (
     JOIN pools
         ON pools.day = sums.day
         AND pools.project_id IS NOT DISTINCT FROM sums.project_id
-        AND base_model(pools.used_model) = base_model(sums.line_model)
-        AND base_model(pools.used_model) IN (pools.used_model, sums.line_model)
+        AND base_model(pools.name) = base_model(sums.use_name)
+        AND base_model(pools.name) IN (pools.name, sums.use_name)
     WHERE sums.pool IS NULL
     GROUP BY sums.rowid
     HAVING count(*) = 1
@@ -164,7 +307,7 @@ HAVING count(sums.project_id) > 0 OR count(billed.project_id) = 0 AND count(sums
 
 -- The single charges of those that several share, or that OpenAI splits itself.
 CREATE OR REPLACE TEMP TABLE split_sums AS
-SELECT split_days.*, sums.project_id, sums.model, sums.pool, sums.is_sample
+SELECT split_days.*, sums.project_id, sums.model, sums.has_use, sums.pool, sums.is_sample
 FROM charge_sums AS sums
 JOIN split_days ON split_days.day = sums.day
 LEFT JOIN pools ON pools.rowid = sums.pool
@@ -176,7 +319,14 @@ SELECT
     sums.project_id,
     costs.line_item,
     sums.model,
-    costs.direction,
+    CASE
+        WHEN costs.direction ILIKE 'cache write%' OR costs.line_item ILIKE '%input_cache_write_tokens%'
+            THEN 'cache_writes'
+        WHEN costs.direction = 'cache_write' THEN 'cache_writes_30m'
+        WHEN costs.direction = 'cache_write_12h' THEN 'cache_writes_12h'
+        ELSE costs.direction
+    END AS counter,
+    same_tier(costs.tier) AS tier,
     costs.amount_usd,
     sums.pool,
     sums.is_sample
@@ -187,7 +337,10 @@ JOIN daily_costs AS costs
     AND costs.date = sums.date
     AND costs.project_id IS NOT DISTINCT FROM sums.project_id
     AND coalesce(costs.model, costs.line_item, 'not attributed') = sums.model
+    AND (costs.direction IS DISTINCT FROM 'training') = sums.has_use
 WHERE costs.amount_usd IS NOT NULL;
+
+CREATE OR REPLACE TEMP TABLE charged_tiers AS SELECT DISTINCT pool, tier FROM charges WHERE tier IS NOT NULL;
 
 -- The charges whose use several share, on days that OpenAI does not split itself.
 CREATE OR REPLACE TEMP TABLE attributed AS
@@ -196,49 +349,92 @@ WITH split_used AS (
         dimension,
         pools.rowid AS pool,
         CASE dimension WHEN 'member' THEN used.member_id ELSE used.api_key_id END AS id,
+        charged_tiers.tier IS NOT NULL AS has_own_line,
         used.*
     FROM pools
     CROSS JOIN (VALUES ('member'), ('key')) AS dimensions(dimension)
+    JOIN use_names USING (name)
     JOIN used
         ON used.day = pools.day
         AND used.project_id IS NOT DISTINCT FROM pools.project_id
-        AND used.used_model IS NOT DISTINCT FROM pools.used_model
+        AND used.service = use_names.service
+        AND used.model IS NOT DISTINCT FROM use_names.model
+    LEFT JOIN charged_tiers ON charged_tiers.pool = pools.rowid AND charged_tiers.tier = used.tier
     WHERE CASE dimension WHEN 'member' THEN pools.has_members ELSE pools.has_keys END
 ),
-weights AS (
+counted AS (
     SELECT
         split_used.dimension,
         charges.rowid AS charge,
         split_used.id,
-        any_value(charges.amount_usd) AS amount_usd,
-        sum(
-            CASE charges.direction
-                WHEN 'input' THEN split_used.input
-                WHEN 'cached_input' THEN split_used.cached_input
-                WHEN 'output' THEN split_used.output
-                WHEN 'cache_write' THEN split_used.cache_write
-                ELSE split_used.other
-            END
-        ) AS measure,
-        sum(split_used.requests_or_calls) AS requests
+        charges.amount_usd,
+        CASE WHEN charges.tier IS NULL THEN NOT has_own_line ELSE split_used.tier = charges.tier END AS is_of_tier,
+        CASE charges.counter
+            WHEN 'input' THEN split_used.input
+            WHEN 'cached_input' THEN split_used.cached_input
+            WHEN 'output' THEN split_used.output
+            WHEN 'cache_writes' THEN split_used.cache_writes
+            WHEN 'cache_writes_30m' THEN split_used.cache_writes_30m
+            WHEN 'cache_writes_12h' THEN split_used.cache_writes_12h
+            ELSE split_used.other
+        END AS measure,
+        CASE WHEN charges.counter LIKE 'cache_writes%' THEN split_used.cache_writes ELSE split_used.other END
+            AS second_measure,
+        split_used.requests_or_calls AS requests
     FROM split_used
     ANTI JOIN billed_days USING (day, dimension)
     JOIN charges USING (pool)
+),
+weights AS MATERIALIZED (
+    SELECT
+        dimension,
+        charge,
+        id,
+        any_value(amount_usd) AS amount_usd,
+        coalesce(sum(measure) FILTER (is_of_tier), 0) AS measure_of_tier,
+        sum(measure) AS measure,
+        sum(second_measure) AS second_measure,
+        coalesce(sum(requests) FILTER (is_of_tier), 0) AS requests_of_tier,
+        sum(requests) AS requests
+    FROM counted
     GROUP BY ALL
 ),
-chosen AS (
+-- Grouped and joined: as windows over the same rows these sums take twice as long.
+totals AS (
+    SELECT
+        dimension,
+        charge,
+        sum(measure_of_tier) AS all_of_tier,
+        sum(measure) AS all_measured,
+        sum(second_measure) AS all_second,
+        sum(requests_of_tier) AS all_requests_of_tier,
+        sum(requests) AS all_requests
+    FROM weights
+    GROUP BY ALL
+),
+shares AS (
     SELECT
         dimension,
         charge,
         id,
         abs(to_units(amount_usd)) AS units,
         amount_usd < 0 AS is_credit,
-        CASE WHEN sum(measure) OVER each > 0 THEN measure ELSE requests END::HUGEINT AS weight
+        CASE
+            WHEN all_of_tier > 0 THEN measure_of_tier
+            WHEN all_measured > 0 THEN measure
+            WHEN all_second > 0 THEN second_measure
+            WHEN all_requests_of_tier > 0 THEN requests_of_tier
+            ELSE requests
+        END::HUGEINT AS weight,
+        CASE
+            WHEN all_of_tier > 0 THEN all_of_tier
+            WHEN all_measured > 0 THEN all_measured
+            WHEN all_second > 0 THEN all_second
+            WHEN all_requests_of_tier > 0 THEN all_requests_of_tier
+            ELSE all_requests
+        END::HUGEINT AS whole
     FROM weights
-    WINDOW each AS (PARTITION BY dimension, charge)
-),
-shares AS (
-    SELECT *, sum(weight) OVER (PARTITION BY dimension, charge)::HUGEINT AS whole FROM chosen
+    JOIN totals USING (dimension, charge)
 ),
 rounded AS (
     -- units × weight ÷ whole, without the product that might not fit.
@@ -259,7 +455,7 @@ ranked AS (
 SELECT
     dimension,
     charge,
-    -- Use without any measure tells nobody's part.
+    -- Use without any measure cannot be split.
     CASE WHEN whole > 0 THEN id END AS id,
     from_units((CASE WHEN whole > 0 THEN part + (place <= missing)::HUGEINT
                      WHEN place = 1 THEN units
@@ -267,30 +463,32 @@ SELECT
         * CASE WHEN is_credit THEN -1 ELSE 1 END::DECIMAL(1, 0) AS amount_usd
 FROM ranked;
 
--- The parts of all charges by member and by key, in three groups whose rows never meet.
+-- The parts of all charges by member and by key. Charges with and without use may meet under no member.
 CREATE OR REPLACE TEMP VIEW parts AS
--- Charges whose use is one's alone, or nobody's.
-SELECT
-    dimension,
-    charge_sums.day,
-    charge_sums.project_id,
-    CASE dimension WHEN 'member' THEN pools.only_member ELSE pools.only_key END AS id,
-    charge_sums.model,
-    charge_sums.amount_usd,
-    'allocated' AS method,
-    charge_sums.is_sample
-FROM charge_sums
-CROSS JOIN (VALUES ('member'), ('key')) AS dimensions(dimension)
-ANTI JOIN billed_days USING (day, dimension)
-LEFT JOIN pools ON pools.rowid = charge_sums.pool
-WHERE charge_sums.amount_usd IS NOT NULL
-  AND CASE dimension WHEN 'member' THEN pools.has_members ELSE pools.has_keys END IS NOT true
-UNION ALL
--- Charges whose use several share.
-SELECT
-    dimension, day, project_id, id, model, sum(attributed.amount_usd), 'allocated', bool_or(is_sample)
-FROM attributed
-JOIN charges ON charges.rowid = attributed.charge
+SELECT dimension, day, project_id, id, model, sum(amount_usd) AS amount_usd, method, bool_or(is_sample) AS is_sample
+FROM (
+    -- Charges whose use is of a single member or key, or that have no use.
+    SELECT
+        dimension,
+        charge_sums.day,
+        charge_sums.project_id,
+        CASE dimension WHEN 'member' THEN pools.only_member ELSE pools.only_key END AS id,
+        charge_sums.model,
+        charge_sums.amount_usd,
+        'allocated' AS method,
+        charge_sums.is_sample
+    FROM charge_sums
+    CROSS JOIN (VALUES ('member'), ('key')) AS dimensions(dimension)
+    ANTI JOIN billed_days USING (day, dimension)
+    LEFT JOIN pools ON pools.rowid = charge_sums.pool
+    WHERE charge_sums.amount_usd IS NOT NULL
+      AND CASE dimension WHEN 'member' THEN pools.has_members ELSE pools.has_keys END IS NOT true
+    UNION ALL
+    -- Charges whose use several share.
+    SELECT dimension, day, project_id, id, model, attributed.amount_usd, 'allocated', is_sample
+    FROM attributed
+    JOIN charges ON charges.rowid = attributed.charge
+)
 GROUP BY ALL
 UNION ALL
 -- Charges that OpenAI splits itself, and what its split lacks.

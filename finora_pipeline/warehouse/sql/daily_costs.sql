@@ -4,7 +4,9 @@
 -- Rules
 --   1. `amount_usd` is OpenAI's own text as DECIMAL(38,18); no float on the way. NULL where OpenAI gave none.
 --   2. A day of an organization is replaced whole by its newest complete page set, also by an empty one.
---   3. A line item that does not fit the grammar keeps its text and its amount; `is_parsed` is false.
+--   3. A line item with words that the grammar does not know keeps its text and its amount; `is_parsed` is false.
+--      Its model is that of the text or, once use is known, the model in use that day which it names
+--      (attribution.sql).
 --   4. Sample rows (`is_sample`) exist only for users without real rows.
 
 -- [create]
@@ -42,11 +44,11 @@ COMMENT ON COLUMN daily_costs.amount_usd IS 'USD, exact';
 COMMENT ON COLUMN daily_costs.quantity IS 'How much was bought, in quantity_unit';
 COMMENT ON COLUMN daily_costs.quantity_unit IS 'tokens, images, characters, duration_seconds, gibibyte_hours …; NULL if it has no single unit';
 COMMENT ON COLUMN daily_costs.model IS 'Model named by the line item, e.g. gpt-4o-2024-08-06';
-COMMENT ON COLUMN daily_costs.direction IS 'input, cached_input, output or cache_write';
-COMMENT ON COLUMN daily_costs.modality IS 'text, image or audio, where the line item names it';
-COMMENT ON COLUMN daily_costs.tier IS 'Service tier or calling surface: priority, flex, evals, assistants api';
+COMMENT ON COLUMN daily_costs.direction IS 'input, cached_input, output, cache_write (kept for 30 minutes), cache_write_12h or training; else the unknown words of the line item';
+COMMENT ON COLUMN daily_costs.modality IS 'text, image, audio or video, or an unknown word in its place, where the line item names it';
+COMMENT ON COLUMN daily_costs.tier IS 'Service tier or calling surface, all that stands before a bar: priority, fast, ultrafast, flex, scale, batch, evals, assistants api …';
 COMMENT ON COLUMN daily_costs.is_long_context IS 'Priced as long context';
-COMMENT ON COLUMN daily_costs.is_parsed IS 'False if the line item''s text does not fit the known grammar; its amount counts all the same';
+COMMENT ON COLUMN daily_costs.is_parsed IS 'False if the line item has words that are not known; its amount counts all the same';
 COMMENT ON COLUMN daily_costs.organization_id IS 'OpenAI organization';
 COMMENT ON COLUMN daily_costs.fetched_at IS 'When OpenAI said so (UTC)';
 COMMENT ON COLUMN daily_costs.raw_file IS 'Raw file that holds the page';
@@ -129,6 +131,42 @@ SEMI JOIN (FROM new_days ANTI JOIN reread_days USING (user_id, provider, endpoin
     AND first_read.provider = loaded.provider
     AND loaded.date BETWEEN first_read.date + 1 AND first_read.date + 7
 WHERE loaded.endpoint = 'costs';
+
+-- [distinct_line_items]
+CREATE OR REPLACE TEMP TABLE distinct_line_items AS
+SELECT row_number() OVER () - 1 AS number, line_item
+FROM (SELECT DISTINCT line_item FROM daily_costs WHERE line_item IS NOT NULL);
+
+-- [reparse]
+-- The charges whose line item, parsed again (`line_items`, an Arrow table), means something else.
+CREATE OR REPLACE TEMP TABLE reparsed AS
+SELECT DISTINCT user_id, provider, date, line_item
+FROM daily_costs AS costs
+JOIN line_items AS item USING (line_item)
+WHERE (costs.model, costs.direction, costs.modality, costs.tier, costs.is_long_context, costs.is_parsed)
+    IS DISTINCT FROM (item.model, item.direction, item.modality, item.tier, item.is_long_context, item.is_parsed);
+
+UPDATE daily_costs AS costs
+SET
+    model = item.model,
+    direction = item.direction,
+    modality = item.modality,
+    tier = item.tier,
+    is_long_context = item.is_long_context,
+    is_parsed = item.is_parsed
+FROM line_items AS item
+SEMI JOIN reparsed USING (line_item)
+WHERE item.line_item = costs.line_item;
+
+INSERT INTO pipeline.stale_days
+SELECT DISTINCT user_id, provider, date FROM reparsed
+EXCEPT
+FROM pipeline.stale_days;
+
+INSERT INTO pipeline.unpublished_months
+SELECT DISTINCT 'daily_costs', date_trunc('month', date)::DATE FROM reparsed
+EXCEPT
+FROM pipeline.unpublished_months;
 
 -- [compare]
 -- What was restated: the rows of days read before that are not as they were. `is_restated` is false where only

@@ -4,9 +4,10 @@
 -- Rules
 --   1. `model` is the cost line's model; a charge without one stands under its line item's text, so that the
 --      rows of a day always add up to the day's cost.
---   2. Costs and usage name some models differently, with or without the date of release. Usage goes to the
---      cost model of exactly its name; else to the only one of that day with the same name but for the date,
---      where one of the two names has none; else it keeps its own row.
+--   2. Costs and usage name some models differently. Usage goes to the cost model of exactly its name, without
+--      regard to case; else to a fine-tune's base, as costs name it; else to the only one of that day with the
+--      same name but for the date of release, where one of the two names has none; else to the charge of its
+--      service (service_names.csv); else it keeps its own row, if it has requests or tokens.
 --   3. `token_priced_usd` is what was charged by the token: the quantity is in tokens, or has no unit and the
 --      line item names a direction.
 --   4. `cost_per_1k_tokens` = token_priced_usd ÷ (input_tokens + output_tokens) × 1000; cached input is part
@@ -59,38 +60,60 @@ WITH costs AS (
     FROM charge_sums
     GROUP BY ALL
 ),
+charge_names AS (
+    SELECT day, use_name, min(model) AS model FROM charge_sums WHERE use_name IS NOT NULL GROUP BY ALL
+),
 only_of_base AS (
-    SELECT day, base_model(model) AS base, min(model) AS model
-    FROM costs
+    SELECT day, base_model(use_name) AS base, min(use_name) AS use_name, min(model) AS model
+    FROM charge_names
     GROUP BY ALL
     HAVING count(*) = 1
 ),
 used_models AS (
     SELECT
         day,
-        coalesce(model, 'not attributed') AS model,
+        service,
+        model,
         sum(requests)::BIGINT AS requests,
         sum(input_tokens)::BIGINT AS input_tokens,
         sum(output_tokens)::BIGINT AS output_tokens,
         bool_or(is_sample) AS is_sample
     FROM used
     GROUP BY ALL
+    HAVING coalesce(sum(requests), sum(input_tokens), sum(output_tokens)) IS NOT NULL
+),
+-- Each name that a charge may have for the use, with how good it is: the model's before the service's.
+matches AS (
+    SELECT
+        used.day,
+        used.service,
+        used.model,
+        coalesce(exact.model, only_of_base.model) AS charged_model,
+        CASE WHEN names.name = used.service THEN 20 WHEN exact.model IS NULL THEN 10 ELSE 0 END + names.rank AS place
+    FROM used_models AS used
+    JOIN use_names AS names ON names.service = used.service AND names.model IS NOT DISTINCT FROM used.model
+    LEFT JOIN charge_names AS exact ON exact.day = used.day AND exact.use_name = names.name
+    LEFT JOIN only_of_base
+        ON only_of_base.day = used.day
+        AND only_of_base.base = base_model(names.name)
+        AND only_of_base.base IN (only_of_base.use_name, names.name)
+    WHERE exact.model IS NOT NULL OR only_of_base.model IS NOT NULL
 ),
 usage AS (
     SELECT
         used.day,
-        coalesce(
-            costs.model,
-            CASE WHEN base IN (only_of_base.model, used.model) THEN only_of_base.model END,
-            used.model
-        ) AS model,
+        coalesce(best.model, used.model, 'not attributed') AS model,
         sum(requests)::BIGINT AS requests,
         sum(input_tokens)::BIGINT AS input_tokens,
         sum(output_tokens)::BIGINT AS output_tokens,
-        bool_or(used.is_sample) AS is_sample
+        bool_or(is_sample) AS is_sample
     FROM used_models AS used
-    LEFT JOIN costs USING (day, model)
-    LEFT JOIN only_of_base ON only_of_base.day = used.day AND only_of_base.base = base_model(used.model)
+    LEFT JOIN (
+        SELECT day, service, model AS used_model, min_by(charged_model, place) AS model FROM matches GROUP BY ALL
+    ) AS best
+        ON best.day = used.day
+        AND best.service = used.service
+        AND best.used_model IS NOT DISTINCT FROM used.model
     GROUP BY ALL
 ),
 models AS (

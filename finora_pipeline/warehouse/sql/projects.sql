@@ -35,21 +35,27 @@ COMMENT ON COLUMN projects.last_seen_at IS 'When it was last listed to us (UTC)'
 
 -- [load]
 -- What the lists in the raw files say; directory.sql puts it into the table.
+CREATE OR REPLACE TEMP TABLE lists AS
+SELECT user_id, provider, '' AS scope, max(fetched_at) AS newest_at
+FROM read_parquet(getvariable('raw_files'))
+WHERE endpoint = 'projects'
+GROUP BY ALL;
+
 CREATE OR REPLACE TEMP TABLE listed AS
 WITH pages AS (
     SELECT
         user_id,
         provider,
-        grouping,
         fetched_at,
-        unnest(from_json(coalesce(canonical, body), '{"data": [{"id": "VARCHAR", "name": "VARCHAR", "status": "VARCHAR", "created_at": "BIGINT",
-            "archived_at": "BIGINT"}]}').data) AS item
+        unnest(from_json(coalesce(canonical, body), '{"data": [{"id": "VARCHAR", "name": "VARCHAR", "status": "VARCHAR",
+            "created_at": "BIGINT", "archived_at": "BIGINT"}]}').data) AS item
     FROM read_parquet(getvariable('raw_files'))
     WHERE endpoint = 'projects'
 )
 SELECT
     user_id,
     provider,
+    '' AS scope,
     item.id AS project_id,
     item.name AS name,
     item.status AS status,

@@ -5,7 +5,9 @@
 --   1. residual_usd = OpenAI's own total of the day, read ungrouped, − Σ daily_costs. The total is read a moment
 --      later, so that a day still being booked may differ.
 --   2. token_residual = tokens billed (Σ quantity of lines charged by the token) − tokens used (Σ input +
---      output of daily_usage without moderations, which are free). OpenAI counts the two apart.
+--      output of daily_usage without moderations, which are free). OpenAI counts the two apart. Above zero there
+--      are costs without use (live sessions, for one), below zero use without costs (complimentary tokens): both
+--      are normal. Tokens of training are in neither.
 --   3. price_residual_usd = Σ |amount − quantity × price| over the lines of a final day that had a price in the
 --      seven days before; a line's price is amount ÷ quantity of the last of those days on which it had one. A
 --      price list that changes shows here, once.
@@ -144,3 +146,13 @@ WHERE totals.api_total_usd IS NOT NULL OR facts.facts_usd IS NOT NULL OR used_su
 -- [check]
 -- How many days do not reconcile, by severity.
 SELECT severity, count(*), coalesce(sum(abs(residual_usd)), 0) FROM reconciliation WHERE severity <> 'ok' GROUP BY severity;
+
+-- [token_check]
+-- On how many days tokens billed and used differ, by which there are more of.
+SELECT
+    CASE WHEN token_residual > 0 THEN 'costs without use' ELSE 'use without costs' END AS kind,
+    count(*),
+    sum(abs(token_residual))::DECIMAL(38, 0)
+FROM reconciliation
+WHERE token_residual <> 0
+GROUP BY ALL;
