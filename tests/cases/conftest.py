@@ -1,6 +1,7 @@
 """A data folder and finora typed in it, on organizations that are played from files."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,9 +14,14 @@ from click.testing import CliRunner, Result
 
 from finora_pipeline import runs
 from finora_pipeline.cli import main
-from tests.cases.server import CaseServer, Organization, case_text, playing
+from tests.cases.server import CaseServer, Organization, case_text, day, playing
 from tests.conftest import Installation, OpenAI
 from tests.dashboard.house import dashboard
+
+# $2.00 ÷ 275,000 tokens × 1,000.
+USUAL_PER_1K = "0.0072727272"
+# What is said where the key is the cause, which none of these cases has.
+KEY_ADVICE = re.compile(r"fresh Admin key|new Admin key|project key|deleted or revoked", re.IGNORECASE)
 
 
 def key_of(name: str) -> str:
@@ -112,6 +118,14 @@ class Case:
     def by_model(self, user: str = "case") -> dict[Any, Decimal]:
         return self.by("model", "daily_model_costs", user)
 
+    def directory(self, user: str = "case") -> dict[str, int]:
+        """How many projects, members and API keys are held of a user."""
+        tables = ("projects", "members", "api_keys")
+        return {
+            table: self.sql(f"SELECT count(*) AS n FROM {table} WHERE user_id = '{user}'")[0][0]
+            for table in tables
+        }
+
     def words(self, user: str = "case") -> str:
         """All that `finora status` shows of a user, to a person and to a script, in one line."""
         texts = (self.ok("status", "--user", user), self.ok("status", "--user", user, "--json"))
@@ -121,6 +135,22 @@ class Case:
         """What the page API Keys of a user shows, in one line."""
         with dashboard(self.installation.settings) as pages:
             return pages.page(f"/users/{user}/settings/keys").text
+
+
+def assert_usual(case: Case, user: str = "case", requests: int = 5) -> None:
+    """$2.00 yesterday, all of it by member One and the key "prod key"."""
+    assert case.bill(user) == 2
+    assert case.by("date", "daily_costs", user) == {day(-1): 2}
+    assert case.by("project_name", "named_member_costs", user) == {"Alpha": 2}
+    assert case.by_member(user) == {"Member One": 2}
+    assert case.by_key(user) == {"prod key": 2}
+    rows = case.sql(
+        "SELECT model, amount_usd, requests, input_tokens, output_tokens, cost_per_1k_tokens "
+        f"FROM daily_model_costs WHERE user_id = '{user}' AND NOT is_sample"
+    )
+    (usual,) = rows
+    assert usual[:5] == ("gpt-5.5-2026-04-23", "2", requests, 250_000, 25_000)
+    assert usual[5].startswith(USUAL_PER_1K)
 
 
 @contextmanager

@@ -238,6 +238,11 @@ def _bad(message: str) -> _Refused:
     return _Refused(400, json.dumps({"error": error}))
 
 
+def fault_of(parts: Mapping[str, Any]) -> Fault:
+    """A fault from the fields of a file, as values."""
+    return _fault(json.dumps(parts))
+
+
 def _fault(text: str) -> Fault:
     parts = dict(members(text))
     values = {name: json.loads(value) for name, value in parts.items() if name != "body"}
@@ -247,7 +252,7 @@ def _fault(text: str) -> Fault:
 
 def _value(text: str, name: str) -> Any:
     value = dict(members(text)).get(name)
-    return None if value is None else json.loads(value)
+    return None if value is None else json.loads(value, parse_float=Decimal)
 
 
 def _number(params: Mapping[str, list[str]], name: str, default: int | None = None) -> int:
@@ -285,8 +290,9 @@ def _sums(group: list[Members]) -> dict[str, str]:
     for key in rows[0]:
         texts = [row.get(key, "null") for row in rows]
         if key == "amount":
-            value = sum((Decimal(_value(text, "value")) for text in texts), Decimal(0))
-            sums[key] = f'{{"value":"{value}","currency":"usd"}}'
+            values = [_value(text, "value") for text in texts if text != "null"]
+            total = sum((Decimal(str(value)) for value in values if value is not None), Decimal(0))
+            sums[key] = f'{{"value":"{total}","currency":"usd"}}'
         elif key.startswith(("input_", "output_", "num_")) or key in _OTHER_MEASURES:
             numbers = [_NUMBER.fullmatch(text) for text in texts if text != "null"]
             if all(numbers) and numbers:
@@ -361,13 +367,19 @@ def day(offset: int) -> str:
     return (datetime.now(UTC).date() + timedelta(days=offset)).isoformat()
 
 
+def listen(port: int = 0) -> socket.socket:
+    """A listening socket on loopback; port 0 takes a free one."""
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((HOST, port))
+    bound.listen(256)
+    return bound
+
+
 @contextmanager
 def playing(server: CaseServer, port: int = 0) -> Iterator[CaseServer]:
     """Serves on loopback in a thread for the length of the block; `base_url` is its address."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((HOST, port))
-        bound.listen(256)
+    with listen(port) as bound:
         server.base_url = f"http://{HOST}:{bound.getsockname()[1]}/v1"
         config = uvicorn.Config(
             server,  # type: ignore[arg-type]

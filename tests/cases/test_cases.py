@@ -11,22 +11,18 @@ from decimal import Decimal
 import duckdb
 import pytest
 
-from tests.cases.conftest import Case
+from tests.cases.conftest import KEY_ADVICE, Case, assert_usual
 from tests.cases.server import case_text, day
 from tests.dashboard.house import Node, dashboard
 
 Play = Callable[..., Case]
-
-# $2.00 ÷ 275,000 tokens × 1,000.
-USUAL_PER_1K = "0.0072727272"
-# What is said where the key is the cause, which none of these cases has.
-KEY_ADVICE = re.compile(r"fresh Admin key|new Admin key|project key|deleted or revoked", re.IGNORECASE)
 
 
 def loaded(case: Case, plan: str = "growth") -> Case:
     """The case once it is connected and refreshed, both without a complaint."""
     connected = case.connect(plan)
     assert connected.exit_code == 0, connected.output
+    case.organization().requests.clear()
     case.ok("refresh")
     status = case.status()
     assert (status["status"], status["status_reason"]) == ("active", None)
@@ -34,32 +30,10 @@ def loaded(case: Case, plan: str = "growth") -> Case:
     return case
 
 
-def assert_usual(case: Case, user: str = "case", requests: int = 5) -> None:
-    """$2.00 yesterday, all of it by member One and the key "prod key"."""
-    assert case.bill(user) == 2
-    assert case.by("date", "daily_costs", user) == {day(-1): 2}
-    assert case.by("project_name", "named_member_costs", user) == {"Alpha": 2}
-    assert case.by_member(user) == {"Member One": 2}
-    assert case.by_key(user) == {"prod key": 2}
-    rows = case.sql(
-        "SELECT model, amount_usd, requests, input_tokens, output_tokens, cost_per_1k_tokens "
-        f"FROM daily_model_costs WHERE user_id = '{user}' AND NOT is_sample"
-    )
-    (usual,) = rows
-    assert usual[:5] == ("gpt-5.5-2026-04-23", "2", requests, 250_000, 25_000)
-    assert usual[5].startswith(USUAL_PER_1K)
-
-
-def counts(case: Case) -> dict[str, int]:
-    """How many rows the directory's tables hold."""
-    tables = ("projects", "members", "api_keys")
-    return {table: case.sql(f"SELECT count(*) AS n FROM {table}")[0][0] for table in tables}
-
-
 def test_keys_of_an_archived_project_that_may_not_be_listed(play: Play):
     case = loaded(play("archived_project_400"))
     assert_usual(case)
-    assert counts(case) == {"projects": 2, "members": 2, "api_keys": 1}
+    assert case.directory() == {"projects": 2, "members": 2, "api_keys": 1}
     assert case.sql("SELECT name FROM projects WHERE archived_at IS NOT NULL") == [("Old",)]
     said = case.words()
     assert "Old" in said
@@ -74,7 +48,7 @@ def test_keys_of_an_archived_project_that_may_not_be_listed(play: Play):
 def test_one_projects_list_of_keys_that_always_fails(play: Play):
     case = loaded(play("one_project_500"))
     assert_usual(case)
-    assert counts(case) == {"projects": 2, "members": 2, "api_keys": 1}
+    assert case.directory() == {"projects": 2, "members": 2, "api_keys": 1}
     assert "Old" in case.words()
     of_the_list = r"/projects/proj_case0002/api_keys"
     asked = case.organization().asked(of_the_list)
@@ -87,7 +61,7 @@ def test_one_projects_list_of_keys_that_always_fails(play: Play):
 def test_one_endpoint_of_use_that_is_not_open_to_the_organization(play: Play):
     case = loaded(play("decisions_403"), plan="enterprise")
     assert_usual(case)
-    assert counts(case) == {"projects": 2, "members": 2, "api_keys": 1}
+    assert case.directory() == {"projects": 2, "members": 2, "api_keys": 1}
     for said in (case.words(), case.keys_page()):
         assert "decisions" in said
         assert "Your organization does not have access to this feature" in said
@@ -109,7 +83,7 @@ def test_one_page_of_the_protection_in_front_of_the_api(play: Play, before: int)
     loaded(case)
     assert case.organization().faults[0].matches > before
     assert_usual(case)
-    assert counts(case) == {"projects": 2, "members": 2, "api_keys": 1}
+    assert case.directory() == {"projects": 2, "members": 2, "api_keys": 1}
     assert case.status()["last_failure"] is None
     assert "Just a moment" not in case.words()
 
