@@ -22,11 +22,12 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import Context, Decimal
+from functools import reduce
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -62,6 +63,8 @@ _SERVER_ERROR = (
 _NUMBER = re.compile(r'"?(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"?')
 _SPACE = re.compile(r"[ \t\r\n,:]*")
 _decoder = json.JSONDecoder()
+# decimal128 goes down to 1E-6176.
+_WIDE = Context(prec=7_000)
 
 
 def members(text: str) -> Members:
@@ -291,14 +294,18 @@ def _sums(group: list[Members]) -> dict[str, str]:
         texts = [row.get(key, "null") for row in rows]
         if key == "amount":
             values = [_value(text, "value") for text in texts if text != "null"]
-            total = sum((Decimal(str(value)) for value in values if value is not None), Decimal(0))
+            total = _exact(str(value) for value in values if value is not None)
             sums[key] = f'{{"value":"{total}","currency":"usd"}}'
         elif key.startswith(("input_", "output_", "num_")) or key in _OTHER_MEASURES:
             numbers = [_NUMBER.fullmatch(text) for text in texts if text != "null"]
             if all(numbers) and numbers:
-                total = sum((Decimal(found[1]) for found in numbers if found), Decimal(0))
-                sums[key] = format(total, "f")
+                sums[key] = format(_exact(found[1] for found in numbers if found), "f")
     return sums
+
+
+def _exact(texts: Iterable[str]) -> Decimal:
+    """The sum without a digit lost: the usual context keeps 28."""
+    return reduce(_WIDE.add, map(Decimal, texts), Decimal(0))
 
 
 _OTHER_MEASURES = ("quantity", "images", "seconds", "characters", "usage_bytes")
