@@ -44,6 +44,15 @@ QUICK = Limits(concurrency=32, timeout_seconds=5, retry_seconds=0.05, first_paus
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks by folder and fixture; the other markers are set at the tests."""
+    for item in items:
+        if "browser" in item.path.relative_to(item.config.rootpath).parts:
+            item.add_marker(pytest.mark.browser)
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.postgres)
+
+
 def pytest_collection_finish() -> None:
     """What has been imported stays: to walk it at every garbage collection takes a twelfth of the suite."""
     gc.collect()
