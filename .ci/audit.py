@@ -46,7 +46,7 @@ def main(pip_audit: str, lock: str, *options: str) -> int:
     for package, advisory in found:
         fixed = ", ".join(advisory["fix_versions"]) or "no version yet"
         print(f"{package['name']} {package['version']}: {advisory['id']}, fixed in {fixed}")
-    print(f"{len(pins) - len(skipped)} packages checked, {len(found)} advisories.")
+    print(f"{len(packages) - len(skipped)} packages checked, {len(found)} advisories.")
     if skipped:
         print(f"Not checked: {', '.join(skipped)}.")
     return 1 if found or (skipped and "--strict" in options) else 0
