@@ -44,11 +44,34 @@ QUICK = Limits(concurrency=32, timeout_seconds=5, retry_seconds=0.05, first_paus
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 
 
+# Modules whose every test is of one kind; single tests of the others carry their marker themselves.
+MODULES_OF = {
+    "daemon": ("test_demo", "test_up", "test_up_killed"),
+    "slow": (
+        "test_alarms",
+        "test_cadence",
+        "test_crashes",
+        "test_disk_full",
+        "test_isolation",
+        "test_replaced_organization",
+        "test_restatement",
+        "test_restore",
+        "test_retention",
+        "test_run_history",
+        "test_run_launcher",
+        "test_whole_life",
+    ),
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks by folder and fixture; the other markers are set at the tests."""
+    """Marks by folder, module and fixture."""
+    marker_of = {module: marker for marker, modules in MODULES_OF.items() for module in modules}
     for item in items:
         if "browser" in item.path.relative_to(item.config.rootpath).parts:
             item.add_marker(pytest.mark.browser)
+        if item.path.stem in marker_of:
+            item.add_marker(marker_of[item.path.stem])
         if "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.postgres)
 
