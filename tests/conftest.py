@@ -45,6 +45,51 @@ QUICK = Limits(concurrency=32, timeout_seconds=5, retry_seconds=0.05, first_paus
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 
 
+# Modules whose every test is of one kind; single tests of the others carry their marker themselves.
+MODULES_OF = {
+    "daemon": ("test_demo", "test_up", "test_up_killed"),
+    "slow": (
+        "test_alarms",
+        "test_attribution",
+        "test_cadence",
+        "test_cases",
+        "test_checks",
+        "test_crashes",
+        "test_dagster",
+        "test_directory",
+        "test_disk_full",
+        "test_fault_table",
+        "test_isolation",
+        "test_no_leak",
+        "test_odd_figures",
+        "test_parts",
+        "test_refresh",
+        "test_replaced_organization",
+        "test_restatement",
+        "test_restore",
+        "test_retention",
+        "test_run_history",
+        "test_run_launcher",
+        "test_sample_data",
+        "test_surroundings",
+        "test_values",
+        "test_whole_life",
+    ),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks by folder, module and fixture."""
+    marker_of = {module: marker for marker, modules in MODULES_OF.items() for module in modules}
+    for item in items:
+        if "browser" in item.path.relative_to(item.config.rootpath).parts:
+            item.add_marker(pytest.mark.browser)
+        if item.path.stem in marker_of:
+            item.add_marker(marker_of[item.path.stem])
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.postgres)
+
+
 def pytest_collection_finish() -> None:
     """What has been imported stays: to walk it at every garbage collection takes a twelfth of the suite."""
     gc.collect()
