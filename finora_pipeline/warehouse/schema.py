@@ -69,6 +69,9 @@ def create_or_migrate(connection: duckdb.DuckDBPyConnection) -> None:
             _migrate(connection, number)
         for name in _DEFINED:
             connection.execute(section(name, "define"))
+        for migration in MIGRATIONS:
+            if number is not None and migration.number > number and migration.then:
+                migration.then(connection)
         connection.execute("DELETE FROM pipeline.schema_version")
         connection.execute(
             "INSERT INTO pipeline.schema_version VALUES (?, ?, now())", [SCHEMA_NUMBER, definitions_hash()]

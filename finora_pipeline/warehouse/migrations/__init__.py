@@ -22,7 +22,8 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step: the number that it leads to, its purpose, its SQL file and a further step in Python."""
+    """One step: the number that it leads to, its purpose, its SQL file, and a further step in Python that is
+    taken when all SQL files and definitions of the upgrade are in force."""
 
     number: int
     purpose: str
@@ -31,15 +32,26 @@ class Migration:
     needs_rebuild: bool = False
 
     def apply(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Executes the step within the caller's transaction."""
+        """Executes the SQL file within the caller's transaction."""
         if self.file:
             connection.execute((_FOLDER / self.file).read_text())
-        if self.then:
-            self.then(connection)
+
+
+def _read_line_items_again(connection: duckdb.DuckDBPyConnection) -> None:
+    # The loader needs the warehouse, which needs this module.
+    from finora_pipeline.warehouse.load import mark_services_stale, reparse_line_items
+
+    reparse_line_items(connection)
+    mark_services_stale(connection)
 
 
 # Before the first number a warehouse held a hash of its tables' text.
-MIGRATIONS = (Migration(1, "Numbers the tables, which are those of the last versions without a number."),)
+MIGRATIONS = (
+    Migration(1, "Numbers the tables, which are those of the last versions without a number."),
+    Migration(
+        2, "Reads models and token types from line items by a wider grammar.", then=_read_line_items_again
+    ),
+)
 SCHEMA_NUMBER = MIGRATIONS[-1].number
 
 
