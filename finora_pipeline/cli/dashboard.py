@@ -1,8 +1,5 @@
 """finora dashboard: the web pages; finora login: who may open them."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import click
 from rich.table import Table
 
@@ -18,23 +15,8 @@ from finora_pipeline.cli.terminal import (
 from finora_pipeline.cli.terminal import row as text_row
 from finora_pipeline.dashboard import DEFAULT_PORT
 
-if TYPE_CHECKING:
-    from finora_pipeline.accounts.sign_in import Login, SignIn
-
-
-opens_pages_option = click.option(
-    "--opens-pages", is_flag=True, help="Also the last login, after which nobody has to sign in."
-)
-
-
-def keep_pages_closed(sign_in: "SignIn", is_removed: "Callable[[Login], bool]") -> None:
-    """Refuses to remove the last logins there are."""
-    logins = sign_in.logins()
-    if logins and all(map(is_removed, logins)):
-        raise click.ClickException(
-            "This is the last login: without one, whoever uses this machine sees every user's pages. "
-            "Add --opens-pages if that is meant."
-        )
+# Logins used to be the only thing that closed the pages; scripts may still give the option.
+opens_pages_option = click.option("--opens-pages", is_flag=True, hidden=True, expose_value=False)
 
 
 @click.command()
@@ -46,19 +28,21 @@ def keep_pages_closed(sign_in: "SignIn", is_removed: "Callable[[Login], bool]") 
 def dashboard(host: str, port: int, public_url: str | None) -> None:
     """Serve the web pages: Settings → API Keys, Overview, Plan.
 
-    On this machine alone nobody has to sign in until a login is made (finora login add). Beyond it the pages
-    need --public-url and a login, or an OpenID Connect provider: FINORA_OIDC_ISSUER, FINORA_OIDC_CLIENT_ID,
-    FINORA_OIDC_CLIENT_SECRET. finora up serves them, too.
+    The printed link opens them on this machine as an operator. Others sign in (finora login add). Beyond this
+    machine the pages need --public-url and a login, or an OpenID Connect provider: FINORA_OIDC_ISSUER,
+    FINORA_OIDC_CLIENT_ID, FINORA_OIDC_CLIENT_SECRET. finora up serves them, too.
     """
-    from finora_pipeline.cli.terminal import log_to_terminal
+    from finora_pipeline.access import Access
+    from finora_pipeline.cli.terminal import log_to_terminal, print_link
     from finora_pipeline.dashboard.server import DashboardRefused, serve
     from finora_pipeline.settings import Settings
 
     log_to_terminal()
-    messages.print(f"Dashboard: {public_url or f'http://{host}:{port}'}", soft_wrap=True)
+    access = Access.from_environment()
+    print_link("Dashboard", public_url or access.link(f"http://{host}:{port}"))
     with plain_errors():
         try:
-            serve(Settings.from_environment(), host, port, public_url)
+            serve(Settings.from_environment(), host, port, public_url, access)
         except DashboardRefused as error:
             raise click.ClickException(str(error)) from None
 
@@ -112,12 +96,10 @@ def list_logins(as_json: bool) -> None:
 @login.command()
 @click.argument("name")
 @opens_pages_option
-def remove(name: str, opens_pages: bool) -> None:
+def remove(name: str) -> None:
     """Remove a login and end its sessions."""
     with plain_errors():
         _, sign_in = _opened()
-        if not opens_pages:
-            keep_pages_closed(sign_in, lambda one: one.name == name.strip().lower())
         sign_in.remove(name)
     messages.print(f"{name} may not sign in any more.", markup=False)
 
