@@ -163,8 +163,14 @@ async def serve(
         for child in children:
             tasks.append(asyncio.create_task(child.keep_running()))
             if child.name == "code-server":
-                await _until_listening(code_port, stop)
-        local = f"http://{options.get('--host', LOOPBACK)}:{options['--port']}"
+                await _until_listening(LOOPBACK, code_port, stop)
+        host, port = options.get("--host", LOOPBACK), options["--port"]
+        # A link is printed once it can be opened.
+        await asyncio.gather(
+            _until_listening(LOOPBACK if host == "0.0.0.0" else host, int(port), stop),
+            _until_listening(LOOPBACK, ui_port, stop),
+        )
+        local = f"http://{host}:{port}"
         announce("Dashboard", public_url or access.link(local))
         announce("Dagster UI", access.link(f"http://{LOOPBACK}:{ui_port}"))
         if public_url:
@@ -293,12 +299,12 @@ class Child:
         self._log.close()
 
 
-async def _until_listening(port: int, stop: asyncio.Event) -> None:
+async def _until_listening(host: str, port: int, stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + START_SECONDS
     while not stop.is_set() and loop.time() < end:
         try:
-            _, writer = await asyncio.open_connection(LOOPBACK, port)
+            _, writer = await asyncio.open_connection(host, port)
         except OSError:
             await asyncio.sleep(0.1)
         else:
