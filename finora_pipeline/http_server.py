@@ -49,23 +49,26 @@ def most_connections(files: int) -> int:
 
 def config(app: ASGIApp, *, host: str | None = None, port: int = 0, **options: Any) -> uvicorn.Config:
     """uvicorn's settings for a server of this project."""
-    most = most_connections(raise_file_limit())
-    # A log of addresses would hold start links, and a proxy's word for the client's address is not taken.
-    quiet = {"access_log": False, "log_level": "warning", "proxy_headers": False, "server_header": False}
-    return uvicorn.Config(
-        app,
-        host=host or "127.0.0.1",
-        port=port,
-        http=BoundedConnection,
-        # Counted are those that cannot make room, too.
-        limit_concurrency=most,
-        **{"timeout_graceful_shutdown": STOP_SECONDS, **quiet, **options},
-    )
+    own = {
+        "http": BoundedConnection,
+        "limit_concurrency": most_connections(raise_file_limit()),
+        "timeout_graceful_shutdown": STOP_SECONDS,
+        # It would hold start links.
+        "access_log": False,
+        "log_level": "warning",
+        # A proxy's word for the client's address is taken from those alone that the settings name.
+        "proxy_headers": False,
+        "server_header": False,
+    }
+    return uvicorn.Config(app, host=host or "127.0.0.1", port=port, **{**own, **options})
 
 
 class BoundedConnection(H11Protocol):
     """One connection. It ends when a request is not sent in time, or when a newer connection needs the room
     of one without a request under way."""
+
+    request_seconds = REQUEST_SECONDS
+    stalled_seconds = STALLED_SECONDS
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -73,7 +76,7 @@ class BoundedConnection(H11Protocol):
         self._stalled: asyncio.TimerHandle | None = None
         self._opened_at = self.loop.time()
         self._wait_for_request()
-        # One less, since uvicorn refuses requests from this number on.
+        # uvicorn refuses requests from this number on.
         if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
             self._make_room()
 
@@ -102,7 +105,7 @@ class BoundedConnection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stalled = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+        self._stalled = self.loop.call_later(self.stalled_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -130,7 +133,7 @@ class BoundedConnection(H11Protocol):
         return self._until is not None or self.cycle is None or self.cycle.response_complete
 
     def _wait_for_request(self) -> None:
-        self._until = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+        self._until = self.loop.call_later(self.request_seconds, self.transport.abort)
 
     def _request_is_complete(self) -> None:
         if self._until:

@@ -41,9 +41,10 @@ DAYS_OF = {"acme": 62, "bolt": 40, "tiny": 9, "gone": 2}
 
 
 @contextmanager
-def on_loopback(app: Any, bound: socket) -> Iterator[str]:
+def on_loopback(app: Any, bound: socket, **options: Any) -> Iterator[str]:
     """Serves an ASGI app in a thread for the length of the block; yields its address."""
-    server = uvicorn.Server(http_server.config(app, log_level="critical", timeout_graceful_shutdown=1))
+    quiet = {"log_level": "critical", "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(http_server.config(app, **quiet, **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     try:
