@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -101,12 +102,20 @@ class Access:
 
 
 class StartLink:
-    """Takes the token out of an address: the right one is exchanged for the cookie, if `opens` allows it."""
+    """Takes the token out of an address: the right one is exchanged for the cookie, if `opens` allows it, and
+    `opened` notes that."""
 
-    def __init__(self, app: ASGIApp, access: Access, opens: Callable[[HTTPConnection], bool]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        opens: Callable[[HTTPConnection], bool],
+        opened: Callable[[], None],
+    ) -> None:
         self._app = app
         self._access = access
         self._opens = opens
+        self._opened = opened
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_read = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
@@ -123,6 +132,7 @@ class StartLink:
             response = RedirectResponse(path + (f"?{rest}" if rest else ""), 303)
         elif self._access.is_token(tokens[-1]):
             response = RedirectResponse(path + (f"?{rest}" if rest else ""), 303)
+            await run_in_threadpool(self._opened)
             self._access.grant(response)
         else:
             response = PlainTextResponse(NOT_THE_LINK, 403)

@@ -24,7 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finora_pipeline import http_server
 from finora_pipeline.access import Access, StartLink
+from finora_pipeline.accounts.actors import OPERATORS, START_LINK, acting_as
 from finora_pipeline.accounts.sign_in import SignIn
+from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.dashboard.exposure import public_origin, session_cookie
 from finora_pipeline.dashboard.security import COMMON_HEADERS, Guard, Names, answer, is_loopback_name
 
@@ -47,14 +49,23 @@ _OPERATORS_ONLY = "The Dagster UI is for operators. Sign in with an operator's l
 
 
 def guarded(
-    app: ASGIApp, sign_in: SignIn, access: Access, allowed: tuple[str, ...], public_url: str | None
+    app: ASGIApp,
+    accounts: Accounts,
+    access: Access,
+    allowed: tuple[str, ...],
+    public_url: str | None,
 ) -> ASGIApp:
     """Dagster's app with what stands before it."""
     origin = public_origin(public_url) if public_url else None
     names = Names(frozenset([origin] if origin else []), allowed)
-    app = OperatorsOnly(app, sign_in, access, is_public=names.is_public)
+
+    def opened() -> None:
+        with acting_as(START_LINK):
+            accounts.note(OPERATORS, "sign-in", "to Dagster by start link")
+
+    app = OperatorsOnly(app, SignIn(accounts.database), access, is_public=names.is_public)
     # The token opens nothing under the public address: there people sign in.
-    app = StartLink(app, access, opens_by_link)
+    app = StartLink(app, access, opens_by_link, opened)
     return Guard(
         app,
         names,
@@ -159,13 +170,12 @@ def main(port: int, workspace: Path, public_url: str | None) -> None:
     from dagster_webserver.app import create_app_from_workspace_process_context
     from dagster_webserver.version import __version__
 
-    from finora_pipeline.accounts.store import accounts_of
     from finora_pipeline.settings import Settings
 
     configure_loggers(formatter="json", log_level="INFO")
     settings = Settings.from_environment()
     access = Access.from_environment()
-    sign_in = SignIn(accounts_of(settings).database)
+    accounts = accounts_of(settings)
     prefix = PUBLIC_PATH if public_url else ""
     with dg.DagsterInstance.get() as instance:
         # Milliseconds of a statement, seconds of a connection, connections: Dagster's own defaults.
@@ -173,7 +183,7 @@ def main(port: int, workspace: Path, public_url: str | None) -> None:
         target = WorkspaceFileTarget([str(workspace)])
         with WorkspaceProcessContext(instance, target, version=__version__) as context:
             app = create_app_from_workspace_process_context(context, prefix, 2_000, lifespan=_lifespan)
-            served = guarded(app, sign_in, access, settings.allowed_hosts, public_url)
+            served = guarded(app, accounts, access, settings.allowed_hosts, public_url)
             uvicorn.Server(http_server.config(served, port=port)).run()
 
 

@@ -39,6 +39,7 @@ class Login:
     user_id: str | None
     has_password: bool
     created_at: datetime
+    has_second_factor: bool = False
 
     @property
     def is_operator(self) -> bool:
@@ -81,20 +82,23 @@ class SignIn:
             return database.execute(select(logins).where(logins.c.name == _spelled(name))).first()
 
     def save(self, name: str, *, user_id: str | None, password: str | None) -> Login:
-        """Makes a login or replaces the one of that name, whose sessions end. Without a password it serves
-        the identity provider alone. Raises `AccountsError`."""
+        """Makes a login or replaces the one of that name, whose sessions end and whose second factor stays.
+        Without a password it serves the identity provider alone. Raises `AccountsError`."""
         name = _spelled(name)
         if not _is_name(name):
             raise AccountsError("A login needs a name: an e-mail address, best.")
         if password is not None and not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
             raise AccountsError(f"Take a password of {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters.")
-        row = {
+        row: dict[str, Any] = {
             "name": name,
             "user_id": user_id,
             "password_hash": None if password is None else self._passwords.hash(password),
             "created_at": datetime.now(UTC),
         }
         with self._write.begin() as database:
+            known = database.execute(select(logins).where(logins.c.name == name)).mappings().first()
+            if known and password is not None:
+                row |= {column: known[column] for column in known if column.startswith("totp_")}
             database.execute(delete(sessions).where(sessions.c.name == name))
             database.execute(delete(logins).where(logins.c.name == name))
             database.execute(insert(logins).values(row))
@@ -211,4 +215,5 @@ def _device_signature(row: Any, unsigned: str) -> str:
 
 
 def _login(row: Any) -> Login:
-    return Login(row.name, row.user_id, row.password_hash is not None, row.created_at)
+    has_second_factor = row.totp_ciphertext is not None
+    return Login(row.name, row.user_id, row.password_hash is not None, row.created_at, has_second_factor)

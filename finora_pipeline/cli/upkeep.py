@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import click
 from rich.table import Table
 
-from finora_pipeline.cli.dashboard import opens_pages_option
+from finora_pipeline.cli.dashboard import keep_a_login, last_login_option
 from finora_pipeline.cli.terminal import (
     json_option,
     messages,
@@ -23,15 +23,16 @@ _day = click.DateTime(["%Y-%m-%d"])
 @click.command()
 @click.option("--user", "user_id", required=True, help="The user to forget.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@opens_pages_option
+@last_login_option
 @json_option
-def purge(user_id: str, yes: bool, as_json: bool) -> None:
+def purge(user_id: str, yes: bool, removes_last: bool, as_json: bool) -> None:
     """Delete all data of a user: key, facts, raw pages, published rows. Shows that nothing is left.
 
     It is for good. Only a note in the audit trail says that it was done. Dagster's own record of past runs
     may name the user until those runs are deleted.
     """
     from finora_pipeline import runs
+    from finora_pipeline.accounts.sign_in import SignIn
     from finora_pipeline.accounts.store import accounts_of
     from finora_pipeline.refresh.serve import publish_refreshes
     from finora_pipeline.settings import Settings
@@ -43,6 +44,8 @@ def purge(user_id: str, yes: bool, as_json: bool) -> None:
     warehouse = Warehouse(settings.home)
     with plain_errors():
         accounts = accounts_of(settings)
+        if not removes_last:
+            keep_a_login(SignIn(accounts.database), lambda login: login.user_id == user_id)
         if not yes:
             click.confirm(f"Delete all data of {user_id} for good?", abort=True, err=True)
         # What a run has read of the user and not landed yet, does not land any more.

@@ -27,6 +27,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from finora_pipeline.access import Access, StartLink
+from finora_pipeline.accounts.actors import acting_as
 from finora_pipeline.accounts.model import (
     AccountsError,
     Connection,
@@ -56,6 +57,23 @@ from finora_pipeline.settings import Settings
 # The user of an installation that has none yet, on its own machine.
 FIRST_USER = "my-company"
 USERS_A_PAGE = 50
+# Rows of the audit trail on the API Keys page, and what each action is called there.
+EVENTS_SHOWN = 20
+EVENT_NAMES = {
+    "active": "Works again",
+    "bind address": "Key bound to an address",
+    "connect": "OpenAI connected",
+    "key use": "Key used by a refresh",
+    "needs attention": "Needs attention",
+    "plan": "Plan changed",
+    "remove": "Key removed",
+    "replace organization": "Organization replaced",
+    "second factor off": "Second factor switched off",
+    "second factor on": "Second factor switched on",
+    "sign-in": "Signed in",
+    "sign-in refused": "Sign-in slowed down",
+    "update": "Key updated",
+}
 # OpenAI's regional addresses. Others are given by command only: visitors must not choose the hosts that this
 # server connects to.
 REGIONS = {region: f"https://{region}.api.openai.com/v1" for region in ("us", "eu", "ae", "au", "in", "jp")}
@@ -115,7 +133,9 @@ def create_app(
     )
     middleware = [
         Middleware(Guard, names=names, access=access, failure=pages.failure),
-        Middleware(StartLink, access=access, opens=signing_in.opens_by_link),
+        Middleware(
+            StartLink, access=access, opens=signing_in.opens_by_link, opened=signing_in.note_start_link
+        ),
         Middleware(GZipMiddleware, minimum_size=1_000, compresslevel=5),
         # Holds state, nonce and verifier between here and the identity provider, for minutes.
         Middleware(
@@ -166,7 +186,7 @@ class _Pages:
         self._settings = settings
         self.copies = Copies(settings.published_database)
         self._accounts = accounts
-        self.signing_in = SigningIn(settings, sign_in, exposed, access, oidc, self._page)
+        self.signing_in = SigningIn(settings, accounts, sign_in, exposed, access, oidc, self._page)
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
             autoescape=True,
@@ -280,7 +300,8 @@ class _Pages:
             return who
         asked = (await fields(request)).get("user_id", "")
         try:
-            user_id = await run_in_threadpool(self._accounts.add_user, asked)
+            with acting_as(who.name):
+                user_id = await run_in_threadpool(self._accounts.add_user, asked)
         except AccountsError as error:
             # Somebody may have pasted a key there.
             return await run_in_threadpool(self._users_page, request, who, redact(str(error)), 422)
@@ -389,7 +410,8 @@ class _Pages:
             self._accounts.set_plan(user_id, chosen)
 
         try:
-            await run_in_threadpool(change)
+            with acting_as(who.name):
+                await run_in_threadpool(change)
         except (AccountsError, UnknownPlan) as error:
             return await run_in_threadpool(self._plan_page, request, who, user_id, redact(str(error)), 422)
         return RedirectResponse(f"/users/{quote(user_id)}/plan?saved=yes", 303)
@@ -425,6 +447,8 @@ class _Pages:
             wants_update=request.query_params.get("update") == "yes" or error is not None,
             plan=self._plan(user_id),
             regions=REGIONS,
+            events=self._accounts.recent_audit(user_id, EVENTS_SHOWN),
+            event_names=EVENT_NAMES,
         )
 
     async def save_key(self, request: Request) -> Response:
@@ -450,7 +474,8 @@ class _Pages:
             async with open_client(str(address), connecting.CHECK_LIMITS) as client:
                 replaces = form.get("replace_organization") == "yes"
                 key = form.get("key", "")
-                await save(self._accounts, client, user_id, key, replace_organization=replaces)
+                with acting_as(who.name):
+                    await save(self._accounts, client, user_id, key, replace_organization=replaces)
         except (KeyFormError, OpenAIAdminError, AccountsError, VaultError, AddressError) as error:
             is_other = isinstance(error, OtherOrganization)
             return await run_in_threadpool(self._keys_page, request, who, user_id, str(error), 422, is_other)
@@ -475,7 +500,8 @@ class _Pages:
         seen = (await fields(request)).get("key_version", "")
         version = int(seen) if re.fullmatch("[0-9]{1,10}", seen) else None
         try:
-            await run_in_threadpool(self._accounts.remove_connection, user_id, version)
+            with acting_as(who.name):
+                await run_in_threadpool(self._accounts.remove_connection, user_id, version)
         except AccountsError as error:
             return await run_in_threadpool(self.ask_removal, request, who, user_id, str(error))
         return RedirectResponse(f"/users/{quote(user_id)}/settings/keys?saved=removed", 303)

@@ -1,8 +1,9 @@
-"""Who opens a page, and how people sign in and out: start link, password, identity provider."""
+"""Who opens a page, and how people sign in and out: start link, password and code, identity provider."""
 
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
@@ -13,15 +14,16 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from finora_pipeline.access import Access
+from finora_pipeline.accounts.actors import OPERATORS, START_LINK, acting_as
 from finora_pipeline.accounts.sign_in import DEVICE_KNOWN, SESSION_LONGEST, Login, SignIn
+from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.dashboard.exposure import Exposure, session_cookie
 from finora_pipeline.dashboard.oidc import Oidc, OidcError
 from finora_pipeline.dashboard.password_threads import Busy, PasswordThreads
-from finora_pipeline.dashboard.throttle import Attempt, SignInThrottle, client_address
+from finora_pipeline.dashboard.throttle import FREE_FAILURES, Attempt, SignInThrottle, client_address
+from finora_pipeline.dashboard.unfinished import HalfSignedIn, Unfinished
 from finora_pipeline.settings import Settings
 
-# The operator who opened the link that the start printed.
-START_LINK = "start link"
 _log = logging.getLogger("finora.dashboard")
 
 Page = Callable[..., Response]
@@ -33,6 +35,7 @@ class SigningIn:
     def __init__(
         self,
         settings: Settings,
+        accounts: Accounts,
         sign_in: SignIn,
         exposed: Exposure,
         access: Access,
@@ -40,6 +43,9 @@ class SigningIn:
         page: Page,
     ) -> None:
         self._settings = settings
+        self._accounts = accounts
+        self._second_factor = accounts.second_factor()
+        self._unfinished = Unfinished()
         self._sign_in = sign_in
         self._exposed = exposed
         self._access = access
@@ -54,6 +60,7 @@ class SigningIn:
         return [
             Route("/sign-in", self.form),
             Route("/sign-in", self.by_password, methods=["POST"]),
+            Route("/sign-in/code", self.by_code, methods=["POST"]),
             Route("/sign-in/oidc", self.by_oidc),
             Route("/sign-in/oidc/callback", self.back_from_oidc, name="oidc_callback"),
             Route("/sign-out", self.sign_out, methods=["POST"]),
@@ -122,18 +129,73 @@ class SigningIn:
         if wait := self._throttle.wait(attempt):
             return await self._refused(request, wait, after)
         # Counted before the password is checked: guesses that come at once are as many.
-        self._throttle.begun(attempt)
+        failures = self._throttle.begun(attempt)
         try:
             login = await self._threads.run(self._sign_in.by_password, name, password)
         except Busy:
-            self._throttle.succeeded(attempt)
+            self._throttle.taken_back(attempt)
             busy = "Too many people are signing in at once. Try again in a few seconds."
             return await run_in_threadpool(self._form, request, busy, 503, after, 2)
         if login is None:
+            await run_in_threadpool(self._note_refusal, name, failures, attempt.address)
             wrong = "Name or password is wrong."
             return await run_in_threadpool(self._form, request, wrong, 401, after)
-        self._throttle.succeeded(attempt)
-        return await run_in_threadpool(self._signed_in, login, own_path(after), by_password=True)
+        failures = self._throttle.succeeded(attempt)
+        if login.has_second_factor:
+            token = self._unfinished.begin(HalfSignedIn(login, own_path(after), attempt, failures))
+            return await run_in_threadpool(self._code_form, request, token)
+        return await run_in_threadpool(self._signed_in, login, own_path(after), "password", failures)
+
+    def _code_form(
+        self, request: Request, token: str, error: str | None = None, status: int = 200
+    ) -> Response:
+        return self._page(request, "sign_in_code.html", None, status, pending=token, error=error)
+
+    async def by_code(self, request: Request) -> Response:
+        form = await fields(request)
+        token = form.get("pending", "")
+        half = self._unfinished.of(token)
+        if half is None:
+            return await self._begin_again(request)
+        # Those who know the password are strangers still.
+        attempt = replace(half.attempt, name=f"code of {half.attempt.name}")
+        if wait := self._throttle.wait(attempt):
+            return await self._refused(request, wait, half.after)
+        failures = self._throttle.begun(attempt)
+        now = datetime.now(UTC)
+        login = await run_in_threadpool(self._sign_in.login, half.login.name)
+        # A login that was replaced since has another password.
+        if login is None or login != half.login:
+            self._unfinished.end(token)
+            return await self._begin_again(request)
+        code = form.get("code", "")
+        if not await run_in_threadpool(self._second_factor.accepts, login.name, code, now):
+            await run_in_threadpool(self._note_refusal, login.name, failures, attempt.address, "codes")
+            if not self._unfinished.has_tries_left(token):
+                return await self._begin_again(request)
+            wrong = "The code is wrong or was used before. Wait for the next one and enter it."
+            return await run_in_threadpool(self._code_form, request, token, wrong, 401)
+        self._unfinished.end(token)
+        failures = half.failures + self._throttle.succeeded(attempt)
+        return await run_in_threadpool(self._signed_in, login, half.after, "password and code", failures)
+
+    async def _begin_again(self, request: Request) -> Response:
+        late = "The sign-in was not finished in time. Enter name and password again."
+        return await run_in_threadpool(self._form, request, late, 401)
+
+    def _note_refusal(self, name: str, failures: int, address: str, what: str = "passwords") -> None:
+        """Notes in the audit trail that a login was closed for a while; names without a login leave none."""
+        if failures < FREE_FAILURES:
+            return
+        if login := self._sign_in.login(name):
+            with acting_as(address):
+                detail = f"{login.name}: {failures} wrong {what}"
+                self._accounts.note(login.user_id or OPERATORS, "sign-in refused", detail)
+
+    def note_start_link(self) -> None:
+        """Notes in the audit trail that the start link was opened."""
+        with acting_as(START_LINK):
+            self._accounts.note(OPERATORS, "sign-in", "by start link")
 
     def _attempt(self, request: Request, name: str) -> Attempt:
         trusted = self._settings.trusted_proxies
@@ -151,12 +213,15 @@ class SigningIn:
         error = f"Too many wrong passwords. Try again in {span}."
         return await run_in_threadpool(self._form, request, error, 429, after, wait)
 
-    def _signed_in(self, login: Login, after: str, *, by_password: bool = False) -> Response:
+    def _signed_in(self, login: Login, after: str, by: str, failures: int = 0) -> Response:
         now = datetime.now(UTC)
+        with acting_as(login.name):
+            detail = f"by {by}" + (f" after {failures} failures" if failures else "")
+            self._accounts.note(login.user_id or OPERATORS, "sign-in", detail)
         response = RedirectResponse(after, 303)
         token = self._sign_in.open_session(login, now)
         self._keep(response, self._cookie, token, SESSION_LONGEST.total_seconds())
-        if by_password and (mark := self._sign_in.mark_device(login.name, now)):
+        if by.startswith("password") and (mark := self._sign_in.mark_device(login.name, now)):
             self._keep(response, self._device_cookie, mark, DEVICE_KNOWN.total_seconds())
         return response
 
@@ -197,7 +262,7 @@ class SigningIn:
             missing = f"There is no login for {email}. Ask your administrator to add it."
             return await run_in_threadpool(self._form, request, missing, 403)
         after = own_path(request.session.pop("next", "/"))
-        return await run_in_threadpool(self._signed_in, login, after)
+        return await run_in_threadpool(self._signed_in, login, after, "identity provider")
 
     async def sign_out(self, request: Request) -> Response:
         everywhere = (await fields(request)).get("everywhere") == "yes"

@@ -66,9 +66,17 @@ class SignInThrottle:
             self._overall.failed("")
         return self._pairs.failed(attempt.pair, longest)
 
-    def succeeded(self, attempt: Attempt) -> None:
-        """Takes the failure back, and forgets the pair's earlier ones."""
-        self._pairs.forget(attempt.pair)
+    def succeeded(self, attempt: Attempt) -> int:
+        """Takes the failure back, and forgets the pair's earlier ones; how many those were."""
+        failures = self._pairs.forget(attempt.pair)
+        if attempt.device is None:
+            self._addresses.take_back(_network(attempt.address))
+            self._overall.take_back("")
+        return max(0, failures - 1)
+
+    def taken_back(self, attempt: Attempt) -> None:
+        """Takes the failure back: the attempt was not judged."""
+        self._pairs.take_back(attempt.pair)
         if attempt.device is None:
             self._addresses.take_back(_network(attempt.address))
             self._overall.take_back("")
@@ -96,8 +104,12 @@ class BackOff:
             self._known.popitem(last=False)
         return failures
 
-    def forget(self, key: str) -> None:
-        self._known.pop(key, None)
+    def take_back(self, key: str) -> None:
+        if key in self._known:
+            self._known[key] = (self._known[key][0] - 1, self._now())
+
+    def forget(self, key: str) -> int:
+        return self._known.pop(key, (0, 0.0))[0]
 
     def __len__(self) -> int:
         return len(self._known)
