@@ -48,7 +48,7 @@ class Served:
 
     @property
     def token(self) -> str:
-        return self.links["Dashboard"].partition("?token=")[2]
+        return self.links["Dagster UI"].partition("?token=")[2]
 
     @property
     def bearer(self) -> dict[str, str]:

@@ -86,6 +86,10 @@ class Served:
         answer = self.post(f"/users/{user_id}/settings/keys", {"provider": "openai", "key": key})
         assert answer.status_code == 303
 
+    @property
+    def start_link(self) -> str:
+        return f"{self.url}/?token={ACCESS_TOKEN}"
+
     def by_link(self) -> dict[str, str]:
         """The cookie header of a browser that has opened the start link, under whatever name."""
         response = Response()
