@@ -1,4 +1,4 @@
-"""The access token of one start: it opens the pages and Dagster's UI on this machine, as an operator.
+"""The access token of a start: it opens the pages and Dagster's UI on this machine, as an operator.
 
 A browser opens the start link once and keeps a signed cookie; scripts send the token as a bearer token.
 """

@@ -64,8 +64,8 @@ def config(app: ASGIApp, *, host: str | None = None, port: int = 0, **options: A
 
 
 class BoundedConnection(H11Protocol):
-    """One connection. It ends when a request is not sent in time, or when a newer connection needs the room
-    of one without a request under way."""
+    """One connection. It ends when a request is not sent in time, or when it has no request under way and a
+    newer connection needs its room."""
 
     request_seconds = REQUEST_SECONDS
     stalled_seconds = STALLED_SECONDS

@@ -353,11 +353,11 @@ def _page_server(
         end = loop.time() + (min(float(wait), MOST_WAIT_SECONDS) if wait.isdecimal() else 0)
         while not (well := await state.is_well()) and loop.time() < end:
             await asyncio.sleep(0.2)
-        told: dict[str, object] = {"status": "ok" if well else "failing"}
+        answer: dict[str, object] = {"status": "ok" if well else "failing"}
         # Under any host name, and so for any page, it answers nothing else.
         if access.has_bearer(request.headers):
-            told["processes"] = state.processes()
-        return JSONResponse(told, 200 if well else 503)
+            answer["processes"] = state.processes()
+        return JSONResponse(answer, 200 if well else 503)
 
     async def metrics(_: Request) -> Response:
         page = await run_in_threadpool(metrics_page, settings, accounts)

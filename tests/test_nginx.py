@@ -32,7 +32,7 @@ BARE = "location / {{ proxy_pass {upstream}; }}"
 @pytest.fixture(autouse=True)
 def nginx_is_here() -> None:
     if NGINX is None:
-        reason = "There is no nginx on this machine: install Debian's package nginx-light."
+        reason = "nginx is missing on this machine: install Debian's package nginx-light."
         if os.environ.get("FINORA_TEST_EVERYTHING"):
             pytest.fail(reason)
         pytest.skip(reason)

@@ -61,7 +61,7 @@ class SignIn:
 
     @cached_property
     def _decoy(self) -> str:
-        """Verified where there is no such login, so that both answers take as long."""
+        """Verified for an unknown login, so that both answers take as long."""
         return self._passwords.hash(secrets.token_urlsafe(16))
 
     def logins(self) -> list[Login]:

@@ -74,6 +74,8 @@ EVENT_NAMES = {
     "sign-in refused": "Sign-in slowed down",
     "update": "Key updated",
 }
+# The page shows the present key and its state above, once.
+DETAILED_EVENTS = frozenset(("plan", "replace organization", "sign-in", "sign-in refused"))
 # OpenAI's regional addresses. Others are given by command only: visitors must not choose the hosts that this
 # server connects to.
 REGIONS = {region: f"https://{region}.api.openai.com/v1" for region in ("us", "eu", "ae", "au", "in", "jp")}
@@ -449,6 +451,7 @@ class _Pages:
             regions=REGIONS,
             events=self._accounts.recent_audit(user_id, EVENTS_SHOWN),
             event_names=EVENT_NAMES,
+            detailed_events=DETAILED_EVENTS,
         )
 
     async def save_key(self, request: Request) -> Response:

@@ -7,7 +7,7 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
 class ExposedWithoutSignIn(Exception):
-    """The server would be reachable by others while nobody can sign in; the message says what to do."""
+    """The server would be reachable by others without a way to sign in; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)

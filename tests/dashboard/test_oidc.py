@@ -291,7 +291,7 @@ def test_a_provider_that_fails_is_told(provider: Provider, served: Served, tmp_p
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
     with dashboard(settings, oidc=Oidc("http://127.0.0.1:9", CLIENT, SECRET), by_link=False) as alone:
         assert_refused(alone.get("/sign-in/oidc"), 502, NOT_REACHED)
-        # Without a login nobody signs in by it.
+        # Without a login it lets no one in.
         assert alone.get("/users/my-company/overview").status_code == 303
 
 

@@ -100,7 +100,7 @@ def test_a_code_is_good_for_a_step_and_once(served: Served) -> None:
     # One that is older than the last that was used may have been seen.
     assert not factor.accepts(OPERATOR, code_of(secret, now), now)
     assert not factor.accepts(ADA, late, now)
-    assert not factor.accepts("nobody@finora.example", late, now)
+    assert not factor.accepts("missing@finora.example", late, now)
 
 
 def test_the_secret_is_sealed_and_stays_with_the_login(served: Served) -> None:
@@ -109,7 +109,7 @@ def test_the_secret_is_sealed_and_stays_with_the_login(served: Served) -> None:
     assert login
     token = served.sign_in.open_session(login, datetime.now(UTC))
     made = factor.turn_on(OPERATOR)
-    # Whoever holds a session without the code signs in anew.
+    # Sessions that were opened without a code end.
     assert served.sign_in.of_session(token, datetime.now(UTC)) is None
     asked = parse_qs(urlsplit(made.address).query)
     assert made.address.startswith("otpauth://totp/Finora:")
@@ -127,7 +127,7 @@ def test_the_secret_is_sealed_and_stays_with_the_login(served: Served) -> None:
     with pytest.raises(AccountsError, match="set up the second factor there"):
         factor.turn_on(OPERATOR)
     with pytest.raises(AccountsError, match="There is no login"):
-        factor.turn_on("nobody@finora.example")
+        factor.turn_on("missing@finora.example")
 
 
 def test_guessing_codes_is_slowed_down(served: Served) -> None:
@@ -158,7 +158,7 @@ def test_a_half_finished_sign_in_ends(served: Served) -> None:
     assert unfinished.of(token) is None
     assert not unfinished.has_tries_left(token)
     assert unfinished.of("") is None
-    # So does that of a login that was replaced meanwhile.
+    # So does that of a login that was replaced since.
     secret = served.accounts.second_factor().turn_on(OPERATOR).secret
     waiting = pending(with_password(served))
     served.sign_in.save(OPERATOR, user_id=None, password="another long password")
@@ -247,4 +247,4 @@ def test_the_second_factor_is_set_up_and_taken_away_at_the_terminal() -> None:
     assert finora("login", "totp", OPERATOR, "--off") == (0, f"{OPERATOR} signs in without a code.\n")
     assert '"second_factor": false' in finora("login", "list", "--json")[1]
     assert finora("login", "totp", OPERATOR, "--off")[0] == 1
-    assert finora("login", "totp", "nobody@finora.example")[0] == 1
+    assert finora("login", "totp", "missing@finora.example")[0] == 1

@@ -65,7 +65,7 @@ def test_on_this_machine_the_start_link_opens_the_pages(tmp_path: Path) -> None:
         assert served.get("/", headers=opened).headers["location"] == "/users/my-company/overview"
         assert served.get("/sign-in", headers=opened).headers["location"] == "/"
         for _ in range(2):
-            # Another account of this machine, or a stranger whom a proxy brings here, has no link.
+            # Another account of this machine, or a stranger behind a proxy, has no link.
             assert served.get("/").headers["location"] == "/sign-in?next=%2F"
             assert served.get("/users/my-company/settings/keys").status_code == 303
             assert served.post("/users", {"user_id": "mine"}).status_code == 401
@@ -271,7 +271,7 @@ def test_guessing_is_slowed_down(tmp_path: Path) -> None:
 
 
 def test_strangers_do_not_lock_out_a_device_that_has_signed_in(closed: Served, tmp_path: Path) -> None:
-    """Behind a proxy that is not trusted everybody has the same address."""
+    """Behind a proxy that is not trusted all clients have the same address."""
     settings = replace(closed.settings, accounts_url=f"sqlite:///{tmp_path}/accounts.sqlite")
     SignIn(accounts_of(settings).database).save(ADA, user_id="acme", password=PASSWORD)
     with dashboard(settings, PUBLIC_URL, by_link=False) as served:
@@ -287,7 +287,7 @@ def test_strangers_do_not_lock_out_a_device_that_has_signed_in(closed: Served, t
         assert served.post("/sign-in", form, headers=device).status_code == 303
         served.browser.cookies.clear()
 
-        # The mark is of one name, and guesses with it are counted, too.
+        # The mark is of a single name, and guesses with it are counted, too.
         wrong = form | {"password": "wrong password"}
         codes = [served.post("/sign-in", wrong, headers=device).status_code for _ in range(FREE_FAILURES + 1)]
         assert codes == [401] * FREE_FAILURES + [429]
