@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from finora_pipeline.assets.partitions import day_range_tags
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.reading import connect as connect_reader
-from finora_pipeline.settings import Settings
+from finora_pipeline.settings import ACCESS_TOKEN, Settings
 from finora_pipeline.up import check_port
 from finora_pipeline.warehouse.load import _GRAIN
 from finora_pipeline.warehouse.warehouse import Warehouse
@@ -57,7 +58,7 @@ UNFINISHED = [
 PROCESSES = {
     "daemon": "follower dagster._daemon",
     "code server": "follower dagster api grpc",
-    "webserver": "follower dagster_webserver",
+    "webserver": "follower finora_pipeline.dagster_web",
     "dashboard": "follower finora_pipeline dashboard",
     "a run": "spawn_main",
     "finora up": "finora_pipeline up",
@@ -71,6 +72,15 @@ mutation ($params: ExecutionParams!) {
   }
 }
 """
+
+
+TOKEN = "access-token-of-the-benchmarks"
+
+
+def open_as_operator(url: str, body: bytes | None = None) -> HTTPResponse:
+    """A request to a server of the installation, as a script sends it. Raises `OSError`."""
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    return urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=30)
 
 
 class NotHealed(Exception):
@@ -89,6 +99,7 @@ class Installation:
             "FINORA_HOME": str(home / "data"),
             "DAGSTER_HOME": str(home / "data" / "dagster"),
             "OPENAI_BASE_URL": base_url,
+            ACCESS_TOKEN: TOKEN,
         }
         if source:
             self._environment |= {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": ""}
@@ -166,8 +177,7 @@ class Installation:
         }
         body = json.dumps({"query": _LAUNCH, "variables": {"params": params}}).encode()
         url = f"http://127.0.0.1:{self._ports[0]}/graphql"
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with open_as_operator(url, body) as answer:
             launched = json.load(answer)["data"]["launchRun"]
         if launched["__typename"] != "LaunchRunSuccess":
             raise NotHealed(f"The run could not be launched: {launched}")

@@ -18,8 +18,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.parse
-import urllib.request
 from collections import defaultdict
 from collections.abc import Set
 from contextlib import suppress
@@ -35,7 +33,15 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.installation import PATIENCE, PROCESSES, UNFINISHED, Installation, NotHealed, wait_for
+from benchmarks.installation import (
+    PATIENCE,
+    PROCESSES,
+    UNFINISHED,
+    Installation,
+    NotHealed,
+    open_as_operator,
+    wait_for,
+)
 from finora_pipeline import runs
 from finora_pipeline.instance_settings import INSTANCE_FILE
 from finora_pipeline.liveness import is_alive
@@ -217,8 +223,8 @@ class Site(Installation):
         self.check_up()
         ui, health = self._ports
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{ui}/server_info", timeout=30).close()
-            with urllib.request.urlopen(f"http://127.0.0.1:{health}/health", timeout=30) as answer:
+            open_as_operator(f"http://127.0.0.1:{ui}/server_info").close()
+            with open_as_operator(f"http://127.0.0.1:{health}/health") as answer:
                 told = json.load(answer)["processes"]
         except OSError:
             return False

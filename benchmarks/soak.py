@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -36,7 +35,7 @@ from rich.table import Table
 from sqlalchemy import func, select
 
 from benchmarks.fast import accelerate, fast_copy
-from benchmarks.installation import PROCESSES, Installation, NotHealed, user_of, wait_for
+from benchmarks.installation import PROCESSES, Installation, NotHealed, open_as_operator, user_of, wait_for
 from finora_pipeline.accounts.model import AccountsError, Status
 from finora_pipeline.accounts.schema import refreshes
 from finora_pipeline.openai_admin.errors import OpenAIAdminError
@@ -188,7 +187,7 @@ class Soaked(Installation):
             f"http://127.0.0.1:{health}/metrics",
         ):
             try:
-                with urllib.request.urlopen(url, timeout=30) as answer:
+                with open_as_operator(url) as answer:
                     answer.read()
                     self.seen.pages[str(answer.status)] += 1
             except OSError as error:

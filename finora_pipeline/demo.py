@@ -22,7 +22,7 @@ from finora_pipeline.accounts import connections as connecting
 from finora_pipeline.accounts.model import AccountsError
 from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.assets.metadata import dollars
-from finora_pipeline.cli.terminal import log_to_terminal, messages, output, progress
+from finora_pipeline.cli.terminal import log_to_terminal, messages, output, print_link, progress
 from finora_pipeline.dashboard import DEFAULT_PORT
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.pages import Window
@@ -82,7 +82,7 @@ def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
             os.environ.pop(KEY_VARIABLE, None)
             log_to_terminal()
             dashboard = ("--port", str(_free_port(DEFAULT_PORT)))
-            asyncio.run(serve(settings, _free_port(ui_port), _free_port(ui_port + 1), dashboard))
+            asyncio.run(serve(settings, _free_port(ui_port), _free_port(ui_port + 1), dashboard, print_link))
 
 
 def _wants_real(real: bool | None) -> bool:

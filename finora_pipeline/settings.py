@@ -1,6 +1,7 @@
 """What the environment may set, read once and typed. Nothing else in the project reads `os.environ`, except
 those who keep a secret out of all that is shown: the vault, the notifier and the single sign-on."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ DOCS_URL = "FINORA_DOCS_URL"
 BASE_URL_FILE = "openai_base_url"
 # DuckDB cannot open a warehouse and load a page with less.
 SMALLEST_MEMORY_LIMIT = 128_000_000
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _UNITS = {"b": 1} | {
     f"{letter}{i}b": (1024 if i else 1000) ** power
     for power, letter in enumerate("kmgt", 1)
@@ -45,6 +47,8 @@ class Settings:
     `FINORA_NOTIFY`         read by the notifier alone: whom alarms are sent to
     `FINORA_OIDC_…`         read by the dashboard alone: the identity provider
     `FINORA_ACCESS_TOKEN`   read by finora up alone: opens the pages and Dagster's UI on this machine
+    `FINORA_TRUSTED_PROXIES` addresses of proxies whose X-Forwarded-For is believed, separated by commas
+    `FINORA_PASSWORD_SIGN_IN` `off` where people sign in through the identity provider alone
     `FINORA_ALLOWED_HOSTS`  further host names under which the servers answer, separated by commas
     `FINORA_READERS_GROUP`  group of this machine that may read what is published
     `FINORA_MEMORY_LIMIT`   DuckDB's memory in one process, such as 512MB; default by the machine
@@ -63,6 +67,8 @@ class Settings:
     has_own_accounts: bool = False
     docs_url: str | None = None
     allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
+    password_sign_in: bool = True
     readers_group: str | None = None
     memory_limit_bytes: int | None = None
     threads: int | None = None
@@ -85,6 +91,12 @@ class Settings:
             has_own_accounts=bool(environment.get(ACCOUNTS_URL)),
             docs_url=environment.get(DOCS_URL),
             allowed_hosts=_names(environment.get("FINORA_ALLOWED_HOSTS", "")),
+            trusted_proxies=_networks(
+                "FINORA_TRUSTED_PROXIES", environment.get("FINORA_TRUSTED_PROXIES", "")
+            ),
+            password_sign_in=_switch(
+                "FINORA_PASSWORD_SIGN_IN", environment.get("FINORA_PASSWORD_SIGN_IN", ""), default=True
+            ),
             readers_group=environment.get("FINORA_READERS_GROUP") or None,
             memory_limit_bytes=_bytes("FINORA_MEMORY_LIMIT", environment.get("FINORA_MEMORY_LIMIT")),
             threads=_number("FINORA_THREADS", environment.get("FINORA_THREADS"), 256),
@@ -132,6 +144,24 @@ def _own_base_url(home: Path) -> str | None:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split(",") if name.strip())
+
+
+def _networks(name: str, text: str) -> tuple[Network, ...]:
+    """Addresses and networks such as 10.0.0.0/8. Raises `SettingsError`."""
+    try:
+        return tuple(ipaddress.ip_network(part) for part in _names(text))
+    except ValueError:
+        raise SettingsError(
+            f"{name} must be addresses or networks such as 127.0.0.1, 10.0.0.0/8, not {text!r}."
+        ) from None
+
+
+def _switch(name: str, text: str, *, default: bool) -> bool:
+    """On or off. Raises `SettingsError`."""
+    known = {"on": True, "off": False, "": default}
+    if text.strip().lower() not in known:
+        raise SettingsError(f"{name} must be on or off, not {text!r}.")
+    return known[text.strip().lower()]
 
 
 def _number(name: str, text: str | None, most: int) -> int | None:

@@ -1,7 +1,8 @@
 """finora up: the dashboard and Dagster's code server, daemon and web server under one process, watched and
 started again.
 
-Beside them a small page of the process's own: /health and /metrics. All bind the loopback address.
+Beside them a small page of the process's own: /health and /metrics. All bind the loopback address, and all
+stand behind the guard of the pages.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -19,15 +20,19 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from finora_pipeline import runs
+from finora_pipeline import http_server, runs
+from finora_pipeline.access import TOKEN_FILE, Access
 from finora_pipeline.accounts.store import Accounts, accounts_of
+from finora_pipeline.dagster_web import PUBLIC_PATH
+from finora_pipeline.dashboard.security import Guard, Names
 from finora_pipeline.monitoring import daemon_is_alive, metrics_page
 from finora_pipeline.private_files import open_lock, secure_home
-from finora_pipeline.settings import DOCS_URL, Settings
+from finora_pipeline.settings import ACCESS_TOKEN, DOCS_URL, Settings
 
 LOOPBACK = "127.0.0.1"
 LOG_BYTES = 10_000_000
@@ -83,8 +88,9 @@ def check_port(port: int) -> int:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """What Dagster's processes need to find the same installation."""
-    return os.environ | {
+    """What Dagster's processes need to find the same installation; no access token."""
+    own = {name: value for name, value in os.environ.items() if name not in (ACCESS_TOKEN, TOKEN_FILE)}
+    return own | {
         "DAGSTER_HOME": str(settings.dagster_home),
         "FINORA_HOME": str(settings.home),
         "OPENAI_BASE_URL": settings.openai_base_url,
@@ -94,9 +100,19 @@ def environment_of(settings: Settings) -> dict[str, str]:
     }
 
 
-async def serve(settings: Settings, ui_port: int, health_port: int, dashboard: tuple[str, ...]) -> None:
-    """Serves until SIGINT or SIGTERM; then ends every process it started. `dashboard` are the options of
-    finora dashboard, with which the web pages are served."""
+async def serve(
+    settings: Settings,
+    ui_port: int,
+    health_port: int,
+    dashboard: tuple[str, ...],
+    announce: Callable[[str, str], None],
+) -> None:
+    """Serves until SIGINT or SIGTERM; then ends every process it started.
+
+    `dashboard` are the options of finora dashboard, with which the web pages are served. `announce` gets the
+    name and the address of each server, which may hold the access token. Raises `SettingsError`.
+    """
+    access = Access.from_environment()
     secure_home(settings, whole=True)
     runs.prepare_instance(settings)
     runs.check_record(settings)
@@ -124,31 +140,45 @@ async def serve(settings: Settings, ui_port: int, health_port: int, dashboard: t
     )
     code += ("--location-name", runs.LOCATION, "--use-python-environment-entry-point", "--log-format", "json")
     daemon = ("dagster._daemon", "run", "-w", str(workspace), "--log-format", "json")
-    web = ("dagster_webserver", "-h", LOOPBACK, "-p", str(ui_port), "-w", str(workspace))
-    web += ("--log-format", "json")
+    options = dict(zip(dashboard[::2], dashboard[1::2], strict=True))
+    public_url = options.get("--public-url")
+    web = ("finora_pipeline.dagster_web", "--port", str(ui_port), "--workspace", str(workspace))
+    web += ("--public-url", public_url) if public_url else ()
+    token_file = settings.home / "access-token"
+    access.write(token_file)
+    for_web = environment | {TOKEN_FILE: str(token_file)}
     # Its other end is closed when this process ends, however it ends.
     followed, held = os.pipe()
     children = [
         Child("code-server", code, environment, logs, followed),
         Child("daemon", daemon, environment, logs, followed),
-        Child("webserver", web, environment, logs, followed),
-        Child("dashboard", ("finora_pipeline", "dashboard", *dashboard), environment, logs, followed),
+        Child("webserver", web, for_web, logs, followed),
+        Child("dashboard", ("finora_pipeline", "dashboard", *dashboard), for_web, logs, followed),
     ]
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    page = _page_server(settings, accounts, children, health_port)
+    page = _page_server(settings, accounts, access, children, health_port)
     page_task = asyncio.create_task(page.serve())
     tasks: list[asyncio.Task[None]] = []
     try:
         for child in children:
             tasks.append(asyncio.create_task(child.keep_running()))
             if child.name == "code-server":
-                await _until_listening(code_port, stop)
-        _log.info("Dashboard: %s", _dashboard_address(dashboard))
-        _log.info("Dagster UI: http://%s:%s", LOOPBACK, ui_port)
-        _log.info("Health and metrics: http://%s:%s/health, /metrics; logs: %s", LOOPBACK, health_port, logs)
+                await _until_listening(LOOPBACK, code_port, stop)
+        host, port = options.get("--host", LOOPBACK), options["--port"]
+        # A link is printed once it can be opened.
+        await asyncio.gather(
+            _until_listening(LOOPBACK if host == "0.0.0.0" else host, int(port), stop),
+            _until_listening(LOOPBACK, ui_port, stop),
+        )
+        local = f"http://{host}:{port}"
+        announce("Dashboard", public_url or access.link(local))
+        announce("Dagster UI", access.link(f"http://{LOOPBACK}:{ui_port}"))
+        if public_url:
+            announce("Dagster UI for others", public_url.rstrip("/") + PUBLIC_PATH)
+        announce("Health and metrics", f"http://{LOOPBACK}:{health_port}/health, /metrics; logs: {logs}")
         await stop.wait()
     finally:
         _log.info("Stopping …")
@@ -159,13 +189,9 @@ async def serve(settings: Settings, ui_port: int, health_port: int, dashboard: t
             await child.stop()
         page.should_exit = True
         await page_task
+        token_file.unlink(missing_ok=True)
         os.close(followed)
         os.close(held)
-
-
-def _dashboard_address(options: tuple[str, ...]) -> str:
-    told = dict(zip(options[::2], options[1::2], strict=True))
-    return told.get("--public-url") or f"http://{told.get('--host', LOOPBACK)}:{told['--port']}"
 
 
 class Child:
@@ -276,12 +302,12 @@ class Child:
         self._log.close()
 
 
-async def _until_listening(port: int, stop: asyncio.Event) -> None:
+async def _until_listening(host: str, port: int, stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + START_SECONDS
     while not stop.is_set() and loop.time() < end:
         try:
-            _, writer = await asyncio.open_connection(LOOPBACK, port)
+            _, writer = await asyncio.open_connection(host, port)
         except OSError:
             await asyncio.sleep(0.1)
         else:
@@ -298,30 +324,58 @@ def _docs(request: Request) -> Response:
     return Response(page.read_text(), media_type="text/plain; charset=utf-8")
 
 
-def _page_server(settings: Settings, accounts: Accounts, children: list[Child], port: int) -> uvicorn.Server:
-    async def is_well() -> bool:
-        return all(child.is_running for child in children) and await run_in_threadpool(daemon_is_alive)
+class Health:
+    """Whether all processes run and the daemon works, looked at once for all who ask at the same time."""
+
+    def __init__(self, children: list[Child]) -> None:
+        self._children = children
+        self._look: asyncio.Task[bool] | None = None
+
+    async def is_well(self) -> bool:
+        if not all(child.is_running for child in self._children):
+            return False
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(run_in_threadpool(daemon_is_alive))
+        return await asyncio.shield(self._look)
+
+    def processes(self) -> dict[str, dict[str, bool | int | None]]:
+        return {
+            child.name: {"running": child.is_running, "pid": child.process_id, "starts": child.starts}
+            for child in self._children
+        }
+
+
+def _page_server(
+    settings: Settings, accounts: Accounts, access: Access, children: list[Child], port: int
+) -> uvicorn.Server:
+    state = Health(children)
 
     async def health(request: Request) -> JSONResponse:
         loop = asyncio.get_running_loop()
         wait = request.query_params.get("wait", "0")
         end = loop.time() + (min(float(wait), MOST_WAIT_SECONDS) if wait.isdecimal() else 0)
-        while not (well := await is_well()) and loop.time() < end:
+        while not (well := await state.is_well()) and loop.time() < end:
             await asyncio.sleep(0.2)
-        processes = {
-            child.name: {"running": child.is_running, "pid": child.process_id, "starts": child.starts}
-            for child in children
-        }
-        told = {"status": "ok" if well else "failing", "processes": processes}
-        return JSONResponse(told, 200 if well else 503)
+        answer: dict[str, object] = {"status": "ok" if well else "failing"}
+        # Under any host name, and so for any page, it answers nothing else.
+        if access.has_bearer(request.headers):
+            answer["processes"] = state.processes()
+        return JSONResponse(answer, 200 if well else 503)
 
     async def metrics(_: Request) -> Response:
         page = await run_in_threadpool(metrics_page, settings, accounts)
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     routes = [Route("/health", health), Route("/metrics", metrics), Route("/docs/{page}", _docs)]
-    app = Starlette(routes=routes)
-    server = uvicorn.Server(uvicorn.Config(app, LOOPBACK, port, log_level="warning", access_log=False))
+    guard = Middleware(
+        Guard,
+        names=Names(allowed=settings.allowed_hosts),
+        access=access,
+        failure=lambda _: PlainTextResponse("It could not be answered. The log shows why.", 500),
+        strict=True,
+    )
+    app = Starlette(routes=routes, middleware=[guard])
+    server = uvicorn.Server(http_server.config(app, port=port))
     # Signals are this module's: uvicorn would end the page alone.
     server.capture_signals = _no_signals
     return server

@@ -298,9 +298,19 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees this machine's settings or leaves its own to the next."""
-    act_as(DAEMON)
-    for name in ("OPENAI_ADMIN_KEY", "OPENAI_BASE_URL", "FINORA_MASTER_KEY", "FINORA_ACCOUNTS_URL"):
+    for name in (
+        "OPENAI_ADMIN_KEY",
+        "OPENAI_BASE_URL",
+        "FINORA_ACCESS_TOKEN",
+        "FINORA_ACCOUNTS_URL",
+        "FINORA_ALLOWED_HOSTS",
+        "FINORA_MASTER_KEY",
+        "FINORA_PASSWORD_SIGN_IN",
+        "FINORA_TRUSTED_PROXIES",
+    ):
         monkeypatch.delenv(name, raising=False)
+    # A command that ran in this process named itself.
+    act_as(DAEMON)
     monkeypatch.setenv("FINORA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import dagster as dg
 import httpx
@@ -38,21 +39,57 @@ def command(installation: Installation, *arguments: object) -> tuple[list[str], 
     return [sys.executable, "-m", "finora_pipeline", "up", *map(str, arguments)], environment
 
 
+@dataclass
+class Served:
+    """A `finora up`, and the links it printed."""
+
+    process: subprocess.Popen[str]
+    links: dict[str, str]
+
+    @property
+    def token(self) -> str:
+        return self.links["Dagster UI"].partition("?token=")[2]
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+    def address(self, name: str) -> str:
+        """Where a server answers, without the token."""
+        return self.links[name].partition("/?token=")[0]
+
+
 @contextmanager
-def up(installation: Installation) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    port = free_port()
-    line, environment = command(
-        installation, "--port", free_port(), "--health-port", port, "--dashboard-port", free_port()
-    )
-    with subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) as process:
+def served_up(installation: Installation, *options: str, **settings: str) -> Iterator[Served]:
+    """Starts `finora up` and waits until it has printed its links."""
+    ports = ("--port", free_port(), "--health-port", free_port(), "--dashboard-port", free_port())
+    line, environment = command(installation, *ports, *options)
+    with subprocess.Popen(line, env=environment | settings, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
-            assert any("Health and metrics" in told for told in iter(process.stderr.readline, ""))
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client:
-                yield process, client
+            links = {}
+            for printed in iter(process.stderr.readline, ""):
+                name, _, address = printed.strip().partition(": ")
+                links[name] = address.partition("/health")[0]
+                if name == "Health and metrics":
+                    break
+            assert "Health and metrics" in links, links
+            yield Served(process, links)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
+
+
+@contextmanager
+def up(installation: Installation) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """`finora up`, and a client of its health page that bears the token."""
+    with (
+        served_up(installation) as served,
+        httpx.Client(
+            base_url=served.address("Health and metrics"), headers=served.bearer, timeout=PATIENCE
+        ) as client,
+    ):
+        yield served.process, client
 
 
 def first_run_of(installation: Installation, backfill_id: str) -> dg.DagsterRun:

@@ -11,6 +11,10 @@ from contextvars import ContextVar
 COMMAND_LINE = "command line"
 # Scheduled runs and all else that no person started.
 DAEMON = "daemon"
+# An operator without a login, who opened the link that the start printed.
+START_LINK = "start link"
+# In place of a user's id in rows about operators; no user has it.
+OPERATORS = ""
 _actor: ContextVar[str] = ContextVar("actor", default=DAEMON)
 
 

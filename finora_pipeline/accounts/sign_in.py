@@ -1,10 +1,12 @@
 """Who may open the web pages: logins with argon2 passwords, and sessions that end on the server."""
 
 import hashlib
+import hmac
 import logging
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from pwdlib import PasswordHash
@@ -24,6 +26,8 @@ LONGEST_PASSWORD = 1_000
 ARGON2_KIB = 19_456
 SESSION_IDLE = timedelta(hours=12)
 SESSION_LONGEST = timedelta(days=7)
+# A browser that has signed in is known again for so long, where sign-ins of strangers are slowed down.
+DEVICE_KNOWN = timedelta(days=180)
 # A page a second must not be a write a second.
 _SEEN_EVERY = timedelta(minutes=5)
 
@@ -36,6 +40,7 @@ class Login:
     user_id: str | None
     has_password: bool
     created_at: datetime
+    has_second_factor: bool = False
 
     @property
     def is_operator(self) -> bool:
@@ -54,8 +59,11 @@ class SignIn:
         self._write = database.execution_options(writes=True)
         self._at_once = database.execution_options(writes=False, at_once=True)
         self._passwords = PasswordHash([Argon2Hasher(time_cost=2, memory_cost=ARGON2_KIB, parallelism=1)])
-        # Verified where there is no such login, so that both answers take as long.
-        self._nobodys = self._passwords.hash(secrets.token_urlsafe(16))
+
+    @cached_property
+    def _decoy(self) -> str:
+        """Verified for an unknown login, so that both answers take as long."""
+        return self._passwords.hash(secrets.token_urlsafe(16))
 
     def logins(self) -> list[Login]:
         """Everybody who may sign in, by name."""
@@ -75,20 +83,23 @@ class SignIn:
             return database.execute(select(logins).where(logins.c.name == _spelled(name))).first()
 
     def save(self, name: str, *, user_id: str | None, password: str | None) -> Login:
-        """Makes a login or replaces the one of that name, whose sessions end. Without a password it serves
-        the identity provider alone. Raises `AccountsError`."""
+        """Makes a login or replaces the one of that name, whose sessions end and whose second factor stays.
+        Without a password it serves the identity provider alone. Raises `AccountsError`."""
         name = _spelled(name)
         if not _is_name(name):
             raise AccountsError("A login needs a name: an e-mail address, best.")
         if password is not None and not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
             raise AccountsError(f"Take a password of {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters.")
-        row = {
+        row: dict[str, Any] = {
             "name": name,
             "user_id": user_id,
             "password_hash": None if password is None else self._passwords.hash(password),
             "created_at": datetime.now(UTC),
         }
         with self._write.begin() as database:
+            known = database.execute(select(logins).where(logins.c.name == name)).mappings().first()
+            if known and password is not None:
+                row |= {column: known[column] for column in known if column.startswith("totp_")}
             database.execute(delete(sessions).where(sessions.c.name == name))
             database.execute(delete(logins).where(logins.c.name == name))
             database.execute(insert(logins).values(row))
@@ -107,10 +118,30 @@ class SignIn:
         """The login that name and password belong to."""
         if len(password) > LONGEST_PASSWORD:
             return None
-        row = self._row(name)
-        known = row.password_hash if row and row.password_hash else self._nobodys
+        row, decoy = self._row(name), self._decoy
+        known = row.password_hash if row and row.password_hash else decoy
         is_right = self._passwords.verify(password, known)
         return _login(row) if row and row.password_hash and is_right else None
+
+    def mark_device(self, name: str, now: datetime) -> str | None:
+        """What a browser keeps that has signed in by password, so that it is known again; None for a login
+        without a password, whose change ends the mark."""
+        row = self._row(name)
+        if row is None or not row.password_hash:
+            return None
+        unsigned = f"{int(now.timestamp())}.{secrets.token_urlsafe(12)}"
+        return f"{unsigned}.{_device_signature(row, unsigned)}"
+
+    def device_of(self, name: str, mark: str, now: datetime) -> str | None:
+        """The device that was marked for the name, or None."""
+        row = self._row(name)
+        unsigned, _, signature = mark.rpartition(".")
+        if row is None or not row.password_hash:
+            return None
+        if not hmac.compare_digest(signature.encode(), _device_signature(row, unsigned).encode()):
+            return None
+        issued, _, device = unsigned.partition(".")
+        return device if now.timestamp() - int(issued) <= DEVICE_KNOWN.total_seconds() else None
 
     def open_session(self, login: Login, now: datetime) -> str:
         """Begins a session; what the browser is to keep."""
@@ -178,5 +209,12 @@ def _hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def _device_signature(row: Any, unsigned: str) -> str:
+    # The password's hash is a secret that lasts as long as the password.
+    key = hashlib.sha256(b"finora device" + row.password_hash.encode()).digest()
+    return hmac.digest(key, f"{row.name} {unsigned}".encode("utf-8", "replace"), "sha256").hex()
+
+
 def _login(row: Any) -> Login:
-    return Login(row.name, row.user_id, row.password_hash is not None, row.created_at)
+    has_second_factor = row.totp_ciphertext is not None
+    return Login(row.name, row.user_id, row.password_hash is not None, row.created_at, has_second_factor)

@@ -52,6 +52,7 @@ from finora_pipeline.accounts.schema import (
     users,
 )
 from finora_pipeline.accounts.sealed import check_master_keys, has_secrets
+from finora_pipeline.accounts.second_factor import SecondFactor
 from finora_pipeline.accounts.vault import Sealed, Vault, VaultError, load_vault
 from finora_pipeline.openai_admin.addresses import OPENAI_BASE_URL, bound_form
 from finora_pipeline.openai_admin.keys import AdminKey
@@ -60,6 +61,8 @@ from finora_pipeline.private_files import secure_home
 from finora_pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
+# The action of the audit trail for the first use of a key on a day.
+KEY_USE = "key use"
 REQUESTS_KEPT = timedelta(days=30)
 # A key ring looks this often which keys are the users' still.
 LOOK_AGAIN_SECONDS = 2.0
@@ -140,6 +143,10 @@ class Accounts:
     def database(self) -> Engine:
         """For what else is kept beside the accounts."""
         return self._write
+
+    def second_factor(self) -> SecondFactor:
+        """The second factor of logins, whose secrets the vault seals."""
+        return SecondFactor(self._write, self._vault)
 
     def connections(
         self,
@@ -496,6 +503,7 @@ class Accounts:
                     update(connections).where(connections.c.user_id == bindparam("user")).values(changed),
                     changes,
                 )
+            notes += _key_uses(database, [connection for connection, _ in judged], now)
             if notes:
                 database.execute(insert(audit), notes)
 
@@ -663,6 +671,13 @@ class Accounts:
         """What happened to a user's connection, oldest first."""
         query = select(audit.c.at, audit.c.action, audit.c.detail, audit.c.actor)
         query = query.where(audit.c.user_id == user_id).order_by(audit.c.audit_id)
+        with self._read.connect() as database:
+            return [AuditEntry(*row) for row in database.execute(query)]
+
+    def recent_audit(self, user_id: str, most: int) -> list[AuditEntry]:
+        """The latest rows of a user's audit trail, newest first."""
+        query = select(audit.c.at, audit.c.action, audit.c.detail, audit.c.actor)
+        query = query.where(audit.c.user_id == user_id).order_by(audit.c.audit_id.desc()).limit(most)
         with self._read.connect() as database:
             return [AuditEntry(*row) for row in database.execute(query)]
 
@@ -860,6 +875,24 @@ def _last_version(database: DatabaseConnection, user_id: str) -> int:
     the key that came after it for its own. Every key has a note, so that of the purge has a higher number."""
     purges = (audit.c.user_id == user_id) & (audit.c.action == "purge")
     return database.execute(select(func.max(audit.c.audit_id)).where(purges)).scalar() or 0
+
+
+def _key_uses(
+    database: DatabaseConnection, read: Sequence[Connection], now: datetime
+) -> list[dict[str, Any]]:
+    """Audit rows of the keys that were used today for the first time."""
+    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    noted: set[tuple[str, str | None]] = set()
+    for part in _parts([connection.user_id for connection in read]):
+        query = select(audit.c.user_id, audit.c.detail).where(
+            audit.c.user_id.in_(part), audit.c.action == KEY_USE, audit.c.at >= today
+        )
+        noted |= {(row.user_id, row.detail) for row in database.execute(query)}
+    return [
+        {"at": now, "user_id": user_id, "action": KEY_USE, "detail": hint, "actor": current_actor()}
+        for user_id, hint in sorted({(connection.user_id, connection.key_hint) for connection in read})
+        if (user_id, hint) not in noted
+    ]
 
 
 def _note(database: DatabaseConnection, at: datetime, user_id: str, action: str, detail: str | None) -> int:

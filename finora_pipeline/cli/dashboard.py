@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
+from finora_pipeline.accounts.actors import OPERATORS
 from finora_pipeline.cli.terminal import (
     json_option,
     messages,
@@ -21,19 +22,23 @@ from finora_pipeline.dashboard import DEFAULT_PORT
 if TYPE_CHECKING:
     from finora_pipeline.accounts.sign_in import Login, SignIn
 
-
-opens_pages_option = click.option(
-    "--opens-pages", is_flag=True, help="Also the last login, after which nobody has to sign in."
+# The second name is the one of earlier versions, for scripts.
+last_login_option = click.option(
+    "--last-login",
+    "--opens-pages",
+    "removes_last",
+    is_flag=True,
+    help="Also the last login, after which the start link alone opens the pages.",
 )
 
 
-def keep_pages_closed(sign_in: "SignIn", is_removed: "Callable[[Login], bool]") -> None:
+def keep_a_login(sign_in: "SignIn", is_removed: "Callable[[Login], bool]") -> None:
     """Refuses to remove the last logins there are."""
     logins = sign_in.logins()
     if logins and all(map(is_removed, logins)):
         raise click.ClickException(
-            "This is the last login: without one, whoever uses this machine sees every user's pages. "
-            "Add --opens-pages if that is meant."
+            "This is the last login: without one, only the start link on this machine opens the pages. "
+            "Add --last-login if that is meant."
         )
 
 
@@ -46,26 +51,28 @@ def keep_pages_closed(sign_in: "SignIn", is_removed: "Callable[[Login], bool]") 
 def dashboard(host: str, port: int, public_url: str | None) -> None:
     """Serve the web pages: Settings → API Keys, Overview, Plan.
 
-    On this machine alone nobody has to sign in until a login is made (finora login add). Beyond it the pages
-    need --public-url and a login, or an OpenID Connect provider: FINORA_OIDC_ISSUER, FINORA_OIDC_CLIENT_ID,
-    FINORA_OIDC_CLIENT_SECRET. finora up serves them, too.
+    The printed link opens them on this machine as an operator. Others sign in (finora login add). Beyond this
+    machine the pages need --public-url and a login, or an OpenID Connect provider: FINORA_OIDC_ISSUER,
+    FINORA_OIDC_CLIENT_ID, FINORA_OIDC_CLIENT_SECRET. finora up serves them, too.
     """
-    from finora_pipeline.cli.terminal import log_to_terminal
+    from finora_pipeline.access import Access
+    from finora_pipeline.cli.terminal import log_to_terminal, print_link
     from finora_pipeline.dashboard.server import DashboardRefused, serve
     from finora_pipeline.settings import Settings
 
     log_to_terminal()
-    messages.print(f"Dashboard: {public_url or f'http://{host}:{port}'}", soft_wrap=True)
+    access = Access.from_environment()
+    print_link("Dashboard", public_url or access.link(f"http://{host}:{port}"))
     with plain_errors():
         try:
-            serve(Settings.from_environment(), host, port, public_url)
+            serve(Settings.from_environment(), host, port, public_url, access)
         except DashboardRefused as error:
             raise click.ClickException(str(error)) from None
 
 
 @click.group()
 def login() -> None:
-    """Who may open the web pages: add, list, sign-out, remove."""
+    """Who may open the web pages: add, list, totp, sign-out, remove."""
 
 
 @login.command()
@@ -99,27 +106,55 @@ def list_logins(as_json: bool) -> None:
     if as_json:
         print_json(
             [{"name": one.name, "user": one.user_id, "operator": one.is_operator,
-              "password": one.has_password, "created_at": one.created_at} for one in found]
+              "password": one.has_password, "second_factor": one.has_second_factor,
+              "created_at": one.created_at} for one in found]
         )  # fmt: skip
         return
     table = Table("Name", "Sees", "Signs in by", "Since")
     for one in found:
         by = "password" if one.has_password else "identity provider"
+        by += " and code" if one.has_second_factor else ""
         table.add_row(*text_row(one.name, one.user_id or "every user", by, moment(one.created_at)))
     output.print(table)
 
 
 @login.command()
 @click.argument("name")
-@opens_pages_option
-def remove(name: str, opens_pages: bool) -> None:
+@last_login_option
+def remove(name: str, removes_last: bool) -> None:
     """Remove a login and end its sessions."""
     with plain_errors():
         _, sign_in = _opened()
-        if not opens_pages:
-            keep_pages_closed(sign_in, lambda one: one.name == name.strip().lower())
+        if not removes_last:
+            keep_a_login(sign_in, lambda one: one.name == name.strip().lower())
         sign_in.remove(name)
     messages.print(f"{name} may not sign in any more.", markup=False)
+
+
+@login.command()
+@click.argument("name")
+@click.option("--off", is_flag=True, help="Sign in without codes again, as after a lost telephone.")
+def totp(name: str, off: bool) -> None:
+    """Ask a login for a code of an authenticator app besides the password; its open sessions end.
+
+    Prints the secret once: enter it, or the address as a QR code, into the app.
+    """
+    with plain_errors():
+        accounts, people = _opened()
+        found = people.login(name)
+        if found is None:
+            raise click.ClickException(f"There is no login {name}.")
+        second_factor = accounts.second_factor()
+        if off:
+            second_factor.turn_off(found.name)
+            accounts.note(found.user_id or OPERATORS, "second factor off", found.name)
+            messages.print(f"{found.name} signs in without a code.", markup=False)
+            return
+        made = second_factor.turn_on(found.name)
+        accounts.note(found.user_id or OPERATORS, "second factor on", found.name)
+    click.echo(f"Secret: {made.secret}")
+    click.echo(f"Address: {made.address}")
+    messages.print(f"{found.name} signs in with password and code.", markup=False)
 
 
 @login.command("sign-out")

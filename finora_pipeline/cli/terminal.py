@@ -43,6 +43,11 @@ def log_to_terminal() -> None:
     )
 
 
+def print_link(name: str, address: str) -> None:
+    """An address on a line of its own, never wrapped. It may hold the access token, so no log gets it."""
+    messages.print(f"{name}: {address}", soft_wrap=True, markup=False)
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turns the domain's errors, whose messages are sentences for a person, into the command's error."""

@@ -2,7 +2,7 @@
 
 import click
 
-from finora_pipeline.cli.terminal import log_to_terminal, plain_errors
+from finora_pipeline.cli.terminal import log_to_terminal, plain_errors, print_link
 from finora_pipeline.dashboard import DEFAULT_PORT
 
 # 0 takes a free one.
@@ -30,7 +30,10 @@ _PORT = click.IntRange(0, 65_535)
 def up(port: int, health_port: int, dashboard_host: str, dashboard_port: int, public_url: str | None) -> None:
     """Serve the installation: dashboard, Dagster's UI and daemon, with schedules on, until Ctrl-C.
 
-    A process that ends by itself is started again. /health answers 200 while all is well and 503 otherwise
+    The printed links open the dashboard and Dagster's UI on this machine, as an operator. They hold a token
+    that is new at every start, or FINORA_ACCESS_TOKEN.
+
+    A process that exits is started again. /health answers 200 while all is well and 503 otherwise
     (/health?wait=60 waits for it); /metrics is for Prometheus. Logs lie in $FINORA_HOME/logs, rotated.
     """
     import asyncio
@@ -52,6 +55,6 @@ def up(port: int, health_port: int, dashboard_host: str, dashboard_port: int, pu
             ports = (serving.check_port(port), serving.check_port(health_port))
             if len({dashboard_port, *ports}) < 3:
                 raise click.ClickException("--port, --health-port and --dashboard-port must differ.")
-            asyncio.run(serving.serve(settings, *ports, options))
+            asyncio.run(serving.serve(settings, *ports, options, print_link))
     except (serving.AlreadyServed, serving.PortTaken, DashboardRefused) as error:
         raise click.ClickException(str(error)) from None

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import click
 from rich.table import Table
 
-from finora_pipeline.cli.dashboard import keep_pages_closed, opens_pages_option
+from finora_pipeline.cli.dashboard import keep_a_login, last_login_option
 from finora_pipeline.cli.terminal import (
     json_option,
     messages,
@@ -23,9 +23,9 @@ _day = click.DateTime(["%Y-%m-%d"])
 @click.command()
 @click.option("--user", "user_id", required=True, help="The user to forget.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@opens_pages_option
+@last_login_option
 @json_option
-def purge(user_id: str, yes: bool, opens_pages: bool, as_json: bool) -> None:
+def purge(user_id: str, yes: bool, removes_last: bool, as_json: bool) -> None:
     """Delete all data of a user: key, facts, raw pages, published rows, log lines; show that none is left.
 
     It is for good. Only a note in the audit trail says that it was done. Dagster's own record of past runs
@@ -44,8 +44,8 @@ def purge(user_id: str, yes: bool, opens_pages: bool, as_json: bool) -> None:
     warehouse = Warehouse(settings.home)
     with plain_errors():
         accounts = accounts_of(settings)
-        if not opens_pages:
-            keep_pages_closed(SignIn(accounts.database), lambda login: login.user_id == user_id)
+        if not removes_last:
+            keep_a_login(SignIn(accounts.database), lambda login: login.user_id == user_id)
         if not yes:
             click.confirm(f"Delete all data of {user_id} for good?", abort=True, err=True)
         # What a run has read of the user and not landed yet, does not land any more.

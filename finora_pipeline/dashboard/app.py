@@ -7,11 +7,10 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote
 
 import duckdb
 import jinja2
@@ -27,6 +26,8 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from finora_pipeline.access import Access, StartLink
+from finora_pipeline.accounts.actors import acting_as
 from finora_pipeline.accounts.model import (
     AccountsError,
     Connection,
@@ -34,16 +35,18 @@ from finora_pipeline.accounts.model import (
     Status,
     check_user_id,
 )
-from finora_pipeline.accounts.sign_in import SESSION_LONGEST, Login, SignIn
+from finora_pipeline.accounts.sign_in import Login, SignIn
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
 from finora_pipeline.dashboard import formats
 from finora_pipeline.dashboard.charts import share_bar
 from finora_pipeline.dashboard.copies import Copies
+from finora_pipeline.dashboard.exposure import Exposure
 from finora_pipeline.dashboard.figures import export_rows, model_page, overview
-from finora_pipeline.dashboard.oidc import Oidc, OidcError
+from finora_pipeline.dashboard.oidc import Oidc
 from finora_pipeline.dashboard.periods import BadPeriod, view_of
-from finora_pipeline.dashboard.security import Attempts, Guard
+from finora_pipeline.dashboard.security import Guard, Names
+from finora_pipeline.dashboard.signing_in import SigningIn, fields
 from finora_pipeline.dashboard.states import freshness, notices
 from finora_pipeline.openai_admin.addresses import AddressError
 from finora_pipeline.openai_admin.errors import OpenAIAdminError
@@ -51,21 +54,33 @@ from finora_pipeline.openai_admin.keys import KeyFormError, redact
 from finora_pipeline.plans import PLANS, Plan, UnknownPlan
 from finora_pipeline.settings import Settings
 
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
-# Who comes where nobody has to sign in.
-THIS_MACHINE = "this machine"
 # The user of an installation that has none yet, on its own machine.
 FIRST_USER = "my-company"
 USERS_A_PAGE = 50
+# Rows of the audit trail on the API Keys page, and what each action is called there.
+EVENTS_SHOWN = 20
+EVENT_NAMES = {
+    "active": "Works again",
+    "bind address": "Key bound to an address",
+    "connect": "OpenAI connected",
+    "key use": "Key used by a refresh",
+    "needs attention": "Needs attention",
+    "plan": "Plan changed",
+    "remove": "Key removed",
+    "replace organization": "Organization replaced",
+    "second factor off": "Second factor switched off",
+    "second factor on": "Second factor switched on",
+    "sign-in": "Signed in",
+    "sign-in refused": "Sign-in slowed down",
+    "update": "Key updated",
+}
+# The page shows the present key and its state above, once.
+DETAILED_EVENTS = frozenset(("plan", "replace organization", "sign-in", "sign-in refused"))
 # OpenAI's regional addresses. Others are given by command only: visitors must not choose the hosts that this
 # server connects to.
 REGIONS = {region: f"https://{region}.api.openai.com/v1" for region in ("us", "eu", "ae", "au", "in", "jp")}
 # Requests that are answered at the same time.
 THREADS = 4
-# Wrong passwords in a quarter of an hour: of one name, and from one address.
-MOST_FAILURES = 10
-MOST_FAILURES_OF_ADDRESS = 50
-FAILURES_SECONDS = 900.0
 # A spreadsheet would take these for the beginning of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _FOLDER = Path(__file__).parent
@@ -74,49 +89,17 @@ _log = logging.getLogger("finora.dashboard")
 Handler = Callable[[Request, Login, str], Response]
 
 
-class ExposedWithoutSignIn(Exception):
-    """The server would be reachable by others while nobody has to sign in; the message says what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exposure:
-    """Where the server answers: its addresses for a browser, and whether those who come must sign in."""
-
-    origins: frozenset[str]
-    is_public: bool
-    requires_sign_in: bool
-
-
-def exposure(host: str, port: int, public_url: str | None, has_sign_in: bool) -> Exposure:
-    """Who may come, from where the server binds and the address it is known by.
-
-    On loopback nobody has to sign in while no login is made. Raises `ExposedWithoutSignIn`.
-    """
-    is_loopback = host in ("127.0.0.1", "::1", "localhost")
-    if is_loopback and public_url is None:
-        # As a browser names them: without the port that is usual.
-        end = "" if port == 80 else f":{port}"
-        origins = frozenset(f"http://{name}{end}" for name in LOOPBACK_HOSTS)
-        return Exposure(origins, False, has_sign_in)
-    address = urlsplit(public_url or "")
-    if address.scheme != "https" or not address.netloc or address.path not in ("", "/"):
-        raise ExposedWithoutSignIn(
-            "Beyond this machine the pages need --public-url https://…, the address that browsers know; a "
-            "proxy that ends TLS stands before them."
-        )
-    if not has_sign_in:
-        raise ExposedWithoutSignIn(
-            "Beyond this machine people must sign in: make a login with finora login add, or set "
-            "FINORA_OIDC_ISSUER and FINORA_OIDC_CLIENT_ID."
-        )
-    return Exposure(frozenset([f"https://{address.netloc.lower().removesuffix(':443')}"]), True, True)
-
-
 def create_app(
-    settings: Settings, accounts: Accounts, sign_in: SignIn, exposed: Exposure, oidc: Oidc | None = None
+    settings: Settings,
+    accounts: Accounts,
+    sign_in: SignIn,
+    exposed: Exposure,
+    access: Access,
+    oidc: Oidc | None = None,
 ) -> Starlette:
     """The dashboard as an ASGI app."""
-    pages = _Pages(settings, accounts, sign_in, exposed, oidc)
+    pages = _Pages(settings, accounts, sign_in, exposed, access, oidc)
+    signing_in = pages.signing_in
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -124,6 +107,7 @@ def create_app(
         current_default_thread_limiter().total_tokens = THREADS
         yield
         pages.copies.close()
+        signing_in.close()
 
     user = "/users/{user_id}"
     routes = [
@@ -141,15 +125,19 @@ def create_app(
         Route(f"{user}/settings/keys", pages.save_key, methods=["POST"]),
         Route(f"{user}/settings/keys/remove", pages.of_user(pages.ask_removal)),
         Route(f"{user}/settings/keys/remove", pages.remove_key, methods=["POST"]),
-        Route("/sign-in", pages.sign_in_form),
-        Route("/sign-in", pages.sign_in_by_password, methods=["POST"]),
-        Route("/sign-in/oidc", pages.sign_in_by_oidc),
-        Route("/sign-in/oidc/callback", pages.back_from_oidc, name="oidc_callback"),
-        Route("/sign-out", pages.sign_out, methods=["POST"]),
+        *signing_in.routes(),
         Mount("/static", _Static(directory=_FOLDER / "static")),
     ]
+    names = Names(
+        exposed.origins if exposed.is_public else frozenset(),
+        settings.allowed_hosts,
+        on_loopback=not exposed.is_public,
+    )
     middleware = [
-        Middleware(Guard, origins=exposed.origins, is_public=exposed.is_public, failure=pages.failure),
+        Middleware(Guard, names=names, access=access, failure=pages.failure),
+        Middleware(
+            StartLink, access=access, opens=signing_in.opens_by_link, opened=signing_in.note_start_link
+        ),
         Middleware(GZipMiddleware, minimum_size=1_000, compresslevel=5),
         # Holds state, nonce and verifier between here and the identity provider, for minutes.
         Middleware(
@@ -189,17 +177,18 @@ class _Pages:
     """The endpoints, and what they share."""
 
     def __init__(
-        self, settings: Settings, accounts: Accounts, sign_in: SignIn, exposed: Exposure, oidc: Oidc | None
+        self,
+        settings: Settings,
+        accounts: Accounts,
+        sign_in: SignIn,
+        exposed: Exposure,
+        access: Access,
+        oidc: Oidc | None,
     ) -> None:
         self._settings = settings
         self.copies = Copies(settings.published_database)
         self._accounts = accounts
-        self._sign_in = sign_in
-        self._exposed = exposed
-        self._oidc = oidc
-        self._of_name = Attempts(MOST_FAILURES, FAILURES_SECONDS)
-        self._of_address = Attempts(MOST_FAILURES_OF_ADDRESS, FAILURES_SECONDS)
-        self._cookie = "__Host-finora" if exposed.is_public else "finora"
+        self.signing_in = SigningIn(settings, accounts, sign_in, exposed, access, oidc, self._page)
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
             autoescape=True,
@@ -219,24 +208,13 @@ class _Pages:
             "version": str(int(max(path.stat().st_mtime for path in (_FOLDER / "static").iterdir()))),
         }
 
-    # Who comes, and what they may open.
-
-    @property
-    def _requires_sign_in(self) -> bool:
-        # A login that is made while the server runs closes it at once.
-        return self._exposed.requires_sign_in or self._sign_in.is_configured()
-
-    def _who(self, request: Request) -> Login | None:
-        if not self._requires_sign_in:
-            return Login(THIS_MACHINE, None, False, datetime.now(UTC))
-        token = request.cookies.get(self._cookie)
-        return self._sign_in.of_session(token, datetime.now(UTC)) if token else None
+    # What a request may open.
 
     def _allowed(self, request: Request) -> tuple[Login, str] | Response:
         """Who comes and whose page they open, or the way to the sign-in. What is another's is not there."""
-        who = self._who(request)
+        who = self.signing_in.who(request)
         if who is None:
-            return self._to_sign_in(request)
+            return self.signing_in.ask(request)
         user_id = request.path_params["user_id"]
         try:
             is_id = check_user_id(user_id) == user_id
@@ -255,19 +233,12 @@ class _Pages:
 
         return endpoint
 
-    @staticmethod
-    def _to_sign_in(request: Request) -> Response:
-        if request.method != "GET":
-            raise HTTPException(401)
-        asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        return RedirectResponse("/sign-in?" + urlencode({"next": asked}), 303)
-
     def _page(
         self, request: Request, template: str, who: Login | None, status: int = 200, **values: Any
     ) -> Response:
         shared = {
             "who": who,
-            "signed_in": who is not None and who.name != THIS_MACHINE,
+            "signed_in": who is not None,
             "path": request.url.path,
             "user_id": values.pop("user_id", None),
             "base": None,
@@ -282,9 +253,9 @@ class _Pages:
     # Pages.
 
     def home(self, request: Request) -> Response:
-        who = self._who(request)
+        who = self.signing_in.who(request)
         if who is None:
-            return self._to_sign_in(request)
+            return self.signing_in.ask(request)
         if who.user_id:
             return RedirectResponse(f"/users/{quote(who.user_id)}/overview", 303)
         known = self._accounts.user_ids()
@@ -329,18 +300,19 @@ class _Pages:
         who = await run_in_threadpool(self._operator, request)
         if isinstance(who, Response):
             return who
-        asked = (await self._form(request)).get("user_id", "")
+        asked = (await fields(request)).get("user_id", "")
         try:
-            user_id = await run_in_threadpool(self._accounts.add_user, asked)
+            with acting_as(who.name):
+                user_id = await run_in_threadpool(self._accounts.add_user, asked)
         except AccountsError as error:
             # Somebody may have pasted a key there.
             return await run_in_threadpool(self._users_page, request, who, redact(str(error)), 422)
         return RedirectResponse(f"/users/{quote(user_id)}/settings/keys", 303)
 
     def _operator(self, request: Request) -> Login | Response:
-        who = self._who(request)
+        who = self.signing_in.who(request)
         if who is None:
-            return self._to_sign_in(request)
+            return self.signing_in.ask(request)
         if not who.is_operator:
             raise HTTPException(404)
         return who
@@ -433,14 +405,15 @@ class _Pages:
         who, user_id = allowed
         if not who.is_operator:
             raise HTTPException(403, "An operator changes plans.")
-        chosen = (await self._form(request)).get("plan", "")
+        chosen = (await fields(request)).get("plan", "")
 
         def change() -> None:
             self._accounts.add_user(user_id)
             self._accounts.set_plan(user_id, chosen)
 
         try:
-            await run_in_threadpool(change)
+            with acting_as(who.name):
+                await run_in_threadpool(change)
         except (AccountsError, UnknownPlan) as error:
             return await run_in_threadpool(self._plan_page, request, who, user_id, redact(str(error)), 422)
         return RedirectResponse(f"/users/{quote(user_id)}/plan?saved=yes", 303)
@@ -476,6 +449,9 @@ class _Pages:
             wants_update=request.query_params.get("update") == "yes" or error is not None,
             plan=self._plan(user_id),
             regions=REGIONS,
+            events=self._accounts.recent_audit(user_id, EVENTS_SHOWN),
+            event_names=EVENT_NAMES,
+            detailed_events=DETAILED_EVENTS,
         )
 
     async def save_key(self, request: Request) -> Response:
@@ -483,7 +459,7 @@ class _Pages:
         if isinstance(allowed, Response):
             return allowed
         who, user_id = allowed
-        form = await self._form(request)
+        form = await fields(request)
         # Saved rarely: what asks OpenAI is not carried until then.
         from finora_pipeline.accounts import connections as connecting
         from finora_pipeline.openai_admin.client import open_client
@@ -501,7 +477,8 @@ class _Pages:
             async with open_client(str(address), connecting.CHECK_LIMITS) as client:
                 replaces = form.get("replace_organization") == "yes"
                 key = form.get("key", "")
-                await save(self._accounts, client, user_id, key, replace_organization=replaces)
+                with acting_as(who.name):
+                    await save(self._accounts, client, user_id, key, replace_organization=replaces)
         except (KeyFormError, OpenAIAdminError, AccountsError, VaultError, AddressError) as error:
             is_other = isinstance(error, OtherOrganization)
             return await run_in_threadpool(self._keys_page, request, who, user_id, str(error), 422, is_other)
@@ -523,106 +500,14 @@ class _Pages:
         if isinstance(allowed, Response):
             return allowed
         who, user_id = allowed
-        seen = (await self._form(request)).get("key_version", "")
+        seen = (await fields(request)).get("key_version", "")
         version = int(seen) if re.fullmatch("[0-9]{1,10}", seen) else None
         try:
-            await run_in_threadpool(self._accounts.remove_connection, user_id, version)
+            with acting_as(who.name):
+                await run_in_threadpool(self._accounts.remove_connection, user_id, version)
         except AccountsError as error:
             return await run_in_threadpool(self.ask_removal, request, who, user_id, str(error))
         return RedirectResponse(f"/users/{quote(user_id)}/settings/keys?saved=removed", 303)
-
-    # Signing in and out.
-
-    def sign_in_form(self, request: Request) -> Response:
-        return self._sign_in_page(request)
-
-    def _sign_in_page(
-        self, request: Request, error: str | None = None, status: int = 200, after: str | None = None
-    ) -> Response:
-        if not self._requires_sign_in:
-            return RedirectResponse("/", 303)
-        after = _own_path(after or request.query_params.get("next", "/"))
-        return self._page(
-            request, "sign_in.html", None, status, error=error, after=after, has_oidc=self._oidc is not None
-        )
-
-    async def sign_in_by_password(self, request: Request) -> Response:
-        form = await self._form(request)
-        name, password = form.get("name", "")[:200], form.get("password", "")
-        by_name, after = name.strip().casefold(), form.get("next", "/")
-        # Behind a proxy everybody comes from its address: one who guesses would close the door to all.
-        is_direct = request.client is not None and not self._exposed.is_public
-        address = request.client.host if request.client and is_direct else f"of {by_name}"
-        if self._of_name.is_blocked(by_name) or self._of_address.is_blocked(address):
-            told = "Too many wrong passwords: wait a quarter of an hour and try again."
-            return self._sign_in_page(request, told, 429, after)
-        # Counted before the password is looked at: guesses that come at once are as many.
-        self._of_name.failed(by_name)
-        self._of_address.failed(address)
-        login = await run_in_threadpool(self._sign_in.by_password, name, password)
-        if login is None:
-            return self._sign_in_page(request, "Name or password is wrong.", 401, after)
-        self._of_name.forget(by_name)
-        self._of_address.take_back(address)
-        return await run_in_threadpool(self._signed_in, login, _own_path(after))
-
-    def _signed_in(self, login: Login, after: str) -> Response:
-        token = self._sign_in.open_session(login, datetime.now(UTC))
-        response = RedirectResponse(after, 303)
-        response.set_cookie(
-            self._cookie,
-            token,
-            max_age=int(SESSION_LONGEST.total_seconds()),
-            path="/",
-            httponly=True,
-            samesite="lax",
-            secure=self._exposed.is_public,
-        )
-        return response
-
-    async def sign_in_by_oidc(self, request: Request) -> Response:
-        if self._oidc is None:
-            raise HTTPException(404)
-        request.session["next"] = _own_path(request.query_params.get("next", "/"))
-        origin = next(iter(sorted(self._exposed.origins)))
-        if not self._exposed.is_public:
-            origin = f"{request.url.scheme}://{request.url.netloc}"
-        try:
-            return await self._oidc.begin(request, f"{origin}/sign-in/oidc/callback")
-        except OidcError as error:
-            _log.warning("%s (%s)", error, _one_line(error.__cause__))
-            return self._sign_in_page(request, str(error), 502)
-
-    async def back_from_oidc(self, request: Request) -> Response:
-        if self._oidc is None:
-            raise HTTPException(404)
-        try:
-            email = await self._oidc.email(request)
-        except OidcError as error:
-            _log.warning("%s (%s)", error, _one_line(error.__cause__))
-            return self._sign_in_page(request, str(error), 401)
-        login = await run_in_threadpool(self._sign_in.login, email)
-        if login is None:
-            told = f"There is no login for {email}: ask who runs this installation."
-            return self._sign_in_page(request, told, 403)
-        return await run_in_threadpool(self._signed_in, login, _own_path(request.session.pop("next", "/")))
-
-    async def sign_out(self, request: Request) -> Response:
-        everywhere = (await self._form(request)).get("everywhere") == "yes"
-        token = request.cookies.get(self._cookie, "")
-
-        def close() -> None:
-            login = self._sign_in.of_session(token, datetime.now(UTC)) if token else None
-            self._sign_in.close_session(token)
-            if login and everywhere:
-                self._sign_in.close_sessions(login.name)
-
-        await run_in_threadpool(close)
-        response = RedirectResponse("/sign-in", 303)
-        response.delete_cookie(
-            self._cookie, path="/", secure=self._exposed.is_public, httponly=True, samesite="lax"
-        )
-        return response
 
     # What goes wrong.
 
@@ -656,11 +541,6 @@ class _Pages:
         told = "It has been logged. Try again; if it stays, tell who runs this installation."
         return self._page(request, "error.html", None, 500, title="Something went wrong here", told=told)
 
-    @staticmethod
-    async def _form(request: Request) -> dict[str, str]:
-        form = await request.form(max_files=0, max_fields=10)
-        return {name: value for name, value in form.items() if isinstance(value, str)}
-
 
 _TOLD = {
     401: "Sign in first.",
@@ -678,17 +558,6 @@ def _state(connection: Connection | None, is_sample: bool) -> str:
     if connection is None:
         return "none"
     return f"{connection.status}/{connection.last_attempt_at}/{connection.last_refresh_at}/{is_sample}"
-
-
-def _one_line(said: object) -> str:
-    """What somebody else said, for the log: it cannot end its line or steer a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(said))
-
-
-def _own_path(path: str) -> str:
-    """The path, if it leads to a page of this server."""
-    is_own = path.startswith("/") and not path.startswith("//")
-    return path if is_own and path.isprintable() and "\\" not in path else "/"
 
 
 def _csv(rows: list[Mapping[str, str]]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 from sqlalchemy import event, select
+from sqlalchemy import update as update_rows
 from sqlalchemy.pool import Pool
 
 from finora_pipeline.accounts import connections
@@ -24,8 +25,8 @@ from finora_pipeline.accounts.model import (
     Status,
     check_user_id,
 )
-from finora_pipeline.accounts.schema import credentials
-from finora_pipeline.accounts.store import Accounts, accounts_of
+from finora_pipeline.accounts.schema import audit, credentials
+from finora_pipeline.accounts.store import KEY_USE, Accounts, accounts_of
 from finora_pipeline.accounts.vault import VaultError
 from finora_pipeline.openai_admin.client import OpenAIAdminClient, open_client
 from finora_pipeline.openai_admin.errors import (
@@ -165,7 +166,8 @@ def refused_read(of: Connection, **more: Any) -> Refresh:
 
 
 def actions(home: Installation, user_id: str) -> list[tuple[str, str | None]]:
-    return [(entry.action, entry.detail) for entry in home.accounts.audit_trail(user_id)]
+    trail = home.accounts.audit_trail(user_id)
+    return [(entry.action, entry.detail) for entry in trail if entry.action != KEY_USE]
 
 
 def with_projects(*project_ids: str) -> Organization:
@@ -937,6 +939,27 @@ def test_the_audit_trail_tells_the_story_in_order(home, openai):
     assert moments == sorted(moments)
     assert all(at.utcoffset() == timedelta(0) for at in moments)
     assert home.accounts.audit_trail("globex") == []
+
+
+def test_the_first_use_of_a_key_on_a_day_is_in_the_audit_trail(home, openai):
+    connection = connect(home, "acme", openai.organizations[0].admin_key)
+    with acting_as("command line"):
+        home.accounts.record_refreshes("run-1", [refused_read(connection)])
+    home.accounts.record_refreshes("run-2", [a_read(connection)])
+    updated = update(home, "acme", fresh_key(openai))
+    for run in ("run-3", "run-4"):
+        home.accounts.record_refreshes(run, [a_read(updated, after=timedelta(days=1))])
+    uses = [entry for entry in home.accounts.audit_trail("acme") if entry.action == KEY_USE]
+    assert [(use.detail, use.actor) for use in uses] == [
+        (connection.key_hint, "command line"),
+        (updated.key_hint, "daemon"),
+    ]
+    # The next day it is noted again.
+    with home.accounts.database.begin() as database:
+        database.execute(update_rows(audit).values(at=datetime.now(UTC) - timedelta(days=1)))
+    home.accounts.record_refreshes("run-5", [a_read(updated, after=timedelta(days=1))])
+    newest = home.accounts.recent_audit("acme", 1)
+    assert [(entry.action, entry.detail) for entry in newest] == [(KEY_USE, updated.key_hint)]
 
 
 def test_the_audit_trail_names_the_actor(file_home, openai):

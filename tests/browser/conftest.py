@@ -10,6 +10,8 @@ from typing import Any, Literal
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.dashboard.house import Served
+
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Chromium asks nobody but the dashboard.
@@ -45,7 +47,8 @@ def chromium() -> Iterator[Browser]:
 class Looker:
     """Looks at pages as people do: on a desk and a phone, light and dark; keeps the pictures."""
 
-    def __init__(self, browser: Browser, base_url: str, pictures: Path | None) -> None:
+    def __init__(self, browser: Browser, served: Served, pictures: Path | None) -> None:
+        base_url = served.url
         self.complaints: list[str] = []
         self._looks = 0
         self._base_url = base_url
@@ -56,6 +59,10 @@ class Looker:
         )
         self.page = browser.new_page(base_url=base_url, viewport={"width": DESKTOP[0], "height": DESKTOP[1]})
         self.page.set_default_timeout(PATIENCE)
+        for context in (self._context, self.page.context):
+            # Whoever looks has opened the start link.
+            name, _, value = served.by_link()["Cookie"].partition("=")
+            context.add_cookies([{"name": name, "value": value, "url": base_url}])
         # What the page's own policy forbids is told on the console; a refused form is no mistake of the page.
         self.page.on(
             "console",
@@ -81,6 +88,11 @@ class Looker:
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (name, width)
             assert serious(page) == [], (name, width, scheme)
         page.close()
+
+    def forget(self) -> None:
+        """A browser that has not opened the start link."""
+        for context in (self._context, self.page.context):
+            context.clear_cookies()
 
     def close(self) -> None:
         self.page.close()

@@ -53,6 +53,7 @@ def page(
 ) -> Iterator[Page]:
     page = chromium.new_page(base_url=served.url, viewport={"width": request.param, "height": 800})
     page.set_default_timeout(PATIENCE)
+    page.goto(served.start_link)
     yield page
     if pictures:
         page.screenshot(path=pictures / f"narrow-{request.node.name}.png", full_page=True)
@@ -95,6 +96,7 @@ def test_long_ids_and_names_leave_the_page_as_wide_as_the_screen(page: Page, ser
     assert is_as_wide_as_the_screen(page)
 
     served.sign_in.save(LONG_NAME, user_id="acme", password="correct horse battery")
+    page.context.clear_cookies()
     page.goto("/users/acme/plan")
     page.get_by_label("Name").fill(LONG_NAME)
     page.get_by_label("Password").fill("correct horse battery")

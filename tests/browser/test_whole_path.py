@@ -36,7 +36,7 @@ def served(installation: Installation) -> Iterator[Served]:
 
 @pytest.fixture
 def looker(chromium: Browser, served: Served, pictures: Path | None) -> Iterator[Looker]:
-    looker = Looker(chromium, served.url, pictures)
+    looker = Looker(chromium, served, pictures)
     yield looker
     looker.close()
 
@@ -175,6 +175,7 @@ def test_what_needs_somebody_is_told_where_the_figures_are(
     page.goto("/users")
     looker.look("users")
     served.sign_in.save("ada@acme.example", user_id="acme", password="correct horse battery")
+    looker.forget()
     page.goto("/users/acme/overview?period=7d")
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
     looker.look("sign-in", thoroughly=True)

@@ -22,7 +22,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 
 @pytest.fixture(scope="session")
 def local(installation: Installation) -> Iterator[Served]:
-    """On this machine, without any login."""
+    """On this machine, by the start link."""
     with dashboard(installation.settings) as served:
         yield served
 
@@ -34,7 +34,7 @@ def closed(installation: Installation) -> Iterator[Served]:
     with closing(sqlite3.connect(home / "accounts.sqlite")) as database:
         database.execute("VACUUM INTO ?", [str(home / "closed.sqlite")])
     settings = replace(installation.settings, accounts_url=f"sqlite:///{home / 'closed.sqlite'}")
-    with dashboard(settings) as served:
+    with dashboard(settings, by_link=False) as served:
         for name, user_id in LOGINS.items():
             served.sign_in.save(name, user_id=user_id, password=PASSWORD)
         yield served

@@ -15,12 +15,16 @@ from urllib.parse import urlsplit
 import httpx
 import uvicorn
 from starlette.applications import Starlette
+from starlette.responses import Response
 
+from finora_pipeline import http_server
+from finora_pipeline.access import Access
 from finora_pipeline.accounts.connections import NewConnection, connect_many
 from finora_pipeline.accounts.model import Connection
 from finora_pipeline.accounts.sign_in import SignIn
 from finora_pipeline.accounts.store import Accounts, accounts_of
-from finora_pipeline.dashboard.app import create_app, exposure
+from finora_pipeline.dashboard.app import create_app
+from finora_pipeline.dashboard.exposure import exposure
 from finora_pipeline.dashboard.oidc import Oidc
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.simulator import OrganizationSpec, Simulator, running
@@ -29,6 +33,7 @@ from finora_pipeline.settings import Settings
 from tests.conftest import QUICK, Installation, OpenAI, now_in_the_middle_of_today
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
+ACCESS_TOKEN = "an-access-token-of-the-tests"
 PUBLIC_URL = "https://finora.example.com"
 # Users of the shared installation, each with an organization of its own; `acme` has most of everything.
 PLANS_OF = {"acme": "growth", "bolt": "growth", "tiny": "trial", "gone": "growth"}
@@ -36,12 +41,10 @@ DAYS_OF = {"acme": 62, "bolt": 40, "tiny": 9, "gone": 2}
 
 
 @contextmanager
-def on_loopback(app: Any, bound: socket) -> Iterator[str]:
+def on_loopback(app: Any, bound: socket, **options: Any) -> Iterator[str]:
     """Serves an ASGI app in a thread for the length of the block; yields its address."""
-    config = uvicorn.Config(
-        app, log_level="critical", access_log=False, proxy_headers=False, timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
+    quiet = {"log_level": "critical", "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(http_server.config(app, **quiet, **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     try:
@@ -61,6 +64,7 @@ class Served:
     settings: Settings
     accounts: Accounts
     sign_in: SignIn
+    access: Access
     browser: httpx.Client
 
     def get(self, path: str, **options: Any) -> httpx.Response:
@@ -82,6 +86,16 @@ class Served:
         answer = self.post(f"/users/{user_id}/settings/keys", {"provider": "openai", "key": key})
         assert answer.status_code == 303
 
+    @property
+    def start_link(self) -> str:
+        return f"{self.url}/?token={ACCESS_TOKEN}"
+
+    def by_link(self) -> dict[str, str]:
+        """The cookie header of a browser that has opened the start link, under whatever name."""
+        response = Response()
+        self.access.grant(response)
+        return {"Cookie": response.headers["set-cookie"].partition(";")[0]}
+
     def signed_in(self, name: str) -> dict[str, str]:
         """The cookie header of a fresh session."""
         login = self.sign_in.login(name)
@@ -92,22 +106,26 @@ class Served:
 
 @contextmanager
 def dashboard(
-    settings: Settings, public_url: str | None = None, oidc: Oidc | None = None
+    settings: Settings, public_url: str | None = None, oidc: Oidc | None = None, *, by_link: bool = True
 ) -> Iterator[Served]:
-    """Serves the dashboard of an installation."""
+    """Serves the dashboard of an installation; the browser has opened the start link, if `by_link`."""
     accounts = accounts_of(settings)
     sign_in = SignIn(accounts.database)
     bound = listen()
     exposed = exposure(
         "127.0.0.1", bound.getsockname()[1], public_url, oidc is not None or sign_in.is_configured()
     )
-    app = create_app(settings, accounts, sign_in, exposed, oidc)
+    access = Access(ACCESS_TOKEN)
+    app = create_app(settings, accounts, sign_in, exposed, access, oidc)
     headers = {"Host": urlsplit(public_url).netloc} if public_url else {}
     with (
         on_loopback(app, bound) as url,
         httpx.Client(base_url=url, headers=headers, timeout=20, verify=False) as browser,
     ):
-        yield Served(app, url, settings, accounts, sign_in, browser)
+        served = Served(app, url, settings, accounts, sign_in, access, browser)
+        if by_link:
+            browser.headers.update(served.by_link())
+        yield served
 
 
 @contextmanager

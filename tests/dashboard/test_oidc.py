@@ -116,7 +116,7 @@ def provider(running_provider: Provider) -> Provider:
 @pytest.fixture(scope="module")
 def served(running_provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path_factory.mktemp("oidc"))})
-    with dashboard(settings, oidc=Oidc(running_provider.url, CLIENT, SECRET)) as served:
+    with dashboard(settings, oidc=Oidc(running_provider.url, CLIENT, SECRET), by_link=False) as served:
         served.sign_in.save(ADA, user_id="acme", password=None)
         yield served
 
@@ -289,9 +289,9 @@ def test_a_provider_that_fails_is_told(provider: Provider, served: Served, tmp_p
     provider.is_down = True
     assert_refused(come(served, path, cookie), 401, NOT_REACHED)
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
-    with dashboard(settings, oidc=Oidc("http://127.0.0.1:9", CLIENT, SECRET)) as alone:
+    with dashboard(settings, oidc=Oidc("http://127.0.0.1:9", CLIENT, SECRET), by_link=False) as alone:
         assert_refused(alone.get("/sign-in/oidc"), 502, NOT_REACHED)
-        # Nobody comes in while there is no login and the provider is the only way.
+        # Without a login it lets no one in.
         assert alone.get("/users/my-company/overview").status_code == 303
 
 

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlencode
@@ -12,20 +13,30 @@ import httpx
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import select, update
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
 from starlette.routing import Route
 
+from finora_pipeline.access import Access
 from finora_pipeline.accounts.model import AccountsError
 from finora_pipeline.accounts.schema import sessions
-from finora_pipeline.accounts.sign_in import SESSION_IDLE, SESSION_LONGEST, SignIn
+from finora_pipeline.accounts.sign_in import DEVICE_KNOWN, SESSION_IDLE, SESSION_LONGEST, SignIn
 from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.cli import main
-from finora_pipeline.dashboard.app import MOST_FAILURES, ExposedWithoutSignIn, exposure
-from finora_pipeline.dashboard.security import Attempts
+from finora_pipeline.dashboard.exposure import ExposedWithoutSignIn, exposure
 from finora_pipeline.dashboard.server import DashboardRefused, prepared
-from finora_pipeline.settings import Settings
+from finora_pipeline.dashboard.throttle import (
+    FAILURES_OF_ADDRESS,
+    FAILURES_OVERALL,
+    FREE_FAILURES,
+    Attempt,
+    SignInThrottle,
+    client_address,
+)
+from finora_pipeline.settings import Settings, SettingsError
 from tests.conftest import Installation
 from tests.dashboard.conftest import PASSWORD
-from tests.dashboard.house import OWN, PUBLIC_URL, Served, dashboard, read_html
+from tests.dashboard.house import ACCESS_TOKEN, OWN, PUBLIC_URL, Served, dashboard, read_html
 
 ADA, BOB, OPERATOR = "ada@acme.example", "bob@bolt.example", "ops@finora.example"
 
@@ -47,16 +58,115 @@ def pages(served: Served, user_id: str) -> Iterator[tuple[str, str]]:
                 yield method, route.path.replace("{user_id}", user_id)
 
 
-def test_on_this_machine_nobody_signs_in_until_a_login_exists(tmp_path: Path) -> None:
+def test_on_this_machine_the_start_link_opens_the_pages(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
-    with dashboard(settings) as served:
-        assert served.get("/").headers["location"] == "/users/my-company/overview"
-        assert served.get("/users/my-company/settings/keys").status_code == 200
-        assert served.get("/sign-in").headers["location"] == "/"
-        served.sign_in.save("first@acme.example", user_id="acme", password=None)
-        assert served.get("/").headers["location"] == "/sign-in?next=%2F"
-        assert served.get("/users/my-company/settings/keys").status_code == 303
-        assert served.get("/sign-in").status_code == 200
+    with dashboard(settings, by_link=False) as served:
+        opened = served.by_link()
+        assert served.get("/", headers=opened).headers["location"] == "/users/my-company/overview"
+        assert served.get("/sign-in", headers=opened).headers["location"] == "/"
+        for _ in range(2):
+            # Another account of this machine, or a stranger behind a proxy, has no link.
+            assert served.get("/").headers["location"] == "/sign-in?next=%2F"
+            assert served.get("/users/my-company/settings/keys").status_code == 303
+            assert served.post("/users", {"user_id": "mine"}).status_code == 401
+            assert "finora up" in served.page("/sign-in").one("p", class_="note").text
+            assert served.get("/users", headers=opened).status_code == 200
+            # A login changes nothing about it.
+            served.sign_in.save("first@acme.example", user_id="acme", password=None)
+        assert served.accounts.user_ids() == []
+
+
+def test_the_token_does_not_stay_in_the_address(tmp_path: Path) -> None:
+    settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
+    with dashboard(settings, by_link=False) as served:
+        answer = served.get("/users/acme/overview?period=7d", params={"token": ACCESS_TOKEN, "period": "7d"})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/users/acme/overview?period=7d")
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cache-control"] == "no-store"
+        name, _, rest = answer.headers["set-cookie"].partition("=")
+        value, *attributes = rest.lower().split("; ")
+        assert name == served.access.cookie
+        assert {"httponly", "samesite=lax", "path=/", "max-age=604800"} == set(attributes)
+        assert ACCESS_TOKEN not in value
+        served.browser.cookies.clear()
+        opened = {"Cookie": f"{name}={value}"}
+        assert served.get("/users", headers=opened).status_code == 200
+        # Neither the token itself nor an altered cookie opens anything.
+        issued, _, signature = value.partition(".")
+        for forged in (ACCESS_TOKEN, f"{int(issued) + 1}.{signature}", f".{signature}", issued, "", "ä.ä"):
+            cookie = [(b"Cookie", f"{name}={forged}".encode())]
+            assert served.browser.get("/users", headers=cookie).status_code == 303
+        for wrong in ("", "x", ACCESS_TOKEN[:-1], ACCESS_TOKEN + "x", "\N{SNOWMAN}"):
+            refused = served.get("/", params={"token": wrong})
+            assert refused.status_code == 403
+            assert "set-cookie" not in refused.headers
+            assert "Open the link that finora printed" in refused.text
+        # No path leads elsewhere.
+        there = served.browser.get(f"{served.url}//evil.example/?token={ACCESS_TOKEN}")
+        assert there.headers["location"] == "/evil.example/"
+
+
+def test_scripts_send_the_token_as_a_bearer_token(tmp_path: Path) -> None:
+    settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
+    with dashboard(settings, by_link=False) as served:
+        bearer = {"Authorization": f"Bearer {ACCESS_TOKEN}"}
+        assert served.get("/users", headers=bearer).status_code == 200
+        made = served.browser.post("/users", data={"user_id": "mine"}, headers=bearer)
+        assert made.headers["location"] == "/users/mine/settings/keys"
+        for wrong in ("Bearer x", "Basic " + ACCESS_TOKEN, ACCESS_TOKEN, "Bearer"):
+            other = {"Authorization": wrong}
+            assert served.get("/users", headers=other).status_code == 303
+            assert served.browser.post("/users", data={"user_id": "x"}, headers=other).status_code == 403
+        # A page elsewhere could not send it, and is refused whatever it sends.
+        foreign = bearer | {"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"}
+        assert served.browser.post("/users", data={"user_id": "x"}, headers=foreign).status_code == 403
+        assert served.accounts.user_ids() == ["mine"]
+
+
+def test_the_cookie_of_the_start_link_ends_after_a_week_and_by_sign_out(tmp_path: Path) -> None:
+    now = [1_000_000.0]
+    access = Access(ACCESS_TOKEN, now=lambda: now[0])
+    response = Response()
+    access.grant(response)
+    cookie = response.headers["set-cookie"].partition(";")[0].encode()
+    asked = HTTPConnection({"type": "http", "headers": [(b"cookie", cookie)]})
+    assert access.is_operator(asked)
+    now[0] += 7 * 86_400
+    assert access.is_operator(asked)
+    now[0] += 1
+    assert not access.is_operator(asked)
+    # Another start, another token, another cookie: side by side in one browser.
+    other = Access("another-token-of-the-tests", now=lambda: now[0])
+    assert other.cookie != access.cookie
+    with dashboard(Settings.from_environment({"FINORA_HOME": str(tmp_path)})) as served:
+        assert served.page("/users").one("details", class_="menu").one("summary").text == "start link"
+        gone = served.post("/sign-out")
+        assert f'{served.access.cookie}=""' in gone.headers.get_list("set-cookie")[1]
+
+
+def test_a_token_that_anybody_could_guess_is_refused() -> None:
+    for weak in ("", "1234567", "with a space in it", "snowman-\N{SNOWMAN}-snowman"):
+        with pytest.raises(SettingsError, match="FINORA_ACCESS_TOKEN must have at least 8 ASCII characters"):
+            Access(weak)
+    assert Access.from_environment({"FINORA_ACCESS_TOKEN": ACCESS_TOKEN}).is_token(ACCESS_TOKEN)
+    fresh = Access.from_environment({})
+    link = fresh.link("http://127.0.0.1:8000")
+    assert fresh.is_token(link.partition("?token=")[2])
+    assert Access.from_environment({}).link("") != fresh.link("")
+    # A log may keep what is printed: a token that lasts is not.
+    lasting = Access.from_environment({"FINORA_ACCESS_TOKEN": ACCESS_TOKEN})
+    assert lasting.link("http://127.0.0.1:8000") == "http://127.0.0.1:8000/?token=…"
+
+
+def test_behind_a_proxy_with_a_public_address_the_token_opens_nothing(public: Served) -> None:
+    answer = public.browser.get("/users", params={"token": ACCESS_TOKEN})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/users")
+    assert "set-cookie" not in answer.headers
+    response = Response()
+    public.access.grant(response)
+    cookie = response.headers["set-cookie"].partition(";")[0]
+    for headers in ({"Authorization": f"Bearer {ACCESS_TOKEN}"}, {"Cookie": cookie}):
+        assert public.get("/users", headers=headers).status_code == 303
 
 
 def test_every_page_needs_a_sign_in(closed: Served) -> None:
@@ -135,7 +245,7 @@ def test_sign_out_everywhere_ends_every_session_of_that_login_alone(closed: Serv
 
 def test_guessing_is_slowed_down(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
-    with dashboard(settings) as served:
+    with dashboard(settings, by_link=False) as served:
         served.sign_in.save(ADA, user_id="acme", password=PASSWORD)
         served.sign_in.save(BOB, user_id="bolt", password=PASSWORD)
 
@@ -143,38 +253,157 @@ def test_guessing_is_slowed_down(tmp_path: Path) -> None:
             return sign_in(served, ADA, f"guess number {number}").status_code
 
         # Guesses that are sent at once are counted like any others.
-        with ThreadPoolExecutor(MOST_FAILURES + 3) as threads:
-            answers = sorted(threads.map(guess, range(MOST_FAILURES + 3)))
-        assert answers == [401] * MOST_FAILURES + [429] * 3
+        with ThreadPoolExecutor(FREE_FAILURES + 3) as threads:
+            answers = sorted(threads.map(guess, range(FREE_FAILURES + 3)))
+        assert answers == [401] * FREE_FAILURES + [429] * 3
         blocked = sign_in(served, ADA.upper(), PASSWORD)
         assert blocked.status_code == 429
         assert "Too many wrong passwords" in blocked.text
+        assert 0 < int(blocked.headers["retry-after"]) <= 30
         assert "set-cookie" not in blocked.headers
         assert sign_in(served, BOB, PASSWORD).status_code == 303
+        # The name is closed to this address alone.
+        with httpx.Client(
+            base_url=served.url, transport=httpx.HTTPTransport(local_address="127.0.0.2")
+        ) as elsewhere:
+            form = {"name": ADA, "password": PASSWORD}
+            assert elsewhere.post("/sign-in", data=form, headers=OWN).status_code == 303
 
 
-def test_failures_are_forgotten_after_a_while_and_by_a_success() -> None:
+def test_strangers_do_not_lock_out_a_device_that_has_signed_in(closed: Served, tmp_path: Path) -> None:
+    """Behind a proxy that is not trusted all clients have the same address."""
+    settings = replace(closed.settings, accounts_url=f"sqlite:///{tmp_path}/accounts.sqlite")
+    SignIn(accounts_of(settings).database).save(ADA, user_id="acme", password=PASSWORD)
+    with dashboard(settings, PUBLIC_URL, by_link=False) as served:
+        first = sign_in(served, ADA, PASSWORD)
+        mark = next(one for one in first.headers.get_list("set-cookie") if "-device=" in one)
+        assert {"secure", "httponly", "samesite=lax", "path=/"} <= set(mark.lower().split("; "))
+        device = {"Cookie": mark.partition(";")[0]}
+        served.browser.cookies.clear()
+        codes = [sign_in(served, ADA, f"guess {number}").status_code for number in range(FREE_FAILURES + 2)]
+        assert codes[-1] == 429
+        form = {"name": ADA, "password": PASSWORD}
+        assert served.post("/sign-in", form).status_code == 429
+        assert served.post("/sign-in", form, headers=device).status_code == 303
+        served.browser.cookies.clear()
+
+        # The mark is of a single name, and guesses with it are counted, too.
+        wrong = form | {"password": "wrong password"}
+        codes = [served.post("/sign-in", wrong, headers=device).status_code for _ in range(FREE_FAILURES + 1)]
+        assert codes == [401] * FREE_FAILURES + [429]
+        forged = {"Cookie": device["Cookie"][:-1] + ("0" if device["Cookie"][-1] != "0" else "1")}
+        assert served.post("/sign-in", form, headers=forged).status_code == 429
+        # A new password ends it.
+        served.sign_in.save(ADA, user_id="acme", password=PASSWORD)
+        assert served.sign_in.device_of(ADA, device["Cookie"].partition("=")[2], datetime.now(UTC)) is None
+
+
+def test_a_device_is_known_for_half_a_year(tmp_path: Path) -> None:
+    now = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+    people = SignIn(accounts_of(Settings.from_environment({"FINORA_HOME": str(tmp_path)})).database)
+    people.save(ADA, user_id="acme", password=PASSWORD)
+    people.save(BOB, user_id="bolt", password=None)
+    mark = people.mark_device(ADA.upper(), now)
+    assert mark
+    device = people.device_of(f" {ADA}", mark, now)
+    assert device
+    assert people.device_of(ADA, mark, now + DEVICE_KNOWN) == device
+    assert people.device_of(ADA, mark, now + DEVICE_KNOWN + timedelta(seconds=1)) is None
+    assert people.mark_device(BOB, now) is None
+    assert people.mark_device("x", now) is None
+    for name, wrong in ((BOB, mark), ("x", mark), (ADA, ""), (ADA, "a.b.c"), (ADA, "ä"), (ADA, mark[1:])):
+        assert people.device_of(name, wrong, now) is None
+
+
+def test_trying_many_names_is_slowed_down(tmp_path: Path) -> None:
+    settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
+    SignIn(accounts_of(settings).database).save(ADA, user_id="acme", password=PASSWORD)
+    with dashboard(settings, PUBLIC_URL, by_link=False) as served:
+        codes = [sign_in(served, f"name{n}@x.example", PASSWORD).status_code for n in range(60)]
+    assert codes == [401] * FAILURES_OF_ADDRESS + [429] * (60 - FAILURES_OF_ADDRESS)
+
+
+def test_a_trusted_proxy_names_the_client(tmp_path: Path) -> None:
+    environment = {"FINORA_HOME": str(tmp_path), "FINORA_TRUSTED_PROXIES": "127.0.0.1, 10.0.0.0/8"}
+    settings = Settings.from_environment(environment)
+    SignIn(accounts_of(settings).database).save(ADA, user_id="acme", password=PASSWORD)
+    with dashboard(settings, PUBLIC_URL, by_link=False) as served:
+        form = {"name": ADA, "password": "wrong password"}
+        # What the client itself claims comes first in the header.
+        claims = [{"X-Forwarded-For": f"192.0.2.{n}, 203.0.113.9"} for n in range(FREE_FAILURES + 1)]
+        codes = [served.post("/sign-in", form, headers=claim).status_code for claim in claims]
+        assert codes == [401] * FREE_FAILURES + [429]
+        right = form | {"password": PASSWORD}
+        assert served.post("/sign-in", right, headers={"X-Forwarded-For": "203.0.113.10"}).status_code == 303
+
+
+def test_only_a_trusted_proxy_is_believed() -> None:
+    trusted = Settings.from_environment({"FINORA_TRUSTED_PROXIES": "127.0.0.1,10.0.0.0/8"}).trusted_proxies
+    for peer, forwarded, expected in (
+        ("198.51.100.7", "203.0.113.9", "198.51.100.7"),
+        ("127.0.0.1", "", "127.0.0.1"),
+        ("127.0.0.1", "203.0.113.9", "203.0.113.9"),
+        ("127.0.0.1", "192.0.2.1, 203.0.113.9, 10.1.2.3", "203.0.113.9"),
+        ("127.0.0.1", "10.1.2.3", "10.1.2.3"),
+        ("127.0.0.1", "no address", "127.0.0.1"),
+        ("127.0.0.1", "2001:db8::1", "2001:db8::1"),
+        ("", "203.0.113.9", ""),
+    ):
+        assert client_address(peer, forwarded, trusted) == expected
+    with pytest.raises(SettingsError, match="FINORA_TRUSTED_PROXIES must be addresses or networks"):
+        Settings.from_environment({"FINORA_TRUSTED_PROXIES": "nginx"})
+
+
+def test_waits_double_and_failures_are_forgotten() -> None:
     clock = [0.0]
-    attempts = Attempts(2, 60, now=lambda: clock[0], remembered=3)
-    attempts.failed("ada")
-    clock[0] = 50
-    attempts.failed("ada", "bob")
-    assert attempts.is_blocked("ada")
-    assert not attempts.is_blocked("bob")
-    assert attempts.is_blocked("bob", "ada")
-    clock[0] = 61
-    assert not attempts.is_blocked("ada")
-    attempts.failed("ada")
-    assert attempts.is_blocked("ada")
-    attempts.forget("ada")
-    assert not attempts.is_blocked("ada")
+    throttle = SignInThrottle(now=lambda: clock[0])
+    ada, bob = Attempt("ada", "203.0.113.9"), Attempt("bob", "203.0.113.9")
+    for _ in range(FREE_FAILURES):
+        assert throttle.wait(ada) == 0
+        throttle.begun(ada)
+    waits = []
+    for _ in range(7):
+        waits.append(throttle.wait(ada))
+        clock[0] += waits[-1]
+        throttle.begun(ada)
+    assert waits == [30, 60, 120, 240, 480, 900, 900]
+    assert throttle.wait(bob) == 0
+    assert throttle.wait(Attempt("ada", "203.0.113.10")) == 0
+    throttle.succeeded(ada)
+    assert throttle.wait(ada) == 0
+
+    shared = Attempt("ada", "127.0.0.1", is_address_shared=True)
+    for _ in range(FREE_FAILURES + 6):
+        clock[0] += throttle.wait(shared)
+        throttle.begun(shared)
+    assert throttle.wait(shared) == 90
+    clock[0] += 90 + 3_601
+    throttle.begun(shared)
+    assert throttle.wait(shared) == 0
+
+
+def test_many_names_and_many_addresses_are_slowed_whatever_the_pairs() -> None:
+    clock = [0.0]
+    throttle = SignInThrottle(now=lambda: clock[0])
+    # One customer's addresses of IPv6 are one address.
+    for number in range(FAILURES_OF_ADDRESS):
+        throttle.begun(Attempt(f"name {number}", f"2001:db8::{number}"))
+    assert throttle.wait(Attempt("another", "2001:db8::ffff")) == 10
+    assert throttle.wait(Attempt("another", "2001:db8:0:1::1")) == 0
+    clock[0] += 10
+    assert throttle.wait(Attempt("another", "2001:db8::ffff")) == 0
+    for number in range(FAILURES_OVERALL):
+        throttle.begun(Attempt(f"name {number}", f"203.0.{number // 200}.{number % 200}"))
+    assert throttle.wait(Attempt("another", "192.0.2.1")) > 0
+    assert throttle.wait(Attempt("another", "192.0.2.1", device="known")) == 0
 
 
 def test_no_flood_of_names_fills_the_memory() -> None:
-    attempts = Attempts(2, 60, now=lambda: 0.0, remembered=3)
+    throttle = SignInThrottle(now=lambda: 0.0, remembered=3)
     for number in range(20):
-        attempts.is_blocked(f"asked {number}")
-    assert len(attempts._failures) <= 3
+        throttle.wait(Attempt(f"asked {number}", f"203.0.113.{number}"))
+        throttle.begun(Attempt(f"tried {number}", f"203.0.113.{number}"))
+    assert len(throttle._pairs) == len(throttle._addresses) == 3
 
 
 def test_sessions_end_when_idle_when_old_and_with_their_login(
@@ -399,11 +628,11 @@ def test_beyond_this_machine_it_is_encrypted_and_signed_in(
 
 def test_where_it_answers() -> None:
     here = exposure("127.0.0.1", 8000, None, False)
-    assert (here.is_public, here.requires_sign_in) == (False, False)
+    assert not here.is_public
     assert "http://localhost:8000" in here.origins
-    assert exposure("localhost", 8000, None, True).requires_sign_in
+    assert not exposure("localhost", 8000, None, True).is_public
     there = exposure("0.0.0.0", 8000, PUBLIC_URL + "/", True)
-    assert (there.origins, there.is_public, there.requires_sign_in) == (frozenset([PUBLIC_URL]), True, True)
+    assert (there.origins, there.is_public) == (frozenset([PUBLIC_URL]), True)
     # As browsers write the same address.
     assert exposure("0.0.0.0", 8000, "https://Finora.Example.com:443", True).origins == {PUBLIC_URL}
     assert "http://localhost" in exposure("127.0.0.1", 80, None, False).origins

@@ -1,0 +1,103 @@
+"""Codes of an authenticator app (RFC 6238) as a second factor of logins that have a password.
+
+The secret is sealed by the vault; a code is accepted once, one step of 30 seconds early or late at most.
+"""
+
+import base64
+import hmac
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.twofactor.totp import TOTP
+from sqlalchemy import Engine, delete, select, update
+
+from finora_pipeline.accounts.model import AccountsError
+from finora_pipeline.accounts.schema import logins, sessions
+from finora_pipeline.accounts.vault import Sealed, Vault
+
+STEP_SECONDS = 30
+DIGITS = 6
+# As long as the hash, as RFC 4226 recommends.
+SECRET_BYTES = 20
+# The clocks of telephones and servers differ.
+STEPS_APART = 1
+ISSUER = "Finora"
+_OFF = {"totp_master_key_id": None, "totp_wrapped_key": None, "totp_ciphertext": None, "totp_last_step": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Enrollment:
+    """What an authenticator app is given: the secret in base32, and the same as an otpauth address."""
+
+    secret: str
+    address: str
+
+
+class SecondFactor:
+    """The second factor of each login in the accounts database."""
+
+    def __init__(self, database: Engine, vault: Vault) -> None:
+        self._write = database.execution_options(writes=True)
+        self._vault = vault
+
+    def turn_on(self, name: str) -> Enrollment:
+        """Makes a new secret for a login and ends its sessions. Raises `AccountsError`."""
+        secret = secrets.token_bytes(SECRET_BYTES)
+        text = base64.b32encode(secret).decode()
+        sealed = self._vault.seal(text, identity(name))
+        with self._write.begin() as database:
+            row = database.execute(select(logins).where(logins.c.name == name)).first()
+            if row is None:
+                raise AccountsError(f"There is no login {name}.")
+            if row.password_hash is None:
+                raise AccountsError(
+                    f"{name} signs in through the identity provider alone: set up the second factor there."
+                )
+            values = {
+                "totp_master_key_id": sealed.master_key_id,
+                "totp_wrapped_key": sealed.wrapped_key,
+                "totp_ciphertext": sealed.ciphertext,
+                "totp_last_step": None,
+            }
+            database.execute(update(logins).where(logins.c.name == name).values(values))
+            database.execute(delete(sessions).where(sessions.c.name == name))
+        return Enrollment(text, _codes(secret).get_provisioning_uri(name, ISSUER))
+
+    def turn_off(self, name: str) -> None:
+        """Removes the secret of a login. Raises `AccountsError` if it has none."""
+        is_on = (logins.c.name == name) & logins.c.totp_ciphertext.is_not(None)
+        with self._write.begin() as database:
+            if not database.execute(update(logins).where(is_on).values(_OFF)).rowcount:
+                raise AccountsError(f"The login {name} has no second factor.")
+
+    def accepts(self, name: str, code: str, now: datetime) -> bool:
+        """Whether the code is right and was not used before; it is used then. Raises `VaultError`."""
+        typed = "".join(code.split())
+        if len(typed) != DIGITS or not typed.isascii() or not typed.isdecimal():
+            return False
+        # In one transaction, so that a code that is sent twice at once is accepted once.
+        with self._write.begin() as database:
+            row = database.execute(select(logins).where(logins.c.name == name)).first()
+            if row is None or row.totp_ciphertext is None:
+                return False
+            sealed = Sealed(row.totp_master_key_id, row.totp_wrapped_key, row.totp_ciphertext)
+            codes = _codes(base64.b32decode(self._vault.open(sealed, identity(name))))
+            step = int(now.timestamp()) // STEP_SECONDS
+            for one in range(step - STEPS_APART, step + STEPS_APART + 1):
+                is_right = hmac.compare_digest(codes.generate(one * STEP_SECONDS), typed.encode())
+                if is_right and (row.totp_last_step is None or one > row.totp_last_step):
+                    used = update(logins).where(logins.c.name == name).values(totp_last_step=one)
+                    database.execute(used)
+                    return True
+        return False
+
+
+def identity(name: str) -> str:
+    """The identity that the vault authenticates with a login's secret."""
+    return f"finora/totp/{name}"
+
+
+def _codes(secret: bytes) -> TOTP:
+    return TOTP(secret, DIGITS, SHA1(), STEP_SECONDS)

@@ -1,0 +1,170 @@
+"""Slows down guessing of passwords and codes. Kept in memory: a restart forgives.
+
+Strangers are counted by address and name together, so that none of them can close a name to its owner; a
+device that has signed in with the name before is counted apart.
+"""
+
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from finora_pipeline.settings import Network
+
+# Failures of an address with a name before waits begin, the first wait, and the longest; each doubles.
+FREE_FAILURES = 10
+FIRST_WAIT_SECONDS = 30.0
+LONGEST_WAIT_SECONDS = 900.0
+# Where a proxy hides the addresses, all strangers share one: a name must open again soon.
+LONGEST_SHARED_WAIT_SECONDS = 90.0
+# Failures are forgotten so long after the last one.
+FORGET_SECONDS = 3_600.0
+# Failures of an address and of all together, whatever the names; and how soon each is forgiven.
+FAILURES_OF_ADDRESS, ADDRESS_SECONDS = 30, 10.0
+FAILURES_OVERALL, OVERALL_SECONDS = 300, 1.0
+REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A sign-in: the name, the client's address, and its device if that has signed in before."""
+
+    name: str
+    address: str
+    device: str | None = None
+    is_address_shared: bool = False
+
+    @property
+    def pair(self) -> str:
+        origin = f"device {self.device}" if self.device else f"address {_network(self.address)}"
+        return f"{origin} {self.name}"
+
+
+class SignInThrottle:
+    """Whether a sign-in may be tried now. It counts as failed until it has succeeded, so that guesses sent at
+    once are counted like any others."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic, remembered: int = REMEMBERED) -> None:
+        self._pairs = BackOff(now, remembered)
+        self._addresses = Bucket(FAILURES_OF_ADDRESS, ADDRESS_SECONDS, now, remembered)
+        self._overall = Bucket(FAILURES_OVERALL, OVERALL_SECONDS, now, 1)
+
+    def wait(self, attempt: Attempt) -> float:
+        """Seconds until the attempt may be made; 0 if it may be made now."""
+        wait = self._pairs.wait(attempt.pair)
+        if attempt.device is None:
+            spraying = (self._addresses.wait(_network(attempt.address)), self._overall.wait(""))
+            wait = max(wait, *spraying)
+        return wait
+
+    def begun(self, attempt: Attempt) -> int:
+        """Counts the attempt as failed; how often the pair has failed."""
+        longest = LONGEST_SHARED_WAIT_SECONDS if attempt.is_address_shared else LONGEST_WAIT_SECONDS
+        if attempt.device is None:
+            self._addresses.failed(_network(attempt.address))
+            self._overall.failed("")
+        return self._pairs.failed(attempt.pair, longest)
+
+    def succeeded(self, attempt: Attempt) -> int:
+        """Takes the failure back, and forgets the pair's earlier ones; how many those were."""
+        failures = self._pairs.forget(attempt.pair)
+        if attempt.device is None:
+            self._addresses.take_back(_network(attempt.address))
+            self._overall.take_back("")
+        return max(0, failures - 1)
+
+    def taken_back(self, attempt: Attempt) -> None:
+        """Takes the failure back: the attempt was not judged."""
+        self._pairs.take_back(attempt.pair)
+        if attempt.device is None:
+            self._addresses.take_back(_network(attempt.address))
+            self._overall.take_back("")
+
+
+class BackOff:
+    """Failures by key: after the free ones each closes the key for twice as long as the one before."""
+
+    def __init__(self, now: Callable[[], float], remembered: int) -> None:
+        self._now = now
+        self._remembered = remembered
+        # Failures, and until when the key is closed.
+        self._known: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def wait(self, key: str) -> float:
+        return max(0.0, self._known.get(key, (0, 0.0))[1] - self._now())
+
+    def failed(self, key: str, longest: float) -> int:
+        failures, until = self._known.pop(key, (0, self._now()))
+        failures = 1 if self._now() - until > FORGET_SECONDS else failures + 1
+        beyond = failures - FREE_FAILURES
+        wait = min(longest, FIRST_WAIT_SECONDS * 2.0 ** min(beyond, 30)) if beyond >= 0 else 0.0
+        self._known[key] = (failures, self._now() + wait)
+        while len(self._known) > self._remembered:
+            self._known.popitem(last=False)
+        return failures
+
+    def take_back(self, key: str) -> None:
+        if key in self._known:
+            self._known[key] = (self._known[key][0] - 1, self._now())
+
+    def forget(self, key: str) -> int:
+        return self._known.pop(key, (0, 0.0))[0]
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+class Bucket:
+    """Failures by key, of which so many may come at once and one is forgiven every so many seconds."""
+
+    def __init__(self, most: int, seconds: float, now: Callable[[], float], remembered: int) -> None:
+        self._most = most
+        self._seconds = seconds
+        self._now = now
+        self._remembered = remembered
+        # The moment at which all failures of the key are forgiven.
+        self._forgiven: OrderedDict[str, float] = OrderedDict()
+
+    def wait(self, key: str) -> float:
+        return max(0.0, self._left(key) - (self._most - 1) * self._seconds)
+
+    def failed(self, key: str) -> None:
+        self._forgiven[key] = self._now() + self._left(key) + self._seconds
+        self._forgiven.move_to_end(key)
+        while len(self._forgiven) > self._remembered:
+            self._forgiven.popitem(last=False)
+
+    def take_back(self, key: str) -> None:
+        self._forgiven[key] = self._now() + max(0.0, self._left(key) - self._seconds)
+
+    def __len__(self) -> int:
+        return len(self._forgiven)
+
+    def _left(self, key: str) -> float:
+        return max(0.0, self._forgiven.get(key, 0.0) - self._now())
+
+
+def _network(address: str) -> str:
+    """The address, of IPv6 the network that one customer of a provider has."""
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(known, ipaddress.IPv6Address):
+        return str(known.ipv4_mapped or ipaddress.ip_network((known, 64), strict=False))
+    return address
+
+
+def client_address(peer: str, forwarded: str, trusted: Sequence[Network]) -> str:
+    """The client's address: the peer's, or what the last trusted proxy says about it in X-Forwarded-For."""
+    hops = [peer, *(hop.strip() for hop in reversed(forwarded.split(",")) if hop.strip())]
+    for hop in hops:
+        try:
+            address = ipaddress.ip_address(hop)
+        except ValueError:
+            # A proxy that is trusted says something else than an address.
+            return peer
+        if not any(address in network for network in trusted):
+            return str(address)
+    return hops[-1]
