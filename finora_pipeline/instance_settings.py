@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from finora_pipeline.private_files import open_lock
+
 INSTANCE_FILE = "dagster.yaml"
 _SHIPPED = Path(__file__).parent / INSTANCE_FILE
 _BASE_FILE = ".dagster.shipped.yaml"
@@ -48,7 +50,7 @@ def write_instance_file(dagster_home: Path) -> None:
     shipped = _SHIPPED.read_text()
     if target.exists() and base.exists() and base.read_text() == shipped:
         return
-    descriptor = os.open(dagster_home / ".create.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = open_lock(dagster_home / ".create.lock")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         text = shipped

@@ -814,6 +814,8 @@ def _forget_future(database: DatabaseConnection, now: datetime) -> None:
     ):
         value = None if column.name == "directory_read_at" else earlier
         database.execute(update(column.table).where(column > limit).values({column.name: value}))
+    ahead = connection_parts.c.last_attempt_at > limit
+    database.execute(update(connection_parts).where(ahead).values(last_attempt_at=earlier, retry_at=now))
     since = connections.c.organization_since
     database.execute(update(connections).where(since > now.date()).values(organization_since=now.date()))
 
