@@ -107,7 +107,7 @@ def test_a_refused_endpoint_is_asked_for_once_a_day_and_then_heals(endpoints: Ca
     assert asked() == before
     healed = USE_USERS["completions", "500"]
     endpoints.organization(healed).faults.clear()
-    assert endpoints.refresh_impatiently().succeeded
+    endpoints.ok("refresh", "--user", healed)
     assert_usual(endpoints, healed)
     assert OWN_WORDS not in endpoints.words(healed)
 

@@ -80,7 +80,7 @@ def test_the_warehouse_is_open_in_another_program(play: Play):
     assert case.connect().exit_code == 0
     case.ok("refresh")
     with opened(case.home / "warehouse" / "warehouse.duckdb", "SELECT 1") as process:
-        case.environment["FINORA_LOCK_WAIT"] = "0"
+        case.environment["FINORA_WAIT_SECONDS"] = "1"
         refused = case.run("refresh")
         assert refused.exit_code == 1
         said = " ".join(refused.output.split())
