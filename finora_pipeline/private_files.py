@@ -9,8 +9,10 @@ import grp
 import logging
 import os
 import pwd
+import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,10 +155,15 @@ def _entries(settings: Settings, whole: bool) -> Iterator[tuple[Path, os.stat_re
 def _is_sqlite(path: Path) -> bool:
     """Whether it is what its URL says: the mode of any other file is none of this project's business."""
     try:
-        with path.open("rb") as file:
-            return file.read(16) == b"SQLite format 3\0"
-    except OSError:
+        if path.stat().st_size == 0:
+            return False
+        # Not by opening the file: closing it would end the locks of SQLite's connections in this process, and
+        # the next process to close the database would delete the log that they write.
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("PRAGMA schema_version")
+    except (OSError, sqlite3.Error):
         return False
+    return True
 
 
 def _one(path: Path) -> Iterator[tuple[Path, os.stat_result]]:

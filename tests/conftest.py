@@ -47,7 +47,7 @@ os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 
 # Modules whose every test is of one kind; single tests of the others carry their marker themselves.
 MODULES_OF = {
-    "daemon": ("test_demo", "test_up", "test_up_killed"),
+    "daemon": ("test_demo", "test_nginx", "test_up", "test_up_killed"),
     "slow": (
         "test_alarms",
         "test_attribution",

@@ -3,6 +3,8 @@
 import grp
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import finora_pipeline
+from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.cli import main
 from finora_pipeline.private_files import open_lock, secure_home
 from finora_pipeline.settings import Settings, SettingsError
@@ -266,3 +269,22 @@ def test_an_open_lock_of_an_earlier_version_is_closed(tmp_path):
     (tmp_path / "link.lock").symlink_to(path)
     with pytest.raises(OSError, match="symbolic"):
         open_lock(tmp_path / "link.lock")
+
+
+def test_securing_a_folder_leaves_the_locks_of_its_open_database(tmp_path: Path):
+    """POSIX locks of a process end with any descriptor of the file: SQLite's must not be closed for it."""
+    settings = settings_of(tmp_path / "home")
+    accounts = accounts_of(settings)
+    assert accounts.user_ids() == []
+    secure_home(settings, whole=True)
+    program = (
+        "from finora_pipeline.accounts.store import accounts_of; "
+        "from finora_pipeline.settings import Settings; "
+        "accounts = accounts_of(Settings.from_environment()); accounts.add_user('acme'); "
+        "accounts.database.dispose()"
+    )
+    environment = os.environ | {"FINORA_HOME": str(settings.home)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    # The other process was not the last to close it, so the log that this one reads and writes is there.
+    assert (settings.home / "accounts.sqlite-wal").exists()
+    assert accounts.user_ids() == ["acme"]

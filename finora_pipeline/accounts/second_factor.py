@@ -15,7 +15,7 @@ from sqlalchemy import Engine, delete, select, update
 
 from finora_pipeline.accounts.model import AccountsError
 from finora_pipeline.accounts.schema import logins, sessions
-from finora_pipeline.accounts.vault import Sealed, Vault
+from finora_pipeline.accounts.vault import Sealed, Vault, totp_identity
 
 STEP_SECONDS = 30
 DIGITS = 6
@@ -46,7 +46,7 @@ class SecondFactor:
         """Makes a new secret for a login and ends its sessions. Raises `AccountsError`."""
         secret = secrets.token_bytes(SECRET_BYTES)
         text = base64.b32encode(secret).decode()
-        sealed = self._vault.seal(text, identity(name))
+        sealed = self._vault.seal(text, totp_identity(name))
         with self._write.begin() as database:
             row = database.execute(select(logins).where(logins.c.name == name)).first()
             if row is None:
@@ -83,7 +83,7 @@ class SecondFactor:
             if row is None or row.totp_ciphertext is None:
                 return False
             sealed = Sealed(row.totp_master_key_id, row.totp_wrapped_key, row.totp_ciphertext)
-            codes = _codes(base64.b32decode(self._vault.open(sealed, identity(name))))
+            codes = _codes(base64.b32decode(self._vault.open(sealed, totp_identity(name))))
             step = int(now.timestamp()) // STEP_SECONDS
             for one in range(step - STEPS_APART, step + STEPS_APART + 1):
                 is_right = hmac.compare_digest(codes.generate(one * STEP_SECONDS), typed.encode())
@@ -92,11 +92,6 @@ class SecondFactor:
                     database.execute(used)
                     return True
         return False
-
-
-def identity(name: str) -> str:
-    """The identity that the vault authenticates with a login's secret."""
-    return f"finora/totp/{name}"
 
 
 def _codes(secret: bytes) -> TOTP:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from finora_pipeline.accounts.actors import OPERATORS
 from finora_pipeline.accounts.model import AccountsError
 from finora_pipeline.accounts.sign_in import Login
+from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.cli import main
 from finora_pipeline.dashboard.server import DashboardRefused, prepared
 from finora_pipeline.dashboard.throttle import FREE_FAILURES, Attempt
@@ -243,6 +244,12 @@ def test_the_second_factor_is_set_up_and_taken_away_at_the_terminal() -> None:
     assert re.search(r"^Secret: [A-Z2-7]{32}$", printed, re.MULTILINE)
     assert re.search(r"^Address: otpauth://totp/Finora:.*secret=", printed, re.MULTILINE)
     assert "password and code" in finora("login", "list")[1]
+    # Its secret goes over to a new master key.
+    (secret,) = re.findall("Secret: ([A-Z2-7]+)", printed)
+    assert finora("rotate-master-key")[0] == 0
+    now = datetime.now(UTC)
+    factor = accounts_of(Settings.from_environment()).second_factor()
+    assert factor.accepts(OPERATOR, code_of(secret, now), now)
     assert '"second_factor": true' in finora("login", "list", "--json")[1]
     assert finora("login", "totp", OPERATOR, "--off") == (0, f"{OPERATOR} signs in without a code.\n")
     assert '"second_factor": false' in finora("login", "list", "--json")[1]
