@@ -14,6 +14,8 @@ RETRY_ATTENTION_AFTER = timedelta(hours=23)
 # All else that keeps a user from being read is tried again at the plan's pace, and within this time.
 RETRY_PASSING_AFTER = timedelta(minutes=55)
 
+# How long before its end a key is reported.
+EXPIRY_WARNED_BEFORE = timedelta(days=14)
 # A moment that is later than this after now was recorded while a clock ran ahead.
 CLOCK_TOLERANCE = timedelta(minutes=5)
 
@@ -122,6 +124,17 @@ class Connection:
         """As of when the data is; None while nothing has been read since it was connected, the last time."""
         read = self.last_refresh_at
         return read if read and read >= self.connected_at else None
+
+    def expiry_warning(self, now: datetime) -> str | None:
+        """A sentence while the Admin key is about to expire, or has."""
+        ends = self.key_expires_at
+        if ends is None or self.status is Status.REMOVED or ends - now > EXPIRY_WARNED_BEFORE:
+            return None
+        verb = "expires" if ends > now else "expired"
+        return (
+            f"The Admin key {verb} on {ends:%Y-%m-%d} (UTC). Create a new one in OpenAI and save it before "
+            "refreshes stop."
+        )
 
     def may_be_read(self, now: datetime) -> bool:
         """Whether a refresh of many should read this connection."""

@@ -9,12 +9,13 @@ from pathlib import Path
 from finora_pipeline.accounts.model import Connection, Status, attention_alarm
 from finora_pipeline.plans import PLANS, Plan
 from finora_pipeline.warehouse.published_record import REPORTED_FOR, foreign_changes, read_record
+from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.warehouse import Warehouse
 
 USERS_NAMED = 5
 PUBLISHED_CHANGED = "published/changed"
 # How the keys of `of_installation` begin.
-OF_INSTALLATION = ("published/", "disk/")
+OF_INSTALLATION = ("published/", "quarantine/", "disk/")
 LEAST_FREE_BYTES = 1_000_000_000
 
 
@@ -42,6 +43,8 @@ def of_connections(connections: Iterable[Connection], now: datetime) -> list[Con
                     f"The OpenAI connection of {one.user_id} needs attention: {one.status_reason}",
                 )
             )
+        if warning := one.expiry_warning(now):
+            found.append(Condition(f"key expires/{one.user_id}", f"User {one.user_id}: {warning}"))
         promised = one.next_refresh_at
         if one.status is Status.ACTIVE and promised and now > promised + one.plan.lead:
             late.setdefault(one.plan.name, []).append(one)
@@ -50,7 +53,22 @@ def of_connections(connections: Iterable[Connection], now: datetime) -> list[Con
 
 def of_installation(warehouse: Warehouse, dagster_home: Path, now: datetime) -> list[Condition]:
     """What needs a person in the data folder itself, judged from its files: works without a daemon."""
-    return [*of_published(warehouse, now), *of_disks(warehouse, dagster_home)]
+    return [
+        *of_published(warehouse, now),
+        *of_quarantine(RawPages(warehouse.raw)),
+        *of_disks(warehouse, dagster_home),
+    ]
+
+
+def of_quarantine(raw: RawPages) -> Iterator[Condition]:
+    """A condition for each raw file that cannot be loaded."""
+    for one in raw.quarantined():
+        users = ", ".join(one.user_ids) or "unknown"
+        yield Condition(
+            f"quarantine/{one.file.name}",
+            f"Pages of user {users} cannot be loaded and lie in raw/quarantine/{one.file.name}. {one.reason} "
+            "They are fetched again by the next refresh; it is over when newer pages fill their days.",
+        )
 
 
 def of_published(warehouse: Warehouse, now: datetime) -> list[Condition]:

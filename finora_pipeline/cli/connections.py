@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -176,11 +177,21 @@ def status(user_id: str | None, attention: bool, as_json: bool) -> None:
         found = accounts.connections(user_ids=[user_id] if user_id else None)
         shown = [c for c in found if not attention or c.status == "needs attention"]
         last_failure = accounts.last_failures([c.user_id for c in shown])
+        parts = accounts.part_failures([c.user_id for c in shown])
         _print_conditions()
     if user_id and not found:
         raise click.ClickException(f"User {user_id} has no connection; finora connect makes one.")
     if as_json:
-        print_json([_as_json(c) | {"last_failure": last_failure.get(c.user_id)} for c in shown])
+        print_json(
+            [
+                _as_json(c)
+                | {
+                    "last_failure": last_failure.get(c.user_id),
+                    "parts_not_given": [asdict(part) for part in parts.get(c.user_id, ())],
+                }
+                for c in shown
+            ]
+        )
         return
     if not shown:
         output.print(
@@ -189,9 +200,13 @@ def status(user_id: str | None, attention: bool, as_json: bool) -> None:
         return
     table = Table("User", "Plan", "State", "Key", "Refreshed (UTC)", "Next by (UTC)", box=SIMPLE_HEAD)
     todos = Table("User", "What to do", box=SIMPLE_HEAD)
+    notes = Table("User", "Not given by OpenAI", "Since (UTC)", "Next try (UTC)", box=SIMPLE_HEAD)
+    now = datetime.now(UTC)
     colors = {"active": "green", "needs attention": "yellow", "removed": "dim"}
     for c in shown:
-        todo = c.status_reason or last_failure.get(c.user_id) or ""
+        todo = c.status_reason or last_failure.get(c.user_id) or c.expiry_warning(now) or ""
+        for part in parts.get(c.user_id, ()):
+            notes.add_row(*row(c.user_id, part.message, moment(part.since), moment(part.retry_at)))
         state = f"[{colors[c.status]}]{c.status}[/]"
         key = "deleted" if c.status == "removed" else c.key_hint
         moments = row(moment(c.last_refresh_at), moment(c.next_refresh_at))
@@ -201,6 +216,8 @@ def status(user_id: str | None, attention: bool, as_json: bool) -> None:
     output.print(table)
     if todos.rows:
         output.print(todos)
+    if notes.rows:
+        output.print(notes)
 
 
 def _print_conditions() -> None:
@@ -337,6 +354,8 @@ def _as_json(connection: "Connection") -> dict[str, Any]:
         "key_hint": None if connection.status == "removed" else connection.key_hint,
         "organization_id": connection.organization.organization_id,
         "base_url": connection.base_url,
+        "key_expires_at": connection.key_expires_at,
+        "given_from": connection.given_from,
         "connected_at": connection.connected_at.isoformat(),
         "history_from": connection.history_from,
         "last_refresh_at": connection.last_refresh_at,

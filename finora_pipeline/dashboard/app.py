@@ -442,6 +442,8 @@ class _Pages:
             is_connected=connection is not None and connection.status is not Status.REMOVED,
             is_active=connection is not None and connection.status is Status.ACTIVE,
             failure=failure,
+            parts=self._accounts.part_failures([user_id]).get(user_id, []),
+            expiry=connection.expiry_warning(now) if connection else None,
             freshness=freshness(connection, now),
             error=error,
             may_replace=may_replace,

@@ -50,6 +50,8 @@ LIST_NAMES = {
     "api_keys": "API keys",
     "service_accounts": "service accounts",
 }
+# More values that could not be understood are reported by their number.
+VALUES_NAMED = 3
 # More lists of one kind that fail are reported by their number.
 LISTS_NAMED = 5
 # A code, a sentence and the moment of the next attempt.
@@ -108,8 +110,12 @@ async def read_costs_and_usage(
             raise answer
         else:
             sets.append(PageSet(connection.user_id, answer))
+            if odd := [place for page in answer for place in page.head.left_out]:
+                refused[f"{endpoint.name}/values"] = _left_out(endpoint, odd, began)
         if endpoint.name in _DIMENSION_OF:
             groupings[_DIMENSION_OF[endpoint.name]] = not isinstance(answer, BaseException)
+    if odd := [place for page in costs for place in page.head.left_out]:
+        refused[f"{COSTS.name}/values"] = _left_out(COSTS, odd, began)
     if given_from:
         sentence = f"OpenAI gives costs from {given_from} on, and refuses older days."
         refused[HISTORY] = (REFUSED, sentence, began + RETRY_REFUSED_AFTER)
@@ -120,7 +126,12 @@ async def read_costs_and_usage(
         PartsRead(
             user_id=connection.user_id,
             at=began,
-            given=frozenset(one.name for one in wanted if one.name not in refused),
+            given=frozenset(
+                part
+                for one in (COSTS, *wanted)
+                for part in (one.name, f"{one.name}/values")
+                if part not in refused
+            ),
             failed=refused,
             key_version=connection.key_version,
         ),
@@ -237,6 +248,13 @@ def _subject(endpoint: Endpoint, error: OpenAIAdminError) -> str:
     if _is_refusal(error):
         return f"Use of {endpoint.name} is not open to this organization"
     return f"Use of {endpoint.name} could not be fetched"
+
+
+def _left_out(endpoint: Endpoint, places: Sequence[str], began: datetime) -> Failure:
+    """What is recorded of values that could not be understood: they are unknown, and all else counts."""
+    more = f" and {len(places) - VALUES_NAMED} more" if len(places) > VALUES_NAMED else ""
+    named = "; ".join(places[:VALUES_NAMED])
+    return "left_out", f"Some values of {endpoint.name} are unknown: {named}{more}.", began
 
 
 def _is_list(part: str) -> bool:

@@ -74,7 +74,7 @@ def test_an_endpoint_of_use_costs_its_own_rows_alone(endpoints: Case, name: str,
         assert endpoints.by_model(user) == {"gpt-5.5-2026-04-23": 2}
     else:
         assert_usual(endpoints, user)
-    assert endpoints.directory(user) == {"projects": 2, "members": 1, "api_keys": 1}
+    assert endpoints.directory(user) == {"projects": 2, "members": 2, "api_keys": 1}
     status = endpoints.status(user)
     assert (status["status"], status["status_reason"]) == ("active", None)
     said = endpoints.words(user)

@@ -168,7 +168,7 @@ def test_a_name_is_never_a_reason_to_refuse_money(names: Case, number: int):
     assert names.by("api_key_id", "daily_key_costs", user) == {"key_case0001": 2}
     assert names.status(user)["status"] == "active"
     assert names.status(user)["last_failure"] is None
-    assert names.directory(user) == {"projects": 2, "members": 1, "api_keys": 1}
+    assert names.directory(user) == {"projects": 2, "members": 2, "api_keys": 1}
     every = " UNION ALL ".join(
         f"SELECT name FROM {table} WHERE user_id = '{user}'" for table in ("projects", "members", "api_keys")
     )
