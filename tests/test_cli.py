@@ -707,9 +707,9 @@ def test_a_setting_that_cannot_be_meant_is_told_in_a_sentence(fresh, command, va
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ("hello", "OPENAI_BASE_URL is not an address"),
-        ("ftp://api.openai.com/v1", "OPENAI_BASE_URL is not an address"),
-        ("http://[bad/v1", "OPENAI_BASE_URL is not an address"),
+        ("hello", "OPENAI_BASE_URL names no host"),
+        ("ftp://api.openai.com/v1", "OPENAI_BASE_URL names api.openai.com, where no key may be sent"),
+        ("http://[bad/v1", "OPENAI_BASE_URL names no host"),
         ("http://gateway.example/v1", "Use https for gateway.example"),
         ("https://gateway.example/v1", "OPENAI_BASE_URL names gateway.example"),
     ],

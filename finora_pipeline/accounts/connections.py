@@ -94,7 +94,8 @@ def address_to_check(asked: str | None, known: Connection | None, configured: st
         address = parse_address(configured)
     except AddressError as error:
         raise AddressUnconfirmed(
-            f"OPENAI_BASE_URL is not an address that a key may be sent to. {error} Correct it or unset it."
+            f"OPENAI_BASE_URL names {_host(configured)}, where no key may be sent. {error} Correct or unset it, "
+            "or give the address with --base-url."
         ) from None
     if not (address.is_openai or address.is_loopback):
         raise AddressUnconfirmed(
@@ -108,7 +109,11 @@ def _host(base_url: str) -> str:
     try:
         return parse_address(base_url).authority
     except AddressError:
-        return urlsplit(base_url).hostname or "no address"
+        pass
+    try:
+        return urlsplit(base_url).hostname or "no host"
+    except ValueError:
+        return "no host"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -1,5 +1,6 @@
 """What holds for the JSON text of any page: its encoding, its size, and one reading for all readers."""
 
+import math
 import re
 from typing import Any
 
@@ -55,6 +56,20 @@ def check_rows(rows: int, most_rows: int) -> None:
         raise AnswerTooLarge(f"OpenAI sent a page of {rows:,} rows, over the limit of {most_rows:,}.")
 
 
+def decode_any(text: bytes | msgspec.Raw) -> Any:
+    """Any JSON value; a number that no float holds, in a field that is not documented, becomes None. Not for
+    money."""
+    return _ANY_DECODER.decode(text)
+
+
+def _finite(number: str) -> float | None:
+    value = float(number)
+    return value if math.isfinite(value) else None
+
+
+_ANY_DECODER = msgspec.json.Decoder(float_hook=_finite)
+
+
 def repeats_a_key(body: bytes, rows: int, amounts: int | None = None) -> bool:
     """Whether an object may have a key twice: SQL would take the first, we the last.
 
@@ -65,14 +80,14 @@ def repeats_a_key(body: bytes, rows: int, amounts: int | None = None) -> bool:
     are_alike = keys == _keys_if_alike(body, rows)
     if are_alike and (amounts is None or amounts == body.count(b'"amount"') == body.count(b'"value"')):
         return False
-    return keys != _keys_within(msgspec.json.decode(body))
+    return keys != _keys_within(decode_any(body))
 
 
 def _keys_if_alike(body: bytes, rows: int) -> int:
     page = _KEYS_DECODER.decode(body)
     buckets = _KEYS_OF_EACH.decode(page["data"])
     first = next((bucket["results"] for bucket in buckets if bytes(bucket["results"]) != b"[]"), None)
-    of_row = _keys_within(msgspec.json.decode(_RESULTS_DECODER.decode(first)[0])) if first and rows else 0
+    of_row = _keys_within(decode_any(_RESULTS_DECODER.decode(first)[0])) if first and rows else 0
     return len(page) + sum(map(len, buckets)) + rows * of_row
 
 

@@ -11,6 +11,7 @@ from finora_pipeline.openai_admin.json_text import (
     check_size,
     check_text,
     clean_text,
+    decode_any,
 )
 
 
@@ -44,7 +45,7 @@ def check_list(body: bytes, most_rows: int = ROWS_PER_PAGE) -> ObjectList:
         raise kind(f"OpenAI's answer is not a list of objects: {quoted(str(error))}.") from None
     check_rows(len(objects), most_rows)
     ids = [item["id"] for item in objects if item]
-    again = msgspec.json.encode(msgspec.json.decode(clean_text(body)))
+    again = msgspec.json.encode(decode_any(clean_text(body)))
     is_canonical = len(ids) == len(objects) and b"\\" not in body and again.count(b'":') == body.count(b'":')
     return ObjectList(ids, head.has_more, head.last_id or (ids[-1] if ids else None), is_canonical)
 
@@ -53,7 +54,7 @@ def _objects(body: bytes) -> list[dict[str, Any]]:
     """The objects of a list with their ids as text; an empty one for what has no id."""
     found: list[dict[str, Any]] = []
     for item in _LIST_DECODER.decode(clean_text(body)).data:
-        fields = msgspec.json.decode(item)
+        fields = decode_any(item)
         known = fields.get("id") if isinstance(fields, dict) else None
         is_id = isinstance(known, str | int) and not isinstance(known, bool) and known != ""
         found.append(fields | {"id": str(known)} if is_id else {})

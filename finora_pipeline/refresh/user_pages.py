@@ -50,6 +50,8 @@ LIST_NAMES = {
     "api_keys": "API keys",
     "service_accounts": "service accounts",
 }
+# Follows the name of an endpoint some of whose values could not be understood.
+VALUES = ":values"
 # More values that could not be understood are reported by their number.
 VALUES_NAMED = 3
 # More lists of one kind that fail are reported by their number.
@@ -111,11 +113,11 @@ async def read_costs_and_usage(
         else:
             sets.append(PageSet(connection.user_id, answer))
             if odd := [place for page in answer for place in page.head.left_out]:
-                refused[f"{endpoint.name}/values"] = _left_out(endpoint, odd, began)
+                refused[f"{endpoint.name}{VALUES}"] = _left_out(endpoint, odd, began)
         if endpoint.name in _DIMENSION_OF:
             groupings[_DIMENSION_OF[endpoint.name]] = not isinstance(answer, BaseException)
     if odd := [place for page in costs for place in page.head.left_out]:
-        refused[f"{COSTS.name}/values"] = _left_out(COSTS, odd, began)
+        refused[f"{COSTS.name}{VALUES}"] = _left_out(COSTS, odd, began)
     if given_from:
         sentence = f"OpenAI gives costs from {given_from} on, and refuses older days."
         refused[HISTORY] = (REFUSED, sentence, began + RETRY_REFUSED_AFTER)
@@ -129,7 +131,7 @@ async def read_costs_and_usage(
             given=frozenset(
                 part
                 for one in (COSTS, *wanted)
-                for part in (one.name, f"{one.name}/values")
+                for part in (one.name, f"{one.name}{VALUES}")
                 if part not in refused
             ),
             failed=refused,
