@@ -94,8 +94,8 @@ def address_to_check(asked: str | None, known: Connection | None, configured: st
         address = parse_address(configured)
     except AddressError as error:
         raise AddressUnconfirmed(
-            f"OPENAI_BASE_URL names {_host(configured)}, where no key may be sent. {error} Correct or unset it, "
-            "or give the address with --base-url."
+            f"OPENAI_BASE_URL names {_host(configured)}, where no key may be sent. {error} Correct or unset "
+            "it, or give the address with --base-url."
         ) from None
     if not (address.is_openai or address.is_loopback):
         raise AddressUnconfirmed(
