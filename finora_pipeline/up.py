@@ -117,6 +117,7 @@ async def serve(
     runs.prepare_instance(settings)
     runs.check_record(settings)
     accounts = accounts_of(settings)
+    _upgrade(settings)
     code_port = check_port(0)
     workspace = settings.dagster_home / "workspace.yaml"
     workspace.write_text(

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from finora_pipeline.plans import PLANS
+from finora_pipeline.settings import DOCS_URL, Settings
 from finora_pipeline.warehouse.schema import TABLES
 from tests.commands_page import page
 
@@ -31,3 +32,11 @@ def test_links_between_documents_lead_somewhere():
     for document in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_every_setting_is_documented():
+    documented = (ROOT / "docs" / "operations.md").read_text() + (ROOT / "docs" / "dashboard.md").read_text()
+    names = re.findall(r"^    `([A-Z_]+)`", Settings.__doc__ or "", re.MULTILINE)
+    assert len(names) > 10
+    # Set by finora up for its own processes.
+    assert [name for name in names if f"`{name}`" not in documented and name != DOCS_URL] == []
