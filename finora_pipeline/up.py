@@ -195,6 +195,22 @@ async def serve(
         os.close(held)
 
 
+def _upgrade(settings: Settings) -> None:
+    """Brings the data folder of an earlier version up to date, and logs where `dagster.yaml` differs."""
+    for difference in drift(settings.dagster_home):
+        _log.info("dagster.yaml has a value of its own: %s", difference)
+    tenths = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal tenths
+        if done * 10 // total > tenths:
+            tenths = done * 10 // total
+            _log.info("Building the warehouse of this version: %d of %d raw files", done, total)
+
+    if bring_up_to_date(Warehouse(settings.home), report):
+        _log.info("The warehouse is built; the next refresh publishes it.")
+
+
 class Child:
     """A process that is started again whenever it ends by itself; its output goes to a rotated log file.
 
