@@ -30,9 +30,12 @@ from finora_pipeline.access import TOKEN_FILE, Access
 from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.dagster_web import PUBLIC_PATH
 from finora_pipeline.dashboard.security import Guard, Names
+from finora_pipeline.instance_settings import drift
 from finora_pipeline.monitoring import daemon_is_alive, metrics_page
 from finora_pipeline.private_files import open_lock, secure_home
 from finora_pipeline.settings import ACCESS_TOKEN, DOCS_URL, Settings
+from finora_pipeline.warehouse.rebuild import bring_up_to_date
+from finora_pipeline.warehouse.warehouse import Warehouse
 
 LOOPBACK = "127.0.0.1"
 LOG_BYTES = 10_000_000
