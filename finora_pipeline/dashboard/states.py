@@ -45,7 +45,7 @@ def notices(connection: Connection | None, failure: str | None, is_sample: bool)
         found.append(Notice("error", title, connection.status_reason or "", "Update the key"))
     elif failure:
         tried = moment(connection.last_attempt_at)
-        text = f"{failure} It is tried again by itself."
+        text = f"{failure} The next refresh tries again."
         found.append(Notice("warning", f"OpenAI could not be read at {tried}", text))
     is_well = connection.status is Status.ACTIVE and not failure
     if is_well and not is_sample and connection.refreshed_at is None:

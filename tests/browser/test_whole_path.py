@@ -130,7 +130,7 @@ def test_from_the_sample_to_real_figures_and_on(
     page.get_by_role("link", name="Update").click()
     fresh = "sk-admin-" + "f" * 60
     save(page, fresh)
-    expect(page.get_by_role("alert")).to_contain_text("The old key goes on working.")
+    expect(page.get_by_role("alert")).to_contain_text("The old key keeps working.")
     openai.simulator.add_key(organization, fresh)
     save(page, fresh)
     expect(page.get_by_role("heading", name="The key is updated")).to_be_visible()

@@ -145,10 +145,10 @@ def test_a_passing_failure_is_tried_again_by_itself(installation: Installation, 
     assert notices(page)[1:] == [SAMPLE]
     assert (
         page.one("section", class_="warning").one("p").text
-        == "OpenAI answered 500. It is tried again by itself."
+        == "OpenAI answered 500. The next refresh tries again."
     )
     told = local.page("/users/unlucky/settings/keys").one("p", class_="warning").text
-    assert told == "The last attempt failed: OpenAI answered 500. It is tried again by itself."
+    assert told == "The last attempt failed: OpenAI answered 500. The next refresh tries again."
     key = {"provider": "openai", "key": installation.openai.organizations[0].admin_key}
     assert local.post("/users/unlucky/settings/keys", key).status_code == 303
     assert notices(local.page("/users/unlucky/overview"))[0] == "First refresh under way"
