@@ -200,7 +200,7 @@ class Life:
         """All that is published of each user is the truth of the days from the user's first on."""
         end = self.openai.simulator.now.date() + timedelta(days=1)
         # Opened once: there are some thirty questions to a user.
-        with connect_reader(self.settings.published_database) as self._published:
+        with connect_reader(self.settings.published_database, external_access=True) as self._published:
             for user, first in first_days.items():
                 window = {"start": first.isoformat(), "end": end.isoformat()}
                 told = self.side_door("truth", organization=USERS.index(user), **window)

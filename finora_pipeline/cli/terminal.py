@@ -60,8 +60,7 @@ def plain_errors() -> Iterator[None]:
     from finora_pipeline.openai_admin.keys import KeyFormError
     from finora_pipeline.plans import UnknownPlan
     from finora_pipeline.private_files import ForeignFiles
-    from finora_pipeline.warehouse.rebuild import RebuildIncomplete
-    from finora_pipeline.warehouse.schema import WarehouseOutdated, WarehouseTooNew
+    from finora_pipeline.warehouse.schema import RebuildIncomplete, WarehouseOutdated, WarehouseTooNew
     from finora_pipeline.warehouse.warehouse import PartsUnequal
 
     known = (

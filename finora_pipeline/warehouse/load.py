@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from threading import Event
 
@@ -35,11 +36,6 @@ UNPARSED_SHOWN = 100
 LINE_ITEMS_AT_ONCE = 10_000
 # By then OpenAI has booked and corrected a day; what changes later is worth a look.
 SETTLED_AFTER = 7
-# What costs and usage call the same service.
-SERVICE_NAMES_TABLE = pa.Table.from_pylist(
-    [asdict(name) for name in SERVICE_NAMES],
-    pa.schema([(column.name, pa.string()) for column in fields(ServiceName)]),
-)
 _GRAIN = {
     "daily_costs": "user_id, provider, date, project_id, line_item",
     "daily_usage": "user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, "
@@ -263,10 +259,20 @@ def reparse_line_items(connection: duckdb.DuckDBPyConnection) -> int:
     return changed
 
 
+@lru_cache(maxsize=1)
+def service_names_table() -> pa.Table:
+    """What costs and usage call the same service."""
+    # Made at its first use: Arrow loads pandas to make a table of rows.
+    return pa.Table.from_pylist(
+        [asdict(name) for name in SERVICE_NAMES],
+        pa.schema([(column.name, pa.string()) for column in fields(ServiceName)]),
+    )
+
+
 def mark_services_stale(connection: duckdb.DuckDBPyConnection) -> None:
     """Marks, within the caller's transaction, the days whose charges are matched with use by `service_names`
     or by a counter of cache writes: after a change of either they are split again."""
-    connection.register("service_names", SERVICE_NAMES_TABLE)
+    connection.register("service_names", service_names_table())
     run(connection, "attribution", "mark_services_stale")
     connection.unregister("service_names")
 

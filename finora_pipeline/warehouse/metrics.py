@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from finora_pipeline.warehouse.clock import forget_future_days
-from finora_pipeline.warehouse.load import SERVICE_NAMES_TABLE
+from finora_pipeline.warehouse.load import service_names_table
 from finora_pipeline.warehouse.portions import CAUSED_BY_PAGES
 from finora_pipeline.warehouse.sql import section
 from finora_pipeline.warehouse.warehouse import PartsUnequal, Warehouse, run, transaction
@@ -102,7 +102,7 @@ def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str
     users = pa.table({"user_id": pa.array(list(user_ids), pa.string())})
     connection.register("sample_users", users)
     connection.register("sample_models", SAMPLE_MODELS)
-    connection.register("service_names", SERVICE_NAMES_TABLE)
+    connection.register("service_names", service_names_table())
     with transaction(connection):
         run(connection, "sample_data", "refresh", today=today)
     connection.execute(section("attribution", "macros"))

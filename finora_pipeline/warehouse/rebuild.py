@@ -15,7 +15,7 @@ from finora_pipeline.warehouse.load import ID_COLUMN, KINDS, archive_loaded, loa
 from finora_pipeline.warehouse.portions import load_or_halve, portions
 from finora_pipeline.warehouse.published import quoted
 from finora_pipeline.warehouse.raw import RawPages
-from finora_pipeline.warehouse.schema import WarehouseOutdated
+from finora_pipeline.warehouse.schema import RebuildIncomplete, WarehouseOutdated
 from finora_pipeline.warehouse.warehouse import Warehouse, open_to_write, settle, transaction
 
 _log = logging.getLogger("finora.warehouse")
@@ -67,10 +67,6 @@ class _Built:
     warehouse: Warehouse
     files: int
     unloadable: list[Unloadable]
-
-
-class RebuildIncomplete(Exception):
-    """Some raw files could not be loaded; the message says which, and what to do. Nothing was replaced."""
 
 
 def rebuild(

@@ -43,6 +43,10 @@ class WarehouseOutdated(Exception):
         )
 
 
+class RebuildIncomplete(Exception):
+    """Some raw files could not be loaded; the message says which, and what to do. Nothing was replaced."""
+
+
 class WarehouseTooNew(Exception):
     """A newer version of finora made this warehouse; the message says what to do."""
 
