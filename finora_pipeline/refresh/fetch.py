@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from threading import Event
@@ -242,16 +242,27 @@ async def fetch(
             async with room.taken(window.days):
                 await read(connection, window)
 
+    # Not cancelled: what it has begun to land or publish goes on in a thread, and may fail.
+    all_read = asyncio.Event()
+
     async def publish_when_quiet(publish: Callable[[], None]) -> None:
         published = 0
         while True:
             seen = done
-            await asyncio.sleep(budgets.quiet_seconds)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(all_read.wait(), budgets.quiet_seconds)
+            if all_read.is_set():
+                return
             if published < done == seen:
                 published = done
                 await landing.land_now()
                 _log.info("%d of %d users are published without waiting for the rest", done, len(planned))
-                await asyncio.to_thread(publish)
+                try:
+                    await asyncio.to_thread(publish)
+                except Exception:
+                    # The run itself publishes at its end, and then fails with the reason.
+                    _log.exception("Publishing without waiting for slow users failed")
+                    return
 
     at_once = max(FEWEST_USERS_AT_ONCE, int(organizations.client.places * USERS_A_REQUEST))
     watch = asyncio.create_task(publish_when_quiet(publish_ahead)) if publish_ahead else None
@@ -265,8 +276,10 @@ async def fetch(
             raise found.exceptions[0] from None
         raise
     finally:
+        all_read.set()
+        landing.end_loading()
         if watch:
-            await _stopped(watch)
+            await watch
     await landing.finish()
     # What Arrow keeps for its next pages is better given to DuckDB now.
     pa.default_memory_pool().release_unused()
@@ -274,17 +287,6 @@ async def fetch(
     fetched.requests = outcomes.total()
     accounts.record_requests(run_id, outcomes)
     return fetched
-
-
-async def _stopped(task: "asyncio.Task[None]") -> None:
-    """Ends a task that runs for ever; raises what it failed with."""
-    if not task.done():
-        task.cancel()
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not task.cancelled():
-            raise
 
 
 def _not_read(
@@ -420,9 +422,12 @@ class _Landing:
             await self._loaded()
             self._loading = asyncio.create_task(asyncio.to_thread(self._load_ahead, self._all_read))
 
+    def end_loading(self) -> None:
+        """Has what is being loaded ahead stop soon."""
+        self._all_read.set()
+
     async def finish(self) -> None:
         """Lands the rest, and waits until nothing is being loaded."""
-        self._all_read.set()
         await self.flush()
         await self._loaded()
 

@@ -1,0 +1,122 @@
+"""While OpenAI is slow for one user, what was fetched for the others is published, and nothing is lost."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from threading import Event
+from typing import Any, cast
+
+import pytest
+
+from finora_pipeline.accounts.connections import NewConnection, Organizations, connect_many
+from finora_pipeline.openai_admin.client import open_client
+from finora_pipeline.refresh.fetch import Budgets, Fetched, fetch
+from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.warehouse.raw import RawPages
+from finora_pipeline.warehouse.warehouse import Warehouse
+from tests.cases.conftest import key_of
+from tests.cases.organizations import usual
+from tests.cases.server import CaseServer, Organization, playing
+from tests.conftest import QUICK, Installation, OpenAI
+
+RUN = "run-1"
+QUIET = Budgets(quiet_seconds=0.01)
+
+
+class WaitingServer(CaseServer):
+    """Answers for the second organization only once `go_on` is set."""
+
+    def __init__(self) -> None:
+        super().__init__({key_of(name): Organization(usual()) for name in ("fast", "slow")})
+        self.go_on = Event()
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if (b"authorization", f"Bearer {key_of('slow')}".encode()) in scope.get("headers", ()):
+            await asyncio.to_thread(self.go_on.wait)
+        await super().__call__(scope, receive, send)
+
+
+@pytest.fixture
+def server() -> Iterator[WaitingServer]:
+    with playing(WaitingServer()) as server:
+        assert isinstance(server, WaitingServer)
+        yield server
+        # Its thread would wait for ever.
+        server.go_on.set()
+
+
+@pytest.fixture
+def installation(server: WaitingServer, install: Callable[..., Installation]) -> Installation:
+    installation = install(cast("OpenAI", server))
+    server.go_on.set()
+    lines = "".join(f"{name},growth,{key_of(name)}\n" for name in ("fast", "slow"))
+    connect(installation, lines)
+    server.go_on.clear()
+    return installation
+
+
+def connect(installation: Installation, lines: str) -> None:
+    async def run() -> None:
+        async with open_client(installation.settings.openai_base_url, QUICK) as client:
+            new = [NewConnection(*line.split(",")) for line in lines.split()]
+            assert [index async for index, _ in connect_many(installation.accounts, client, new)]
+
+    asyncio.run(run())
+
+
+def read(installation: Installation, **callbacks: Any) -> Fetched:
+    """A fetch of both users that looks for slow ones all the time."""
+    accounts = installation.accounts
+    chosen = accounts.connections()
+
+    async def run() -> Fetched:
+        async with open_client(installation.settings.openai_base_url, QUICK) as client:
+            ring = accounts.key_ring([one.user_id for one in chosen])
+            raw = RawPages(Warehouse(installation.settings.home).raw)
+            window = trailing_window(installation.today)
+            organizations = Organizations(client, ring, client.base_url)
+            return await fetch(
+                accounts, organizations, raw, chosen, window, installation.today, RUN,
+                with_directory=False, budgets=QUIET, **callbacks,
+            )  # fmt: skip
+
+    return asyncio.run(run())
+
+
+def users_read(installation: Installation) -> list[str]:
+    return [row["user_id"] for row in installation.accounts.refreshes_of(RUN)]
+
+
+def test_others_are_published_before_a_slow_user_has_been_read(
+    server: WaitingServer, installation: Installation
+):
+    seen: list[list[str]] = []
+
+    def publish() -> None:
+        seen.append(users_read(installation))
+        server.go_on.set()
+
+    assert read(installation, publish_ahead=publish).failures == []
+    assert seen == [["fast"]]
+    assert users_read(installation) == ["fast", "slow"]
+
+
+def test_a_slow_user_that_ends_while_pages_are_loaded_ends_the_run_well(
+    server: WaitingServer, installation: Installation
+):
+    def load_until_all_is_read(all_read: Event) -> None:
+        server.go_on.set()
+        assert all_read.wait(10)
+
+    read(installation, load_ahead=load_until_all_is_read, publish_ahead=lambda: None)
+    assert users_read(installation) == ["fast", "slow"]
+
+
+def test_what_fails_while_it_publishes_for_others_loses_no_read(
+    server: WaitingServer, installation: Installation
+):
+    def publish() -> None:
+        server.go_on.set()
+        raise RuntimeError("This fails here, and at the end of the run again.")
+
+    read(installation, publish_ahead=publish)
+    assert users_read(installation) == ["fast", "slow"]
