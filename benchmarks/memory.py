@@ -98,7 +98,7 @@ def main(
         for limit in limits:
             for step, measured in measure(workload, limit):
                 row = _row(workload, step, limit, measured)
-                console.print(" | ".join(row))
+                console.print(" | ".join(row), soft_wrap=True)
                 table.add_row(*row)
                 failures += measured.failures
     console.print(table)
