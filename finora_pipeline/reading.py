@@ -9,6 +9,7 @@ import pandas as pd
 
 from finora_pipeline.disk import published_store, storage_errors
 from finora_pipeline.settings import Settings
+from finora_pipeline.warehouse.machine import duckdb_limits
 from finora_pipeline.warehouse.published import DATABASE, attach, close_off
 
 # What a column of amounts becomes where floats are asked for.
@@ -27,16 +28,21 @@ def connect(path: str | Path | None = None, *, external_access: bool = False) ->
 
     SQL reaches the published tables and what it makes in memory: no files, networks, extensions or settings.
     With `external_access` it has all of DuckDB's powers, for your own SQL: `COPY … TO`, other files, data
-    frames, and more than fits into memory. Raises `NothingPublished`, and `StorageError` for a file that
+    frames, and more than fits into memory. DuckDB takes up to FINORA_MEMORY_LIMIT, else a quarter
+    of the machine's memory up to 4 GB. Raises `NothingPublished`, and `StorageError` for a file that
     cannot be read.
 
         finora_pipeline.connect().sql("SELECT date, sum(amount_usd) FROM daily_costs GROUP BY date")
     """
-    file = Path(path).expanduser() if path else Settings.from_environment().published_database
+    settings = Settings.from_environment()
+    file = Path(path).expanduser() if path else settings.published_database
     if not file.exists():
         raise NothingPublished(f"There is no {file}: connect an organization and run finora refresh first.")
-    # Without a folder to spill to, too much is an error that says so instead of one of permission.
-    connection = duckdb.connect(":memory:", config={} if external_access else {"temp_directory": ""})
+    config = duckdb_limits(settings).config
+    if not external_access:
+        # Without a folder to spill to, too much is an error that says so instead of one of permission.
+        config["temp_directory"] = ""
+    connection = duckdb.connect(":memory:", config=config)
     try:
         with storage_errors(published_store(file)):
             attach(connection, file)

@@ -421,3 +421,26 @@ def test_csv_holds_no_formula_unless_it_is_asked_for(text):
     raw = CliRunner().invoke(main, ["sql", query, "--csv", "--raw"]).stdout
     assert list(csv.reader(raw.splitlines())) == [["=head", "number", "list"], [text, "-1.5", '["=1"]']]
     assert CliRunner().invoke(main, ["sql", query, "--raw"]).exit_code == 2
+
+
+@pytest.mark.parametrize("external_access", [False, True])
+def test_a_query_takes_no_more_memory_than_the_setting(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, external_access: bool
+):
+    monkeypatch.setenv("FINORA_MEMORY_LIMIT", "256MiB")
+    monkeypatch.setenv("FINORA_THREADS", "1")
+    path = installation.settings.published_database
+    with finora_pipeline.connect(path, external_access=external_access) as connection:
+        query = "SELECT current_setting('memory_limit'), current_setting('threads')"
+        assert connection.execute(query).fetchall() == [("256.0 MiB", 1)]
+
+
+def test_a_query_that_needs_more_memory_names_the_setting(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    assert installation
+    monkeypatch.setenv("FINORA_MEMORY_LIMIT", "128MB")
+    query = "CREATE TABLE memory.main.big AS SELECT hash(n) AS h FROM range(40_000_000) AS numbers(n)"
+    result = CliRunner().invoke(main, ["sql", query])
+    assert result.exit_code == 1
+    assert "raise FINORA_MEMORY_LIMIT" in " ".join(result.output.split())

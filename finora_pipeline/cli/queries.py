@@ -59,7 +59,8 @@ def sql(query: str, as_csv: bool, raw: bool, as_json: bool) -> None:
         ) from None
     except duckdb.OutOfMemoryException:
         raise click.ClickException(
-            "The query needs more memory than this machine gives. Ask for fewer days, users or columns."
+            "The query needs more memory than it may take. Ask for fewer days, users or columns, or raise "
+            "FINORA_MEMORY_LIMIT."
         ) from None
     except (duckdb.Error, NothingPublished, StorageError) as error:
         raise click.ClickException(harmless(str(error))) from None

@@ -191,9 +191,11 @@ async def fetch(
     waiting = iter(sorted(planned, key=lambda one: one[1].days))
     room = _Room(budgets.days_at_once)
     done = 0
+    clock = asyncio.get_running_loop().time
+    some_ended, last_ended = asyncio.Event(), clock()
 
     async def read(connection: Connection, window: Window) -> None:
-        nonlocal done
+        nonlocal done, last_ended
         began = datetime.now(UTC)
         known = failures.get(connection.user_id, ())
         organization, pages = None, None
@@ -209,7 +211,8 @@ async def fetch(
             _log.info("User %s was left out: the key was replaced", connection.user_id, extra=_of(connection))
         except Exception as error:
             pages = UserPages(_not_read(connection, window, began, error, budgets))
-        done += 1
+        done, last_ended = done + 1, clock()
+        some_ended.set()
         if pages is None:
             return
         await landing.add(pages)
@@ -246,23 +249,22 @@ async def fetch(
     all_read = asyncio.Event()
 
     async def publish_when_quiet(publish: Callable[[], None]) -> None:
-        published = 0
         while True:
-            seen = done
-            with suppress(TimeoutError):
-                await asyncio.wait_for(all_read.wait(), budgets.quiet_seconds)
+            await some_ended.wait()
+            while not all_read.is_set() and (left := last_ended + budgets.quiet_seconds - clock()) > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(all_read.wait(), left)
             if all_read.is_set():
                 return
-            if published < done == seen:
-                published = done
-                await landing.land_now()
-                _log.info("%d of %d users are published without waiting for the rest", done, len(planned))
-                try:
-                    await asyncio.to_thread(publish)
-                except Exception:
-                    # The run itself publishes at its end, and then fails with the reason.
-                    _log.exception("Publishing without waiting for slow users failed")
-                    return
+            some_ended.clear()
+            await landing.land_now()
+            _log.info("%d of %d users are published without waiting for the rest", done, len(planned))
+            try:
+                await asyncio.to_thread(publish)
+            except Exception:
+                # The run itself publishes at its end, and then fails with the reason.
+                _log.exception("Publishing without waiting for slow users failed")
+                return
 
     at_once = max(FEWEST_USERS_AT_ONCE, int(organizations.client.places * USERS_A_REQUEST))
     watch = asyncio.create_task(publish_when_quiet(publish_ahead)) if publish_ahead else None
@@ -277,6 +279,7 @@ async def fetch(
         raise
     finally:
         all_read.set()
+        some_ended.set()
         landing.end_loading()
         if watch:
             await watch
