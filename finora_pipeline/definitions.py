@@ -21,6 +21,7 @@ from finora_pipeline.private_files import restrict_new_files  # noqa: E402
 from finora_pipeline.refresh.fetch import ProgressCallback  # noqa: E402
 from finora_pipeline.resources.accounts import accounts_resource  # noqa: E402
 from finora_pipeline.resources.openai_admin import OpenAIAdmin, openai_admin_resource  # noqa: E402
+from finora_pipeline.resources.values import no_values  # noqa: E402
 from finora_pipeline.resources.warehouse import warehouse_resource  # noqa: E402
 from finora_pipeline.schedules.alarms import alarms  # noqa: E402
 from finora_pipeline.schedules.jobs import history_job, nightly_upkeep, refresh_job, upkeep_job  # noqa: E402
@@ -56,6 +57,7 @@ def build_defs(
             "openai_admin": openai_admin_resource(openai_admin or OpenAIAdmin.of(settings)),
             "warehouse": warehouse_resource(settings),
             "on_progress": on_progress or _no_progress,
+            "io_manager": no_values,
         },
         # One process a run: half the start-up time, and writers of one run never meet.
         executor=dg.in_process_executor,

@@ -1,8 +1,8 @@
 """finora up: the dashboard and Dagster's code server, daemon and web server under one process, watched and
 started again.
 
-Beside them a small page of the process's own: /health and /metrics. All bind the loopback address, and all
-stand behind the guard of the pages.
+Beside them a small page of the process's own: /health and /metrics. All bind the loopback address and stand
+behind the guard of the pages, but for the code server: its socket is a file that this account alone can open.
 """
 
 import asyncio
@@ -12,12 +12,15 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import uvicorn
+import yaml
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -48,6 +51,8 @@ STEADY_SECONDS = 120.0
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
 MOST_WAIT_SECONDS = 120.0
+# The shortest limit of the systems that this runs on, macOS's, less its final NUL.
+LONGEST_SOCKET_PATH = 103
 # Within the installed package, or beside it in a checkout.
 DOCS = (Path(__file__).parent / "docs", Path(__file__).parent.parent / "docs")
 _log = logging.getLogger("finora.up")
@@ -90,6 +95,20 @@ def check_port(port: int) -> int:
         return probe.getsockname()[1]
 
 
+@contextmanager
+def code_socket(folder: Path) -> Iterator[Path]:
+    """Where the code server listens: in the private folder, or one of its own where that path is too long.
+
+    It runs whatever it is asked to, without a question: no other account may reach it.
+    """
+    socket_file = folder / "code.sock"
+    if len(os.fsencode(socket_file)) <= LONGEST_SOCKET_PATH:
+        yield socket_file
+        return
+    with TemporaryDirectory(prefix="finora-") as short:
+        yield Path(short) / "code.sock"
+
+
 def environment_of(settings: Settings) -> dict[str, str]:
     """What Dagster's processes need to find the same installation; no access token."""
     own = {name: value for name, value in os.environ.items() if name not in (ACCESS_TOKEN, TOKEN_FILE)}
@@ -121,27 +140,28 @@ async def serve(
     runs.check_record(settings)
     accounts = accounts_of(settings)
     _upgrade(settings)
-    code_port = check_port(0)
+    with code_socket(settings.dagster_home) as code:
+        await _serve(settings, accounts, access, ui_port, health_port, dashboard, announce, code)
+
+
+async def _serve(
+    settings: Settings,
+    accounts: Accounts,
+    access: Access,
+    ui_port: int,
+    health_port: int,
+    dashboard: tuple[str, ...],
+    announce: Callable[[str, str], None],
+    code_socket: Path,
+) -> None:
     workspace = settings.dagster_home / "workspace.yaml"
-    workspace.write_text(
-        "load_from:\n"
-        f"  - grpc_server: {{host: {LOOPBACK}, port: {code_port}, location_name: {runs.LOCATION}}}\n"
-    )
+    location = {"socket": str(code_socket), "location_name": runs.LOCATION}
+    workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": location}]}))
     environment = environment_of(settings) | {DOCS_URL: f"http://{LOOPBACK}:{health_port}/docs"}
     logs = settings.home / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     # Not `dagster code-server`, which would not notice the end of the process behind it that does the work.
-    code = (
-        "dagster",
-        "api",
-        "grpc",
-        "-h",
-        LOOPBACK,
-        "-p",
-        str(code_port),
-        "-m",
-        "finora_pipeline.definitions",
-    )
+    code = ("dagster", "api", "grpc", "--socket", str(code_socket), "-m", "finora_pipeline.definitions")
     code += ("--location-name", runs.LOCATION, "--use-python-environment-entry-point", "--log-format", "json")
     daemon = ("dagster._daemon", "run", "-w", str(workspace), "--log-format", "json")
     options = dict(zip(dashboard[::2], dashboard[1::2], strict=True))
@@ -170,12 +190,14 @@ async def serve(
         for child in children:
             tasks.append(asyncio.create_task(child.keep_running()))
             if child.name == "code-server":
-                await _until_listening(LOOPBACK, code_port, stop)
+                await _until_listening(partial(asyncio.open_unix_connection, code_socket), stop)
         host, port = options.get("--host", LOOPBACK), options["--port"]
         # A link is printed once it can be opened.
         await asyncio.gather(
-            _until_listening(LOOPBACK if host == "0.0.0.0" else host, int(port), stop),
-            _until_listening(LOOPBACK, ui_port, stop),
+            _until_listening(
+                partial(asyncio.open_connection, LOOPBACK if host == "0.0.0.0" else host, int(port)), stop
+            ),
+            _until_listening(partial(asyncio.open_connection, LOOPBACK, ui_port), stop),
         )
         local = f"http://{host}:{port}"
         announce("Dashboard", public_url or access.link(local))
@@ -322,12 +344,14 @@ class Child:
         self._log.close()
 
 
-async def _until_listening(host: str, port: int, stop: asyncio.Event) -> None:
+async def _until_listening(
+    connect: Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]], stop: asyncio.Event
+) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + START_SECONDS
     while not stop.is_set() and loop.time() < end:
         try:
-            _, writer = await asyncio.open_connection(host, port)
+            _, writer = await connect()
         except OSError:
             await asyncio.sleep(0.1)
         else:

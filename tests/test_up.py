@@ -4,16 +4,19 @@ import asyncio
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import dagster as dg
 import httpx
 import pytest
+import yaml
 
 from finora_pipeline import up as supervisor
 from finora_pipeline.backfills import backfill_state, launch_backfill
@@ -118,6 +121,15 @@ def test_an_installation_is_served_watched_and_ended(start_openai, install):
         assert healthy.status_code == 200, healthy.text
         before = healthy.json()["processes"]
         assert set(before) == {"code-server", "daemon", "webserver", "dashboard"}
+        (location,) = yaml.safe_load((installation.settings.dagster_home / "workspace.yaml").read_text())[
+            "load_from"
+        ]
+        # It does what it is asked without a question: a port would be open to every account of the machine.
+        assert location["grpc_server"].keys() == {"socket", "location_name"}
+        code_socket = Path(location["grpc_server"]["socket"])
+        assert stat.S_ISSOCK(code_socket.stat().st_mode)
+        assert stat.S_IMODE(code_socket.stat().st_mode) & 0o077 == 0
+        assert stat.S_IMODE(code_socket.parent.stat().st_mode) == 0o700
 
         page = client.get("/metrics").text
         assert 'finora_connections{plan="scale",status="active"} 1.0' in page
@@ -162,6 +174,17 @@ def test_an_installation_is_served_watched_and_ended(start_openai, install):
             os.kill(told["pid"], 0)
     logs = sorted(path.name for path in (installation.settings.home / "logs").glob("[a-z]*"))
     assert logs == ["code-server.log", "daemon.log", "dashboard.log", "runs.log", "webserver.log"]
+
+
+def test_the_socket_of_the_code_server_has_a_path_that_systems_take(tmp_path):
+    with supervisor.code_socket(tmp_path) as near:
+        assert near == tmp_path / "code.sock"
+    far_home = tmp_path / ("long" * 30)
+    far_home.mkdir()
+    with supervisor.code_socket(far_home) as near, socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(near))
+        assert stat.S_IMODE(near.parent.stat().st_mode) == 0o700
+    assert not near.parent.exists()
 
 
 def test_a_port_in_use_is_told(start_openai, install):

@@ -158,7 +158,7 @@ class SigningIn:
         if half is None:
             return await self._begin_again(request)
         # Those who know the password are strangers still.
-        attempt = replace(half.attempt, name=f"code of {half.attempt.name}")
+        attempt = replace(half.attempt, is_code=True)
         if wait := self._throttle.wait(attempt):
             return await self._refused(request, wait, half.after)
         failures = self._throttle.begun(attempt)

@@ -1,7 +1,8 @@
 """Slows down guessing of passwords and codes. Kept in memory: a restart forgives.
 
-Strangers are counted by address and name together, so that none of them can close a name to its owner; a
-device that has signed in with the name before is counted apart.
+Strangers are counted by address and name together, so that none of them can close a name to its owner; their
+codes by name alone, since they know its password. A device that has signed in with the name before is counted
+apart.
 """
 
 import ipaddress
@@ -28,17 +29,23 @@ REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A sign-in: the name, the client's address, and its device if that has signed in before."""
+    """A sign-in: the name, the client's address, and its device if that has signed in before. With `is_code`
+    the password was right and a code is tried."""
 
     name: str
     address: str
     device: str | None = None
     is_address_shared: bool = False
+    is_code: bool = False
 
     @property
     def pair(self) -> str:
+        if self.is_code and not self.device:
+            # Only those who know the password can close a name to strangers like that, and a code is short
+            # enough to be guessed from many addresses.
+            return f"code of {self.name}"
         origin = f"device {self.device}" if self.device else f"address {_network(self.address)}"
-        return f"{origin} {self.name}"
+        return f"{origin} {'code of ' if self.is_code else ''}{self.name}"
 
 
 class SignInThrottle:

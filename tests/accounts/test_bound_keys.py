@@ -100,6 +100,7 @@ def test_a_key_of_this_machine_is_not_sent_to_a_configured_gateway(installation:
         {"openai_admin": {"config": {"base_url": "ADDRESS"}}},
         {"warehouse": {"config": {"home": "/tmp"}}},
         {"accounts": {"config": {"url": "sqlite://", "master_key_file": "/tmp/key"}}},
+        {"io_manager": {"config": {"base_dir": "/tmp/elsewhere"}}},
     ],
 )
 def test_run_config_cannot_redirect_keys_or_data(installation: Installation, redirected):

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from finora_pipeline.accounts.actors import OPERATORS
 from finora_pipeline.accounts.model import AccountsError
-from finora_pipeline.accounts.sign_in import Login
+from finora_pipeline.accounts.sign_in import Login, SignIn
 from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.cli import main
 from finora_pipeline.dashboard.server import DashboardRefused, prepared
@@ -146,6 +146,26 @@ def test_guessing_codes_is_slowed_down(served: Served) -> None:
     assert refused == [
         ("sign-in refused", f"{OPERATOR}: {FREE_FAILURES} wrong codes", "127.0.0.1"),
     ]
+
+
+def test_guessing_codes_from_many_addresses_is_slowed_down(tmp_path: Path) -> None:
+    environment = {"FINORA_HOME": str(tmp_path), "FINORA_TRUSTED_PROXIES": "127.0.0.1"}
+    settings = Settings.from_environment(environment)
+    SignIn(accounts_of(settings).database).save(OPERATOR, user_id=None, password=PASSWORD)
+    with dashboard(settings, PUBLIC_URL, by_link=False) as served:
+        secret = served.accounts.second_factor().turn_on(OPERATOR).secret
+        form = {"name": OPERATOR, "password": PASSWORD}
+
+        def answer_to(code: str, address: str) -> httpx.Response:
+            claim = {"X-Forwarded-For": address}
+            token = pending(served.post("/sign-in", form, headers=claim))
+            return served.post("/sign-in/code", {"pending": token, "code": code}, headers=claim)
+
+        for number in range(FREE_FAILURES):
+            assert answer_to("x", f"203.0.113.{number}").status_code == 401
+        # Strangers who know the password: another address gives them no further guesses.
+        right = code_of(secret, datetime.now(UTC))
+        assert answer_to(right, "198.51.100.1").status_code == 429
 
 
 def test_a_half_finished_sign_in_ends(served: Served) -> None:
