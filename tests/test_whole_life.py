@@ -86,7 +86,8 @@ def added(bill: Mapping[str, Decimal], key: Callable[[str, str, str], str]) -> d
 @cache
 def model_of(line_item: str) -> str:
     """The model that a person reads in a line item; the text itself where it names none."""
-    return line_item.removeprefix("priority | ").split(",")[0].strip().removesuffix(" image")
+    name = line_item.removeprefix("priority | ").split(",")[0].strip()
+    return name.removesuffix(" image").removesuffix(" speech synthesis")
 
 
 def unequal(found: Mapping[str, object], expected: Mapping[str, object]) -> dict[str, tuple[object, object]]:
