@@ -167,10 +167,10 @@ class Refresh:
     `window_start` and `window_end` are UTC days, the end exclusive. `reason` is a code of
     `openai_admin.errors` and `message` its sentence, both None if the read was complete. `permanent` means
     that asking again is useless, `needs_person` that a person must change something. `given_from` is the
-    day before which OpenAI refused to give costs. `plan` is the one that the window was made for;
-    `cost_groupings` what the read learned of the splits of costs that the API takes; `organization_id` and
-    its name whose costs they were, where rows name it; `key_version` which of the user's keys it was made
-    with.
+    day before which OpenAI refused to give costs, `is_history_given` that it gives days it had refused.
+    `plan` is the one that the window was made for; `cost_groupings` what the read learned of the splits of
+    costs that the API takes; `organization_id` and its name whose costs they were, where rows name it;
+    `key_version` which of the user's keys it was made with.
     """
 
     user_id: str
@@ -184,6 +184,7 @@ class Refresh:
     permanent: bool = False
     needs_person: bool = False
     given_from: date | None = None
+    is_history_given: bool = False
     plan: str | None = None
     cost_groupings: Mapping[str, bool] = field(default_factory=dict)
     organization_id: str | None = None

@@ -770,7 +770,7 @@ def _after(connection: Connection, outcome: Refresh, now: datetime) -> dict[str,
         **_read_after(connection, outcome),
         "last_attempt_at": outcome.started_at,
         "retry_at": retry_at,
-        "given_from": outcome.given_from or connection.given_from,
+        "given_from": None if outcome.is_history_given else outcome.given_from or connection.given_from,
         "cost_groupings": json.dumps({**connection.cost_groupings, **outcome.cost_groupings}),
         "organization_id": found.organization_id,
         "organization_name": found.name,
@@ -804,6 +804,8 @@ def _forget_future(database: DatabaseConnection, now: datetime) -> None:
     """Puts back what was recorded while the clock ran ahead; it would be judged wrongly until that moment."""
     limit = now + CLOCK_TOLERANCE
     earlier = now - timedelta(hours=1)
+    tried_ahead = connections.c.last_attempt_at > limit
+    database.execute(update(connections).where(tried_ahead).values(retry_at=now))
     for column in (
         users.c.plan_since,
         connections.c.connected_at,

@@ -121,14 +121,22 @@ async def read_costs_and_usage(
     if given_from:
         sentence = f"OpenAI gives costs from {given_from} on, and refuses older days."
         refused[HISTORY] = (REFUSED, sentence, began + RETRY_REFUSED_AFTER)
+    # Asked for all days, as a history that is loaded again is, OpenAI has refused none of them.
+    is_history_given = not given_from and connection.given_from is None and HISTORY in known
     outcome = ended(connection, given, began, sets)
     return UserPages(
-        replace(outcome, cost_groupings=groupings, given_from=given_from),
+        replace(
+            outcome,
+            cost_groupings=groupings,
+            given_from=given_from,
+            is_history_given=is_history_given,
+        ),
         sets,
         PartsRead(
             user_id=connection.user_id,
             at=began,
-            given=frozenset(
+            given=frozenset([HISTORY] if is_history_given else [])
+            | frozenset(
                 part
                 for one in (COSTS, *wanted)
                 for part in (one.name, f"{one.name}{VALUES}")

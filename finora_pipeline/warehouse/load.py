@@ -159,18 +159,36 @@ def _load_all(
 
 
 def _release_replaced(connection: duckdb.DuckDBPyConnection, raw: RawPages) -> None:
-    """Deletes quarantined files whose days newer pages have filled."""
-    for one in raw.quarantined():
+    """Deletes quarantined files whose page sets newer ones have replaced: in the facts, or in quarantine."""
+    quarantined = raw.quarantined()
+    for one in quarantined:
+        newer = [page_set for other in quarantined if other.file != one.file for page_set in other.sets]
         if one.sets and all(
-            connection.execute(
-                "SELECT count(*) FROM pipeline.loaded_days WHERE user_id = ? AND endpoint = ? "
-                "AND fetched_at > ? AND list_contains(?, date)",
-                [user_id, endpoint, fetched_at, days],
-            ).fetchall()
-            == [(len(days),)]
-            for user_id, endpoint, fetched_at, days in one.sets
+            any(
+                user_id == other_id and endpoint == other and at < other_at and set(days) <= set(other_days)
+                for other_id, other, other_at, other_days in newer
+            )
+            or _is_in_facts(connection, user_id, endpoint, at, days)
+            for user_id, endpoint, at, days in one.sets
         ):
             one.remove()
+
+
+def _is_in_facts(
+    connection: duckdb.DuckDBPyConnection, user_id: str, endpoint: str, at: datetime, days: list[date]
+) -> bool:
+    """Whether newer pages than those of `at` are in the facts; lists of names have no days."""
+    if days:
+        query = (
+            "SELECT count(*) = len($days) FROM pipeline.loaded_days WHERE user_id = $user_id "
+            "AND endpoint = $endpoint AND fetched_at > $at AND list_contains($days, date)"
+        )
+        values = {"user_id": user_id, "endpoint": endpoint, "at": at, "days": days}
+    else:
+        newer = " UNION ALL ".join(f"SELECT user_id, last_seen_at FROM {table}" for table in ID_COLUMN)
+        query = f"SELECT count(*) > 0 FROM ({newer}) WHERE user_id = $user_id AND last_seen_at > $at"
+        values = {"user_id": user_id, "at": at}
+    return connection.execute(query, values).fetchall() == [(True,)]
 
 
 def archive_loaded(connection: duckdb.DuckDBPyConnection, raw: RawPages, files: list[RawFile]) -> None:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import duckdb
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finora_pipeline.warehouse.machine import duckdb_limits
-from finora_pipeline.warehouse.raw import RawFile
+from finora_pipeline.warehouse.raw import RawFile, RawFileDamaged, is_damaged, reading
 
 _log = logging.getLogger("finora_pipeline.warehouse")
 # To take a text apart takes about ten times its length of memory (measured with pages of 100 to 20,000 rows).
@@ -29,7 +28,7 @@ CAUSED_BY_PAGES = (
     duckdb.DataError,
     duckdb.InvalidInputException,
     duckdb.ConstraintException,
-    pa.ArrowInvalid,
+    RawFileDamaged,
 )
 
 Load = Callable[[list[RawFile]], None]
@@ -69,10 +68,16 @@ def load_or_halve(
     `split` makes several files of the page sets of one, or returns it alone where it has only one set;
     `set_aside` gets a file of one page set that cannot be loaded, and a sentence that says why.
     """
+    # A file that was split may have been listed beside parts of it that a killed process left.
+    files = [file for file in files if file.path.exists()]
+    if not files:
+        return
     try:
         load(files)
         return
-    except CAUSED_BY_PAGES as error:
+    except (*CAUSED_BY_PAGES, duckdb.Error) as error:
+        if not _is_caused_by(files, error):
+            raise
         _log.warning("%d raw files were not loaded at once: %s", len(files), _first_line(error))
         reason = _reason(error)
     if len(files) > 1:
@@ -83,19 +88,25 @@ def load_or_halve(
             try:
                 load(files)
                 return
-            except CAUSED_BY_PAGES as error:
+            except (*CAUSED_BY_PAGES, duckdb.Error) as error:
+                if not _is_caused_by(files, error):
+                    raise
                 reason = _reason(error)
         try:
             parts = split(files[0])
-        except pa.ArrowInvalid:
-            # Not even a Parquet file.
+        except RawFileDamaged:
             parts = files
         if len(parts) < 2:
-            set_aside(files[0], reason)
+            set_aside(files[0], "The file is damaged." if is_damaged(files[0]) else reason)
             return
         halves = [[part] for part in parts]
     for half in halves:
         load_or_halve(connection, half, load, split, set_aside)
+
+
+def _is_caused_by(files: Sequence[RawFile], error: Exception) -> bool:
+    """Whether an error is about the files' pages: DuckDB has many words for a damaged file."""
+    return isinstance(error, CAUSED_BY_PAGES) or any(is_damaged(file) for file in files)
 
 
 @contextmanager
@@ -111,8 +122,9 @@ def _one_thread(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
 
 def _decoded_bytes(file: RawFile) -> int:
     try:
-        metadata = pq.read_metadata(file.path)
-    except pa.ArrowInvalid:
+        with reading(file.path):
+            metadata = pq.read_metadata(file.path)
+    except RawFileDamaged:
         return 0
     return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
 

@@ -6,6 +6,7 @@ and time of change are those recorded; a moved or restored data folder keeps bot
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ from finora_pipeline.warehouse.warehouse import Warehouse
 # How long a repair is reported as a condition that needs a person.
 REPORTED_FOR = timedelta(days=1)
 _Stamp = tuple[int, int]
+_MONTH = re.compile(r"month=(\d{4}-(?:0[1-9]|1[0-2]))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,8 @@ def month_of(name: str) -> tuple[str, str] | None:
     parts = name.split("/")
     if len(parts) != 4 or parts[1] not in MONTHLY_TABLES or parts[3] != f"{parts[1]}.parquet":
         return None
-    return parts[1], f"{parts[2].removeprefix('month=')}-01"
+    month = _MONTH.fullmatch(parts[2])
+    return month and (parts[1], f"{month[1]}-01")
 
 
 def companions(warehouse: Warehouse) -> list[str]:

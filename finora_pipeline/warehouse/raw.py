@@ -24,7 +24,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finora_pipeline.disk import told_if_full
+from finora_pipeline.disk import StorageError, told_if_full
 from finora_pipeline.openai_admin.pages import SECONDS_PER_DAY, Page, canonical, pieces
 from finora_pipeline.private_files import open_lock
 
@@ -61,6 +61,23 @@ _TEXT_COLUMNS = ("user_id", "provider", "endpoint", "fetched_at", "body", "canon
 # To take a text apart takes ten times its length of memory, which DuckDB cannot spill.
 LONGEST_TEXT_BYTES = 2 * ROW_GROUP_BYTES
 _NAME = re.compile(r"(?P<kind>\w+)~(?P<run_id>[\w-]+)~(?P<number>\d+)\.parquet")
+
+
+class RawFileDamaged(StorageError):
+    """A raw file is not whole Parquet; the message says what to do."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what Arrow says of a damaged file into `RawFileDamaged`; a disk's own error has a number."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise RawFileDamaged(
+            f"The raw file {path} is damaged. Put it back from your backup, or move it to raw/quarantine."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +215,8 @@ class RawPages:
     def split(self, file: RawFile) -> list[RawFile]:
         """Two landed files in the place of one, each with about half of its page sets; the file itself where
         it has only one. A crash on the way leaves sets twice, which are loaded once."""
-        table = pq.read_table(file.path)
+        with reading(file.path):
+            table = pq.read_table(file.path)
         sets = [_set_of(table, row) for row in range(table.num_rows)]
         distinct = list(dict.fromkeys(sets))
         if len(distinct) < 2:
@@ -220,8 +238,9 @@ class RawPages:
         self._quarantine.mkdir(parents=True, exist_ok=True)
         entry: dict[str, object] = {"reason": reason, "quarantined_at": datetime.now(UTC).isoformat()}
         try:
-            table = pq.read_table(file.path, columns=["user_id", "endpoint", "fetched_at", "days"])
-        except pa.ArrowInvalid:
+            with reading(file.path):
+                table = pq.read_table(file.path, columns=["user_id", "endpoint", "fetched_at", "days"])
+        except RawFileDamaged:
             entry["sets"] = []
         else:
             days: dict[tuple[str, str, str], set[str]] = {}
@@ -335,7 +354,7 @@ def write_whole(table: pa.Table, path: Path) -> None:
 def cut_long_pages(file: RawFile, folder: Path) -> Path:
     """A file of the same name with the texts of a raw file's pages of costs or usage cut into pieces that
     DuckDB takes apart in little memory; the raw file itself where no page is long."""
-    with pq.ParquetFile(file.path) as whole:
+    with reading(file.path), pq.ParquetFile(file.path) as whole:
         if not _has_long_page(whole.metadata):
             return file.path
         folder.mkdir(parents=True, exist_ok=True)
@@ -351,6 +370,17 @@ def cut_long_pages(file: RawFile, folder: Path) -> Path:
                         one = row | {"body": piece.decode(), "canonical": None}
                         cut.write_table(pa.Table.from_pylist([one], schema))
     return path
+
+
+def is_damaged(file: RawFile) -> bool:
+    """Whether a raw file cannot be read whole."""
+    try:
+        with reading(file.path), pq.ParquetFile(file.path) as whole:
+            for group in range(whole.num_row_groups):
+                whole.read_row_group(group)
+    except RawFileDamaged:
+        return True
+    return False
 
 
 def _has_long_page(metadata: pq.FileMetaData) -> bool:

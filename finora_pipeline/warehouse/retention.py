@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from finora_pipeline.openai_admin.endpoints import DIRECTORY_KIND
 from finora_pipeline.warehouse.published import DATABASE, attach, quoted
-from finora_pipeline.warehouse.raw import RawFile, RawPages, write_whole
+from finora_pipeline.warehouse.raw import RawFile, RawPages, reading, write_whole
 from finora_pipeline.warehouse.schema import MONTHLY_TABLES
 from finora_pipeline.warehouse.warehouse import Warehouse, open_to_write, settle, transaction
 
@@ -164,6 +164,11 @@ def purge(warehouse: Warehouse, user_id: str) -> Removed:
         RawPages(warehouse.raw).remove_halves()
         for file in [*RawPages(warehouse.raw).pending(), *RawPages(warehouse.raw).archived()]:
             _keep_rows(file.path, [one != user_id for one in _users_of(file.path)], removed)
+        # Of a file that cannot be read it is not known whose pages it holds.
+        for one in RawPages(warehouse.raw).quarantined():
+            if user_id in one.user_ids or not one.sets:
+                one.remove()
+                removed.files_removed += 1
         if warehouse.database.exists():
             _write_without(warehouse, user_id, removed)
     return removed
@@ -172,6 +177,7 @@ def purge(warehouse: Warehouse, user_id: str) -> Removed:
 def traces(warehouse: Warehouse, user_id: str) -> dict[str, int]:
     """Where rows of a user still are: tables, raw files and what is published, with their number."""
     found: dict[str, int] = {}
+    raw = RawPages(warehouse.raw)
     if warehouse.database.exists():
         with warehouse.writing() as connection:
             found = _rows_of(connection, user_id)
@@ -181,10 +187,14 @@ def traces(warehouse: Warehouse, user_id: str) -> dict[str, int]:
             attach(connection, copy)
             connection.execute(f"USE {DATABASE}")
             found[str(copy.relative_to(warehouse.home))] = sum(_rows_of(connection, user_id).values())
-    for folder in (warehouse.raw, warehouse.published / "parquet"):
-        files = folder.rglob("*.parquet")
+    readable = [file.path for file in (*raw.pending(), *raw.archived())]
+    for folder, files in (
+        (warehouse.raw, readable),
+        (warehouse.published / "parquet", (warehouse.published / "parquet").rglob("*.parquet")),
+    ):
         place = str(folder.relative_to(warehouse.home))
         found[place] = sum(_users_of(file).count(user_id) for file in files)
+    found["raw/quarantine"] = sum(one.user_ids.count(user_id) for one in raw.quarantined())
     return found
 
 
@@ -197,7 +207,8 @@ def _rows_of(connection: duckdb.DuckDBPyConnection, user_id: str) -> dict[str, i
 
 def _users_of(file: Path) -> list[str]:
     """The user of each row of a Parquet file."""
-    return pq.read_table(file, columns=["user_id"])["user_id"].to_pylist()
+    with reading(file):
+        return pq.read_table(file, columns=["user_id"])["user_id"].to_pylist()
 
 
 def _tables_with(connection: duckdb.DuckDBPyConnection, column: str) -> list[str]:

@@ -11,6 +11,7 @@ from decimal import Decimal
 import duckdb
 import pytest
 
+from finora_pipeline import runs
 from tests.cases.conftest import KEY_ADVICE, Case, assert_usual
 from tests.cases.server import case_text, day
 from tests.dashboard.house import Node, dashboard
@@ -224,6 +225,19 @@ def test_a_limit_on_history(play: Play):
     starts = [int(found[1]) for _, query in later if (found := re.search(r"start_time=(\d+)", query))]
     assert min(starts) >= limit * 86_400, "what OpenAI does not give is asked for again"
     assert case.bill() == 3
+
+
+def test_a_history_that_openai_gives_later_is_there_when_it_is_loaded_again(play: Play):
+    case = loaded(play("history_limit_400"), plan="enterprise")
+    assert "refuses older days" in case.words()
+    case.organization()._first_day = None
+    installation = case.installation
+    (again,) = runs.load_history(installation.settings, ["case"], openai_admin=installation.openai_admin)
+    assert again.succeeded
+    connection = installation.accounts.connection("case")
+    assert connection is not None
+    assert connection.given_from is None
+    assert "refuses older days" not in case.words()
 
 
 def test_use_by_a_service_account(play: Play):

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -179,3 +180,22 @@ def test_what_was_published_ahead_is_right_after_the_next_publish(installation):
         )
     publish_refreshes(installation.accounts, warehouse)
     assert installation.sql("SELECT max(date) FROM daily_costs") == before
+
+
+def test_a_wait_that_was_stamped_ahead_ends_though_another_user_was_read_first(installation):
+    accounts = installation.accounts
+    connection = connection_of(installation)
+    window = window_at(connection, TODAY)
+
+    def read(user_id: str, at: datetime, **outcome: Any) -> None:
+        version = connection.key_version
+        accounts.record_refreshes(
+            f"run of {user_id}",
+            [Refresh(user_id, window.start, window.end, at, at, 0, key_version=version, **outcome)],
+            now=at,
+        )
+
+    read("user-0", AHEAD, reason="invalid_key", message="Revoked.", permanent=True)
+    assert not connection_of(installation).may_be_read(AHEAD)
+    read("another", NOW)
+    assert connection_of(installation).may_be_read(datetime.now(UTC))

@@ -141,6 +141,15 @@ def test_changed_and_foreign_parquet_files_are_put_right_and_reported(warehouse)
     assert_right(warehouse)
 
 
+@pytest.mark.parametrize("month", ["old", "2026-13", "2026-06 copy"])
+def test_a_folder_that_is_no_month_does_not_stop_publishing(warehouse, month):
+    foreign = warehouse.published / "parquet" / "daily_costs" / f"month={month}" / "daily_costs.parquet"
+    foreign.parent.mkdir()
+    foreign.write_bytes((warehouse.published / PARQUET).read_bytes())
+    assert repaired_files(warehouse) == (foreign.relative_to(warehouse.published).as_posix(),)
+    assert not foreign.exists()
+
+
 def test_files_of_a_folder_without_a_record_are_completed_and_a_log_is_reported(warehouse):
     warehouse.database.with_name("published.json").unlink()
     (warehouse.published / PARQUET).unlink()
