@@ -330,9 +330,9 @@ class _Pages:
         plan = self._plan(user_id)
         view = view_of(request.query_params, plan, now.date())
         connection, failure = self._known(user_id)
-        with self.copies.of(user_id) as copy:
-            figures = overview(copy, view, now.date())
-            is_sample = copy.is_sample
+        figures, is_sample = self.copies.read(
+            user_id, lambda copy: (overview(copy, view, now.date()), copy.is_sample)
+        )
         told = self._told(connection, failure, is_sample, plan, now)
         state = _state(connection, is_sample)
         return self._page(
@@ -357,9 +357,8 @@ class _Pages:
         if not plan.csv_exports:
             raise HTTPException(403, f"The {plan.name} plan has no CSV exports.")
         view = view_of(request.query_params, plan, datetime.now(UTC).date())
-        with self.copies.of(user_id) as copy:
-            rows = export_rows(copy, view)
-            name = f"{'sample' if copy.is_sample else user_id}-costs-{view.first}-{view.last}.csv"
+        rows, is_sample = self.copies.read(user_id, lambda copy: (export_rows(copy, view), copy.is_sample))
+        name = f"{'sample' if is_sample else user_id}-costs-{view.first}-{view.last}.csv"
         return Response(
             _csv(rows),
             media_type="text/csv; charset=utf-8",
@@ -372,9 +371,7 @@ class _Pages:
         view = view_of(request.query_params, plan, now.date())
         if not view.model:
             raise HTTPException(404)
-        with self.copies.of(user_id) as copy:
-            page = model_page(copy, view)
-            is_sample = copy.is_sample
+        page, is_sample = self.copies.read(user_id, lambda copy: (model_page(copy, view), copy.is_sample))
         connection, failure = self._known(user_id)
         told = self._told(connection, failure, is_sample, plan, now)
         return self._page(request, "model.html", who, user_id=user_id, view=view, page=page, **told)

@@ -6,27 +6,31 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 
 from finora_pipeline.dashboard.sample import SAMPLE_USER
 from finora_pipeline.dashboard.sql import statement
+from finora_pipeline.warehouse.machine import duckdb_limits
 from finora_pipeline.warehouse.published import attach, close_off
 
 # The blocks that pages' questions read; what does not fit is read again from the system's file cache.
 MEMORY_LIMIT = "20MB"
+# What one page may take alone, where it does not fit into that: it is given back when the page is made.
+ALONE_BYTES = 256_000_000
 # Pages that are computed at a time, each on a thread of its own.
 PAGES_AT_ONCE = 2
 # What DuckDB holds for an open file grows slowly with the questions; a file is opened in milliseconds.
 REOPENED_AFTER = 1_000
 SAMPLE_SECONDS = 60
 _log = logging.getLogger("finora.dashboard")
+Made = TypeVar("Made")
 
 
 @dataclass(slots=True)
@@ -91,6 +95,7 @@ class Copies:
         self._published = published
         self._lock = threading.Lock()
         self._turns = threading.Semaphore(PAGES_AT_ONCE)
+        self._alone = threading.Lock()
         self._current: _Opened | None = None
         self._sample_lock = threading.Lock()
         self._sample: _Opened | None = None
@@ -110,6 +115,29 @@ class Copies:
         sample = self._sampled()
         with self._turns, sample.cursor() as cursor:
             yield Copy(sample, cursor, SAMPLE_USER, is_sample=True)
+
+    def read(self, user_id: str, make: Callable[[Copy], Made]) -> Made:
+        """What a page makes of the user's copy. One that does not fit into memory is made again, with more of
+        it and one at a time."""
+        try:
+            with self.of(user_id) as copy:
+                return make(copy)
+        except duckdb.OutOfMemoryException:
+            with self._alone, self._with_more_memory() as opened, opened.cursor() as cursor:
+                copy = Copy(opened, cursor, user_id, is_sample=False)
+                if copy.span[0] is None:
+                    # The sample is the same for all users, and small.
+                    raise
+                return make(copy)
+
+    @contextmanager
+    def _with_more_memory(self) -> Iterator[_Opened]:
+        limit = min(ALONE_BYTES, duckdb_limits().memory_bytes)
+        opened = _open(self._published, (), f"{limit}B")
+        try:
+            yield opened
+        finally:
+            opened.close()
 
     def everybody(self) -> dict[str, Any]:
         """What each user cost in the last 30 days, USD by user id."""
@@ -175,10 +203,10 @@ class Copies:
             return self._sample
 
 
-def _open(path: Path, version: tuple[int, ...]) -> _Opened:
+def _open(path: Path, version: tuple[int, ...], memory_limit: str | None = None) -> _Opened:
     # Of its own: databases that spill into one folder give their files the same names and spoil each other's.
     spill = Path(tempfile.mkdtemp(prefix="finora-dashboard-"))
-    config = {"memory_limit": MEMORY_LIMIT, "threads": 1, "temp_directory": str(spill)}
+    config = {"memory_limit": memory_limit or MEMORY_LIMIT, "threads": 1, "temp_directory": str(spill)}
     opened = _Opened(duckdb.connect(":memory:", config=config), spill, version)
     try:
         attach(opened.connection, path)

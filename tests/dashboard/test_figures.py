@@ -4,6 +4,7 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
@@ -507,8 +508,21 @@ def test_thousands_of_models_fit_and_add_up(period: str, days: int, extremes: Se
     assert told == [["$3,000.00", *["$1.00"] * 6, "$2,994.00"]] * days
 
 
+def test_a_page_that_does_not_fit_is_made_alone_with_more_memory(
+    extremes: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies_module, "MEMORY_LIMIT", "8MB")
+    users = ["many", "acme", "many", "acme"]
+    with dashboard(extremes.settings) as narrow, ThreadPoolExecutor(len(users)) as readers:
+        answers = list(readers.map(narrow.get, [f"/users/{user}/overview?period=90d" for user in users]))
+    assert [answer.status_code for answer in answers] == [200] * len(users)
+    total = value(tiles(read_html(answers[0].text))["Total spend"])
+    assert total == 90 * sum(1 + n * UNIT for n in range(MODELS))
+
+
 def test_what_does_not_fit_is_asked_for_again(extremes: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copies_module, "MEMORY_LIMIT", "8MB")
+    monkeypatch.setattr(copies_module, "ALONE_BYTES", 8_000_000)
     with dashboard(extremes.settings) as narrow:
         assert narrow.get("/users/acme/overview").status_code == 200
         answer = narrow.get("/users/many/overview?period=90d")
