@@ -128,6 +128,9 @@ def main(step: str, base_url: str, days: int, refreshes: int, home: str) -> None
     else:
         seconds, failures = replace_and_publish(accounts, warehouse)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    users = [connection.user_id for connection in accounts.connections()]
+    for user_id, parts in accounts.part_failures(users).items():
+        failures += [f"{user_id}, {one.part} since {one.since}: {one.message}" for one in parts]
     failures += [f"quarantined: {one.file.name}" for one in RawPages(warehouse.raw).quarantined()]
     with connect(settings.published_database) as connection:
         tables = "(SELECT count(*) FROM daily_costs) + (SELECT count(*) FROM daily_usage)"
