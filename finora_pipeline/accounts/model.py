@@ -99,10 +99,10 @@ class Connection:
     given_from: date | None = None
     retry_at: datetime | None = None
 
-    def first_day(self, today: date) -> date | None:
-        """The oldest UTC day that is read, of those that the plan keeps, this organization had and OpenAI
-        gives; None for everything."""
-        kept = self.plan.first_day_kept(today)
+    def first_day(self, today: date, grace: timedelta = timedelta(0)) -> date | None:
+        """The oldest UTC day that is read, of those that the plan keeps (for `grace` longer), this organization
+        had and OpenAI gives; None for everything."""
+        kept = self.plan.first_day_kept(today - grace)
         # Of an organization that was replaced while the clock ran ahead, today is the first.
         since = self.organization_since and min(self.organization_since, today)
         days = [day for day in (kept, since, self.given_from) if day]

@@ -42,6 +42,6 @@ def window_of(connection: Connection, asked: Window, today: date) -> Window | No
         not_closed = (read_until - timedelta(days=CLOSING_DAYS)).replace(day=1)
         if read_until <= today and not_closed < today.replace(day=1):
             unsettled = min(unsettled, not_closed)
-        shown_from = connection.first_day(today - PRUNE_GRACE) or FIRST_DAY
+        shown_from = connection.first_day(today, PRUNE_GRACE) or FIRST_DAY
         start = min(start, max(unsettled, shown_from))
     return Window(start, asked.end) if start < asked.end else None

@@ -66,7 +66,7 @@ def test_a_full_disk_is_told_and_healed(point: str, outcome: Callable[[str], Any
     told = outcome(point)
     (said,) = told["said"]
     assert "The disk of " in said
-    assert " is full: make room" in said
+    assert " is full. Free some space" in said
     assert "Error" not in said
     assert "\n" not in said
     # Where the copy was swapped in already, readers see that.
