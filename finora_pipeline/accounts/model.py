@@ -100,8 +100,8 @@ class Connection:
     retry_at: datetime | None = None
 
     def first_day(self, today: date, grace: timedelta = timedelta(0)) -> date | None:
-        """The oldest UTC day that is read, of those that the plan keeps (for `grace` longer), this organization
-        had and OpenAI gives; None for everything."""
+        """The oldest UTC day that is read, of those that the plan keeps (and for `grace` after), this
+        organization had and OpenAI gives; None for everything."""
         kept = self.plan.first_day_kept(today - grace)
         # Of an organization that was replaced while the clock ran ahead, today is the first.
         since = self.organization_since and min(self.organization_since, today)
