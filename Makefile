@@ -9,6 +9,8 @@
 # make release      the wheel and the bill of materials, in dist/
 # make bench        speed and memory, side by side with dlt
 # make scaling      all endpoints, more users, more history
+# make memory       refreshes, histories and rebuilds under limits of memory
+# make slow-answers what one organization that does not answer costs the others
 # make docs         write docs/commands.md from the commands' help
 # make lock         choose and pin versions again
 
@@ -22,7 +24,7 @@ INSTALL := install --require-hashes --no-deps -r
 # In memory where that is possible: what tests write need not reach a disk.
 TEMPORARY := $(firstword $(wildcard /dev/shm) /tmp)
 
-.PHONY: run test test-fast test-all test-newest check audit sbom release bench scaling docs lock clean
+.PHONY: run test test-fast test-all test-newest check audit sbom release bench scaling memory slow-answers docs lock clean
 
 run: $(VENV)/.run
 	$(BIN)/finora demo $(ARGS)
@@ -70,6 +72,12 @@ bench: $(VENV)/.bench
 
 scaling: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
+
+memory: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+slow-answers: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.slow_answers $(ARGS)
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m tests.commands_page > docs/commands.md
