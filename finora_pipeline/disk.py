@@ -24,7 +24,13 @@ from pathlib import Path
 NO_ROOM_BYTES = 1_000_000
 # Whose errors say in their text alone what they are about.
 _LIBRARIES = ("duckdb", "_duckdb", "sqlalchemy", "sqlite3", "psycopg2", "psycopg", "pyarrow")
-_FULL = ("No space left on device", "database or disk is full", "Disk quota exceeded")
+_FULL = (
+    "No space left on device",
+    "database or disk is full",
+    "Disk quota exceeded",
+    # DuckDB may spill no more than its own limit, which is most of the free disk.
+    "max_temp_directory_size",
+)
 _READ_ONLY = ("Read-only file system",)
 _CLOSED = ("Permission denied", "Operation not permitted")
 _IN_USE = ("Could not set lock on file", "database is locked", "database table is locked")

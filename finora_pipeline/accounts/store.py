@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -54,7 +55,7 @@ from finora_pipeline.accounts.schema import (
 from finora_pipeline.accounts.sealed import check_master_keys, has_secrets
 from finora_pipeline.accounts.second_factor import SecondFactor
 from finora_pipeline.accounts.vault import Sealed, Vault, VaultError, load_vault
-from finora_pipeline.openai_admin.addresses import OPENAI_BASE_URL, bound_form
+from finora_pipeline.openai_admin.addresses import OPENAI_BASE_URL, AddressError, bound_form
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.plans import PLANS, PRUNE_GRACE, Plan, plan_named
 from finora_pipeline.private_files import secure_home
@@ -698,7 +699,9 @@ def accounts_of(settings: Settings) -> Accounts:
     accounts = open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
     configured = settings.folder_base_url or OPENAI_BASE_URL
     if settings.openai_base_url == configured.rstrip("/"):
-        accounts.bind_keys(bound_form(configured))
+        # An address that no key may be sent to binds none: they wait, and their users' reads say so.
+        with suppress(AddressError):
+            accounts.bind_keys(bound_form(configured))
     return accounts
 
 

@@ -34,6 +34,7 @@ from finora_pipeline.refresh.user_pages import (
     ended,
     failed,
     is_directory_due,
+    names_too_slow,
     read_costs_and_usage,
     read_names,
 )
@@ -235,6 +236,7 @@ async def fetch(
                 await landing.add_names(await read_names(organization, connection, known, began))
         except TimeoutError:
             _log.warning("The names of user %s took too long", connection.user_id, extra=_of(connection))
+            await landing.add_names(names_too_slow(connection, began, budgets.user_seconds))
         except StorageError:
             raise
         except Exception:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from finora_pipeline.accounts.model import PROVIDER, Connection, Read, is_future
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.disk import told_if_full
-from finora_pipeline.openai_admin.endpoints import DIRECTORY_KIND
+from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.warehouse.publish import Published, publish
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.warehouse import Warehouse
@@ -19,8 +19,8 @@ def publish_refreshes(accounts: Accounts, warehouse: Warehouse, now: datetime | 
     Raises `DiskFull` and `PartsUnequal`.
     """
     for one in RawPages(warehouse.raw).quarantined():
-        # Names never decide how a read ended.
-        if one.file.kind == DIRECTORY_KIND:
+        # Only costs decide how a read ended.
+        if one.file.kind != COSTS.kind:
             continue
         message = f"Pages that OpenAI sent could not be loaded. {one.reason} They are in raw/quarantine."
         accounts.mark_not_loaded(one.file.run_id, one.user_ids, message)

@@ -223,6 +223,24 @@ def _project_names(directory: Directory) -> dict[str, str | None]:
     return {one.id: one.name for body in bodies for one in msgspec.json.decode(body, type=_NamedList).data}
 
 
+def names_too_slow(connection: Connection, began: datetime, seconds: float) -> UserPages:
+    """What is recorded of names that could not be fetched in time: they are asked for again tomorrow."""
+    sentence = (
+        f"The names of projects, members and API keys took longer than {seconds / 60:g} minutes to fetch."
+    )
+    return UserPages(
+        ended(connection, trailing_window(began.date()), began, []),
+        parts=PartsRead(
+            user_id=connection.user_id,
+            at=began,
+            given=frozenset(),
+            failed={PROJECTS.name: ("too_slow", sentence, began + RETRY_REFUSED_AFTER)},
+            key_version=connection.key_version,
+            directory_read_at=began,
+        ),
+    )
+
+
 async def _read_part(
     organization: OrganizationClient, endpoint: Endpoint, window: Window, known_from: date, has_failed: bool
 ) -> list[Page]:

@@ -17,6 +17,7 @@ MOST_MEMORY_BYTES = 4_000_000_000
 MOST_THREADS = 4
 BYTES_A_THREAD = 128_000_000
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ def duckdb_limits(settings: Settings | None = None) -> DuckDBLimits:
 def machine_memory_bytes() -> int:
     """The memory that this process may take at most."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = (_number(_CGROUP / "memory.max"), _number(_CGROUP / "memory" / "memory.limit_in_bytes"))
+    limits = [_number(folder / "memory.max") for folder in _groups()]
+    limits.append(_number(_CGROUP / "memory" / "memory.limit_in_bytes"))
     return min([physical, *(limit for limit in limits if limit)])
 
 
@@ -59,8 +61,19 @@ def machine_cpus() -> int:
     except AttributeError:
         # macOS has no affinity.
         usable = os.cpu_count() or 1
-    quota = _quota(_CGROUP / "cpu.max")
-    return max(1, min(usable, quota)) if quota else max(1, usable)
+    quotas = [quota for folder in _groups() if (quota := _quota(folder / "cpu.max"))]
+    return max(1, min([usable, *quotas]))
+
+
+def _groups() -> list[Path]:
+    """The control groups that this process is in, from its own up: a service's limit is not the root's."""
+    try:
+        lines = _OWN_GROUP.read_text().splitlines()
+    except OSError:
+        return [_CGROUP]
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    folder = _CGROUP / own
+    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(_CGROUP))]
 
 
 def _number(file: Path) -> int | None:

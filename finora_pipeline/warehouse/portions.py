@@ -106,6 +106,9 @@ def load_or_halve(
 
 def _is_caused_by(files: Sequence[RawFile], error: Exception) -> bool:
     """Whether an error is about the files' pages: DuckDB has many words for a damaged file."""
+    if "max_temp_directory_size" in str(error):
+        # The disk has no room for what memory does not hold.
+        return False
     return isinstance(error, CAUSED_BY_PAGES) or any(is_damaged(file) for file in files)
 
 
