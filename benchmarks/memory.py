@@ -57,10 +57,11 @@ WORKLOADS = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one process did: seconds of each repetition, its peak resident size in MB, rows of the facts,
-    how often work was halved because it did not fit at once, and sentences about what failed."""
+    """What one process did: seconds of each repetition, its processor seconds in all, its peak resident size
+    in MB, rows of the facts, how often work was halved because it did not fit at once, and what failed."""
 
     seconds: list[float]
+    cpu_seconds: float
     peak_mb: float
     rows: int
     halvings: int
@@ -85,7 +86,7 @@ def main(
 ) -> None:
     """Measure peak memory and seconds of refreshes, histories and rebuilds under limits of memory."""
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    table = Table("workload", "step", "limit", "seconds", "peak MB", "rows", "halved", "failures")
+    table = Table("workload", "step", "limit", "seconds", "CPU s", "peak MB", "rows", "halved", "failures")
     failures: list[str] = []
     for name in names or WORKLOADS:
         workload = WORKLOADS[name]
@@ -178,6 +179,7 @@ def _row(workload: Workload, step: str, limit: str, measured: Measured) -> list[
         f"{step}{times}",
         limit,
         f"{statistics.median(measured.seconds):.1f}",
+        f"{measured.cpu_seconds:.0f}",
         f"{measured.peak_mb:,.0f}",
         f"{measured.rows:,}",
         str(measured.halvings),

@@ -127,7 +127,7 @@ def main(step: str, base_url: str, days: int, refreshes: int, home: str) -> None
         seconds, failures = keep_up(accounts, warehouse)
     else:
         seconds, failures = replace_and_publish(accounts, warehouse)
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    used = resource.getrusage(resource.RUSAGE_SELF)
     users = [connection.user_id for connection in accounts.connections()]
     for user_id, parts in accounts.part_failures(users).items():
         failures += [f"{user_id}, {one.part} since {one.since}: {one.message}" for one in parts]
@@ -135,8 +135,9 @@ def main(step: str, base_url: str, days: int, refreshes: int, home: str) -> None
     with connect(settings.published_database) as connection:
         tables = "(SELECT count(*) FROM daily_costs) + (SELECT count(*) FROM daily_usage)"
         ((rows,),) = connection.execute(f"SELECT {tables}").fetchall()
-    measured = {"seconds": seconds, "peak_mb": peak_mb, "rows": rows, "halvings": halvings.count}
-    print(json.dumps(measured | {"failures": failures}))
+    measured = {"seconds": seconds, "cpu_seconds": used.ru_utime + used.ru_stime, "rows": rows}
+    measured |= {"peak_mb": used.ru_maxrss / 1024, "halvings": halvings.count, "failures": failures}
+    print(json.dumps(measured))
 
 
 if __name__ == "__main__":
