@@ -4,6 +4,7 @@ A container's own limits count (cgroup v2 and v1), since /proc and the number of
 """
 
 import os
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,11 +57,8 @@ def machine_memory_bytes() -> int:
 @lru_cache(maxsize=1)
 def machine_cpus() -> int:
     """The processors that this process may use at most."""
-    try:
-        usable = len(os.sched_getaffinity(0))
-    except AttributeError:
-        # macOS has no affinity.
-        usable = os.cpu_count() or 1
+    # macOS has no affinity.
+    usable = os.cpu_count() or 1 if sys.platform == "darwin" else len(os.sched_getaffinity(0))
     quotas = [quota for folder in _groups() if (quota := _quota(folder / "cpu.max"))]
     return max(1, min([usable, *quotas]))
 

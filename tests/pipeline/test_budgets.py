@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from finora_pipeline.accounts.connections import Organizations
-from finora_pipeline.accounts.model import Status
+from finora_pipeline.accounts.model import Connection, Status
 from finora_pipeline.cli import main
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.pages import PageHead
@@ -52,6 +52,12 @@ def fetched(installation: Installation, run_id: str = "run-1", **options: Any) -
     return asyncio.run(run())
 
 
+def connection_of(installation: Installation, user_id: str) -> Connection:
+    connection = installation.accounts.connection(user_id)
+    assert connection is not None
+    return connection
+
+
 def hang(installation: Installation, number: int) -> None:
     organization = installation.openai.organizations[number]
     installation.openai.simulator.add_fault(organization, Fault(FaultKind.HANG))
@@ -64,7 +70,7 @@ def test_a_user_who_takes_too_long_fails_alone(installation: Installation):
     ).failures
     assert (failure.user_id, failure.reason, failure.permanent) == ("user-1", "too_slow", False)
     assert "took longer than" in (failure.message or "")
-    assert installation.accounts.connection("user-1").status is Status.ACTIVE
+    assert connection_of(installation, "user-1").status is Status.ACTIVE
     assert [row["outcome"] for row in installation.accounts.refreshes_of("run-1")] == ["complete", "failed"]
 
 
@@ -104,14 +110,16 @@ def test_pages_that_cannot_be_loaded_stop_nobody_else_and_are_fetched_again(
     assert [row["user_id"] for row in result.failed_users] == ["user-1"]
     installation.assert_exact("user-0", 0, installation.history(3))
     assert installation.costs("user-1") == {}
-    connection = installation.accounts.connection("user-1")
+    connection = connection_of(installation, "user-1")
     assert (connection.status, connection.read_until) == (Status.ACTIVE, None)
     alarms = CliRunner().invoke(main, ["alarms"])
     assert "cannot be loaded" in " ".join(alarms.output.split())
     rebuilt = CliRunner().invoke(main, ["rebuild"])
     assert "Raw file that is not loaded" in rebuilt.output
 
-    installation.openai.simulator.frozen_now += timedelta(hours=1)
+    simulator = installation.openai.simulator
+    assert simulator.frozen_now is not None
+    simulator.frozen_now += timedelta(hours=1)
     assert installation.refresh().failed_users == []
     installation.assert_exact("user-1", 1, installation.history(3))
     assert "cannot be loaded" not in CliRunner().invoke(main, ["alarms"]).output
@@ -119,7 +127,7 @@ def test_pages_that_cannot_be_loaded_stop_nobody_else_and_are_fetched_again(
 
 def test_a_key_that_is_about_to_expire_is_reported(installation: Installation):
     now = datetime.now(UTC)
-    connection = installation.accounts.connection("user-0")
+    connection = connection_of(installation, "user-0")
     assert connection.expiry_warning(now) is None
     soon = replace(connection, key_expires_at=now + timedelta(days=13))
     assert "expires on" in (soon.expiry_warning(now) or "")
