@@ -116,7 +116,7 @@ class OpenAIAdminClient:
         if _origin(url) != (address.scheme, address.host, address.port):
             raise WrongAddress("The request was for another host than the key's own, so nothing was sent.")
         limits = self._limits
-        patience = limits.retry_seconds if retry_seconds is None else retry_seconds
+        patience = limits.retry_seconds if retry_seconds is None else min(retry_seconds, limits.retry_seconds)
         pause = limits.first_pause_seconds
         seconds, spent, repeats = limits.request_seconds, 0.0, 0
         while True:

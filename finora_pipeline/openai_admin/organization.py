@@ -127,7 +127,7 @@ class OrganizationClient:
         `group_by` defaults to what the endpoint's row says. A long window is asked for in pieces that fit
         one page each, at the same time. Days before an answer's first are taken for those before the
         organization, but not from `known_from` on, a day on which it is known to have existed.
-        `retry_seconds` stands in for the client's limit, for what is not worth as much patience.
+        `retry_seconds` shortens the client's limit, for what is not worth as much patience.
         """
         query = _Query(endpoint, _grouping(endpoint, group_by), known_from, retry_seconds)
         pieces = list(window.split(endpoint.days_per_page))
