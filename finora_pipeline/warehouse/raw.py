@@ -270,14 +270,17 @@ class RawPages:
                 yield RawFile(path, match["kind"], match["run_id"])
 
 
+# Of all writers of a process, since two may begin in one millisecond; from the clock, so that a run that is
+# executed again after a crash takes fresh names.
+_numbers = itertools.count(int(datetime.now(UTC).timestamp() * 1000))
+
+
 class RawWriter:
     """Lands the page sets of one run."""
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self._folder = folder
         self._run_id = run_id
-        # From the clock, so that a run that is executed again after a crash takes fresh names.
-        self._numbers = itertools.count(int(datetime.now(UTC).timestamp() * 1000))
 
     def land(self, page_sets: Iterable[PageSet]) -> None:
         """Writes complete reads to disk, a file a kind; when it returns they survive a crash.
@@ -289,7 +292,7 @@ class RawWriter:
             by_kind.setdefault(page_set.pages[0].endpoint.kind, []).append(page_set)
         with told_if_full(self._folder):
             for kind, sets in by_kind.items():
-                name = f"{kind}~{self._run_id}~{next(self._numbers)}.parquet"
+                name = f"{kind}~{self._run_id}~{next(_numbers)}.parquet"
                 write_whole(_table(sets, self._run_id), self._folder / name)
             _sync(self._folder)
 

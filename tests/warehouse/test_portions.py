@@ -134,3 +134,12 @@ def test_memory_and_threads_follow_settings_and_machine(monkeypatch: pytest.Monk
     assert limits(FINORA_MEMORY_LIMIT="512MiB", FINORA_THREADS="2") == (536_870_912, 2)
     monkeypatch.setattr("finora_pipeline.warehouse.machine.machine_memory_bytes", lambda: 64_000_000_000)
     assert limits() == (4_000_000_000, 4)
+
+
+def test_writers_of_one_run_never_take_the_same_name(warehouse: Warehouse):
+    raw = RawPages(warehouse.raw)
+    writers = [raw.writer("run-1") for _ in range(20)]
+    for n, writer in enumerate(writers):
+        writer.land([page_set(f"user-{n:02}", '"1.00"')])
+    load(warehouse)
+    assert rows(warehouse, "SELECT count(DISTINCT user_id) FROM daily_costs") == [(20,)]
