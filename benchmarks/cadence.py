@@ -21,9 +21,9 @@ from benchmarks.__main__ import admin_keys
 from benchmarks.finora_refresh import connect_all
 from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.definitions import build_defs
-from finora_pipeline.openai_admin.simulator.process import in_own_process
+from finora_pipeline.jobs import history_job
+from finora_pipeline.openai_simulator.process import in_own_process
 from finora_pipeline.plans import PLANS
-from finora_pipeline.schedules.jobs import history_job
 from finora_pipeline.settings import Settings
 from tests.cadence_simulation import Days, SimulatedRun
 

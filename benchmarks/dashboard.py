@@ -28,7 +28,7 @@ from finora_pipeline.accounts.model import Organization
 from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.settings import ACCESS_TOKEN, Settings
-from finora_pipeline.warehouse.warehouse import Warehouse
+from finora_pipeline.warehouse.database import Warehouse
 
 console = Console()
 MODELS, PROJECTS, MEMBERS = 6, 3, 12
@@ -105,7 +105,7 @@ def _connect(settings: Settings, user_ids: list[str]) -> None:
     accounts = accounts_of(settings)
     for user_id in track(user_ids, "Connecting", console=console, transient=True):
         key = AdminKey("sk-admin-" + "x" * 40)
-        accounts.save_connection(
+        accounts.connections.save(
             user_id,
             key,
             Organization("org-" + user_id),

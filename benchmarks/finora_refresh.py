@@ -11,10 +11,11 @@ import time
 from datetime import UTC, datetime
 
 from benchmarks.__main__ import READ, admin_keys, window_of
-from finora_pipeline import runs
-from finora_pipeline.accounts.connections import NewConnection, connect_many
 from finora_pipeline.accounts.model import Refresh
+from finora_pipeline.accounts.onboarding import NewConnection, connect_many
 from finora_pipeline.accounts.store import Accounts, accounts_of
+from finora_pipeline.cli import runs
+from finora_pipeline.instance.home import prepare_instance
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.openai_admin.pages import Window
@@ -34,9 +35,9 @@ async def connect_all(accounts: Accounts, settings: Settings, keys: list[str]) -
 def mark_as_read(accounts: Accounts, window: Window) -> None:
     """As after a first refresh: what is measured reads just these days."""
     now = datetime.now(UTC)
-    read = [Refresh(c.user_id, window.start, window.end, now, now, 0) for c in accounts.connections()]
-    accounts.record_refreshes("before", read)
-    accounts.mark_published(accounts.unpublished_reads(), now)
+    read = [Refresh(c.user_id, window.start, window.end, now, now, 0) for c in accounts.connections.all()]
+    accounts.refreshes.record("before", read)
+    accounts.refreshes.mark_published(accounts.refreshes.unpublished(), now)
 
 
 def main(base_url: str, days: int, home: str) -> None:
@@ -47,16 +48,16 @@ def main(base_url: str, days: int, home: str) -> None:
     window = window_of(days)
     mark_as_read(accounts, window)
     # The first run in a home creates Dagster's own databases, which an installation does once.
-    runs.prepare_instance(settings)
+    prepare_instance(settings)
 
     openai_admin = OpenAIAdmin(
         settings.openai_base_url,
-        readings=[endpoint for endpoint in READ if endpoint is not COSTS],
+        endpoints=[endpoint for endpoint in READ if endpoint is not COSTS],
         directory=False,
     )
     started = time.time()
     if days > 30:
-        users = [c.user_id for c in accounts.connections()]
+        users = [c.user_id for c in accounts.connections.all()]
         (result,) = runs.load_history(settings, users, openai_admin=openai_admin)
     else:
         result = runs.refresh(settings, window, openai_admin=openai_admin)

@@ -30,17 +30,17 @@ import dagster as dg
 import psutil
 
 from benchmarks.__main__ import admin_keys, window_of
-from finora_pipeline import runs
-from finora_pipeline.accounts import connections as connecting
+from finora_pipeline.accounts import onboarding as connecting
 from finora_pipeline.accounts.store import Accounts, accounts_of
-from finora_pipeline.assets.partitions import day_range_tags
+from finora_pipeline.instance.home import LOCATION, prepare_instance
+from finora_pipeline.jobs import day_range_tags
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.reading import connect as connect_reader
+from finora_pipeline.server.supervisor import check_port
 from finora_pipeline.settings import ACCESS_TOKEN, Settings
-from finora_pipeline.up import check_port
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import _GRAIN
-from finora_pipeline.warehouse.warehouse import Warehouse
 
 # The simulated clock stays within the real day.
 LAST_OF_DAY = timedelta(hours=23, minutes=59)
@@ -58,7 +58,7 @@ UNFINISHED = [
 PROCESSES = {
     "daemon": "follower dagster._daemon",
     "code server": "follower dagster api grpc",
-    "webserver": "follower finora_pipeline.dagster_web",
+    "webserver": "follower finora_pipeline.server.dagster_ui",
     "dashboard": "follower finora_pipeline dashboard",
     "a run": "spawn_main",
     "finora up": "finora_pipeline up",
@@ -115,7 +115,7 @@ class Installation:
         self._midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         self._clock = self._midnight
         self.prepare()
-        runs.prepare_instance(self.settings)
+        prepare_instance(self.settings)
         self.accounts: Accounts = accounts_of(self.settings)
 
     def prepare(self) -> None:
@@ -168,7 +168,7 @@ class Installation:
         tags = day_range_tags(window.start, window.last)
         params = {
             "selector": {
-                "repositoryLocationName": runs.LOCATION,
+                "repositoryLocationName": LOCATION,
                 "repositoryName": "__repository__",
                 "jobName": "refresh",
             },
@@ -265,7 +265,7 @@ class Installation:
         held: dict[str, dict[str, Decimal]] = defaultdict(dict)
         for user_id, day, project_id, line_item, amount in rows:
             held[user_id][f"{day}|{project_id}|{line_item}"] = amount
-        for number in range(len(self.accounts.connections())):
+        for number in range(len(self.accounts.connections.all())):
             truth = self.ask("truth", organization=number, start=window.start, end=window.end)["by_row"]
             wanted = {key: Decimal(amount) for key, amount in truth.items()}
             got = held.get(user_of(number), {})

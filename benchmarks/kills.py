@@ -42,10 +42,9 @@ from benchmarks.installation import (
     open_as_operator,
     wait_for,
 )
-from finora_pipeline import runs
-from finora_pipeline.instance_settings import INSTANCE_FILE
-from finora_pipeline.liveness import is_alive
-from finora_pipeline.openai_admin.simulator.process import in_own_process
+from finora_pipeline.data_folder.run_locks import is_alive
+from finora_pipeline.instance.config import INSTANCE_FILE, SHIPPED
+from finora_pipeline.openai_simulator.process import in_own_process
 from finora_pipeline.settings import Settings
 
 DAYS = 8
@@ -158,7 +157,7 @@ class Site(Installation):
 
     def connect_next(self, count: int) -> None:
         """Connects the next users."""
-        known = len(self.accounts.connections())
+        known = len(self.accounts.connections.all())
         self.connect(range(known, min(known + count, USERS)), PLANS)
 
     def give_work(self) -> None:
@@ -166,7 +165,7 @@ class Site(Installation):
         sensor starts by itself."""
         self.move_clock(STEP)
         todo = self.random.choice(["plan", "connect", "update"])
-        users = len(self.accounts.connections())
+        users = len(self.accounts.connections.all())
         if todo == "connect" and users < USERS:
             self.connect_next(1)
         elif todo in ("connect", "update"):
@@ -262,7 +261,7 @@ class Site(Installation):
 
 def prepared_home(settings: Settings) -> None:
     """The shipped `dagster.yaml`, but for how often the daemon looks and how long it waits."""
-    shipped = Path(runs.__file__).parent / INSTANCE_FILE
+    shipped = SHIPPED
     config = yaml.safe_load(shipped.read_text())
     config["run_launcher"]["config"] = {"start_seconds": 5}
     config["run_monitoring"] |= {"poll_interval_seconds": 2, "start_timeout_seconds": 30}

@@ -17,10 +17,10 @@ from datetime import UTC, datetime, timedelta
 from urllib.request import urlopen
 
 from finora_pipeline.openai_admin.client import Limits, open_client
-from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, COSTS
+from finora_pipeline.openai_admin.endpoints import COSTS, EXTRA_ENDPOINTS
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.pages import Window
-from finora_pipeline.openai_admin.simulator.process import in_own_process
+from finora_pipeline.openai_simulator.process import in_own_process
 
 LATENCIES = (0.0, 0.2, 0.5)
 IN_FLIGHT = (32, 256, 512)
@@ -39,7 +39,7 @@ async def read_all(base_url: str, in_flight: int, keys: list[str]) -> int:
             organization = client.organization(AdminKey(key))
             async with room:
                 await organization.read(COSTS, window)
-                await asyncio.gather(*(organization.read(e, window) for e in BESIDES_COSTS.values()))
+                await asyncio.gather(*(organization.read(e, window) for e in EXTRA_ENDPOINTS.values()))
 
         await asyncio.gather(*map(read, keys))
         return client.outcomes.total()

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finora_pipeline.openai_admin.pages import Window
-from finora_pipeline.openai_admin.simulator import OrganizationSpec, Simulator, running
+from finora_pipeline.openai_simulator import OrganizationSpec, Simulator, running
 from finora_pipeline.reading import connect
 from finora_pipeline.settings import Settings
 

@@ -15,15 +15,16 @@ from datetime import UTC, datetime, timedelta
 
 from benchmarks.__main__ import admin_keys, window_of
 from benchmarks.finora_refresh import connect_all, mark_as_read
-from finora_pipeline import runs
 from finora_pipeline.accounts.store import Accounts, accounts_of
+from finora_pipeline.cli import runs
+from finora_pipeline.ingest.publish import publish_refreshes
+from finora_pipeline.instance.home import prepare_instance
 from finora_pipeline.reading import connect
-from finora_pipeline.refresh.serve import publish_refreshes
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse import retention
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import rebuild, replace_warehouse
-from finora_pipeline.warehouse.warehouse import Warehouse
 
 # How far OpenAI's clock moves before each refresh after the first: days that are not settled change.
 MOVED = timedelta(minutes=37)
@@ -71,14 +72,14 @@ def load_history(settings: Settings, accounts: Accounts, base_url: str) -> tuple
     """Loads the whole history of all users; returns the seconds, and what failed."""
     asyncio.run(connect_all(accounts, settings, admin_keys(base_url)))
     began = time.monotonic()
-    results = runs.load_history(settings, [c.user_id for c in accounts.connections()])
+    results = runs.load_history(settings, [c.user_id for c in accounts.connections.all()])
     seconds = time.monotonic() - began
     return [seconds], [failure for result in results for failure in failures_of(result, "history")]
 
 
 def failures_of(result: runs.RunResult, label: str) -> list[str]:
     failures = [f"{label}: {error}" for error in result.errors]
-    return failures + [f"{label}: {row['user_id']}: {row['message']}" for row in result.failed_users]
+    return failures + [f"{label}: {one.user_id}: {one.message}" for one in result.failed_users]
 
 
 def compare_rebuilt(warehouse: Warehouse) -> tuple[list[float], list[str]]:
@@ -102,7 +103,7 @@ def keep_up(accounts: Accounts, warehouse: Warehouse) -> tuple[list[float], list
     """Does what a night's upkeep does, as if a week had passed, and publishes; returns the seconds."""
     today = datetime.now(UTC).date()
     began = time.monotonic()
-    retention.prune(warehouse, lambda: accounts.kept_from(datetime.now(UTC)))
+    retention.prune(warehouse, lambda: accounts.users.kept_from(datetime.now(UTC)))
     retention.thin(warehouse, today + timedelta(days=1))
     retention.cluster(warehouse, today)
     publish_refreshes(accounts, warehouse)
@@ -113,7 +114,7 @@ def main(step: str, base_url: str, days: int, refreshes: int, home: str) -> None
     settings = Settings.from_environment({"FINORA_HOME": home, "OPENAI_BASE_URL": base_url})
     accounts = accounts_of(settings)
     warehouse = Warehouse(settings.home)
-    runs.prepare_instance(settings)
+    prepare_instance(settings)
     halvings = Halvings()
     for name in ("finora_pipeline.warehouse", "finora.warehouse"):
         logging.getLogger(name).addHandler(halvings)
@@ -128,8 +129,8 @@ def main(step: str, base_url: str, days: int, refreshes: int, home: str) -> None
     else:
         seconds, failures = replace_and_publish(accounts, warehouse)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    users = [connection.user_id for connection in accounts.connections()]
-    for user_id, parts in accounts.part_failures(users).items():
+    users = [connection.user_id for connection in accounts.connections.all()]
+    for user_id, parts in accounts.refreshes.part_failures(users).items():
         failures += [f"{user_id}, {one.part} since {one.since}: {one.message}" for one in parts]
     failures += [f"quarantined: {one.file.name}" for one in RawPages(warehouse.raw).quarantined()]
     with connect(settings.published_database) as connection:

@@ -17,10 +17,11 @@ from rich.table import Table
 
 from benchmarks.__main__ import admin_keys, window_of
 from benchmarks.finora_refresh import connect_all
-from finora_pipeline import runs
 from finora_pipeline.accounts.store import accounts_of
-from finora_pipeline.openai_admin.simulator.process import in_own_process
-from finora_pipeline.run_history import prune_runs
+from finora_pipeline.cli import runs
+from finora_pipeline.instance.home import prepare_instance
+from finora_pipeline.instance.run_retention import prune_runs
+from finora_pipeline.openai_simulator.process import in_own_process
 from finora_pipeline.settings import Settings
 
 # From benchmarks.cadence: a simulated day of all four plans.
@@ -38,7 +39,7 @@ def main(count: int) -> None:
         settings = Settings.from_environment({"FINORA_HOME": folder, "OPENAI_BASE_URL": base_url})
         accounts = accounts_of(settings)
         asyncio.run(connect_all(accounts, settings, admin_keys(base_url)))
-        runs.prepare_instance(settings)
+        prepare_instance(settings)
         sizes = [_bytes(settings.dagster_home)]
         for _ in track(range(count), description="refreshes"):
             runs.refresh(settings, window_of(4))

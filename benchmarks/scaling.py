@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.__main__ import Workload, measure_once, measured_child
-from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS
-from finora_pipeline.openai_admin.simulator.process import in_own_process
+from finora_pipeline.openai_admin.endpoints import EXTRA_ENDPOINTS
+from finora_pipeline.openai_simulator.process import in_own_process
 
 console = Console()
 PROJECTS = 3
 # Costs, all that is read besides, and the directory: projects, members, and the keys of each project.
-FEWEST_REQUESTS = 1 + len(BESIDES_COSTS) + 2 + PROJECTS
+FEWEST_REQUESTS = 1 + len(EXTRA_ENDPOINTS) + 2 + PROJECTS
 MOST_MEMORY = 1.3
 MOST_TIME = 1.2
 

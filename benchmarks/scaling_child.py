@@ -15,8 +15,9 @@ from datetime import UTC, datetime, timedelta
 
 from benchmarks.__main__ import admin_keys, warm, window_of
 from benchmarks.finora_refresh import connect_all, mark_as_read
-from finora_pipeline import runs
 from finora_pipeline.accounts.store import accounts_of
+from finora_pipeline.cli import runs
+from finora_pipeline.instance.home import prepare_instance
 from finora_pipeline.settings import Settings
 
 
@@ -31,12 +32,12 @@ def main(mode: str, base_url: str, days: int, home: str) -> None:
     settings = Settings.from_environment({"FINORA_HOME": home, "OPENAI_BASE_URL": base_url})
     accounts = accounts_of(settings)
     asyncio.run(connect_all(accounts, settings, admin_keys(base_url)))
-    runs.prepare_instance(settings)
+    prepare_instance(settings)
     if mode == "everything":
         mark_as_read(accounts, window_of(days))
         results = [runs.refresh(settings, window_of(days))]
     else:
-        (loaded,) = runs.load_history(settings, [c.user_id for c in accounts.connections()])
+        (loaded,) = runs.load_history(settings, [c.user_id for c in accounts.connections.all()])
         assert loaded.succeeded, loaded.errors
         # The first refresh after a load reads the directory, which is once a day.
         results = []

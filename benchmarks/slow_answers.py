@@ -22,9 +22,10 @@ from pathlib import Path
 
 from benchmarks.__main__ import admin_keys, window_of
 from benchmarks.finora_refresh import connect_all, mark_as_read
-from finora_pipeline import runs
 from finora_pipeline.accounts.store import accounts_of
-from finora_pipeline.openai_admin.simulator import OrganizationSpec, Simulator, running
+from finora_pipeline.cli import runs
+from finora_pipeline.instance.home import prepare_instance
+from finora_pipeline.openai_simulator import OrganizationSpec, Simulator, running
 from finora_pipeline.reading import NothingPublished, connect
 from finora_pipeline.settings import Settings
 
@@ -91,7 +92,7 @@ def measure(base_url: str, home: str, fault: str) -> None:
     asyncio.run(connect_all(accounts, settings, keys))
     window = window_of(DAYS)
     mark_as_read(accounts, window)
-    runs.prepare_instance(settings)
+    prepare_instance(settings)
     if parameters := json.loads(fault):
         query = urllib.parse.urlencode(parameters | {"organization": len(keys) - 1})
         urllib.request.urlopen(base_url.removesuffix("/v1") + f"/_simulator/faults?{query}").close()
@@ -102,9 +103,9 @@ def measure(base_url: str, home: str, fault: str) -> None:
     watch.stop()
     assert result.succeeded, result.errors
     slow = f"user-{len(keys) - 1:05d}"
-    assert {row["user_id"] for row in result.failed_users} <= {slow}, result.failed_users
-    reasons = [row["reason"] for row in result.failed_users]
-    parts = [f"{one.part}: {one.reason}" for one in accounts.part_failures([slow]).get(slow, [])]
+    assert {row.user_id for row in result.failed_users} <= {slow}, result.failed_users
+    reasons = [row.reason for row in result.failed_users]
+    parts = [f"{one.part}: {one.reason}" for one in accounts.refreshes.part_failures([slow]).get(slow, [])]
     print(
         json.dumps({"published": watch.seconds or seconds, "ended": seconds, "slow": [*reasons, *parts]}),
         flush=True,

@@ -36,11 +36,11 @@ from sqlalchemy import func, select
 
 from benchmarks.fast import accelerate, fast_copy
 from benchmarks.installation import PROCESSES, Installation, NotHealed, open_as_operator, user_of, wait_for
+from finora_pipeline.accounts.database import refreshes
 from finora_pipeline.accounts.model import AccountsError, Status
-from finora_pipeline.accounts.schema import refreshes
 from finora_pipeline.openai_admin.errors import OpenAIAdminError
-from finora_pipeline.openai_admin.simulator import FaultKind, KeyState
-from finora_pipeline.openai_admin.simulator.process import in_own_process
+from finora_pipeline.openai_simulator import FaultKind, KeyState
+from finora_pipeline.openai_simulator.process import in_own_process
 from finora_pipeline.plans import PLANS
 
 # As many as the smallest plan keeps, so that every user's history is the whole truth.
@@ -133,7 +133,7 @@ class Soaked(Installation):
 
         def is_read() -> bool:
             self.check_up()
-            return all(c.last_refresh_at for c in self.accounts.connections())
+            return all(c.last_refresh_at for c in self.accounts.connections.all())
 
         wait_for("the first read of everybody", is_read, WARM_UP_PATIENCE)
 
@@ -165,7 +165,7 @@ class Soaked(Installation):
     def restore(self) -> None:
         """Users who have been told that their key is refused bring one that works."""
         for number in sorted(self._revoked):
-            connection = self.accounts.connection(user_of(number))
+            connection = self.accounts.connections.get(user_of(number))
             if connection and connection.status is Status.NEEDS_ATTENTION:
                 self.ask("keys", organization=number, state=KeyState.ACTIVE)
                 # Their organization may fail in another way just now; they try again.
@@ -177,7 +177,7 @@ class Soaked(Installation):
     def look_at_pages(self) -> None:
         """As an operator and a monitoring system do."""
         user_id = user_of(self.random.randrange(self.users))
-        plan = self.accounts.plan_of(user_id)
+        plan = self.accounts.users.plan_of(user_id)
         ui, health = self._ports
         pages = ["overview", "state", "plan", "settings/keys"]
         page = self.random.choice([*pages, "overview.csv"] if plan and plan.csv_exports else pages)
@@ -200,7 +200,7 @@ class Soaked(Installation):
             self.ask("keys", organization=number, state=KeyState.ACTIVE)
         # What is going may still be refused.
         wait_for("an end of all runs", lambda: not self.unfinished())
-        for connection in self.accounts.connections():
+        for connection in self.accounts.connections.all():
             if connection.status is Status.NEEDS_ATTENTION:
                 self.update(int(connection.user_id.removeprefix("user-")))
 
@@ -212,7 +212,7 @@ class Soaked(Installation):
         self._sample_memory(at)
 
     def _sample_ages(self) -> None:
-        connections = self.accounts.connections()
+        connections = self.accounts.connections.all()
         failed = self._last_failures()
         now = datetime.now(UTC)
         for connection in connections:
@@ -237,7 +237,7 @@ class Soaked(Installation):
             .where(refreshes.c.outcome == "failed")
             .group_by(refreshes.c.user_id)
         )
-        with self.accounts.database.connect() as database:
+        with self.accounts.database.read() as database:
             return {row[0]: row[1] for row in database.execute(query)}
 
     def _sample_memory(self, at: float) -> None:
@@ -356,7 +356,7 @@ def _go_on(site: Soaked, seconds: float, progress: Progress, task: TaskID) -> No
 def _table_of_ages(site: Soaked) -> Table:
     seen = site.seen
     table = Table("plan", "users", "promise", "median age", "worst age", "kept", "worst of who failed")
-    connections = [c for c in site.accounts.connections() if c.user_id not in site.permanent]
+    connections = [c for c in site.accounts.connections.all() if c.user_id not in site.permanent]
     for name, plan in PLANS.items():
         ages, failing = seen.ages[name], seen.failing[name]
         broken = seen.broken[name]
@@ -385,7 +385,7 @@ def _tables_of_work(site: Soaked) -> Iterator[Table]:
     for name, count in seen.faults.most_common():
         table.add_row(f"faults: {name}", str(count))
     table.add_section()
-    outcomes = site.accounts.outcomes_since(datetime.now(UTC) - timedelta(days=1))
+    outcomes = site.accounts.refreshes.outcomes_since(datetime.now(UTC) - timedelta(days=1))
     for name, (count, pages) in sorted(outcomes.items()):
         table.add_row(f"reads: {name}", f"{count:,} of {pages:,} pages")
     failed, healed = _healed(site)
@@ -420,7 +420,7 @@ def _healed(site: Soaked) -> tuple[int, int]:
     )
     last: dict[str, str] = {}
     failed: set[str] = set()
-    with site.accounts.database.connect() as database:
+    with site.accounts.database.read() as database:
         for user_id, outcome, _ in database.execute(query):
             last[user_id] = outcome
             if outcome == "failed":

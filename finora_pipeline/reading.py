@@ -7,10 +7,10 @@ from typing import Literal
 import duckdb
 import pandas as pd
 
-from finora_pipeline.disk import published_store, storage_errors
+from finora_pipeline.data_folder.disk import published_store, storage_errors
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.machine import duckdb_limits
-from finora_pipeline.warehouse.published import DATABASE, attach, close_off
+from finora_pipeline.warehouse.snapshot import DATABASE, attach, close_off
 
 # What a column of amounts becomes where floats are asked for.
 _FLOATS = {"DECIMAL(38,18)": "DOUBLE", "DECIMAL(38,18)[]": "DOUBLE[]"}

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -16,20 +15,18 @@ import yaml
 from dagster._vendored.croniter.croniter import croniter
 from sqlalchemy import insert, select, update
 
-from finora_pipeline import runs
+from finora_pipeline.accounts.database import connections, users
 from finora_pipeline.accounts.model import Connection, Read, Refresh
-from finora_pipeline.accounts.schema import connections, users
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.partitions import USERS_NAME
-from finora_pipeline.instance_settings import INSTANCE_FILE
+from finora_pipeline.ingest.selection import select_connections
+from finora_pipeline.ingest.windows import trailing_window
+from finora_pipeline.instance.config import SHIPPED
+from finora_pipeline.jobs import BATCH_TAG, PLAN_TAG, history_job
 from finora_pipeline.plans import PLANS, Plan
-from finora_pipeline.refresh.fetch import select_connections
-from finora_pipeline.refresh.windows import trailing_window
-from finora_pipeline.schedules.jobs import BATCH_TAG, history_job
-from finora_pipeline.schedules.refresh import PLAN_TAG
 
 MINUTE = timedelta(minutes=1)
-_LIMITS = yaml.safe_load((Path(runs.__file__).parent / INSTANCE_FILE).read_text())["concurrency"]["runs"]
+_LIMITS = yaml.safe_load(SHIPPED.read_text())["concurrency"]["runs"]
 MOST_RUNS: int = _LIMITS["max_concurrent_runs"]
 (MOST_BATCHES,) = (limit["limit"] for limit in _LIMITS["tag_concurrency_limits"] if limit["key"] in BATCH_TAG)
 
@@ -89,8 +86,7 @@ class Days:
 
     def arrive(self, template: str, user_ids: list[str], plan: str) -> None:
         """Connects more users, as the one whose rows are taken as a pattern."""
-        engine = self.accounts._write
-        with engine.begin() as database:
+        with self.accounts.database.write() as database:
             user = database.execute(select(users).where(users.c.user_id == template)).mappings().one()
             one = (
                 database.execute(select(connections).where(connections.c.user_id == template))
@@ -107,7 +103,7 @@ class Days:
 
     def settle(self, user_ids: list[str], refreshed_at: datetime) -> None:
         """Users who have been here for long: read whole, last at that moment."""
-        with self.accounts._write.begin() as database:
+        with self.accounts.database.write() as database:
             database.execute(
                 update(connections)
                 .where(connections.c.user_id.in_(user_ids))
@@ -146,7 +142,7 @@ class Days:
 
     def _sense(self) -> None:
         # A sensor that finds no change costs as much to ask as one that does.
-        found = len(self.accounts.user_ids())
+        found = len(self.accounts.users.ids())
         if found == self._known_users:
             return
         self._known_users = found
@@ -220,9 +216,9 @@ class Days:
             else one
             for c, one in zip(run.reads, read, strict=True)
         ]
-        self.accounts.record_refreshes(run.run_id, read)
+        self.accounts.refreshes.record(run.run_id, read)
         done = [Read(run.run_id, one.user_id, one.started_at, one.window_end) for one in read]
-        self.accounts.mark_published(done, self.now)
+        self.accounts.refreshes.mark_published(done, self.now)
         self._instance.run_storage.delete_run(run.run_id)
         self._runs.remove(run)
         self._last_refresh.clear()
@@ -230,7 +226,8 @@ class Days:
     def _measure(self) -> None:
         if len(self._last_refresh) != self._known_users or not self._last_refresh:
             self._last_refresh = {
-                c.user_id: (c.plan, c.last_refresh_at or c.connected_at) for c in self.accounts.connections()
+                c.user_id: (c.plan, c.last_refresh_at or c.connected_at)
+                for c in self.accounts.connections.all()
             }
         for plan, since in self._last_refresh.values():
             self.worst[plan.name] = max(self.worst.get(plan.name, timedelta(0)), self.now - since)

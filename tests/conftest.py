@@ -7,35 +7,41 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from uuid import uuid4
 
 import duckdb
 import pytest
 
-from finora_pipeline import runs
 from finora_pipeline.accounts.actors import DAEMON, act_as
-from finora_pipeline.accounts.connections import NewConnection, connect_many
-from finora_pipeline.accounts.model import Connection
+from finora_pipeline.accounts.model import Connection, PartFailure
+from finora_pipeline.accounts.onboarding import NewConnection, connect_many
 from finora_pipeline.accounts.store import Accounts, accounts_of
+from finora_pipeline.assets import raw_pages
+from finora_pipeline.cli import runs
+from finora_pipeline.ingest.fetch import FetchPlan, OnUserDone, fetch
+from finora_pipeline.ingest.landing import Fetched, Landing
+from finora_pipeline.ingest.publish import publish_refreshes
+from finora_pipeline.ingest.run import fetch_and_land
+from finora_pipeline.ingest.selection import select_connections
+from finora_pipeline.ingest.windows import trailing_window
+from finora_pipeline.instance.home import prepare_instance
 from finora_pipeline.openai_admin.client import Limits, open_client
 from finora_pipeline.openai_admin.pages import Window
-from finora_pipeline.openai_admin.simulator import OrganizationSpec, SimulatedOrganization, Simulator, running
+from finora_pipeline.openai_simulator import OrganizationSpec, SimulatedOrganization, Simulator, running
 from finora_pipeline.reading import connect as connect_reader
-from finora_pipeline.refresh.fetch import select_connections
-from finora_pipeline.refresh.read import read_and_land
-from finora_pipeline.refresh.serve import publish_refreshes
-from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.openai_admin import OpenAIAdmin
 from finora_pipeline.settings import ACCOUNTS_URL, Settings
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import KINDS, load_pending
 from finora_pipeline.warehouse.metrics import refresh_metrics
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.postgres_server import PostgresServer, postgres_binaries, running_postgres
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -144,8 +150,18 @@ def fresh_dagster_home() -> Path:
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DAGSTER_HOME", "")
-        runs.prepare_instance(Settings.from_environment({"FINORA_HOME": str(home)}))
+        prepare_instance(Settings.from_environment({"FINORA_HOME": str(home)}))
     return home / "dagster"
+
+
+@contextmanager
+def watching(on_user_done: OnUserDone | None) -> Iterator[None]:
+    """Has runs within the block call this after each user's fetch, in place of their own log."""
+    if on_user_done is None:
+        yield
+        return
+    with mock.patch.object(raw_pages, "progress_log", lambda _: on_user_done):
+        yield
 
 
 class Installation:
@@ -164,7 +180,7 @@ class Installation:
     def connect(self, plan: str = "growth", users: Sequence[str] | None = None) -> list[str]:
         """Connects a user to each simulated organization, `user-0` to the first, and returns their ids; those
         who are connected stay as they are."""
-        known = {connection.user_id for connection in self.accounts.connections()}
+        known = {connection.user_id for connection in self.accounts.connections.all()}
         organizations = self.openai.organizations
         user_ids = list(users or [f"user-{n}" for n in range(len(organizations))])
         lines = [
@@ -195,19 +211,53 @@ class Installation:
         warehouse = Warehouse(self.settings.home)
         chosen = select_connections(self.accounts, plan=plan, user_ids=users, skip_missing=True)
         asked = window or trailing_window(self.today)
-        read_and_land(run_id, chosen, asked, self.accounts, self.openai_admin, warehouse)
+        plan_of_run = FetchPlan.of(chosen, asked, datetime.now(UTC).date(), failures=self.part_failures())
+        fetch_and_land(run_id, plan_of_run, self.accounts, self.openai_admin, warehouse)
         loaded = load_pending(warehouse, KINDS, run_id)
         assert not any(loaded.repeated.values())
-        computed = refresh_metrics(warehouse, self.accounts.user_ids(), datetime.now(UTC).date())
+        computed = refresh_metrics(warehouse, self.accounts.users.ids(), datetime.now(UTC).date())
         assert not computed.unequal
         publish_refreshes(self.accounts, warehouse)
-        return runs.RunResult(run_id, True, self.accounts.refreshes_of(run_id), [])
+        return runs.RunResult(run_id, True, self.accounts.refreshes.of_run(run_id), [])
 
-    def run(self, window: Window | None = None, **options: Any) -> runs.RunResult:
-        """A real run of the refresh job in this process."""
-        return runs.refresh(
-            self.settings, window or trailing_window(self.today), openai_admin=self.openai_admin, **options
-        )
+    def part_failures(self) -> dict[str, list[PartFailure]]:
+        """The optional parts that OpenAI did not give of late, by user."""
+        return self.accounts.refreshes.part_failures(self.accounts.users.ids())
+
+    def run(
+        self, window: Window | None = None, *, on_user_done: OnUserDone | None = None, **options: Any
+    ) -> runs.RunResult:
+        """A real run of the refresh job in this process; `on_user_done` is called after each user's fetch."""
+        with watching(on_user_done):
+            return runs.refresh(
+                self.settings,
+                window or trailing_window(self.today),
+                openai_admin=self.openai_admin,
+                **options,
+            )
+
+    def fetch(
+        self,
+        run_id: str,
+        *,
+        openai_admin: OpenAIAdmin | None = None,
+        today: date | None = None,
+        landing: type[Landing] = Landing,
+        **options: Any,
+    ) -> Fetched:
+        """Fetches and lands the last days of every user, nothing more; `options` are those of `FetchPlan`."""
+        today = today or self.today
+        chosen = self.accounts.connections.all()
+        plan = FetchPlan.of(chosen, trailing_window(today), today, failures=self.part_failures(), **options)
+        user_ids = [connection.user_id for connection in chosen]
+
+        async def run() -> Fetched:
+            opened = (openai_admin or self.openai_admin).organizations(self.accounts, user_ids)
+            async with opened as organizations:
+                target = landing(self.accounts, Warehouse(self.settings.home), run_id, user_ids)
+                return await fetch(organizations, plan, target)
+
+        return asyncio.run(run())
 
     def sql(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """Rows of the published file."""

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
 
-from finora_pipeline.openai_admin.simulator import OrganizationSpec, Simulator, running
+from finora_pipeline.openai_simulator import OrganizationSpec, Simulator, running
 from tests.conftest import OpenAI, now_in_the_middle_of_today
 
 _versions = count(2)

@@ -17,11 +17,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from finora_pipeline import backfills
 from finora_pipeline.accounts.store import Accounts, accounts_of
-from finora_pipeline.cli import main
+from finora_pipeline.cli import backfills, main
 from finora_pipeline.cli.terminal import output
-from finora_pipeline.openai_admin.simulator import KeyState
+from finora_pipeline.openai_simulator import KeyState
 from finora_pipeline.settings import Settings
 from tests.conftest import OpenAI
 from tests.small_openai import fresh_key, small_openai
@@ -171,7 +170,7 @@ def test_connect_reads_the_key_from_the_standard_input(fresh):
     hint = f"sk-admin-…{fresh.key()[-4:]}"
     assert result.stdout == f"Connected acme ({hint}), plan growth: refreshed every 24 h.\n"
     assert "finora refresh --user acme" in result.stderr
-    assert fresh.accounts.key_ring(["acme"]).key_of("acme").reveal() == fresh.key()
+    assert fresh.accounts.connections.key_ring(["acme"]).key_of("acme").reveal() == fresh.key()
 
 
 def test_connect_as_json(fresh):
@@ -226,7 +225,7 @@ def test_update_takes_a_fresh_key(fresh):
     key = fresh_key(fresh.openai)
     said = fresh.ok("update", "--user", "acme", stdin=key)
     assert said == f"Updated acme (sk-admin-…{key[-4:]}), plan growth: refreshed every 24 h.\n"
-    assert fresh.accounts.key_ring(["acme"]).key_of("acme").reveal() == key
+    assert fresh.accounts.connections.key_ring(["acme"]).key_of("acme").reveal() == key
     again = fresh_key(fresh.openai)
     assert fresh.json("update", "--user", "acme", stdin=again)["key_hint"] == f"sk-admin-…{again[-4:]}"
 
@@ -239,7 +238,7 @@ def test_update_refuses_what_does_not_fit(fresh):
     assert "--replace-organization" in refused
     assert "This is a project key" in fresh.fails("update", "--user", "acme", stdin=PROJECT_KEY)
     assert "Missing option '--user'" in fresh.fails("update", stdin=fresh.key(), code=2)
-    assert fresh.accounts.key_ring(["acme"]).key_of("acme").reveal() == fresh.key()
+    assert fresh.accounts.connections.key_ring(["acme"]).key_of("acme").reveal() == fresh.key()
 
 
 # Connect many
@@ -257,7 +256,7 @@ def test_connect_many_connects_every_line(fresh):
         ["5", "globex", "connected", f"sk-admin-…{fresh.key(1)[-4:]}"],
     ]
     assert result.stderr == "2 connected, 0 left out.\n"
-    assert [(c.user_id, c.plan.name) for c in fresh.accounts.connections()] == [
+    assert [(c.user_id, c.plan.name) for c in fresh.accounts.connections.all()] == [
         ("acme", "growth"),
         ("globex", "trial"),
     ]
@@ -283,7 +282,7 @@ def test_connect_many_tells_bad_lines_by_number_and_connects_the_rest(fresh):
     assert "This is a project key" in told[5]["detail"]
     assert "which starts with sk-admin-, under Settings" in told[5]["detail"]
     assert told[6]["detail"] == "User acme is named twice; only the first line counts."
-    assert fresh.accounts.user_ids() == ["acme"]
+    assert fresh.accounts.users.ids() == ["acme"]
 
 
 def test_connect_many_in_a_table_fails_with_a_bad_line_as_well(fresh):
@@ -323,7 +322,7 @@ def test_connect_many_stores_nothing_of_a_line_that_says_too_little_or_much(fres
     assert (told[0][0], told[1][0]) == ("failed", "connected")
     assert says in told[0][1]
     assert [row["user_id"] for row in fresh.json("status")] == ["acme"]
-    assert fresh.accounts.user_ids() == ["acme"]
+    assert fresh.accounts.users.ids() == ["acme"]
 
 
 def test_connect_many_reads_the_lines_that_are_utf8(fresh):

@@ -61,11 +61,11 @@ def test_a_folder_with_real_connections_is_no_place_for_the_demo(install, start_
     assert "holds real connections: set FINORA_HOME to another folder for the demo" in " ".join(
         refused.stderr.split()
     )
-    assert [c.user_id for c in installation.accounts.connections()] == ["user-0"]
+    assert [c.user_id for c in installation.accounts.connections.all()] == ["user-0"]
 
 
 def test_the_question_of_the_summary_can_be_asked(tmp_path: Path):
-    from finora_pipeline.demo import QUESTION
+    from finora_pipeline.cli.demo.run import QUESTION
 
     assert QUESTION.startswith("SELECT model")
     with duckdb.connect(tmp_path / "x.duckdb") as connection:

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from finora_pipeline import http_server
-from finora_pipeline.http_server import BoundedConnection, most_connections, raise_file_limit
-from finora_pipeline.openai_admin.simulator.server import listen
+from finora_pipeline.dashboard import http_server
+from finora_pipeline.dashboard.http_server import BoundedConnection, most_connections, raise_file_limit
+from finora_pipeline.openai_simulator.server import listen
 from tests.dashboard.house import on_loopback
 
 PATIENCE = 30
@@ -153,7 +153,7 @@ def test_as_many_files_are_opened_as_the_machine_allows():
     assert (most_connections(256), most_connections(64), most_connections(10_000)) == (156, 16, 1_000)
     # In a process of its own, whose limit was lowered.
     program = (
-        "import resource; from finora_pipeline.http_server import raise_file_limit; "
+        "import resource; from finora_pipeline.dashboard.http_server import raise_file_limit; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 512)); print(raise_file_limit(), "
         "resource.getrlimit(resource.RLIMIT_NOFILE))"
     )

@@ -6,8 +6,8 @@ import dagster as dg
 import pytest
 import yaml
 
-from finora_pipeline import instance_settings
-from finora_pipeline.instance_settings import InstanceFileError, drift, write_instance_file
+from finora_pipeline.instance import config as instance_settings
+from finora_pipeline.instance.config import InstanceFileError, drift, write_instance_file
 
 EARLIER = """\
 telemetry:

@@ -2,16 +2,14 @@
 
 import asyncio
 
+from finora_pipeline.ingest.windows import trailing_window
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.endpoints import Endpoint
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.pages import decode_usage
-from finora_pipeline.refresh.fetch import fetch
-from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.openai_admin import OpenAIAdmin
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import KINDS, load_pending
-from finora_pipeline.warehouse.raw import RawPages
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation
 
 ROW = Endpoint(
@@ -29,24 +27,10 @@ def test_a_new_endpoint_is_one_row(start_openai, install):
     warehouse = Warehouse(installation.settings.home)
     window = trailing_window(installation.today)
 
-    async def read() -> int:
-        resource = OpenAIAdmin.of(installation.settings)
-        async with resource.organizations(installation.accounts, ["user-0"]) as organizations:
-            fetched = await fetch(
-                installation.accounts,
-                organizations,
-                RawPages(warehouse.raw),
-                installation.accounts.connections(),
-                window,
-                installation.today,
-                "one-row",
-                readings=(ROW,),
-                with_directory=False,
-            )
-        assert fetched.failures == []
-        return load_pending(warehouse, KINDS, "one-row").usage_rows
-
-    rows = asyncio.run(read())
+    admin = OpenAIAdmin.of(installation.settings)
+    fetched = installation.fetch("one-row", openai_admin=admin, endpoints=(ROW,), with_directory=False)
+    assert fetched.failures == []
+    rows = load_pending(warehouse, KINDS, "one-row").usage_rows
     with warehouse.writing() as connection:
         found = connection.execute(
             "SELECT service, count(*), sum(characters), sum(requests) FROM daily_usage GROUP BY service"

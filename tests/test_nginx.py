@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from finora_pipeline.accounts.sign_in import SignIn
 from tests.conftest import Installation
 from tests.test_up import PATIENCE, Served, free_port, served_up
 
@@ -102,7 +101,7 @@ def documented() -> str:
 
 def test_strangers_behind_a_default_nginx_are_no_operators(start_openai, install, tmp_path: Path):
     installation: Installation = install(start_openai(days=1))
-    installation.accounts.add_user("acme", "growth")
+    installation.accounts.users.add("acme", "growth")
     with served_up(installation) as served:
         for name, paths in (
             ("Dashboard", ("/", "/users", "/users/acme/overview.csv", "/users/acme/settings/keys")),
@@ -125,14 +124,14 @@ def test_strangers_behind_a_default_nginx_are_no_operators(start_openai, install
                 for path in ("/users/acme/plan", "/graphql"):
                     answer = stranger.post(path, data={"plan": "scale"}, headers=own)
                     assert answer.status_code in (401, 404), path
-        assert installation.accounts.plans()["acme"].name == "growth"
+        assert installation.accounts.users.plans()["acme"].name == "growth"
 
 
 @pytest.fixture
 def public(start_openai, install, tmp_path: Path) -> Iterator[tuple[Served, httpx.Client]]:
     installation: Installation = install(start_openai(days=1))
-    installation.accounts.add_user("acme", "growth")
-    people = SignIn(installation.accounts.database)
+    installation.accounts.users.add("acme", "growth")
+    people = installation.accounts.logins
     people.save(OPERATOR, user_id=None, password=PASSWORD)
     people.save(USER, user_id="acme", password=PASSWORD)
     make_certificate(tmp_path)

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import finora_pipeline
 from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.cli import main
-from finora_pipeline.private_files import open_lock, secure_home
+from finora_pipeline.data_folder.private_files import open_lock, secure_home
 from finora_pipeline.settings import Settings, SettingsError
 
 # An account with nothing of its own: nobody's number on Linux.
@@ -275,16 +275,16 @@ def test_securing_a_folder_leaves_the_locks_of_its_open_database(tmp_path: Path)
     """POSIX locks of a process end with any descriptor of the file: SQLite's must not be closed for it."""
     settings = settings_of(tmp_path / "home")
     accounts = accounts_of(settings)
-    assert accounts.user_ids() == []
+    assert accounts.users.ids() == []
     secure_home(settings, whole=True)
     program = (
         "from finora_pipeline.accounts.store import accounts_of; "
         "from finora_pipeline.settings import Settings; "
-        "accounts = accounts_of(Settings.from_environment()); accounts.add_user('acme'); "
-        "accounts.database.dispose()"
+        "accounts = accounts_of(Settings.from_environment()); accounts.users.add('acme'); "
+        "accounts.database.engine.dispose()"
     )
     environment = os.environ | {"FINORA_HOME": str(settings.home)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
     # The other process was not the last to close it, so the log that this one reads and writes is there.
     assert (settings.home / "accounts.sqlite-wal").exists()
-    assert accounts.user_ids() == ["acme"]
+    assert accounts.users.ids() == ["acme"]

@@ -7,12 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from finora_pipeline.accounts.connections import NewConnection, Organizations, connect_many
+from finora_pipeline.accounts.onboarding import NewConnection, connect_many
+from finora_pipeline.ingest.fetch import Budgets
+from finora_pipeline.ingest.landing import Fetched, Landing
 from finora_pipeline.openai_admin.client import open_client
-from finora_pipeline.refresh.fetch import Budgets, Fetched, fetch
-from finora_pipeline.refresh.windows import trailing_window
-from finora_pipeline.warehouse.raw import RawPages
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.cases.conftest import key_of
 from tests.cases.organizations import usual
 from tests.cases.server import CaseServer, Organization, playing
@@ -63,39 +61,26 @@ def connect(installation: Installation, lines: str) -> None:
     asyncio.run(run())
 
 
-def read(installation: Installation, **callbacks: Any) -> Fetched:
+def fetch(installation: Installation, landing: type[Landing]) -> Fetched:
     """A fetch of both users that looks for slow ones all the time."""
-    accounts = installation.accounts
-    chosen = accounts.connections()
-
-    async def run() -> Fetched:
-        async with open_client(installation.settings.openai_base_url, QUICK) as client:
-            ring = accounts.key_ring([one.user_id for one in chosen])
-            raw = RawPages(Warehouse(installation.settings.home).raw)
-            window = trailing_window(installation.today)
-            organizations = Organizations(client, ring, client.base_url)
-            return await fetch(
-                accounts, organizations, raw, chosen, window, installation.today, RUN,
-                with_directory=False, budgets=QUIET, **callbacks,
-            )  # fmt: skip
-
-    return asyncio.run(run())
+    return installation.fetch(RUN, landing=landing, with_directory=False, budgets=QUIET)
 
 
 def users_read(installation: Installation) -> list[str]:
-    return [row["user_id"] for row in installation.accounts.refreshes_of(RUN)]
+    return [row.user_id for row in installation.accounts.refreshes.of_run(RUN)]
 
 
-def test_others_are_published_before_a_slow_user_has_been_read(
+def test_others_are_published_before_a_slow_user_has_been_fetched(
     server: WaitingServer, installation: Installation
 ):
     seen: list[list[str]] = []
 
-    def publish() -> None:
-        seen.append(users_read(installation))
-        server.go_on.set()
+    class Publishing(Landing):
+        def load_and_publish(self) -> None:
+            seen.append(users_read(installation))
+            server.go_on.set()
 
-    assert read(installation, publish_ahead=publish).failures == []
+    assert fetch(installation, Publishing).failures == []
     assert seen == [["fast"]]
     assert users_read(installation) == ["fast", "slow"]
 
@@ -103,20 +88,23 @@ def test_others_are_published_before_a_slow_user_has_been_read(
 def test_a_slow_user_that_ends_while_pages_are_loaded_ends_the_run_well(
     server: WaitingServer, installation: Installation
 ):
-    def load_until_all_is_read(all_read: Event) -> None:
-        server.go_on.set()
-        assert all_read.wait(10)
+    class Loading(Landing):
+        def load_ahead(self, all_fetched: Event) -> None:
+            server.go_on.set()
+            assert all_fetched.wait(10)
 
-    read(installation, load_ahead=load_until_all_is_read, publish_ahead=lambda: None)
+        def load_and_publish(self) -> None:
+            pass
+
+    fetch(installation, Loading)
     assert users_read(installation) == ["fast", "slow"]
 
 
-def test_what_fails_while_it_publishes_for_others_loses_no_read(
-    server: WaitingServer, installation: Installation
-):
-    def publish() -> None:
-        server.go_on.set()
-        raise RuntimeError("This fails here, and at the end of the run again.")
+def test_a_failed_publication_for_others_loses_no_user(server: WaitingServer, installation: Installation):
+    class Failing(Landing):
+        def load_and_publish(self) -> None:
+            server.go_on.set()
+            raise RuntimeError("This fails here, and at the end of the run again.")
 
-    read(installation, publish_ahead=publish)
+    fetch(installation, Failing)
     assert users_read(installation) == ["fast", "slow"]

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 import finora_pipeline
 from finora_pipeline.cli import main
-from finora_pipeline.disk import DatabaseDamaged
+from finora_pipeline.data_folder.disk import DatabaseDamaged
 from finora_pipeline.reading import NothingPublished
 from tests.conftest import Installation
 from tests.small_openai import small_openai

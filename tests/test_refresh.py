@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from finora_pipeline import runs
+from finora_pipeline.cli import runs
+from finora_pipeline.ingest import fetch
+from finora_pipeline.ingest.selection import already_fetched
+from finora_pipeline.ingest.windows import trailing_window
 from finora_pipeline.openai_admin.pages import Window
-from finora_pipeline.refresh import fetch
-from finora_pipeline.refresh.windows import trailing_window
 
 
 def test_first_refresh_reads_the_plans_whole_history(start_openai, install):
@@ -43,7 +44,7 @@ def test_same_refresh_twice_changes_nothing(start_openai, install):
 def test_one_long_window_leaves_room_for_many_short_ones():
     async def most_at_once(days: list[int]) -> int:
         """How many of these windows are read at the same time, of all that are asked for at once."""
-        room, reading, most = fetch._Room(900), 0, 0
+        room, reading, most = fetch._DayBudget(900), 0, 0
 
         async def read(window: int) -> None:
             nonlocal reading, most
@@ -67,8 +68,8 @@ def test_one_long_window_leaves_room_for_many_short_ones():
 def test_a_history_that_a_cut_short_run_has_read_is_not_read_again(plan: str, start_openai, install):
     installation = install(start_openai(days=6, services=False))
     installation.connect(plan=plan)
-    chosen = [replace(installation.accounts.connection("user-0"), history_from=None, read_until=None)]
+    chosen = [replace(installation.accounts.connections.get("user-0"), history_from=None, read_until=None)]
     asked = trailing_window(installation.today)
     (loaded,) = runs.load_history(installation.settings, ["user-0"], openai_admin=installation.openai_admin)
     assert loaded.succeeded, loaded.errors
-    assert fetch.read_before(installation.accounts, loaded.run_id, chosen, asked) == {"user-0"}
+    assert already_fetched(installation.accounts, loaded.run_id, chosen, asked) == {"user-0"}

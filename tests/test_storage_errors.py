@@ -15,11 +15,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from finora_pipeline.cli import main
-from finora_pipeline.disk import DatabaseDamaged
+from finora_pipeline.data_folder.disk import DatabaseDamaged
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.publish import publish
 from finora_pipeline.warehouse.rebuild import rebuild, replace_warehouse
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 

@@ -18,9 +18,9 @@ import httpx
 import pytest
 import yaml
 
-from finora_pipeline import up as supervisor
-from finora_pipeline.backfills import backfill_state, launch_backfill
-from finora_pipeline.schedules.jobs import BATCH_TAG, USER_TAG
+from finora_pipeline.cli.backfills import backfill_state, launch_backfill
+from finora_pipeline.jobs import BATCH_TAG, USER_TAG
+from finora_pipeline.server import supervisor
 from tests.conftest import Installation
 
 PATIENCE = 60
@@ -151,7 +151,7 @@ def test_an_installation_is_served_watched_and_ended(start_openai, install):
         assert run.tags["dagster/asset_partition_range_end"] == days.last.isoformat()
         assert run.tags[USER_TAG] == "user-0"
         assert run.tags.items() >= BATCH_TAG.items()
-        assert [read["user_id"] for read in installation.accounts.refreshes_of(run.run_id)] == ["user-0"]
+        assert [read.user_id for read in installation.accounts.refreshes.of_run(run.run_id)] == ["user-0"]
         assert backfill_state(installation.accounts, backfill_id).users_read == 1
 
         os.kill(before["daemon"]["pid"], signal.SIGKILL)

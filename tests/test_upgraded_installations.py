@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from finora_pipeline.cli import main
-from finora_pipeline.openai_admin.simulator import OrganizationSpec, Simulator, running
-from finora_pipeline.refresh.windows import TRAILING_DAYS
+from finora_pipeline.ingest.windows import TRAILING_DAYS
+from finora_pipeline.openai_simulator import OrganizationSpec, Simulator, running
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.schema import SCHEMA_NUMBER
-from finora_pipeline.warehouse.warehouse import Warehouse
 
 FOLDER = Path(__file__).parent / "fixtures" / "installations"
 # Both organizations have costs from this day on; the folders were made on the second.

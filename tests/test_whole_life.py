@@ -17,26 +17,26 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from finora_pipeline import runs
-from finora_pipeline.accounts.connections import check_key
-from finora_pipeline.accounts.connections import update as store_key
-from finora_pipeline.accounts.schema import connections, users
+from finora_pipeline.accounts.database import connections, users
+from finora_pipeline.accounts.onboarding import check_key
+from finora_pipeline.accounts.onboarding import update as store_key
+from finora_pipeline.cli import runs
+from finora_pipeline.ingest.fetch import FetchPlan
+from finora_pipeline.ingest.publish import publish_refreshes
+from finora_pipeline.ingest.run import fetch_and_land
+from finora_pipeline.ingest.windows import trailing_window
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.endpoints import USAGE, USAGE_MEASURES
 from finora_pipeline.openai_admin.errors import InvalidKey
 from finora_pipeline.openai_admin.keys import AdminKey
-from finora_pipeline.openai_admin.simulator import KeyState, OrganizationSpec, Simulator, running
-from finora_pipeline.openai_admin.simulator.catalog import MODELS
+from finora_pipeline.openai_simulator import KeyState, OrganizationSpec, Simulator, running
+from finora_pipeline.openai_simulator.catalog import MODELS
 from finora_pipeline.reading import connect as connect_reader
-from finora_pipeline.refresh.fetch import Fetched, fetch
-from finora_pipeline.refresh.serve import publish_refreshes
-from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.openai_admin import OpenAIAdmin
-from finora_pipeline.warehouse.load import KINDS, load_ahead, load_pending
+from finora_pipeline.warehouse.database import Warehouse
+from finora_pipeline.warehouse.load import KINDS, load_pending
 from finora_pipeline.warehouse.metrics import refresh_metrics
-from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.retention import prune
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation, OpenAI, now_in_the_middle_of_today
 from tests.pipeline.test_retention import nightly
 from tests.small_openai import fresh_key
@@ -132,33 +132,27 @@ class Life:
         moment = self.turn_clock(days_ago, hour)
         today, run_id = moment.date(), f"{moment:%Y-%m-%d}"
 
-        async def read() -> Fetched:
-            # With the limits of production: a busy machine must not turn a slow answer into a failure.
-            resource = OpenAIAdmin.of(self.settings)
-            async with resource.organizations(self.accounts, USERS) as organizations:
-                return await fetch(
-                    self.accounts,
-                    organizations,
-                    RawPages(self.warehouse.raw),
-                    self.accounts.connections(),
-                    trailing_window(today),
-                    today,
-                    run_id,
-                    load_ahead=lambda all_read: load_ahead(self.warehouse, all_read),
-                )
-
-        assert asyncio.run(read()).failures == []
+        # With the limits of production: a busy machine must not turn a slow answer into a failure.
+        resource = OpenAIAdmin.of(self.settings)
+        plan = FetchPlan.of(
+            self.accounts.connections.all(),
+            trailing_window(today),
+            today,
+            failures=self.accounts.refreshes.part_failures(USERS),
+        )
+        fetched = fetch_and_land(run_id, plan, self.accounts, resource, self.warehouse)
+        assert fetched.failures == []
         load_pending(self.warehouse, KINDS, run_id)
-        computed = refresh_metrics(self.warehouse, self.accounts.user_ids(), today)
+        computed = refresh_metrics(self.warehouse, self.accounts.users.ids(), today)
         assert (computed.unequal, computed.residuals) == ([], {})
         publish_refreshes(self.accounts, self.warehouse)
         # Noted by the machine's clock, on which no day has passed since the last refresh.
-        with self.accounts._write.begin() as database:
+        with self.accounts.database.write() as database:
             database.execute(update(connections).values(last_attempt_at=moment, directory_read_at=moment))
 
     def set_plan(self, user: str, plan: str) -> None:
-        self.accounts.set_plan(user, plan)
-        with self.accounts._write.begin() as database:
+        self.accounts.users.set_plan(user, plan)
+        with self.accounts.database.write() as database:
             moment = self.openai.simulator.now
             database.execute(update(users).where(users.c.user_id == user).values(plan_since=moment))
 
@@ -421,7 +415,7 @@ def test_every_total_equals_the_truth_through_a_whole_life(life: Life) -> None:
     life.set_plan(BILLED, "trial")
     life.set_plan(ALLOCATED, "growth")
     life.refresh(4, 12)
-    assert prune(life.warehouse, lambda: life.accounts.kept_from(life.openai.simulator.now)).rows == {}
+    assert prune(life.warehouse, lambda: life.accounts.users.kept_from(life.openai.simulator.now)).rows == {}
 
     # The last day in Dagster's own jobs, which go by the machine's clock.
     life.turn_clock(0, 15)
@@ -429,5 +423,5 @@ def test_every_total_equals_the_truth_through_a_whole_life(life: Life) -> None:
     assert (result.succeeded, result.failed_users) == (True, [])
     life.assert_exact(billed=life.since, allocated=life.since)
     nightly(life.installation)
-    assert {connection.key_version for connection in life.accounts.connections()} == {3}
+    assert {connection.key_version for connection in life.accounts.connections.all()} == {3}
     life.assert_exact(billed=life.day(6 + 7), allocated=life.day(89 + 7))

@@ -1,7 +1,7 @@
 """Who changes the accounts: named in every row of the audit trail.
 
 with acting_as("ops@example.com"):
-    accounts.remove_connection("acme")
+    accounts.connections.remove("acme")
 """
 
 from collections.abc import Iterator

@@ -1,272 +1,289 @@
-"""Connect and update: a key is checked with OpenAI before anything of it is stored.
+"""Connections: users' stored keys with their states."""
 
-Check the form → read costs and usage → tell whose organization it is → encrypt and store. A key of another
-organization is refused, since it would mix two companies' data.
-"""
+import json
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from urllib.parse import urlsplit
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.engine import Connection as Transaction
 
+from finora_pipeline.accounts.audit import note, now_utc
+from finora_pipeline.accounts.database import (
+    AccountsDatabase,
+    audit,
+    connection_parts,
+    connections,
+    credentials,
+    parts_of,
+    users,
+)
+from finora_pipeline.accounts.key_ring import KeyRing, key_identity, sealed_key
 from finora_pipeline.accounts.model import (
+    PROVIDER,
+    UNREAD,
     AccountsError,
-    AddressUnconfirmed,
     Connection,
     Organization,
-    OtherOrganization,
     Status,
-    check_user_id,
 )
-from finora_pipeline.accounts.store import Accounts, KeyRing
-from finora_pipeline.openai_admin.addresses import (
-    AddressError,
-    BaseAddress,
-    bound_form,
-    is_loopback,
-    parse_address,
+from finora_pipeline.accounts.users import save_user
+from finora_pipeline.accounts.vault import Vault, VaultError
+from finora_pipeline.openai_admin.keys import AdminKey
+from finora_pipeline.plans import plan_named
+
+_log = logging.getLogger(__name__)
+CONNECTIONS = (
+    select(connections, users.c.email, users.c.plan, users.c.plan_since)
+    .join(users, users.c.user_id == connections.c.user_id)
+    .order_by(connections.c.user_id)
 )
-from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, OrganizationClient
-from finora_pipeline.openai_admin.endpoints import COSTS
-from finora_pipeline.openai_admin.errors import OpenAIAdminError
-from finora_pipeline.openai_admin.keys import AdminKey, KeyFormError, redact
-from finora_pipeline.openai_admin.pages import Window, decode_costs
-from finora_pipeline.plans import UnknownPlan, plan_named
-
-# A person waits for the answer: give up sooner than a refresh does.
-CHECK_LIMITS = Limits(timeout_seconds=15.0, retry_seconds=12.0)
-# The organization's id is known from cost rows only; a month of them fits one request.
-IDENTITY_DAYS = 31
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Organizations:
-    """Clients by connection, for the length of a run: keys as they were when it was made, decrypted one by
-    one. `base_url` is where the installation has OpenAI: of a server on this machine, its port."""
+class Connections:
+    """The connections of an installation. Keys are stored here and leave through `key_ring` alone."""
 
-    client: OpenAIAdminClient
-    keys: KeyRing
-    base_url: str
+    def __init__(self, database: AccountsDatabase, vault: Vault) -> None:
+        self._database = database
+        self._vault = vault
 
-    def of(self, connection: Connection) -> OrganizationClient:
-        """The client of the connection's organization, at the address that its key is bound to. Raises
-        `AccountsError` without a key, `VaultError`; `KeyReplaced` if the connection has another key than it
-        had, `AddressUnconfirmed`."""
-        key = self.keys.key_of(connection.user_id, connection.key_version)
-        return self.client.organization(key, address_of_key(connection, self.keys, self.base_url))
+    def all(
+        self,
+        *,
+        plan: str | None = None,
+        user_ids: Sequence[str] | None = None,
+        changed_after: datetime | None = None,
+    ) -> list[Connection]:
+        """Connections by user id, all or those of a plan, of some users or changed after a moment."""
+        query = CONNECTIONS
+        if plan is not None:
+            query = query.where(users.c.plan == plan_named(plan).name)
+        if changed_after is not None:
+            query = query.where(connections.c.changed_at > changed_after)
+        parts = [query]
+        if user_ids is not None:
+            parts = [query.where(connections.c.user_id.in_(part)) for part in parts_of(user_ids)]
+        with self._database.read() as database:
+            return [connection_of(row) for part in parts for row in database.execute(part)]
 
+    def get(self, user_id: str) -> Connection | None:
+        """The user's connection, or None."""
+        return next(iter(self.all(user_ids=[user_id])), None)
 
-def address_of_key(connection: Connection, keys: KeyRing, base_url: str) -> str:
-    """The base URL that the connection's key is sent to. Raises `AddressUnconfirmed`."""
-    bound = keys.bound_to(connection.user_id)
-    if bound is None:
-        raise AddressUnconfirmed(
-            f"The key waits for an address: OPENAI_BASE_URL names {_host(base_url)}, which is not confirmed "
-            f"for it. Unset the variable, or confirm it with finora update --user {connection.user_id} "
-            "--keep-key --base-url ADDRESS."
-        )
-    if not is_loopback(bound):
+    def key_ring(self, user_ids: Sequence[str]) -> "KeyRing":
+        """The Admin keys of these users as they are now, to be decrypted one by one when needed."""
+        with self._database.read() as database:
+            sealed = {
+                row.user_id: sealed_key(row)
+                for part in parts_of(user_ids)
+                for row in database.execute(select(credentials).where(credentials.c.user_id.in_(part)))
+            }
+        return KeyRing(self._vault, sealed, lambda: self.key_versions(user_ids))
+
+    def bind_keys(self, address: str) -> int:
+        """Binds the keys that an earlier version stored without an address to this one; how many.
+
+        Keys that do not decrypt stay as they are. Raises no error for them: their users' reads will.
+        """
+        unbound = select(credentials).where(credentials.c.bound_to.is_(None))
+        with self._database.read() as database:
+            if database.execute(unbound.limit(1)).first() is None:
+                return 0
+        bound = 0
+        with self._database.write() as database:
+            for row in database.execute(unbound).all():
+                mine = (credentials.c.user_id == row.user_id) & (credentials.c.provider == row.provider)
+                one = sealed_key(row)
+                try:
+                    key = self._vault.open(one.sealed, key_identity(row.user_id, row.version, None))
+                except VaultError as error:
+                    _log.warning("The key of %s was not bound to an address: %s", row.user_id, error)
+                    continue
+                sealed = self._vault.seal(key, key_identity(row.user_id, row.version, address))
+                values = {
+                    "master_key_id": sealed.master_key_id,
+                    "wrapped_key": sealed.wrapped_key,
+                    "ciphertext": sealed.ciphertext,
+                    "bound_to": address,
+                }
+                database.execute(update(credentials).where(mine).values(values))
+                theirs = connections.c.user_id == row.user_id
+                database.execute(update(connections).where(theirs).values(base_url=address))
+                note(database, now_utc(), row.user_id, "bind address", address)
+                bound += 1
         return bound
-    # A server of this machine may have another port at each start.
-    try:
-        if bound_form(base_url) == bound:
-            return base_url
-    except AddressError:
-        pass
-    raise AddressUnconfirmed(
-        f"The key was checked against a server on this machine, but OPENAI_BASE_URL names {_host(base_url)}. "
-        "Set it to that server, or save a key of OpenAI."
+
+    def key_versions(self, user_ids: Sequence[str]) -> dict[str, int]:
+        """Which of their keys these users have now; nobody whose connection was removed."""
+        query = select(connections.c.user_id, connections.c.key_version).where(
+            connections.c.status != Status.REMOVED
+        )
+        with self._database.read() as database:
+            return {
+                row.user_id: row.key_version
+                for part in parts_of(user_ids)
+                for row in database.execute(query.where(connections.c.user_id.in_(part)))
+            }
+
+    def save(
+        self,
+        user_id: str,
+        key: AdminKey,
+        organization: Organization,
+        *,
+        address: str,
+        known: Connection | None,
+        plan: str | None = None,
+        email: str | None = None,
+        replaces_organization: bool = False,
+    ) -> Connection:
+        """Stores a key that OpenAI accepted, in one transaction; creates the user where needed.
+
+        `address` is the bound form of the address that it was checked against: it is sent to no other.
+
+        `known` is the connection that the caller checked the key against, None for none. A new user gets
+        `plan`; a stored e-mail or plan is kept where none is given. The history that has been read stays;
+        an organization that replaces another is read from today on.
+        Raises `AccountsError` if somebody else changed the connection meanwhile.
+        """
+        now = now_utc()
+        with self._database.write() as database:
+            mine = CONNECTIONS.where(connections.c.user_id == user_id)
+            row = database.execute(mine).first()
+            current = connection_of(row) if row else None
+            if _state(current) != _state(known):
+                raise AccountsError(f"The connection of {user_id} was changed meanwhile: look and try again.")
+            keeps_more = save_user(database, user_id, plan, email, now)
+            version = (known.key_version if known else _last_version(database, user_id)) + 1
+            sealed = self._vault.seal(key.reveal(), key_identity(user_id, version, address))
+            values: dict[str, Any] = {
+                "status": Status.ACTIVE,
+                "status_reason": None,
+                "status_since": now,
+                "key_hint": key.hint,
+                "key_version": version,
+                "changed_at": now,
+                "base_url": address,
+                "key_expires_at": None,
+                "retry_at": None,
+                "project_ids": json.dumps(sorted(organization.project_ids)),
+            }
+            if replaces_organization:
+                # No day is of two organizations: those before today stay the old one's.
+                values |= UNREAD | {
+                    "organization_since": now.date(),
+                    "organization_id": None,
+                    "organization_name": None,
+                    "cost_groupings": None,
+                    "directory_read_at": None,
+                    "given_from": None,
+                }
+            if organization.organization_id:
+                values |= {
+                    "organization_id": organization.organization_id,
+                    "organization_name": organization.name,
+                }
+            if known is None:
+                values |= {"user_id": user_id, "provider": PROVIDER, "connected_at": now}
+                database.execute(insert(connections).values(values))
+            else:
+                if known.status is Status.REMOVED:
+                    values["connected_at"] = now
+                if keeps_more:
+                    values |= UNREAD
+                database.execute(update(connections).where(connections.c.user_id == user_id).values(values))
+            database.execute(delete(credentials).where(credentials.c.user_id == user_id))
+            database.execute(delete(connection_parts).where(connection_parts.c.user_id == user_id))
+            database.execute(
+                insert(credentials).values(
+                    user_id=user_id,
+                    provider=PROVIDER,
+                    version=version,
+                    master_key_id=sealed.master_key_id,
+                    wrapped_key=sealed.wrapped_key,
+                    ciphertext=sealed.ciphertext,
+                    bound_to=address,
+                )
+            )
+            action = "connect" if known is None or known.status is Status.REMOVED else "update"
+            note(database, now, user_id, action, f"{key.hint} at {address}")
+            if known and replaces_organization:
+                old = known.organization.organization_id or "unknown"
+                new = organization.organization_id or "unknown"
+                note(database, now, user_id, "replace organization", f"{old} by {new} from {now.date()} on")
+        connection = self.get(user_id)
+        assert connection is not None
+        return connection
+
+    def forget(self, transaction: Transaction, user_id: str) -> dict[str, int]:
+        """Deletes a user's connection with its key; returns the deleted rows by table."""
+        return {
+            table.name: transaction.execute(delete(table).where(table.c.user_id == user_id)).rowcount
+            for table in (credentials, connection_parts, connections)
+        }
+
+    def remove(self, user_id: str, key_version: int | None = None) -> Connection:
+        """Deletes the stored credential; the past cost data stays. Raises `AccountsError` if there is none
+        or, with a version, if another key has taken that one's place."""
+        now = now_utc()
+        mine = credentials.c.user_id == user_id
+        with self._database.write() as database:
+            stored = database.execute(select(credentials.c.version).where(mine)).scalar()
+            if stored is None:
+                raise AccountsError(f"User {user_id} has no OpenAI connection to remove.")
+            if key_version not in (None, stored):
+                raise AccountsError(f"The key of {user_id} was changed meanwhile: look and try again.")
+            database.execute(delete(credentials).where(mine))
+            database.execute(
+                update(connections)
+                .where(connections.c.user_id == user_id)
+                .values(status=Status.REMOVED, status_reason=None, status_since=now)
+            )
+            note(database, now, user_id, "remove", None)
+        self._database.truncate_log(f"the encrypted key of {user_id}")
+        connection = self.get(user_id)
+        assert connection is not None
+        return connection
+
+
+def connection_of(row: Any) -> Connection:
+    return Connection(
+        user_id=row.user_id,
+        email=row.email,
+        plan=plan_named(row.plan),
+        plan_since=row.plan_since,
+        status=Status(row.status),
+        status_reason=row.status_reason,
+        status_since=row.status_since,
+        key_hint=row.key_hint,
+        key_version=row.key_version,
+        organization=Organization(
+            row.organization_id, row.organization_name, frozenset(json.loads(row.project_ids))
+        ),
+        connected_at=row.connected_at,
+        changed_at=row.changed_at,
+        history_from=row.history_from,
+        read_until=row.read_until,
+        directory_read_at=row.directory_read_at,
+        organization_since=row.organization_since,
+        cost_groupings=json.loads(row.cost_groupings or "{}"),
+        last_attempt_at=row.last_attempt_at,
+        last_refresh_at=row.last_refresh_at,
+        base_url=row.base_url,
+        key_expires_at=row.key_expires_at,
+        given_from=row.given_from,
+        retry_at=row.retry_at,
     )
 
 
-def address_to_check(asked: str | None, known: Connection | None, configured: str) -> BaseAddress:
-    """Where a key that is to be saved is checked: the address asked for, else the connection's, else the
-    configured one if it is OpenAI's or this machine's.
-
-    Raises `AddressError`, and `AddressUnconfirmed` for another that is merely configured.
-    """
-    if asked:
-        return parse_address(asked)
-    if known and known.base_url and not is_loopback(known.base_url):
-        return parse_address(known.base_url)
-    try:
-        address = parse_address(configured)
-    except AddressError as error:
-        raise AddressUnconfirmed(
-            f"OPENAI_BASE_URL names {_host(configured)}, where no key may be sent. {error} Correct or unset "
-            "it, or give the address with --base-url."
-        ) from None
-    if not (address.is_openai or address.is_loopback):
-        raise AddressUnconfirmed(
-            f"OPENAI_BASE_URL names {_host(configured)}, which is neither OpenAI nor this machine: no key is "
-            "sent there unasked. Unset the variable, or give the address with --base-url."
-        )
-    return address
+def _state(connection: Connection | None) -> tuple[int, bool] | None:
+    """What must not change between the check of a key and its storing: the key, and whether there is one."""
+    return connection and (connection.key_version, connection.status is Status.REMOVED)
 
 
-def _host(base_url: str) -> str:
-    try:
-        return parse_address(base_url).authority
-    except AddressError:
-        pass
-    try:
-        return urlsplit(base_url).hostname or "no host"
-    except ValueError:
-        return "no host"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class NewConnection:
-    """One line of a bulk connect: the texts as given, not yet checked."""
-
-    user_id: str
-    plan: str
-    key: str
-
-
-async def check_key(client: OpenAIAdminClient, key: AdminKey) -> Organization:
-    """Asks OpenAI whether the key reads costs, and whose it is. Raises `OpenAIAdminError`.
-
-    All else that a refresh reads is optional: what of it OpenAI refuses is reported by the first refresh.
-    """
-    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
-    month = Window(tomorrow - timedelta(days=IDENTITY_DAYS), tomorrow)
-    organization = client.organization(key)
-    costs, projects = await asyncio.gather(
-        organization.read_newest(COSTS, month, ()), organization.projects(), return_exceptions=True
-    )
-    if isinstance(costs, BaseException):
-        raise costs
-    project_ids: frozenset[str] = frozenset()
-    # Without a list of projects the organization is known by its costs alone.
-    if not isinstance(projects, OpenAIAdminError):
-        if isinstance(projects, BaseException):
-            raise projects
-        project_ids = frozenset(projects)
-    pages, _ = costs
-    rows = [row for page in pages for bucket in decode_costs(page.body).data for row in bucket.results]
-    named = next((row for row in rows if row.organization_id), None)
-    if named is None:
-        return Organization(project_ids=project_ids)
-    return Organization(named.organization_id, named.organization_name, project_ids)
-
-
-async def connect(
-    accounts: Accounts,
-    client: OpenAIAdminClient,
-    user_id: str,
-    key_text: str,
-    *,
-    plan: str | None = None,
-    email: str | None = None,
-    replace_organization: bool = False,
-) -> Connection:
-    """Connects a user's OpenAI organization, or reconnects the one that was removed.
-
-    Without a plan a new user is on the first of them, and a known one stays on theirs. Another organization
-    than the one before is taken only with `replace_organization`: the old one's days before today stay, and
-    from today on the new one is read.
-
-    The key is checked at the client's base URL and bound to it.
-
-    Raises `KeyFormError`, `OpenAIAdminError`, `AccountsError` or `UnknownPlan`; nothing is stored then.
-    """
-    user_id = check_user_id(user_id)
-    plan = None if plan is None else plan_named(plan).name
-    known = accounts.connection(user_id)
-    if known and known.status is not Status.REMOVED:
-        raise AccountsError(
-            f"User {user_id} is already connected to OpenAI ({known.key_hint}); "
-            "to store a new key use update."
-        )
-    key = AdminKey(key_text)
-    organization = await check_key(client, key)
-    replaces = bool(known) and _is_other(known.organization, organization, replace_organization)
-    return accounts.save_connection(
-        user_id,
-        key,
-        organization,
-        address=bound_form(client.base_url),
-        known=known,
-        plan=plan,
-        email=email,
-        replaces_organization=replaces,
-    )
-
-
-async def update(
-    accounts: Accounts,
-    client: OpenAIAdminClient,
-    user_id: str,
-    key_text: str,
-    *,
-    replace_organization: bool = False,
-) -> Connection:
-    """Replaces a user's key by a fresh one of the same organization; the old one serves until then.
-
-    One of another organization is taken only with `replace_organization`, as by `connect`. The key is bound
-    to the client's base URL.
-
-    Raises `KeyFormError`, `OpenAIAdminError` or `AccountsError`; the old key stays then.
-    """
-    user_id = check_user_id(user_id)
-    known = accounts.connection(user_id)
-    if known is None or known.status is Status.REMOVED:
-        raise AccountsError(f"User {user_id} is not connected to OpenAI; use connect.")
-    key = AdminKey(key_text)
-    organization = await check_key(client, key)
-    replaces = _is_other(known.organization, organization, replace_organization)
-    return accounts.save_connection(
-        user_id,
-        key,
-        organization,
-        address=bound_form(client.base_url),
-        known=known,
-        replaces_organization=replaces,
-    )
-
-
-async def connect_many(
-    accounts: Accounts, client: OpenAIAdminClient, lines: Sequence[NewConnection]
-) -> AsyncIterator[tuple[int, Connection | str]]:
-    """Connects many users at once; yields each line's index and its connection or what is wrong with it.
-
-    Lines come back as they are done, in any order; a bad line leaves the others alone.
-    """
-
-    async def one(index: int) -> tuple[int, Connection | str]:
-        line = lines[index]
-        if first_of[line.user_id.strip()] != index:
-            user_id = redact(line.user_id.strip())
-            return index, f"User {user_id} is named twice; only the first line counts."
-        try:
-            return index, await connect(accounts, client, line.user_id, line.key, plan=line.plan)
-        except (KeyFormError, OpenAIAdminError, AccountsError, UnknownPlan) as error:
-            # A key may stand in any column.
-            return index, redact(str(error))
-
-    first_of: dict[str, int] = {}
-    for index, line in enumerate(lines):
-        first_of.setdefault(line.user_id.strip(), index)
-    for done in asyncio.as_completed([one(index) for index in range(len(lines))]):
-        yield await done
-
-
-def _is_other(known: Organization, found: Organization, may_replace: bool) -> bool:
-    """Whether the key is taken for another organization's. Raises `OtherOrganization` if it is or may be, and
-    that is not wanted."""
-    same = known.is_same_as(found)
-    if same is False and not may_replace:
-        raise OtherOrganization(
-            "This key belongs to another OpenAI organization than the one connected; its costs would be "
-            "mixed. Use a key of the same organization, or close the old one's history and go on with "
-            "this one."
-        )
-    if same is None and (known.organization_id or known.project_ids) and not may_replace:
-        raise OtherOrganization(
-            "This key does not show which OpenAI organization it belongs to. Use one that may list the "
-            "organization's projects or, if it is another organization's, close the old one's history and go "
-            "on with this one."
-        )
-    return same is False or (same is None and may_replace)
+def _last_version(database: Transaction, user_id: str) -> int:
+    """A number that no key of a user without a connection had: a run that began before a purge must not take
+    the key that came after it for its own. Every key has a note, so that of the purge has a higher number."""
+    purges = (audit.c.user_id == user_id) & (audit.c.action == "purge")
+    return database.execute(select(func.max(audit.c.audit_id)).where(purges)).scalar() or 0

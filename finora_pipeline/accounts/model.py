@@ -14,6 +14,8 @@ RETRY_ATTENTION_AFTER = timedelta(hours=23)
 # All else that keeps a user from being read is tried again at the plan's pace, and within this time.
 RETRY_PASSING_AFTER = timedelta(minutes=55)
 
+# The columns of a connection whose history has not been fetched.
+UNREAD: dict[str, None] = {"history_from": None, "read_until": None}
 # How long before its end a key is reported.
 EXPIRY_WARNED_BEFORE = timedelta(days=14)
 # A moment that is later than this after now was recorded while a clock ran ahead.
@@ -190,10 +192,16 @@ class Refresh:
     organization_id: str | None = None
     organization_name: str | None = None
     key_version: int | None = None
+    published_at: datetime | None = None
 
     @property
     def is_complete(self) -> bool:
         return self.reason is None
+
+    @property
+    def outcome(self) -> str:
+        """`complete` or `failed`."""
+        return "complete" if self.is_complete else "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +266,8 @@ def is_future(moment: datetime, now: datetime) -> bool:
     return moment > now + CLOCK_TOLERANCE
 
 
-def attention_alarm(user_id: str) -> str:
-    """The key of the alarm that a user's connection needs attention."""
+def attention_alert(user_id: str) -> str:
+    """The key of the alert that a user's connection needs attention."""
     return f"attention/{user_id}"
 
 

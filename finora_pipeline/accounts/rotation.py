@@ -7,7 +7,6 @@ state in which all secrets open: a rotation that was interrupted is taken up by 
 import fcntl
 import os
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,11 +15,12 @@ from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.engine import Connection as DatabaseConnection
 
 from finora_pipeline.accounts.actors import current_actor
-from finora_pipeline.accounts.schema import audit, credentials, logins
+from finora_pipeline.accounts.database import audit, credentials, logins
+from finora_pipeline.accounts.key_ring import identity_of
 from finora_pipeline.accounts.sealed import SEALED, Lock, locks
-from finora_pipeline.accounts.store import Accounts, accounts_of, identity_of, open_accounts
+from finora_pipeline.accounts.store import Accounts, accounts_of, open_accounts
 from finora_pipeline.accounts.vault import KeyFile, Vault, VaultError, new_key, totp_identity
-from finora_pipeline.private_files import open_lock, secure_home
+from finora_pipeline.data_folder.private_files import open_lock, secure_home
 from finora_pipeline.settings import Settings
 
 # In place of a user id, in the audit trail.
@@ -78,7 +78,7 @@ def rewrap_all(accounts: Accounts, vault: Vault) -> Rotation:
     """Wraps the data keys again that another than the current master key wraps, all in one transaction."""
     rewrapped, unreadable = 0, []
     before: set[str] = set()
-    with accounts.database.begin() as database:
+    with accounts.database.write() as database:
         for where in SEALED:
             table, changes = where.table, []
             old = select(table).where(where.master_key_id != vault.current_key_id)
@@ -101,7 +101,7 @@ def rewrap_all(accounts: Accounts, vault: Vault) -> Rotation:
             rewrapped += len(changes)
         if rewrapped:
             _note(database, "rotate master key", f"{', '.join(sorted(before))} to {vault.current_key_id}")
-    _cut_log(accounts)
+    accounts.database.truncate_log("what the old master key opens")
     needed = {lock.master_key_id for lock in unreadable}
     removable = [one for one in vault.key_ids if one != vault.current_key_id and one not in needed]
     return Rotation(vault.current_key_id, rewrapped, removable, unreadable)
@@ -113,7 +113,7 @@ def drop_old_keys(accounts: Accounts, file: KeyFile) -> None:
     Other processes seal within a transaction that writes, so that none can use an old key meanwhile.
     """
     keys = file.read()
-    with accounts.database.begin() as database:
+    with accounts.database.write() as database:
         current = Vault(keys[:1]).current_key_id
         if len(keys) > 1 and all(lock.master_key_id == current for lock in locks(database)):
             file.replace(keys[:1])
@@ -129,24 +129,17 @@ def forget_lost(settings: Settings) -> list[Lock]:
         settings.master_key_file,
         accepts_lost_keys=True,
     )
-    with accounts.database.connect() as database:
+    with accounts.database.read() as database:
         lost = [lock for lock in locks(database) if lock.master_key_id not in accounts.vault.key_ids]
     for lock in lost:
         if lock.table == credentials.name:
-            accounts.remove_connection(lock.owner)
+            accounts.connections.remove(lock.owner)
     names = [lock.owner for lock in lost if lock.table == logins.name]
     if names:
         empty = {column.name: None for column in logins.c if column.name.startswith("totp_")}
-        with accounts.database.begin() as database:
+        with accounts.database.write() as database:
             database.execute(update(logins).where(logins.c.name.in_(names)).values(empty))
     return lost
-
-
-def _cut_log(accounts: Accounts) -> None:
-    """Cuts SQLite's write-ahead log, which still holds what the old master key opens."""
-    if accounts.database.dialect.name == "sqlite":
-        with closing(accounts.database.raw_connection()) as database:
-            database.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
 def _note(database: DatabaseConnection, action: str, detail: str) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Table, select
+from sqlalchemy import ColumnElement, Table, select
 from sqlalchemy.engine import Connection
 
-from finora_pipeline.accounts.schema import credentials, logins
+from finora_pipeline.accounts.database import AccountsDatabase, credentials, logins
 from finora_pipeline.accounts.vault import Sealed, Vault, VaultError
 
 
@@ -57,15 +57,15 @@ def locks(database: Connection) -> Iterator[Lock]:
             yield Lock(where.table.name, *row)
 
 
-def has_secrets(database: Engine) -> bool:
+def has_secrets(database: AccountsDatabase) -> bool:
     """Whether anything is sealed."""
-    with database.connect() as connection:
+    with database.read() as connection:
         return next(locks(connection), None) is not None
 
 
-def check_master_keys(database: Engine, vault: Vault, variable: str, file: Path) -> None:
+def check_master_keys(database: AccountsDatabase, vault: Vault, variable: str, file: Path) -> None:
     """Raises `VaultError` where a master key that stored secrets need is not among those of the vault."""
-    with database.connect() as connection:
+    with database.read() as connection:
         counts = Counter(lock.master_key_id for lock in locks(connection))
     for key_id, count in counts.items():
         if key_id not in vault.key_ids:

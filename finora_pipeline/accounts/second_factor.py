@@ -11,10 +11,10 @@ from datetime import datetime
 
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor.totp import TOTP
-from sqlalchemy import Engine, delete, select, update
+from sqlalchemy import delete, select, update
 
+from finora_pipeline.accounts.database import AccountsDatabase, logins, sessions
 from finora_pipeline.accounts.model import AccountsError
-from finora_pipeline.accounts.schema import logins, sessions
 from finora_pipeline.accounts.vault import Sealed, Vault, totp_identity
 
 STEP_SECONDS = 30
@@ -38,8 +38,8 @@ class Enrollment:
 class SecondFactor:
     """The second factor of each login in the accounts database."""
 
-    def __init__(self, database: Engine, vault: Vault) -> None:
-        self._write = database.execution_options(writes=True)
+    def __init__(self, database: AccountsDatabase, vault: Vault) -> None:
+        self._database = database
         self._vault = vault
 
     def turn_on(self, name: str) -> Enrollment:
@@ -47,7 +47,7 @@ class SecondFactor:
         secret = secrets.token_bytes(SECRET_BYTES)
         text = base64.b32encode(secret).decode()
         sealed = self._vault.seal(text, totp_identity(name))
-        with self._write.begin() as database:
+        with self._database.write() as database:
             row = database.execute(select(logins).where(logins.c.name == name)).first()
             if row is None:
                 raise AccountsError(f"There is no login {name}.")
@@ -68,7 +68,7 @@ class SecondFactor:
     def turn_off(self, name: str) -> None:
         """Removes the secret of a login. Raises `AccountsError` if it has none."""
         is_on = (logins.c.name == name) & logins.c.totp_ciphertext.is_not(None)
-        with self._write.begin() as database:
+        with self._database.write() as database:
             if not database.execute(update(logins).where(is_on).values(_OFF)).rowcount:
                 raise AccountsError(f"The login {name} has no second factor.")
 
@@ -78,7 +78,7 @@ class SecondFactor:
         if len(typed) != DIGITS or not typed.isascii() or not typed.isdecimal():
             return False
         # In one transaction, so that a code that is sent twice at once is accepted once.
-        with self._write.begin() as database:
+        with self._database.write() as database:
             row = database.execute(select(logins).where(logins.c.name == name)).first()
             if row is None or row.totp_ciphertext is None:
                 return False

@@ -15,8 +15,8 @@ from finora_pipeline.assets.metadata import (
 )
 from finora_pipeline.assets.partitions import DAYS
 from finora_pipeline.assets.raw_pages import COST_PAGES, USAGE_PAGES
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import KINDS, SETTLED_AFTER, Loaded, load_pending
-from finora_pipeline.warehouse.warehouse import Warehouse
 
 # A page of the UI must stay readable.
 DAYS_SHOWN = 20

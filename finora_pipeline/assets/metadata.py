@@ -9,10 +9,10 @@ from typing import Any
 import dagster as dg
 
 from finora_pipeline.accounts.model import Refresh
-from finora_pipeline.refresh.fetch import Fetched
+from finora_pipeline.ingest.fetch import Fetched
 from finora_pipeline.settings import Settings
+from finora_pipeline.warehouse.database import described_tables
 from finora_pipeline.warehouse.load import Loaded
-from finora_pipeline.warehouse.warehouse import described_tables
 
 # A run's page must stay readable with a thousand failures.
 FAILURES_SHOWN = 50

@@ -15,8 +15,8 @@ from finora_pipeline.assets.metadata import (
     table_description,
     table_metadata,
 )
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
-from finora_pipeline.warehouse.warehouse import Warehouse
 
 FACTS = ("daily_costs", "daily_usage", "user_history")
 COST_TABLES = ("daily_model_costs", "daily_member_costs", "daily_key_costs")
@@ -59,7 +59,7 @@ def compute_metrics(
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     started = time.monotonic()
     today = datetime.now(UTC).date()
-    computed = refresh_metrics(warehouse, accounts.each_user_id(), today)
+    computed = refresh_metrics(warehouse, accounts.users.each_id(), today)
     seconds = round(time.monotonic() - started, 3)
     for table in COST_TABLES:
         yield dg.MaterializeResult(

@@ -2,27 +2,23 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
-from dagster import DagsterLogManager
 from pydantic import Field
 
 from finora_pipeline.accounts.model import Connection
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.metadata import OWNERS, docs, fetched_metadata
 from finora_pipeline.assets.partitions import DAYS
+from finora_pipeline.ingest.fetch import FetchPlan, OnUserDone
+from finora_pipeline.ingest.landing import Fetched
+from finora_pipeline.ingest.run import fetch_and_land
+from finora_pipeline.ingest.selection import already_fetched, select_connections
 from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.openai_admin.pages import Window
-from finora_pipeline.refresh.fetch import (
-    Fetched,
-    ProgressCallback,
-    read_before,
-    select_connections,
-)
-from finora_pipeline.refresh.read import read_and_land
 from finora_pipeline.resources.openai_admin import OpenAIAdmin
-from finora_pipeline.warehouse.warehouse import Warehouse
+from finora_pipeline.warehouse.database import Warehouse
 
 COST_PAGES = dg.AssetKey("raw_openai_cost_pages")
 READ_CHECK = "every_connection_read"
@@ -84,7 +80,6 @@ def raw_openai_pages(
     accounts: dg.ResourceParam[Accounts],
     openai_admin: dg.ResourceParam[OpenAIAdmin],
     warehouse: dg.ResourceParam[Warehouse],
-    on_progress: dg.ResourceParam[ProgressCallback],
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     started = time.monotonic()
     connections = select_connections(
@@ -96,51 +91,46 @@ def raw_openai_pages(
     )
     time_window = context.partition_time_window
     asked = Window(time_window.start.date(), min(time_window.end.date(), _tomorrow()))
-    fetched = fetch_and_land(
-        context,
-        connections,
-        asked,
-        accounts,
-        openai_admin,
-        warehouse,
-        on_progress,
-        ask_all=bool(config.users),
+    fetched = fetch_connections(
+        context, connections, asked, accounts, openai_admin, warehouse, ask_all=bool(config.users)
     )
     seconds = time.monotonic() - started
-    read = (COSTS, *openai_admin.readings)
+    read = (COSTS, *openai_admin.endpoints)
     for key, is_costs in ((COST_PAGES, True), (USAGE_PAGES, False)):
         names = ", ".join(endpoint.name for endpoint in read if endpoint.is_costs is is_costs)
         yield dg.MaterializeResult(asset_key=key, metadata=fetched_metadata(fetched, names, seconds))
     yield read_check(fetched)
 
 
-def fetch_and_land(
+def fetch_connections(
     context: dg.AssetExecutionContext,
     connections: Sequence[Connection],
     asked: Window,
     accounts: Accounts,
     openai_admin: OpenAIAdmin,
     warehouse: Warehouse,
-    on_progress: ProgressCallback,
     ask_all: bool,
 ) -> Fetched:
-    """Reads and lands; a run that repeats one that was cut short continues where that one stopped.
+    """Fetches and lands these days of these connections.
 
-    `ask_all` also asks for what was refused or failed a short time ago.
+    A run that repeats an interrupted one continues where that one stopped. `ask_all` also asks for parts that
+    were refused or failed a short time ago.
     """
-    if parent := _cut_short(context):
-        done = read_before(accounts, parent, connections, asked)
-        context.log.info(f"{len(done)} of {len(connections)} users were read by run {parent}.")
+    if parent := _interrupted_parent(context):
+        done = already_fetched(accounts, parent, connections, asked)
+        context.log.info(f"Run {parent} already fetched {len(done)} of {len(connections)} users.")
         connections = [c for c in connections if c.user_id not in done]
-    return read_and_land(
-        context.run.run_id,
+    plan = FetchPlan.of(
         connections,
         asked,
-        accounts,
-        openai_admin,
-        warehouse,
-        _logged(context.log, on_progress),
-        ask_all,
+        datetime.now(UTC).date(),
+        endpoints=openai_admin.endpoints,
+        with_directory=openai_admin.directory,
+        failures=accounts.refreshes.part_failures([connection.user_id for connection in connections]),
+        ask_all=ask_all,
+    )
+    return fetch_and_land(
+        context.run.run_id, plan, accounts, openai_admin, warehouse, progress_log(context.log)
     )
 
 
@@ -156,7 +146,7 @@ def read_check(fetched: Fetched) -> dg.AssetCheckResult:
     )
 
 
-def _cut_short(context: dg.AssetExecutionContext) -> str | None:
+def _interrupted_parent(context: dg.AssetExecutionContext) -> str | None:
     """The run that this one repeats, if it did not end well a short time ago."""
     parent = context.run.parent_run_id
     record = parent and context.instance.get_run_record_by_id(parent)
@@ -169,19 +159,18 @@ def _cut_short(context: dg.AssetExecutionContext) -> str | None:
     return parent if time.time() - ended <= RESUME_SECONDS else None
 
 
-def _logged(log: DagsterLogManager, on_progress: ProgressCallback) -> ProgressCallback:
-    """The callback, which now and then also tells the run's log how far the reading is."""
-    told = time.monotonic()
+def progress_log(log: dg.DagsterLogManager) -> OnUserDone:
+    """Writes to the run's log, now and then, how many users are done."""
+    logged_at = time.monotonic()
 
-    def tell(done: int, total: int, failed: int) -> None:
-        nonlocal told
-        on_progress(done, total, failed)
-        if time.monotonic() - told >= PROGRESS_SECONDS:
-            told = time.monotonic()
-            log.info(f"{done:,} of {total:,} users read, {failed:,} failed.")
+    def on_user_done(done: int, total: int, failed: int) -> None:
+        nonlocal logged_at
+        if time.monotonic() - logged_at >= PROGRESS_SECONDS:
+            logged_at = time.monotonic()
+            log.info(f"{done:,} of {total:,} users fetched, {failed:,} failed.")
 
-    return tell
+    return on_user_done
 
 
-def _tomorrow():
+def _tomorrow() -> date:
     return datetime.now(UTC).date() + timedelta(days=1)

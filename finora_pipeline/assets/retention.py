@@ -9,10 +9,10 @@ import dagster as dg
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.metadata import OWNERS, docs, markdown_table
 from finora_pipeline.assets.partitions import USERS_NAME
-from finora_pipeline.refresh.serve import publish_refreshes
-from finora_pipeline.run_history import RUNS_KEPT, forget_partitions, prune_runs
+from finora_pipeline.ingest.publish import publish_refreshes
+from finora_pipeline.instance.run_retention import RUNS_KEPT, delete_partitions, prune_runs
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, cluster, prune, thin
-from finora_pipeline.warehouse.warehouse import Warehouse
 
 
 @dg.asset(
@@ -33,13 +33,13 @@ def retention(
 ) -> dg.MaterializeResult:
     started = time.monotonic()
     now = datetime.now(UTC)
-    pruned = prune(warehouse, lambda: accounts.kept_from(now))
+    pruned = prune(warehouse, lambda: accounts.users.kept_from(now))
     thinned = thin(warehouse, (now - RAW_PAGES_KEPT).date())
     clustered = cluster(warehouse, now.date())
     if pruned.rows or clustered:
         publish_refreshes(accounts, warehouse)
     partitions = set(context.instance.get_dynamic_partitions(USERS_NAME))
-    forget_partitions(context.instance, partitions.difference(accounts.user_ids()))
+    delete_partitions(context.instance, USERS_NAME, partitions.difference(accounts.users.ids()))
     runs = prune_runs(context.instance, now - RUNS_KEPT)
     rows = [(table, f"{count:,}") for table, count in sorted(pruned.rows.items())]
     return dg.MaterializeResult(

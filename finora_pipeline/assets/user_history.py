@@ -9,13 +9,13 @@ import dagster as dg
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.metadata import OWNERS, docs, fetched_metadata, loaded_metadata
 from finora_pipeline.assets.partitions import USERS
-from finora_pipeline.assets.raw_pages import fetch_and_land
+from finora_pipeline.assets.raw_pages import fetch_connections
+from finora_pipeline.ingest.selection import select_connections
+from finora_pipeline.ingest.windows import trailing_window
 from finora_pipeline.openai_admin.endpoints import COSTS
-from finora_pipeline.refresh.fetch import ProgressCallback, select_connections
-from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.openai_admin import OpenAIAdmin
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import KINDS, load_pending
-from finora_pipeline.warehouse.warehouse import Warehouse
 
 
 @dg.asset(
@@ -34,7 +34,6 @@ def user_history(
     accounts: dg.ResourceParam[Accounts],
     openai_admin: dg.ResourceParam[OpenAIAdmin],
     warehouse: dg.ResourceParam[Warehouse],
-    on_progress: dg.ResourceParam[ProgressCallback],
 ) -> dg.MaterializeResult:
     started = time.monotonic()
     chosen = select_connections(accounts, user_ids=context.partition_keys, skip_missing=True)
@@ -42,12 +41,10 @@ def user_history(
         replace(connection, history_from=None, read_until=None, given_from=None) for connection in chosen
     ]
     asked = trailing_window(datetime.now(UTC).date())
-    fetched = fetch_and_land(
-        context, whole, asked, accounts, openai_admin, warehouse, on_progress, ask_all=True
-    )
+    fetched = fetch_connections(context, whole, asked, accounts, openai_admin, warehouse, ask_all=True)
     loaded = load_pending(warehouse, KINDS, context.run.run_id)
     seconds = time.monotonic() - started
-    names = ", ".join(endpoint.name for endpoint in (COSTS, *openai_admin.readings))
+    names = ", ".join(endpoint.name for endpoint in (COSTS, *openai_admin.endpoints))
     return dg.MaterializeResult(
         metadata=loaded_metadata(loaded, seconds, with_money=True)
         | {"usage rows": loaded.usage_rows}

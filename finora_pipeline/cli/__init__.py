@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from finora_pipeline.accounts.actors import COMMAND_LINE, act_as
-from finora_pipeline.cli.alarms import alarms
+from finora_pipeline.cli.alerts import alerts
 from finora_pipeline.cli.connections import connect, plan, remove, status, update
 from finora_pipeline.cli.dashboard import dashboard, login
 from finora_pipeline.cli.demo import demo
@@ -19,14 +19,14 @@ from finora_pipeline.cli.refreshes import backfill, refresh
 from finora_pipeline.cli.simulation import simulate_openai
 from finora_pipeline.cli.up import up
 from finora_pipeline.cli.upkeep import purge, rebuild
-from finora_pipeline.private_files import restrict_new_files
+from finora_pipeline.data_folder.private_files import restrict_new_files
 from finora_pipeline.settings import SettingsError
 
 
 def _about_a_database(error: Exception) -> str | None:
     """What an error outside of all others says about a database: the accounts' and the warehouse's are
     sentences by then, so that SQLAlchemy's are about Dagster's."""
-    from finora_pipeline.disk import StorageError, runs_store, storage_error
+    from finora_pipeline.data_folder.disk import StorageError, runs_store, storage_error
     from finora_pipeline.settings import Settings
 
     if not isinstance(error, StorageError):
@@ -45,7 +45,7 @@ class Commands(click.Group):
             raise click.ClickException(str(error)) from None
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise click.ClickException("There is no room left where the output goes.") from None
+                raise click.ClickException("No space left on the output device.") from None
             if error.filename is None:
                 raise
             raise click.ClickException(f"{error.filename} cannot be used: {error.strerror}.") from None
@@ -55,7 +55,7 @@ class Commands(click.Group):
             raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(self.commands)
+        return [name for name, command in self.commands.items() if name == command.name]
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -76,14 +76,16 @@ def main() -> None:
       OPENAI_BASE_URL     where OpenAI is                        https://api.openai.com/v1
       FINORA_MASTER_KEY   encrypts the stored keys (base64)      else $FINORA_HOME/master.key
       FINORA_ACCOUNTS_URL accounts database (SQLAlchemy URL)     SQLite in $FINORA_HOME
-      FINORA_NOTIFY       whom alarms are sent to                nobody
+      FINORA_NOTIFY       addresses that alerts are sent to      none
     """
     act_as(COMMAND_LINE)
 
 
 _COMMANDS = (
     connect, update, remove, status, plan, refresh, backfill, sql, up, dashboard, login,
-    alarms, rebuild, purge, rotate_master_key, demo, simulate_openai,
+    alerts, rebuild, purge, rotate_master_key, demo, simulate_openai,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)
+# The name of earlier versions, for scripts.
+main.add_command(alerts, "alarms")

@@ -26,8 +26,8 @@ from finora_pipeline.openai_admin.keys import redact
 from finora_pipeline.plans import PLANS
 
 if TYPE_CHECKING:
-    from finora_pipeline.accounts.connections import NewConnection
     from finora_pipeline.accounts.model import Connection
+    from finora_pipeline.accounts.onboarding import NewConnection
 
 plan_choice = click.Choice(list(PLANS), case_sensitive=False)
 user_option = click.option("--user", "user_id", required=True, help="Your own id of the user, e.g. acme.")
@@ -84,7 +84,7 @@ def connect(
         raise click.UsageError("Say whose organization it is: --user ID (or --many for many).")
     key_text = _read_key()
     with plain_errors():
-        from finora_pipeline.accounts import connections
+        from finora_pipeline.accounts import onboarding as connections
 
         async def run(accounts: Any, client: Any) -> "Connection":
             return await connections.connect(
@@ -118,12 +118,12 @@ def update(
         raise click.UsageError("--keep-key binds the stored key to an address: give it with --base-url.")
     key_text = None if keep_key else _read_key()
     with plain_errors():
-        from finora_pipeline.accounts import connections
+        from finora_pipeline.accounts import onboarding as connections
 
         async def run(accounts: Any, client: Any) -> "Connection":
             text = key_text
             if text is None:
-                text = accounts.key_ring([user_id]).key_of(user_id).reveal()
+                text = accounts.connections.key_ring([user_id]).key_of(user_id).reveal()
             return await connections.update(
                 accounts, client, user_id, text, replace_organization=replace_organization
             )
@@ -142,7 +142,7 @@ def remove(user_id: str, yes: bool, as_json: bool) -> None:
 
     with plain_errors():
         accounts = _accounts()
-        known = accounts.connection(user_id)
+        known = accounts.connections.get(user_id)
         if known is None or known.status == "removed":
             raise AccountsError(f"User {user_id} has no OpenAI connection to remove.")
         if not yes:
@@ -151,7 +151,7 @@ def remove(user_id: str, yes: bool, as_json: bool) -> None:
                 abort=True,
                 err=True,
             )
-        connection = accounts.remove_connection(user_id)
+        connection = accounts.connections.remove(user_id)
     _tell(connection, "Removed", as_json)
 
 
@@ -161,7 +161,7 @@ def remove(user_id: str, yes: bool, as_json: bool) -> None:
 def plan(user_id: str, plan_name: str) -> None:
     """Move a user to another plan: trial, growth, scale or enterprise."""
     with plain_errors():
-        chosen = _accounts().set_plan(user_id, plan_name)
+        chosen = _accounts().users.set_plan(user_id, plan_name)
     kept = f"{chosen.history_days} days" if chosen.history_days else "all"
     output.print(f"{user_id} is on {chosen.name}: refreshed {chosen.interval_text}, {kept} of history kept.")
 
@@ -174,10 +174,10 @@ def status(user_id: str | None, attention: bool, as_json: bool) -> None:
     """Show the connections: state, last and next refresh, and what to do where one needs attention."""
     with plain_errors():
         accounts = _accounts()
-        found = accounts.connections(user_ids=[user_id] if user_id else None)
+        found = accounts.connections.all(user_ids=[user_id] if user_id else None)
         shown = [c for c in found if not attention or c.status == "needs attention"]
-        last_failure = accounts.last_failures([c.user_id for c in shown])
-        parts = accounts.part_failures([c.user_id for c in shown])
+        last_failure = accounts.refreshes.last_failures([c.user_id for c in shown])
+        parts = accounts.refreshes.part_failures([c.user_id for c in shown])
         _print_conditions()
     if user_id and not found:
         raise click.ClickException(f"User {user_id} has no connection; finora connect makes one.")
@@ -222,9 +222,9 @@ def status(user_id: str | None, attention: bool, as_json: bool) -> None:
 
 def _print_conditions() -> None:
     """What the data folder itself needs, beside the results."""
-    from finora_pipeline.alarms.conditions import of_installation
+    from finora_pipeline.alerts.conditions import of_installation
     from finora_pipeline.settings import Settings
-    from finora_pipeline.warehouse.warehouse import Warehouse
+    from finora_pipeline.warehouse.database import Warehouse
 
     settings = Settings.from_environment()
     for condition in of_installation(Warehouse(settings.home), settings.dagster_home, datetime.now(UTC)):
@@ -232,7 +232,7 @@ def _print_conditions() -> None:
 
 
 def _connect_many(lines: TextIO, base_url: str | None, as_json: bool) -> None:
-    from finora_pipeline.accounts import connections
+    from finora_pipeline.accounts import onboarding as connections
 
     wanted, outcomes = _read_lines(lines)
 
@@ -270,7 +270,7 @@ def _connect_many(lines: TextIO, base_url: str | None, as_json: bool) -> None:
 
 def _read_lines(lines: TextIO) -> tuple[dict[int, "NewConnection"], dict[int, tuple[str, str, str]]]:
     """The well-formed lines by number, and an outcome for each that is not. Never repeats a line's text."""
-    from finora_pipeline.accounts.connections import NewConnection
+    from finora_pipeline.accounts.onboarding import NewConnection
 
     wanted: dict[int, NewConnection] = {}
     outcomes: dict[int, tuple[str, str, str]] = {}
@@ -307,13 +307,13 @@ def _accounts() -> Any:
 
 def _with_openai(run: Any, base_url: str | None, user_id: str | None = None) -> Any:
     """Runs a coroutine function of the accounts and a client of OpenAI at the address for the user's key."""
-    from finora_pipeline.accounts.connections import CHECK_LIMITS, address_to_check
     from finora_pipeline.accounts.model import OtherOrganization
+    from finora_pipeline.accounts.onboarding import CHECK_LIMITS, address_to_check
     from finora_pipeline.openai_admin.client import open_client
     from finora_pipeline.settings import Settings
 
     accounts = _accounts()
-    known = accounts.connection(user_id) if user_id else None
+    known = accounts.connections.get(user_id) if user_id else None
     address = address_to_check(base_url, known, Settings.from_environment().openai_base_url)
 
     async def main() -> Any:

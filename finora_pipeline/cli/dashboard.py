@@ -20,7 +20,8 @@ from finora_pipeline.cli.terminal import row as text_row
 from finora_pipeline.dashboard import DEFAULT_PORT
 
 if TYPE_CHECKING:
-    from finora_pipeline.accounts.sign_in import Login, SignIn
+    from finora_pipeline.accounts.logins import Login, Logins
+    from finora_pipeline.accounts.store import Accounts
 
 # The second name is the one of earlier versions, for scripts.
 last_login_option = click.option(
@@ -32,10 +33,10 @@ last_login_option = click.option(
 )
 
 
-def keep_a_login(sign_in: "SignIn", is_removed: "Callable[[Login], bool]") -> None:
+def keep_a_login(logins: "Logins", is_removed: "Callable[[Login], bool]") -> None:
     """Refuses to remove the last logins there are."""
-    logins = sign_in.logins()
-    if logins and all(map(is_removed, logins)):
+    known = logins.all()
+    if known and all(map(is_removed, known)):
         raise click.ClickException(
             "This is the last login: without one, only the start link on this machine opens the pages. "
             "Add --last-login if that is meant."
@@ -55,8 +56,8 @@ def dashboard(host: str, port: int, public_url: str | None) -> None:
     machine the pages need --public-url and a login, or an OpenID Connect provider: FINORA_OIDC_ISSUER,
     FINORA_OIDC_CLIENT_ID, FINORA_OIDC_CLIENT_SECRET. finora up serves them, too.
     """
-    from finora_pipeline.access import Access
     from finora_pipeline.cli.terminal import log_to_terminal, print_link
+    from finora_pipeline.dashboard.security.access import Access
     from finora_pipeline.dashboard.server import DashboardRefused, serve
     from finora_pipeline.settings import Settings
 
@@ -88,11 +89,11 @@ def add(name: str, user_id: str | None, operator: bool, no_password: bool) -> No
     if bool(user_id) == operator:
         raise click.UsageError("Say --user U or --operator.")
     with plain_errors():
-        accounts, sign_in = _opened()
+        accounts = _accounts()
         password = None if no_password else _password()
         if user_id:
-            user_id = accounts.add_user(user_id)
-        made = sign_in.save(name, user_id=user_id, password=password)
+            user_id = accounts.users.add(user_id)
+        made = accounts.logins.save(name, user_id=user_id, password=password)
     messages.print(f"{made.name} may sign in and sees {made.user_id or 'every user'}.", markup=False)
 
 
@@ -101,8 +102,7 @@ def add(name: str, user_id: str | None, operator: bool, no_password: bool) -> No
 def list_logins(as_json: bool) -> None:
     """List who may sign in."""
     with plain_errors():
-        _, sign_in = _opened()
-    found = sign_in.logins()
+        found = _accounts().logins.all()
     if as_json:
         print_json(
             [{"name": one.name, "user": one.user_id, "operator": one.is_operator,
@@ -124,10 +124,10 @@ def list_logins(as_json: bool) -> None:
 def remove(name: str, removes_last: bool) -> None:
     """Remove a login and end its sessions."""
     with plain_errors():
-        _, sign_in = _opened()
+        logins = _accounts().logins
         if not removes_last:
-            keep_a_login(sign_in, lambda one: one.name == name.strip().lower())
-        sign_in.remove(name)
+            keep_a_login(logins, lambda one: one.name == name.strip().lower())
+        logins.remove(name)
     messages.print(f"{name} may not sign in any more.", markup=False)
 
 
@@ -140,18 +140,18 @@ def totp(name: str, off: bool) -> None:
     Prints the secret once: enter it, or the address as a QR code, into the app.
     """
     with plain_errors():
-        accounts, people = _opened()
-        found = people.login(name)
+        accounts = _accounts()
+        found = accounts.logins.get(name)
         if found is None:
             raise click.ClickException(f"There is no login {name}.")
-        second_factor = accounts.second_factor()
+        second_factor = accounts.second_factor
         if off:
             second_factor.turn_off(found.name)
-            accounts.note(found.user_id or OPERATORS, "second factor off", found.name)
+            accounts.audit.note(found.user_id or OPERATORS, "second factor off", found.name)
             messages.print(f"{found.name} signs in without a code.", markup=False)
             return
         made = second_factor.turn_on(found.name)
-        accounts.note(found.user_id or OPERATORS, "second factor on", found.name)
+        accounts.audit.note(found.user_id or OPERATORS, "second factor on", found.name)
     click.echo(f"Secret: {made.secret}")
     click.echo(f"Address: {made.address}")
     messages.print(f"{found.name} signs in with password and code.", markup=False)
@@ -162,20 +162,18 @@ def totp(name: str, off: bool) -> None:
 def sign_out(name: str) -> None:
     """End every open session of a login."""
     with plain_errors():
-        people = _opened()[1]
-        if people.login(name) is None:
+        logins = _accounts().logins
+        if logins.get(name) is None:
             raise click.ClickException(f"There is no login {name}.")
-        ended = people.close_sessions(name)
+        ended = logins.close_sessions(name)
     messages.print(f"Ended {ended} sessions of {name}.", markup=False)
 
 
-def _opened():
-    from finora_pipeline.accounts.sign_in import SignIn
+def _accounts() -> "Accounts":
     from finora_pipeline.accounts.store import accounts_of
     from finora_pipeline.settings import Settings
 
-    accounts = accounts_of(Settings.from_environment())
-    return accounts, SignIn(accounts.database)
+    return accounts_of(Settings.from_environment())
 
 
 def _password() -> str:

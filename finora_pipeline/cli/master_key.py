@@ -64,7 +64,7 @@ def _list(settings: "Settings", as_json: bool) -> None:
 
     accounts = accounts_of(settings)
     current = accounts.vault.current_key_id
-    with accounts.database.connect() as database:
+    with accounts.database.read() as database:
         found = list(locks(database))
     if as_json:
         print_json({"current": current, "keys": [asdict(lock) for lock in found]})

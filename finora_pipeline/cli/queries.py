@@ -41,7 +41,7 @@ def sql(query: str, as_csv: bool, raw: bool, as_json: bool) -> None:
 
     import duckdb
 
-    from finora_pipeline.disk import StorageError
+    from finora_pipeline.data_folder.disk import StorageError
     from finora_pipeline.reading import NothingPublished, connect
 
     try:

@@ -1,16 +1,28 @@
 """finora refresh: the Dagster job in this process; finora backfill: the same by the daemon, for many days."""
 
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
 from finora_pipeline.cli.connections import plan_choice
-from finora_pipeline.cli.terminal import json_option, messages, output, plain_errors, print_json, progress
+from finora_pipeline.cli.terminal import (
+    fetch_progress,
+    json_option,
+    messages,
+    output,
+    plain_errors,
+    print_json,
+    progress,
+)
 from finora_pipeline.cli.terminal import row as text_row
+
+if TYPE_CHECKING:
+    from finora_pipeline.accounts.model import Refresh
 
 # A table that a person reads: failed users first, then as many others.
 ROWS_SHOWN = 40
@@ -47,17 +59,17 @@ def refresh(
     """
     if history and (not users or first or last or plan):
         raise click.UsageError("--history goes with --user alone.")
-    from finora_pipeline import runs
     from finora_pipeline.accounts.model import AccountsError
     from finora_pipeline.accounts.store import accounts_of
-    from finora_pipeline.refresh.fetch import select_connections
+    from finora_pipeline.cli import runs
+    from finora_pipeline.ingest.selection import select_connections
     from finora_pipeline.settings import Settings
 
     settings = Settings.from_environment()
     with plain_errors():
         accounts = accounts_of(settings)
         chosen = select_connections(accounts, plan=plan, user_ids=users)
-        asked = accounts.connections(plan=plan, user_ids=users or None)
+        asked = accounts.connections.all(plan=plan, user_ids=users or None)
         waiting = [c for c in asked if c.status == "needs attention" and c not in chosen]
         if not chosen:
             raise AccountsError(
@@ -66,13 +78,15 @@ def refresh(
                 else "There is no connection to refresh: finora connect makes one."
             )
         window = None if history else _window(first, last)
-        with progress(f"Reading {len(chosen)} users") as on_progress:
-            if window is None:
-                results = runs.load_history(settings, users, on_progress=on_progress)
-            else:
-                options = {"plan": plan, "users": users, "on_progress": on_progress}
-                results = [runs.refresh(settings, window, **options)]
-    rows = [_told(row) for result in results for row in result.refreshes]
+
+        def watch(run_id: str) -> AbstractContextManager[None]:
+            return fetch_progress(accounts, run_id, len(chosen))
+
+        if window is None:
+            results = runs.load_history(settings, users, watch=watch)
+        else:
+            results = [runs.refresh(settings, window, plan=plan, users=users, watch=watch)]
+    rows = [_row_of(refresh) for result in results for refresh in result.refreshes]
     errors = [error for result in results for error in result.errors]
     succeeded = all(result.succeeded for result in results)
     failed = sum(len(result.failed_users) for result in results)
@@ -131,11 +145,11 @@ def backfill(
     """
     import time
 
-    from finora_pipeline import backfills
     from finora_pipeline.accounts.model import AccountsError
     from finora_pipeline.accounts.store import accounts_of
-    from finora_pipeline.monitoring import daemon_is_alive
-    from finora_pipeline.refresh.fetch import select_connections
+    from finora_pipeline.cli import backfills
+    from finora_pipeline.ingest.selection import select_connections
+    from finora_pipeline.instance.processes import daemon_is_alive
     from finora_pipeline.settings import Settings
 
     settings = Settings.from_environment()
@@ -177,8 +191,8 @@ def _tell_left_out(count: int, chosen: int) -> None:
 
 def _window(first: datetime | None, last: datetime | None) -> Any:
     from finora_pipeline.assets.partitions import FIRST_PARTITION
+    from finora_pipeline.ingest.windows import TRAILING_DAYS
     from finora_pipeline.openai_admin.pages import Window
-    from finora_pipeline.refresh.windows import TRAILING_DAYS
 
     today = datetime.now(UTC).date()
     end: date = last.date() if last else today
@@ -192,21 +206,21 @@ def _window(first: datetime | None, last: datetime | None) -> Any:
     return Window(start, end + timedelta(days=1))
 
 
-def _told(row: dict[str, Any]) -> dict[str, Any]:
+def _row_of(refresh: "Refresh") -> dict[str, Any]:
     return {
-        "user": row["user_id"],
-        "from": row["window_start"],
-        "to": row["window_end"] - timedelta(days=1),
-        "outcome": row["outcome"],
-        "pages": row["pages"],
-        "seconds": round((row["finished_at"] - row["started_at"]).total_seconds(), 3),
-        "reason": row["reason"],
-        "message": row["message"],
+        "user": refresh.user_id,
+        "from": refresh.window_start,
+        "to": refresh.window_end - timedelta(days=1),
+        "outcome": refresh.outcome,
+        "pages": refresh.pages,
+        "seconds": round((refresh.finished_at - refresh.started_at).total_seconds(), 3),
+        "reason": refresh.reason,
+        "message": refresh.message,
     }
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
-    table = Table("User", "From", "To", "Outcome", "Pages", "Seconds", "What to do")
+    table = Table("User", "From", "To", "Outcome", "Pages", "Seconds", "Error")
     rows = sorted(rows, key=lambda row: (row["outcome"] == "complete", row["user"]))
     for row in rows[:ROWS_SHOWN]:
         color = "green" if row["outcome"] == "complete" else "red"

@@ -52,8 +52,8 @@ def simulate_openai(
     Point finora or the official SDK to it with OPENAI_BASE_URL. The side door
     /_simulator/organizations lists the organizations with their keys.
     """
-    from finora_pipeline.openai_admin.simulator import OrganizationSpec, Simulator
-    from finora_pipeline.openai_admin.simulator.server import base_url, listen, serve
+    from finora_pipeline.openai_simulator import OrganizationSpec, Simulator
+    from finora_pipeline.openai_simulator.server import base_url, listen, serve
 
     now = datetime.now(UTC)
     first = since.date() if since else now.date() - timedelta(days=days - 1)

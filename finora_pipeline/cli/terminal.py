@@ -5,11 +5,12 @@ import json
 import logging
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 from rich.console import Console
@@ -18,12 +19,17 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from finora_pipeline.accounts.store import Accounts
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Control characters, and those that turn the direction of what follows.
 _UNSAFE = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _CONTROLS = {code: "�" for code in _UNSAFE if chr(code) not in "\t\n"}
 _ESCAPED = {code: f"\\u{code:04x}" for code in _UNSAFE if code >= 127}
+# How often a progress bar asks for the numbers of a run.
+PROGRESS_SECONDS = 0.5
 # A pipe has no width that lines would have to fit.
 PIPE_WIDTH = 1_000
 # Results go to the standard output, everything else beside it, so that a pipe gets results alone.
@@ -53,15 +59,15 @@ def plain_errors() -> Iterator[None]:
     """Turns the domain's errors, whose messages are sentences for a person, into the command's error."""
     from finora_pipeline.accounts.model import AccountsError
     from finora_pipeline.accounts.vault import VaultError
-    from finora_pipeline.disk import StorageError
-    from finora_pipeline.instance_settings import InstanceFileError
+    from finora_pipeline.data_folder.disk import StorageError
+    from finora_pipeline.data_folder.private_files import ForeignFiles
+    from finora_pipeline.instance.config import InstanceFileError
     from finora_pipeline.openai_admin.addresses import AddressError
     from finora_pipeline.openai_admin.errors import OpenAIAdminError
     from finora_pipeline.openai_admin.keys import KeyFormError
     from finora_pipeline.plans import UnknownPlan
-    from finora_pipeline.private_files import ForeignFiles
+    from finora_pipeline.warehouse.database import PartsUnequal
     from finora_pipeline.warehouse.schema import RebuildIncomplete, WarehouseOutdated, WarehouseTooNew
-    from finora_pipeline.warehouse.warehouse import PartsUnequal
 
     known = (
         AccountsError,
@@ -148,6 +154,34 @@ def progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
             bar.update(task, completed=done, total=total, failed=f"{failed} failed" if failed else "")
 
         yield show
+
+
+@contextmanager
+def fetch_progress(accounts: "Accounts", run_id: str, users: int) -> Iterator[None]:
+    """A progress bar of a run in this process, from the record of its refreshes."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    over = threading.Event()
+    with progress(f"Fetching {users} users") as show:
+
+        def watch() -> None:
+            while not over.wait(PROGRESS_SECONDS):
+                show(*_counts(accounts, run_id, users))
+
+        watcher = threading.Thread(target=watch, name="progress", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+            show(*_counts(accounts, run_id, users))
+
+
+def _counts(accounts: "Accounts", run_id: str, users: int) -> tuple[int, int, int]:
+    done, failed = accounts.refreshes.counts(run_id)
+    return done, max(done, users), failed
 
 
 def row(*cells: str) -> list[Text]:

@@ -38,8 +38,8 @@ def up(port: int, health_port: int, dashboard_host: str, dashboard_port: int, pu
     """
     import asyncio
 
-    from finora_pipeline import up as serving
     from finora_pipeline.dashboard.server import DashboardRefused, prepared
+    from finora_pipeline.server import supervisor as serving
     from finora_pipeline.settings import Settings
 
     log_to_terminal()

@@ -31,31 +31,31 @@ def purge(user_id: str, yes: bool, removes_last: bool, as_json: bool) -> None:
     It is for good. Only a note in the audit trail says that it was done. Dagster's own record of past runs
     may name the user until those runs are deleted.
     """
-    from finora_pipeline import logs, runs
-    from finora_pipeline.accounts.sign_in import SignIn
     from finora_pipeline.accounts.store import accounts_of
-    from finora_pipeline.refresh.serve import publish_refreshes
+    from finora_pipeline.cli import runs
+    from finora_pipeline.ingest import run_log
+    from finora_pipeline.ingest.publish import publish_refreshes
     from finora_pipeline.settings import Settings
     from finora_pipeline.warehouse import retention
+    from finora_pipeline.warehouse.database import Warehouse
     from finora_pipeline.warehouse.raw import RawPages
-    from finora_pipeline.warehouse.warehouse import Warehouse
 
     settings = Settings.from_environment()
     warehouse = Warehouse(settings.home)
     with plain_errors():
         accounts = accounts_of(settings)
         if not removes_last:
-            keep_a_login(SignIn(accounts.database), lambda login: login.user_id == user_id)
+            keep_a_login(accounts.logins, lambda login: login.user_id == user_id)
         if not yes:
             click.confirm(f"Delete all data of {user_id} for good?", abort=True, err=True)
         # What a run has read of the user and not landed yet, does not land any more.
         with RawPages(warehouse.raw).landing(alone=True):
             deleted = accounts.purge(user_id)
         removed = retention.purge(warehouse, user_id)
-        runs.forget_user(settings, user_id)
+        runs.delete_partition(settings, user_id)
         if warehouse.database.exists():
             publish_refreshes(accounts, warehouse)
-        log_lines = logs.forget_user(settings.home, user_id)
+        log_lines = run_log.delete_user_lines(settings.home, user_id)
         left = retention.traces(warehouse, user_id)
     rows = {f"accounts.{table}": count for table, count in deleted.items()} | removed.rows
     if as_json:
@@ -94,8 +94,8 @@ def rebuild(
         _replace(as_json)
         return
     from finora_pipeline.settings import Settings
+    from finora_pipeline.warehouse.database import Warehouse
     from finora_pipeline.warehouse.rebuild import rebuild as rebuild_facts
-    from finora_pipeline.warehouse.warehouse import Warehouse
 
     warehouse = Warehouse(Settings.from_environment().home)
     if not warehouse.database.exists():
@@ -145,11 +145,11 @@ def rebuild(
 
 def _replace(as_json: bool) -> None:
     from finora_pipeline.accounts.store import accounts_of
-    from finora_pipeline.refresh.serve import publish_refreshes
+    from finora_pipeline.ingest.publish import publish_refreshes
     from finora_pipeline.settings import Settings
+    from finora_pipeline.warehouse.database import Warehouse
     from finora_pipeline.warehouse.rebuild import replace_warehouse
     from finora_pipeline.warehouse.retention import prune
-    from finora_pipeline.warehouse.warehouse import Warehouse
 
     settings = Settings.from_environment()
     warehouse = Warehouse(settings.home)
@@ -157,7 +157,7 @@ def _replace(as_json: bool) -> None:
         accounts = accounts_of(settings)
         with progress("Loading raw files") as show:
             files = replace_warehouse(warehouse, lambda done, total: show(done, total, 0))
-        prune(warehouse, lambda: accounts.kept_from(datetime.now(UTC)))
+        prune(warehouse, lambda: accounts.users.kept_from(datetime.now(UTC)))
         publish_refreshes(accounts, warehouse)
     if as_json:
         print_json({"raw_files": files})

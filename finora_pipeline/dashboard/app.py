@@ -26,8 +26,8 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from finora_pipeline.access import Access, StartLink
 from finora_pipeline.accounts.actors import acting_as
+from finora_pipeline.accounts.logins import Login, Logins
 from finora_pipeline.accounts.model import (
     AccountsError,
     Connection,
@@ -35,19 +35,19 @@ from finora_pipeline.accounts.model import (
     Status,
     check_user_id,
 )
-from finora_pipeline.accounts.sign_in import Login, SignIn
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.accounts.vault import VaultError
 from finora_pipeline.dashboard import formats
 from finora_pipeline.dashboard.charts import share_bar
-from finora_pipeline.dashboard.copies import Copies
-from finora_pipeline.dashboard.exposure import Exposure
 from finora_pipeline.dashboard.figures import export_rows, model_page, overview
-from finora_pipeline.dashboard.oidc import Oidc
+from finora_pipeline.dashboard.notices import freshness, notices
 from finora_pipeline.dashboard.periods import BadPeriod, view_of
-from finora_pipeline.dashboard.security import Guard, Names
-from finora_pipeline.dashboard.signing_in import SigningIn, fields
-from finora_pipeline.dashboard.states import freshness, notices
+from finora_pipeline.dashboard.security.access import Access, StartLink
+from finora_pipeline.dashboard.security.exposure import Exposure
+from finora_pipeline.dashboard.security.guard import Guard, Names
+from finora_pipeline.dashboard.security.oidc import Oidc
+from finora_pipeline.dashboard.snapshots import Copies
+from finora_pipeline.dashboard.views.sign_in import SigningIn, fields
 from finora_pipeline.openai_admin.addresses import AddressError
 from finora_pipeline.openai_admin.errors import OpenAIAdminError
 from finora_pipeline.openai_admin.keys import KeyFormError, redact
@@ -92,7 +92,7 @@ Handler = Callable[[Request, Login, str], Response]
 def create_app(
     settings: Settings,
     accounts: Accounts,
-    sign_in: SignIn,
+    sign_in: Logins,
     exposed: Exposure,
     access: Access,
     oidc: Oidc | None = None,
@@ -180,7 +180,7 @@ class _Pages:
         self,
         settings: Settings,
         accounts: Accounts,
-        sign_in: SignIn,
+        sign_in: Logins,
         exposed: Exposure,
         access: Access,
         oidc: Oidc | None,
@@ -258,7 +258,7 @@ class _Pages:
             return self.signing_in.ask(request)
         if who.user_id:
             return RedirectResponse(f"/users/{quote(who.user_id)}/overview", 303)
-        known = self._accounts.user_ids()
+        known = self._accounts.users.ids()
         if len(known) > 1:
             return RedirectResponse("/users", 303)
         return RedirectResponse(f"/users/{quote(known[0] if known else FIRST_USER)}/overview", 303)
@@ -275,10 +275,10 @@ class _Pages:
         wanted = request.query_params.get("q", "").strip()[:100]
         first = request.query_params.get("from", "0")
         first = int(first) if first.isdecimal() and len(first) < 9 else 0
-        plans = self._accounts.plans()
+        plans = self._accounts.users.plans()
         found = [user_id for user_id in plans if wanted.casefold() in user_id.casefold()]
         shown = found[first : first + USERS_A_PAGE]
-        connections = {c.user_id: c for c in self._accounts.connections(user_ids=shown)}
+        connections = {c.user_id: c for c in self._accounts.connections.all(user_ids=shown)}
         spend = self.copies.everybody()
         now = datetime.now(UTC)
         rows = [
@@ -303,7 +303,7 @@ class _Pages:
         asked = (await fields(request)).get("user_id", "")
         try:
             with acting_as(who.name):
-                user_id = await run_in_threadpool(self._accounts.add_user, asked)
+                user_id = await run_in_threadpool(self._accounts.users.add, asked)
         except AccountsError as error:
             # Somebody may have pasted a key there.
             return await run_in_threadpool(self._users_page, request, who, redact(str(error)), 422)
@@ -318,12 +318,12 @@ class _Pages:
         return who
 
     def _plan(self, user_id: str) -> Plan:
-        return self._accounts.plan_of(user_id) or next(iter(PLANS.values()))
+        return self._accounts.users.plan_of(user_id) or next(iter(PLANS.values()))
 
     def _known(self, user_id: str) -> tuple[Connection | None, str | None]:
         """The connection, and what the latest attempt said if it failed."""
-        connection = self._accounts.connection(user_id)
-        return connection, self._accounts.last_failures([user_id]).get(user_id)
+        connection = self._accounts.connections.get(user_id)
+        return connection, self._accounts.refreshes.last_failures([user_id]).get(user_id)
 
     def overview(self, request: Request, who: Login, user_id: str) -> Response:
         now = datetime.now(UTC)
@@ -378,7 +378,7 @@ class _Pages:
 
     def state(self, request: Request, who: Login, user_id: str) -> Response:  # noqa: ARG002
         """What a page that waits asks for, to load itself again when it changes."""
-        connection = self._accounts.connection(user_id)
+        connection = self._accounts.connections.get(user_id)
         with self.copies.of(user_id) as copy:
             return JSONResponse({"state": _state(connection, copy.is_sample)})
 
@@ -405,8 +405,8 @@ class _Pages:
         chosen = (await fields(request)).get("plan", "")
 
         def change() -> None:
-            self._accounts.add_user(user_id)
-            self._accounts.set_plan(user_id, chosen)
+            self._accounts.users.add(user_id)
+            self._accounts.users.set_plan(user_id, chosen)
 
         try:
             with acting_as(who.name):
@@ -439,7 +439,7 @@ class _Pages:
             is_connected=connection is not None and connection.status is not Status.REMOVED,
             is_active=connection is not None and connection.status is Status.ACTIVE,
             failure=failure,
-            parts=self._accounts.part_failures([user_id]).get(user_id, []),
+            parts=self._accounts.refreshes.part_failures([user_id]).get(user_id, []),
             expiry=connection.expiry_warning(now) if connection else None,
             freshness=freshness(connection, now),
             error=error,
@@ -448,7 +448,7 @@ class _Pages:
             wants_update=request.query_params.get("update") == "yes" or error is not None,
             plan=self._plan(user_id),
             regions=REGIONS,
-            events=self._accounts.recent_audit(user_id, EVENTS_SHOWN),
+            events=self._accounts.audit.recent(user_id, EVENTS_SHOWN),
             event_names=EVENT_NAMES,
             detailed_events=DETAILED_EVENTS,
         )
@@ -460,10 +460,10 @@ class _Pages:
         who, user_id = allowed
         form = await fields(request)
         # Saved rarely: what asks OpenAI is not carried until then.
-        from finora_pipeline.accounts import connections as connecting
+        from finora_pipeline.accounts import onboarding as connecting
         from finora_pipeline.openai_admin.client import open_client
 
-        known = await run_in_threadpool(self._accounts.connection, user_id)
+        known = await run_in_threadpool(self._accounts.connections.get, user_id)
         is_update = known is not None and known.status is not Status.REMOVED
         save = connecting.update if is_update else connecting.connect
         try:
@@ -486,7 +486,7 @@ class _Pages:
         return RedirectResponse(f"/users/{quote(user_id)}/settings/keys?saved={told}", 303)
 
     def ask_removal(self, request: Request, who: Login, user_id: str, error: str | None = None) -> Response:
-        connection = self._accounts.connection(user_id)
+        connection = self._accounts.connections.get(user_id)
         if connection is None or connection.status is Status.REMOVED:
             return RedirectResponse(f"/users/{quote(user_id)}/settings/keys", 303)
         status = 409 if error else 200
@@ -503,7 +503,7 @@ class _Pages:
         version = int(seen) if re.fullmatch("[0-9]{1,10}", seen) else None
         try:
             with acting_as(who.name):
-                await run_in_threadpool(self._accounts.remove_connection, user_id, version)
+                await run_in_threadpool(self._accounts.connections.remove, user_id, version)
         except AccountsError as error:
             return await run_in_threadpool(self.ask_removal, request, who, user_id, str(error))
         return RedirectResponse(f"/users/{quote(user_id)}/settings/keys?saved=removed", 303)

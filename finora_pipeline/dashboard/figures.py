@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from finora_pipeline.dashboard import charts, formats
-from finora_pipeline.dashboard.copies import Copy
 from finora_pipeline.dashboard.periods import View
+from finora_pipeline.dashboard.snapshots import Copy
 
 SPARKLINE_DAYS = 14
 # Models with a colour of their own; the rest is stacked as one.

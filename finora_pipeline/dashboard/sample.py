@@ -15,8 +15,8 @@ SAMPLE_USER = "sample"
 
 def main(file: Path, today: date) -> None:
     """Writes the sample up to a UTC day into a DuckDB file with the published tables."""
+    from finora_pipeline.warehouse.database import Warehouse
     from finora_pipeline.warehouse.metrics import refresh_metrics
-    from finora_pipeline.warehouse.warehouse import Warehouse
 
     with tempfile.TemporaryDirectory(prefix="finora-sample-") as folder:
         warehouse = Warehouse(Path(folder))

@@ -5,13 +5,12 @@ import sys
 import uvicorn
 from starlette.applications import Starlette
 
-from finora_pipeline import http_server
-from finora_pipeline.access import Access
-from finora_pipeline.accounts.sign_in import SignIn
 from finora_pipeline.accounts.store import accounts_of
+from finora_pipeline.dashboard import http_server
 from finora_pipeline.dashboard.app import create_app
-from finora_pipeline.dashboard.exposure import ExposedWithoutSignIn, exposure
-from finora_pipeline.dashboard.oidc import Oidc, OidcError
+from finora_pipeline.dashboard.security.access import Access
+from finora_pipeline.dashboard.security.exposure import ExposedWithoutSignIn, exposure
+from finora_pipeline.dashboard.security.oidc import Oidc, OidcError
 from finora_pipeline.settings import Settings
 
 
@@ -24,7 +23,7 @@ def prepared(
 ) -> Starlette:
     """The app, ready to be served. Raises `DashboardRefused`, `VaultError`, `SettingsError`."""
     accounts = accounts_of(settings)
-    sign_in = SignIn(accounts.database)
+    sign_in = accounts.logins
     try:
         oidc = Oidc.from_environment()
         if oidc is None and not settings.password_sign_in:

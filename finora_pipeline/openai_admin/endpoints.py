@@ -64,7 +64,7 @@ class Endpoint:
 
     @property
     def kind(self) -> str:
-        """What is landed and loaded together: the bill, its other readings, or all services' usage."""
+        """What is landed and loaded together: the bill, its other views, or all services' usage."""
         if self.name == "costs":
             return "costs"
         return BILLED_KIND if self.is_costs else USAGE_KIND
@@ -156,5 +156,5 @@ COSTS_BY: dict[str, Endpoint] = {
 }
 USAGE: tuple[Endpoint, ...] = tuple(endpoint for endpoint in ENDPOINTS.values() if endpoint is not COSTS)
 # All that a refresh reads besides the costs, by name.
-BESIDES_COSTS: dict[str, Endpoint] = {e.name: e for e in (COST_TOTALS, *COSTS_BY.values(), *USAGE)}
+EXTRA_ENDPOINTS: dict[str, Endpoint] = {e.name: e for e in (COST_TOTALS, *COSTS_BY.values(), *USAGE)}
 USAGE_MEASURES: tuple[str, ...] = tuple(dict.fromkeys(measure for e in USAGE for measure in e.measures))

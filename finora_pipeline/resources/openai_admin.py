@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from finora_pipeline.accounts.connections import Organizations
+from finora_pipeline.accounts.onboarding import Organizations
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.openai_admin.addresses import OPENAI_BASE_URL, AddressError, parse_address
 from finora_pipeline.openai_admin.client import Limits, open_client
-from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, Endpoint
+from finora_pipeline.openai_admin.endpoints import EXTRA_ENDPOINTS, Endpoint
 from finora_pipeline.settings import Settings
 
 
@@ -18,12 +18,12 @@ from finora_pipeline.settings import Settings
 class OpenAIAdmin:
     """Hands out clients of users' organizations; a key exists in memory only while it is used.
 
-    `readings` is what is read besides the costs; `directory` whether names are read once a day.
+    `endpoints` are fetched besides the costs; with `directory`, names too, once a day.
     """
 
     base_url: str
     limits: Limits = field(default_factory=Limits)
-    readings: Sequence[Endpoint] = tuple(BESIDES_COSTS.values())
+    endpoints: Sequence[Endpoint] = tuple(EXTRA_ENDPOINTS.values())
     directory: bool = True
 
     @classmethod
@@ -39,7 +39,7 @@ class OpenAIAdmin:
     ) -> AsyncIterator[Organizations]:
         """Clients of these users' organizations; their connections to OpenAI are closed at the end."""
         async with open_client(_default_address(self.base_url), self.limits) as client:
-            yield Organizations(client, accounts.key_ring(user_ids), self.base_url)
+            yield Organizations(client, accounts.connections.key_ring(user_ids), self.base_url)
 
 
 def _default_address(base_url: str) -> str:

@@ -2,10 +2,10 @@
 
 import dagster as dg
 
-from finora_pipeline.liveness import hold
+from finora_pipeline.data_folder.run_locks import hold
 from finora_pipeline.settings import Settings
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.rebuild import bring_up_to_date
-from finora_pipeline.warehouse.warehouse import Warehouse
 
 
 def warehouse_resource(settings: Settings) -> dg.ResourceDefinition:

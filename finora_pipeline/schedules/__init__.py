@@ -1,1 +1,1 @@
-"""When refreshes run: one schedule a plan, and a sensor for new and updated connections."""
+"""When jobs run: a schedule for each plan, and the nightly upkeep. What runs belongs into `jobs`."""

@@ -22,11 +22,11 @@ from finora_pipeline.openai_admin.endpoints import BILLED_KIND, COSTS, DIRECTORY
 from finora_pipeline.openai_admin.line_items import parse_line_item
 from finora_pipeline.openai_admin.service_names import SERVICE_NAMES, ServiceName
 from finora_pipeline.warehouse.clock import end_of_present, forget_future_moments
+from finora_pipeline.warehouse.database import Warehouse, run, transaction
 from finora_pipeline.warehouse.portions import load_or_halve, portions
 from finora_pipeline.warehouse.raw import Quarantined, RawFile, RawPages, cut_long_pages
 from finora_pipeline.warehouse.schema import MONTHLY_TABLES
 from finora_pipeline.warehouse.sql import section
-from finora_pipeline.warehouse.warehouse import Warehouse, run, transaction
 
 # Raw files of a kind that are worth a transaction of their own before all have landed.
 FILES_AHEAD = 6

@@ -10,10 +10,10 @@ import duckdb
 import pyarrow as pa
 
 from finora_pipeline.warehouse.clock import forget_future_days
+from finora_pipeline.warehouse.database import PartsUnequal, Warehouse, run, transaction
 from finora_pipeline.warehouse.load import service_names_table
 from finora_pipeline.warehouse.portions import CAUSED_BY_PAGES
 from finora_pipeline.warehouse.sql import section
-from finora_pipeline.warehouse.warehouse import PartsUnequal, Warehouse, run, transaction
 
 _log = logging.getLogger("finora_pipeline.warehouse")
 # What the sample organization uses: tokens on a working day, USD per million tokens in and out.

@@ -18,9 +18,9 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from finora_pipeline.private_files import make_folder, share_published
+from finora_pipeline.data_folder.private_files import make_folder, share_published
+from finora_pipeline.warehouse.database import Warehouse, transaction
 from finora_pipeline.warehouse.metrics import catch_up
-from finora_pipeline.warehouse.published import quoted
 from finora_pipeline.warehouse.published_record import (
     Repair,
     begin_publishing,
@@ -30,7 +30,7 @@ from finora_pipeline.warehouse.published_record import (
     remove_companions,
 )
 from finora_pipeline.warehouse.schema import MONTHLY_TABLES
-from finora_pipeline.warehouse.warehouse import Warehouse, transaction
+from finora_pipeline.warehouse.snapshot import quoted
 
 _log = logging.getLogger("finora.warehouse")
 CONNECTION_SCHEMA = pa.schema(

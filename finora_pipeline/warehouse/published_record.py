@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.schema import MONTHLY_TABLES
-from finora_pipeline.warehouse.warehouse import Warehouse
 
 # How long a repair is reported as a condition that needs a person.
 REPORTED_FOR = timedelta(days=1)

@@ -24,9 +24,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finora_pipeline.disk import StorageError, told_if_full
+from finora_pipeline.data_folder.disk import StorageError, told_if_full
+from finora_pipeline.data_folder.private_files import open_lock
 from finora_pipeline.openai_admin.pages import SECONDS_PER_DAY, Page, canonical, pieces
-from finora_pipeline.private_files import open_lock
 
 PROVIDER = "openai"
 SCHEMA = pa.schema(

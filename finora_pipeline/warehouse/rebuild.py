@@ -10,13 +10,13 @@ from pathlib import Path
 
 import duckdb
 
-from finora_pipeline.disk import DatabaseDamaged
+from finora_pipeline.data_folder.disk import DatabaseDamaged
+from finora_pipeline.warehouse.database import Warehouse, open_to_write, settle, transaction
 from finora_pipeline.warehouse.load import ID_COLUMN, KINDS, archive_loaded, load_files
 from finora_pipeline.warehouse.portions import load_or_halve, portions
-from finora_pipeline.warehouse.published import quoted
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.schema import RebuildIncomplete, WarehouseOutdated
-from finora_pipeline.warehouse.warehouse import Warehouse, open_to_write, settle, transaction
+from finora_pipeline.warehouse.snapshot import quoted
 
 _log = logging.getLogger("finora.warehouse")
 # What is told apart: all that OpenAI said, not which read of the same it came from.

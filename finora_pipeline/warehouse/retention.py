@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finora_pipeline.openai_admin.endpoints import DIRECTORY_KIND
-from finora_pipeline.warehouse.published import DATABASE, attach, quoted
+from finora_pipeline.warehouse.database import Warehouse, open_to_write, settle, transaction
 from finora_pipeline.warehouse.raw import RawFile, RawPages, reading, write_whole
 from finora_pipeline.warehouse.schema import MONTHLY_TABLES
-from finora_pipeline.warehouse.warehouse import Warehouse, open_to_write, settle, transaction
+from finora_pipeline.warehouse.snapshot import DATABASE, attach, quoted
 
 # For so long every page as it was read stays, whatever was read after it.
 RAW_PAGES_KEPT = timedelta(days=7)

@@ -10,8 +10,8 @@ import dagster as dg
 import pytest
 from sqlalchemy import text
 
-from finora_pipeline.accounts.connections import address_to_check
 from finora_pipeline.accounts.model import AccountsError
+from finora_pipeline.accounts.onboarding import address_to_check
 from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.definitions import build_defs
 from finora_pipeline.openai_admin.addresses import AddressError
@@ -56,13 +56,13 @@ def installation(start_openai, install) -> Installation:
 
 def rebind(installation: Installation, address: str) -> None:
     """What an attacker with write access to the database could do."""
-    with installation.accounts.database.begin() as database:
+    with installation.accounts.database.write() as database:
         for table, column in (("connections", "base_url"), ("credentials", "bound_to")):
             database.execute(text(f"UPDATE {table} SET {column} = :address"), {"address": address})
 
 
 def test_a_server_of_this_machine_may_take_another_port(installation: Installation, start_openai, install):
-    assert installation.accounts.connections()[0].base_url == "http://127.0.0.1/v1"
+    assert installation.accounts.connections.all()[0].base_url == "http://127.0.0.1/v1"
     elsewhere = install(start_openai(days=2, services=False))
     assert elsewhere.settings.openai_base_url != installation.settings.openai_base_url
     assert elsewhere.refresh().failed_users == []
@@ -71,27 +71,27 @@ def test_a_server_of_this_machine_may_take_another_port(installation: Installati
 def test_an_address_changed_in_the_database_does_not_receive_the_key(installation: Installation):
     rebind(installation, "https://attacker.example/v1")
     (failed,) = installation.refresh().failed_users
-    assert "does not decrypt" in failed["message"]
+    assert "does not decrypt" in (failed.message or "")
 
 
 def test_a_key_bound_elsewhere_is_not_sent_to_the_configured_address(installation: Installation):
-    key = installation.accounts.key_ring(["user-0"]).key_of("user-0")
-    known = installation.accounts.connection("user-0")
+    key = installation.accounts.connections.key_ring(["user-0"]).key_of("user-0")
+    known = installation.accounts.connections.get("user-0")
     assert known is not None
-    installation.accounts.save_connection(
+    installation.accounts.connections.save(
         "user-0", key, known.organization, address="https://api.openai.invalid/v1", known=known
     )
     with listener() as (address, received):
         installation.settings = replace(installation.settings, openai_base_url=address)
         (failed,) = installation.refresh().failed_users
     assert received == []
-    assert failed["reason"] != "vault"
+    assert failed.reason != "vault"
 
 
 def test_a_key_of_this_machine_is_not_sent_to_a_configured_gateway(installation: Installation):
     installation.settings = replace(installation.settings, openai_base_url="https://gateway.example/v1")
     (failed,) = installation.refresh().failed_users
-    assert "OPENAI_BASE_URL names gateway.example" in failed["message"]
+    assert "OPENAI_BASE_URL names gateway.example" in (failed.message or "")
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_run_config_cannot_redirect_keys_or_data(installation: Installation, red
 
 def unbound(installation: Installation) -> None:
     """Stores the user's key as versions before addresses did."""
-    key = installation.accounts.key_ring(["user-0"]).key_of("user-0").reveal()
-    sealed = installation.accounts._vault.seal(key, "finora/openai/1/user-0")
-    with installation.accounts.database.begin() as database:
+    key = installation.accounts.connections.key_ring(["user-0"]).key_of("user-0").reveal()
+    sealed = installation.accounts.vault.seal(key, "finora/openai/1/user-0")
+    with installation.accounts.database.write() as database:
         database.execute(
             text(
                 "UPDATE credentials SET bound_to = NULL, master_key_id = :id, wrapped_key = :wrapped, "
@@ -135,7 +135,7 @@ def test_an_upgrade_binds_keys_to_the_folders_own_address(installation: Installa
     unbound(installation)
     (installation.settings.home / BASE_URL_FILE).write_text(installation.settings.openai_base_url)
     settings = replace(installation.settings, folder_base_url=installation.settings.openai_base_url)
-    upgraded = accounts_of(settings).connection("user-0")
+    upgraded = accounts_of(settings).connections.get("user-0")
     assert upgraded is not None
     assert upgraded.base_url == "http://127.0.0.1/v1"
     installation.accounts = accounts_of(settings)
@@ -145,7 +145,7 @@ def test_an_upgrade_binds_keys_to_the_folders_own_address(installation: Installa
 def test_an_upgrade_binds_keys_to_openai_without_such_a_file(installation: Installation):
     unbound(installation)
     settings = replace(installation.settings, openai_base_url="https://api.openai.com/v1")
-    upgraded = accounts_of(settings).connection("user-0")
+    upgraded = accounts_of(settings).connections.get("user-0")
     assert upgraded is not None
     assert upgraded.base_url == "https://api.openai.com/v1"
 
@@ -157,7 +157,7 @@ def test_after_an_upgrade_another_configured_address_waits_for_an_operator(insta
         installation.accounts = accounts_of(installation.settings)
         (failed,) = installation.refresh().failed_users
     assert received == []
-    assert "finora update --user user-0 --keep-key --base-url" in failed["message"]
+    assert "finora update --user user-0 --keep-key --base-url" in (failed.message or "")
 
 
 @pytest.mark.parametrize(

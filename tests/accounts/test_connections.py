@@ -12,9 +12,10 @@ from sqlalchemy import event, select
 from sqlalchemy import update as update_rows
 from sqlalchemy.pool import Pool
 
-from finora_pipeline.accounts import connections
+from finora_pipeline.accounts import onboarding as connections
 from finora_pipeline.accounts.actors import acting_as
-from finora_pipeline.accounts.connections import NewConnection
+from finora_pipeline.accounts.audit import KEY_USE
+from finora_pipeline.accounts.database import audit, credentials
 from finora_pipeline.accounts.model import (
     AccountsError,
     Connection,
@@ -25,8 +26,8 @@ from finora_pipeline.accounts.model import (
     Status,
     check_user_id,
 )
-from finora_pipeline.accounts.schema import audit, credentials
-from finora_pipeline.accounts.store import KEY_USE, Accounts, accounts_of
+from finora_pipeline.accounts.onboarding import NewConnection
+from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.accounts.vault import VaultError
 from finora_pipeline.openai_admin.client import OpenAIAdminClient, open_client
 from finora_pipeline.openai_admin.errors import (
@@ -36,7 +37,7 @@ from finora_pipeline.openai_admin.errors import (
     Unreachable,
 )
 from finora_pipeline.openai_admin.keys import AdminKey, KeyFormError
-from finora_pipeline.openai_admin.simulator import KeyState
+from finora_pipeline.openai_simulator import KeyState
 from finora_pipeline.plans import UnknownPlan
 from tests.conftest import QUICK, Installation, OpenAI
 from tests.postgres_server import PostgresServer
@@ -106,11 +107,11 @@ def connect_many(home: Installation, *lines: tuple[str, str, str]) -> dict[int, 
 
 
 def stored_key(home: Installation, user_id: str) -> str:
-    return home.accounts.key_ring([user_id]).key_of(user_id).reveal()
+    return home.accounts.connections.key_ring([user_id]).key_of(user_id).reveal()
 
 
 def stored(home: Installation, user_id: str) -> Connection:
-    connection = home.accounts.connection(user_id)
+    connection = home.accounts.connections.get(user_id)
     assert connection is not None
     return connection
 
@@ -118,14 +119,14 @@ def stored(home: Installation, user_id: str) -> Connection:
 def sealed(home: Installation, user_id: str) -> tuple[bytes, ...]:
     """The user's wrapped data key and ciphertext as they are stored, nothing if none are."""
     query = select(credentials.c.wrapped_key, credentials.c.ciphertext)
-    with home.accounts.database.connect() as database:
+    with home.accounts.database.read() as database:
         row = database.execute(query.where(credentials.c.user_id == user_id)).first()
     return tuple(row or ())
 
 
 def put_credential(home: Installation, user_id: str, wrapped_key: bytes, ciphertext: bytes) -> None:
     """What somebody who can write to the database, but has no master key, might do."""
-    with home.accounts.database.begin() as database:
+    with home.accounts.database.write() as database:
         row = credentials.update().where(credentials.c.user_id == user_id)
         database.execute(row.values(wrapped_key=wrapped_key, ciphertext=ciphertext))
 
@@ -166,7 +167,7 @@ def refused_read(of: Connection, **more: Any) -> Refresh:
 
 
 def actions(home: Installation, user_id: str) -> list[tuple[str, str | None]]:
-    trail = home.accounts.audit_trail(user_id)
+    trail = home.accounts.audit.of_user(user_id)
     return [(entry.action, entry.detail) for entry in trail if entry.action != KEY_USE]
 
 
@@ -192,7 +193,7 @@ def test_connect_stores_the_user_the_plan_and_whose_organization_it_is(home, ope
     assert connection.history_from is None
     assert connection.next_refresh_at == connection.connected_at + timedelta(hours=1)
     assert connection.may_be_read(connection.connected_at)
-    assert home.accounts.user_ids() == ["acme"]
+    assert home.accounts.users.ids() == ["acme"]
     assert stored_key(home, "acme") == organization.admin_key
     assert actions(home, "acme") == [("connect", f"{connection.key_hint} at {LOOPBACK}")]
 
@@ -204,7 +205,7 @@ def test_a_pasted_key_may_have_white_space_around_it(file_home, openai):
 
 def test_the_key_is_in_no_file_of_the_installation(file_home, openai):
     connection = connect(file_home, "acme", openai.organizations[0].admin_key)
-    file_home.accounts.record_refreshes("run-1", [refused_read(connection)])
+    file_home.accounts.refreshes.record("run-1", [refused_read(connection)])
     secret = openai.organizations[0].admin_key.encode()
     files = [path for path in file_home.settings.home.rglob("*") if path.is_file()]
     assert {"accounts.sqlite", "master.key"} <= {path.name for path in files}
@@ -228,7 +229,7 @@ def test_a_text_that_is_no_admin_key_is_refused_unasked(file_home, openai, text,
         connect(file_home, "acme", text)
     assert not text.strip() or text not in str(caught.value)
     assert openai.simulator.requests.total() == asked
-    assert file_home.accounts.user_ids() == []
+    assert file_home.accounts.users.ids() == []
 
 
 @pytest.mark.parametrize(
@@ -245,15 +246,15 @@ def test_a_key_that_openai_refuses_leaves_nothing_behind(file_home, openai, stat
     with pytest.raises(error, match=says) as caught:
         connect(file_home, "acme", key)
     assert key not in str(caught.value)
-    assert file_home.accounts.user_ids() == []
-    assert file_home.accounts.connection("acme") is None
+    assert file_home.accounts.users.ids() == []
+    assert file_home.accounts.connections.get("acme") is None
     assert actions(file_home, "acme") == []
 
 
 def test_an_openai_that_cannot_be_reached_leaves_nothing_behind(file_home, openai):
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9 refused the connection"):
         connect(file_home, "acme", openai.organizations[0].admin_key, base_url=NOWHERE)
-    assert file_home.accounts.user_ids() == []
+    assert file_home.accounts.users.ids() == []
 
 
 def test_a_refused_connection_is_not_told_as_a_slow_answer(file_home, openai):
@@ -269,7 +270,7 @@ def test_a_bad_user_id_or_plan_is_refused_before_openai_is_asked(file_home, open
     with pytest.raises(error):
         connect(file_home, user_id, openai.organizations[0].admin_key, plan=plan)
     assert openai.simulator.requests.total() == asked
-    assert file_home.accounts.user_ids() == []
+    assert file_home.accounts.users.ids() == []
 
 
 def test_a_second_connect_says_to_use_update(file_home, openai):
@@ -333,7 +334,7 @@ def test_a_key_that_does_not_show_whose_it_is_takes_over_only_when_that_is_said(
 
 def test_update_takes_a_rotated_key_of_the_same_organization(home, openai):
     before = connect(home, "acme", openai.organizations[0].admin_key, email="cfo@acme.example")
-    home.accounts.record_refreshes("run-1", [a_read(before)])
+    home.accounts.refreshes.record("run-1", [a_read(before)])
     organization = openai.organizations[0]
     rotated = organization.new_admin_key(2)
     openai.simulator.add_key(organization, rotated)
@@ -377,7 +378,7 @@ def test_update_of_nobody_says_to_use_connect(file_home, openai):
 
 def test_remove_deletes_the_credential(home, openai):
     connect(home, "acme", openai.organizations[0].admin_key)
-    removed = home.accounts.remove_connection("acme")
+    removed = home.accounts.connections.remove("acme")
     assert removed.status is Status.REMOVED
     assert removed.next_refresh_at is None
     assert not removed.may_be_read(datetime.now(UTC))
@@ -394,35 +395,35 @@ def test_no_file_holds_a_removed_credential(file_home, openai):
     update(file_home, "acme", openai.organizations[0].admin_key)
     second = sealed(file_home, "acme")
     assert files_with(file_home, *second)
-    file_home.accounts.remove_connection("acme")
+    file_home.accounts.connections.remove("acme")
     assert files_with(file_home, *first, *second) == []
     assert files_with(file_home, key.encode(), openai.organizations[0].admin_key.encode()) == []
 
 
 def test_remove_leaves_other_users_alone(home, openai):
     home.connect(users=["acme", "globex"])
-    home.accounts.remove_connection("acme")
+    home.accounts.connections.remove("acme")
     assert stored_key(home, "globex") == openai.organizations[1].admin_key
-    assert home.accounts.user_ids() == ["acme", "globex"]
+    assert home.accounts.users.ids() == ["acme", "globex"]
 
 
 def test_remove_twice_says_there_is_nothing_to_remove(file_home, openai):
     connect(file_home, "acme", openai.organizations[0].admin_key)
-    file_home.accounts.remove_connection("acme")
+    file_home.accounts.connections.remove("acme")
     with pytest.raises(AccountsError, match="acme has no OpenAI connection to remove"):
-        file_home.accounts.remove_connection("acme")
+        file_home.accounts.connections.remove("acme")
 
 
 def test_remove_of_nobody_says_so(file_home):
     with pytest.raises(AccountsError, match="nobody has no OpenAI connection to remove"):
-        file_home.accounts.remove_connection("nobody")
+        file_home.accounts.connections.remove("nobody")
 
 
 def test_reconnecting_the_same_organization_continues_its_history(home, openai):
     before = connect(home, "acme", openai.organizations[0].admin_key, email="cfo@acme.example")
-    home.accounts.record_refreshes("run-1", [a_read(before)])
+    home.accounts.refreshes.record("run-1", [a_read(before)])
     history_from = stored(home, "acme").history_from
-    home.accounts.remove_connection("acme")
+    home.accounts.connections.remove("acme")
     with pytest.raises(AccountsError, match="not connected to OpenAI; use connect"):
         update(home, "acme", fresh_key(openai))
     after = connect(home, "acme", fresh_key(openai))
@@ -436,7 +437,7 @@ def test_reconnecting_the_same_organization_continues_its_history(home, openai):
 
 def test_reconnecting_another_organization_is_refused(file_home, openai):
     connect(file_home, "acme", openai.organizations[0].admin_key)
-    file_home.accounts.remove_connection("acme")
+    file_home.accounts.connections.remove("acme")
     with pytest.raises(AccountsError, match="belongs to another OpenAI organization"):
         connect(file_home, "acme", openai.organizations[1].admin_key)
     assert stored(file_home, "acme").status is Status.REMOVED
@@ -445,8 +446,8 @@ def test_reconnecting_another_organization_is_refused(file_home, openai):
 
 def test_reconnecting_on_a_plan_that_keeps_more_reads_the_history_again(file_home, openai):
     before = connect(file_home, "acme", openai.organizations[0].admin_key, plan="trial")
-    file_home.accounts.record_refreshes("run-1", [a_read(before, days=7)])
-    file_home.accounts.remove_connection("acme")
+    file_home.accounts.refreshes.record("run-1", [a_read(before, days=7)])
+    file_home.accounts.connections.remove("acme")
     after = connect(file_home, "acme", openai.organizations[0].admin_key, plan="enterprise")
     assert after.plan.name == "enterprise"
     assert after.history_from is None
@@ -479,7 +480,7 @@ def test_no_key_of_a_purged_user_is_taken_for_one_that_came_after(home, openai):
     connect(home, "globex", openai.organizations[1].admin_key)
     versions = [1, 2]
     for _ in range(2):
-        ring = home.accounts.key_ring(["acme"])
+        ring = home.accounts.connections.key_ring(["acme"])
         home.accounts.purge("acme")
         again = connect(home, "acme", openai.organizations[1].admin_key)
         assert again.key_version > max(versions)
@@ -490,7 +491,7 @@ def test_no_key_of_a_purged_user_is_taken_for_one_that_came_after(home, openai):
 
 def test_a_key_ring_keeps_the_keys_of_its_moment(home, openai):
     connect(home, "acme", openai.organizations[0].admin_key)
-    ring = home.accounts.key_ring(["acme", "globex"])
+    ring = home.accounts.connections.key_ring(["acme", "globex"])
     update(home, "acme", fresh_key(openai))
     assert ring.key_of("acme").reveal() == openai.organizations[0].admin_key
     assert openai.organizations[0].admin_key not in f"{ring!r} {ring.key_of('acme')!r}"
@@ -528,7 +529,7 @@ def test_connect_many_tells_the_outcome_of_each_line(home, openai):
     assert "deleted or revoked" in refused[4]
     assert "This is a project key" in refused[5]
     assert not any("sk-proj-a" in text or "sk-admin-sim" in text for text in refused.values())
-    assert home.accounts.user_ids() == ["acme", "hooli"]
+    assert home.accounts.users.ids() == ["acme", "hooli"]
 
 
 def test_connect_many_leaves_those_who_are_connected_as_they_are(file_home, openai):
@@ -584,10 +585,10 @@ def test_user_ids_that_cannot_be_used(user_id):
 )
 def test_a_plan_that_keeps_more_makes_the_history_be_read_again(file_home, openai, plan, history_stays):
     connection = connect(file_home, "acme", openai.organizations[0].admin_key, plan="growth")
-    file_home.accounts.record_refreshes("run-1", [a_read(connection)])
+    file_home.accounts.refreshes.record("run-1", [a_read(connection)])
     before = stored(file_home, "acme").history_from
     assert before is not None
-    assert file_home.accounts.set_plan("acme", plan.upper()).name == plan
+    assert file_home.accounts.users.set_plan("acme", plan.upper()).name == plan
     after = stored(file_home, "acme")
     assert after.plan.name == plan
     assert after.history_from == (before if history_stays else None)
@@ -597,19 +598,19 @@ def test_a_plan_that_keeps_more_makes_the_history_be_read_again(file_home, opena
 def test_a_plan_that_does_not_exist_or_a_user_who_does_not_is_refused(home, openai):
     connect(home, "acme", openai.organizations[0].admin_key)
     with pytest.raises(UnknownPlan, match="There is no plan “gold”; the plans are trial, growth, scale"):
-        home.accounts.set_plan("acme", "gold")
+        home.accounts.users.set_plan("acme", "gold")
     with pytest.raises(AccountsError, match="There is no user globex"):
-        home.accounts.set_plan("globex", "scale")
+        home.accounts.users.set_plan("globex", "scale")
     assert stored(home, "acme").plan.name == "growth"
     assert len(actions(home, "acme")) == 1
 
 
 def test_a_read_that_began_before_the_plan_changed_is_not_the_new_plans_history(file_home, openai):
     connection = connect(file_home, "acme", openai.organizations[0].admin_key, plan="trial")
-    file_home.accounts.record_refreshes("run-1", [a_read(connection, days=7)])
+    file_home.accounts.refreshes.record("run-1", [a_read(connection, days=7)])
     under_way = a_read(stored(file_home, "acme"), days=4)
-    file_home.accounts.set_plan("acme", "scale")
-    file_home.accounts.record_refreshes("run-2", [under_way])
+    file_home.accounts.users.set_plan("acme", "scale")
+    file_home.accounts.refreshes.record("run-2", [under_way])
     assert stored(file_home, "acme").history_from is None
 
 
@@ -619,7 +620,7 @@ def test_connections_are_found_by_plan_user_and_change(home, openai):
     accounts: Accounts = home.accounts
 
     def ids(**filters: Any) -> list[str]:
-        return [connection.user_id for connection in accounts.connections(**filters)]
+        return [connection.user_id for connection in accounts.connections.all(**filters)]
 
     assert ids() == ["acme", "globex", "hooli"]
     assert ids(plan="Growth") == ["acme", "globex"]
@@ -633,7 +634,7 @@ def test_connections_are_found_by_plan_user_and_change(home, openai):
 def test_another_organization_takes_over_only_when_that_is_said(home, openai):
     old, new = openai.organizations[:2]
     connect(home, "acme", old.admin_key)
-    home.accounts.record_refreshes("run-1", [a_read(stored(home, "acme"), days=90)])
+    home.accounts.refreshes.record("run-1", [a_read(stored(home, "acme"), days=90)])
     with pytest.raises(OtherOrganization, match="close the old one's history and go on with this one"):
         update(home, "acme", new.admin_key)
     before = stored(home, "acme")
@@ -660,7 +661,7 @@ def test_another_organization_takes_over_only_when_that_is_said(home, openai):
 def test_a_complete_read_moves_the_history_back_and_never_forward(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     for number, days in enumerate((90, 4, 120)):
-        home.accounts.record_refreshes(f"run-{number}", [a_read(connection, days=days)])
+        home.accounts.refreshes.record(f"run-{number}", [a_read(connection, days=days)])
         known = 90 if days < 90 else days
         expected: date = a_read(connection, days=known).window_start
         assert stored(home, "acme").history_from == expected
@@ -670,7 +671,7 @@ def test_a_complete_read_moves_the_history_back_and_never_forward(home, openai):
 def test_what_has_been_read_without_a_gap_grows_only_where_reads_meet(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     whole = a_read(connection, days=90)
-    home.accounts.record_refreshes("run-1", [whole])
+    home.accounts.refreshes.record("run-1", [whole])
     first, end = whole.window_start, whole.window_end
     reads = [
         # A day is left out between what was read and these.
@@ -685,27 +686,27 @@ def test_what_has_been_read_without_a_gap_grows_only_where_reads_meet(home, open
         is_by_hand = number >= 3
         began = datetime.combine(until, time(12), UTC) + timedelta(days=5 if is_by_hand else -1)
         read = replace(whole, window_start=start, window_end=until, started_at=began)
-        home.accounts.record_refreshes(f"later-{number}", [read])
+        home.accounts.refreshes.record(f"later-{number}", [read])
         after = stored(home, "acme")
         assert (after.history_from, after.read_until) == expected
 
 
 def test_a_permanent_failure_needs_attention_and_says_since_when_and_why(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
-    home.accounts.record_refreshes("run-1", [refused_read(connection)])
+    home.accounts.refreshes.record("run-1", [refused_read(connection)])
     first = stored(home, "acme")
     assert first.status is Status.NEEDS_ATTENTION
     assert first.status_reason == "OpenAI said invalid_key."
     assert first.status_since >= connection.status_since
     assert first.history_from is None
     later = a_read(connection, after=timedelta(days=1), reason="insufficient_permissions", permanent=True)
-    home.accounts.record_refreshes("run-2", [later])
+    home.accounts.refreshes.record("run-2", [later])
     second = stored(home, "acme")
     assert second.status_reason == "OpenAI said insufficient_permissions."
     assert second.status_since == first.status_since
     assert actions(home, "acme")[1:] == [("needs attention", "OpenAI said invalid_key.")]
     later_on = datetime.now(UTC) + timedelta(days=2)
-    assert home.accounts.last_failures(["acme"], later_on) == {
+    assert home.accounts.refreshes.last_failures(["acme"], later_on) == {
         "acme": "OpenAI said insufficient_permissions."
     }
 
@@ -713,7 +714,7 @@ def test_a_permanent_failure_needs_attention_and_says_since_when_and_why(home, o
 def test_a_connection_that_needs_attention_is_tried_again_after_23_hours(file_home, openai):
     connection = connect(file_home, "acme", openai.organizations[0].admin_key)
     read = refused_read(connection)
-    file_home.accounts.record_refreshes("run-1", [read])
+    file_home.accounts.refreshes.record("run-1", [read])
     waiting = stored(file_home, "acme")
     assert waiting.last_attempt_at == read.started_at
     almost = timedelta(hours=23) - timedelta(microseconds=1)
@@ -723,23 +724,23 @@ def test_a_connection_that_needs_attention_is_tried_again_after_23_hours(file_ho
 
 def test_a_complete_read_makes_it_active_again(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
-    home.accounts.record_refreshes("run-1", [refused_read(connection)])
-    home.accounts.record_refreshes("run-2", [a_read(connection, after=timedelta(days=1))])
+    home.accounts.refreshes.record("run-1", [refused_read(connection)])
+    home.accounts.refreshes.record("run-2", [a_read(connection, after=timedelta(days=1))])
     recovered = stored(home, "acme")
     assert recovered.status is Status.ACTIVE
     assert recovered.status_reason is None
-    assert home.accounts.last_failures(["acme"], datetime.now(UTC) + timedelta(days=2)) == {}
+    assert home.accounts.refreshes.last_failures(["acme"], datetime.now(UTC) + timedelta(days=2)) == {}
     assert [action for action, _ in actions(home, "acme")] == ["connect", "needs attention", "active"]
 
 
 def test_a_passing_failure_leaves_the_connection_active_and_is_remembered(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
-    home.accounts.record_refreshes("run-1", [a_read(connection, reason="unreachable")])
+    home.accounts.refreshes.record("run-1", [a_read(connection, reason="unreachable")])
     after = stored(home, "acme")
     assert after.status is Status.ACTIVE
     assert after.may_be_read(datetime.now(UTC))
     assert after.history_from is None
-    assert home.accounts.last_failures(["acme", "globex"]) == {"acme": "OpenAI said unreachable."}
+    assert home.accounts.refreshes.last_failures(["acme", "globex"]) == {"acme": "OpenAI said unreachable."}
     assert [action for action, _ in actions(home, "acme")] == ["connect"]
 
 
@@ -748,30 +749,30 @@ def test_a_key_saved_after_the_read_began_is_not_judged_by_it(home, openai):
     under_way = refused_read(connection, after=timedelta(0))
     updated = update(home, "acme", fresh_key(openai))
     assert under_way.started_at < updated.changed_at
-    home.accounts.record_refreshes("run-1", [under_way])
+    home.accounts.refreshes.record("run-1", [under_way])
     assert stored(home, "acme").status is Status.ACTIVE
-    home.accounts.record_refreshes("run-2", [refused_read(updated)])
+    home.accounts.refreshes.record("run-2", [refused_read(updated)])
     assert stored(home, "acme").status is Status.NEEDS_ATTENTION
 
 
 def test_a_new_key_makes_a_connection_active_at_once_and_has_not_failed(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
-    home.accounts.record_refreshes("run-1", [refused_read(connection, after=timedelta(0))])
-    assert home.accounts.last_failures(["acme"]) == {"acme": "OpenAI said invalid_key."}
+    home.accounts.refreshes.record("run-1", [refused_read(connection, after=timedelta(0))])
+    assert home.accounts.refreshes.last_failures(["acme"]) == {"acme": "OpenAI said invalid_key."}
     updated = update(home, "acme", fresh_key(openai))
     assert updated.status is Status.ACTIVE
     assert updated.status_reason is None
     assert updated.may_be_read(datetime.now(UTC))
-    assert home.accounts.last_failures(["acme"]) == {}
-    home.accounts.record_refreshes("run-2", [a_read(updated, reason="unreachable")])
-    assert home.accounts.last_failures(["acme"]) == {"acme": "OpenAI said unreachable."}
+    assert home.accounts.refreshes.last_failures(["acme"]) == {}
+    home.accounts.refreshes.record("run-2", [a_read(updated, reason="unreachable")])
+    assert home.accounts.refreshes.last_failures(["acme"]) == {"acme": "OpenAI said unreachable."}
 
 
 @pytest.mark.parametrize("make", [a_read, refused_read])
 def test_a_removed_connection_stays_removed_whatever_a_read_says(file_home, openai, make):
     connection = connect(file_home, "acme", openai.organizations[0].admin_key)
-    file_home.accounts.remove_connection("acme")
-    file_home.accounts.record_refreshes("run-1", [make(connection, after=timedelta(days=1))])
+    file_home.accounts.connections.remove("acme")
+    file_home.accounts.refreshes.record("run-1", [make(connection, after=timedelta(days=1))])
     assert stored(file_home, "acme").status is Status.REMOVED
 
 
@@ -797,12 +798,12 @@ def test_a_key_saved_while_a_read_is_being_recorded_is_not_judged_by_it(home, op
     key = AdminKey(fresh_key(openai))
 
     def save_new_key() -> None:
-        another_process.save_connection(
+        another_process.connections.save(
             "acme", key, connection.organization, address=LOOPBACK, known=connection
         )
 
     with between_two_transactions(save_new_key):
-        home.accounts.record_refreshes("run-1", [refused_read(connection)])
+        home.accounts.refreshes.record("run-1", [refused_read(connection)])
     assert stored(home, "acme").key_version == 2
     assert stored(home, "acme").status is Status.ACTIVE
 
@@ -812,8 +813,8 @@ def test_a_user_who_is_not_there_does_not_disturb_the_record_of_others(home, ope
     stranger = Refresh(
         "nobody", date(2026, 1, 1), date(2026, 1, 2), connection.changed_at, connection.changed_at, 0
     )
-    home.accounts.record_refreshes("run-1", [stranger, a_read(connection)])
-    assert [row["user_id"] for row in home.accounts.refreshes_of("run-1")] == ["acme", "nobody"]
+    home.accounts.refreshes.record("run-1", [stranger, a_read(connection)])
+    assert [row.user_id for row in home.accounts.refreshes.of_run("run-1")] == ["acme", "nobody"]
     assert stored(home, "acme").history_from is not None
 
 
@@ -821,22 +822,22 @@ def test_what_openai_says_may_hold_a_character_that_postgres_cannot(home, openai
     """JSON may name it; one organization's text must not keep the reads of all others from being recorded."""
     known = connect(home, "acme", openai.organizations[0].admin_key)
     named = replace(known.organization, name="Ac\0me")
-    home.accounts.save_connection("acme", AdminKey(fresh_key(openai)), named, address=LOOPBACK, known=known)
+    home.accounts.connections.save("acme", AdminKey(fresh_key(openai)), named, address=LOOPBACK, known=known)
     assert stored(home, "acme").organization.name == "Acme"
     refused = replace(refused_read(stored(home, "acme")), message="OpenAI said \0.")
-    home.accounts.record_refreshes("run-1", [refused])
+    home.accounts.refreshes.record("run-1", [refused])
     assert stored(home, "acme").status_reason == "OpenAI said ."
-    assert home.accounts.last_failures(["acme"]) == {"acme": "OpenAI said ."}
+    assert home.accounts.refreshes.last_failures(["acme"]) == {"acme": "OpenAI said ."}
     assert actions(home, "acme")[-1] == ("needs attention", "OpenAI said .")
 
 
 def test_a_run_that_is_executed_again_replaces_its_own_record(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
-    home.accounts.record_refreshes("run-1", [a_read(connection, reason="unreachable")])
-    home.accounts.record_refreshes("run-1", [a_read(connection)])
-    home.accounts.record_refreshes("run-1", [])
-    rows = home.accounts.refreshes_of("run-1")
-    assert [(row["outcome"], row["reason"], row["pages"]) for row in rows] == [("complete", None, 5)]
+    home.accounts.refreshes.record("run-1", [a_read(connection, reason="unreachable")])
+    home.accounts.refreshes.record("run-1", [a_read(connection)])
+    home.accounts.refreshes.record("run-1", [])
+    rows = home.accounts.refreshes.of_run("run-1")
+    assert [(row.outcome, row.reason, row.pages) for row in rows] == [("complete", None, 5)]
     assert rows[0]["window_start"] == a_read(connection).window_start
     assert rows[0]["started_at"] == a_read(connection).started_at
 
@@ -853,7 +854,7 @@ def test_a_promise_counts_from_the_latest_of_refresh_connection_plan_and_key(hom
     assert replace(old, plan_since=now, changed_at=now).is_due(now)
     assert old.refreshed_at == old.last_refresh_at
     assert replace(old, connected_at=now).refreshed_at is None
-    home.accounts.set_plan("acme", "enterprise")
+    home.accounts.users.set_plan("acme", "enterprise")
     changed = stored(home, "acme").plan_since
     assert changed is not None
     assert changed > now
@@ -864,27 +865,27 @@ def test_runs_are_unpublished_until_they_are_marked(home):
     acme, globex = stored(home, "acme"), stored(home, "globex")
     first, failed = a_read(acme), a_read(globex, reason="unreachable")
     second = a_read(acme, after=timedelta(hours=1))
-    home.accounts.record_refreshes("run-1", [first, failed])
-    home.accounts.record_refreshes("run-2", [second])
-    waiting = {read.run_id: read for read in home.accounts.unpublished_reads()}
+    home.accounts.refreshes.record("run-1", [first, failed])
+    home.accounts.refreshes.record("run-2", [second])
+    waiting = {read.run_id: read for read in home.accounts.refreshes.unpublished()}
     assert {run_id: (read.user_id, read.started_at) for run_id, read in waiting.items()} == {
         "run-1": ("acme", first.started_at),
         "run-2": ("acme", second.started_at),
     }
 
     published_at = second.finished_at + timedelta(seconds=5)
-    home.accounts.mark_published([waiting["run-2"]], published_at)
-    assert home.accounts.unpublished_reads() == [waiting["run-1"]]
+    home.accounts.refreshes.mark_published([waiting["run-2"]], published_at)
+    assert home.accounts.refreshes.unpublished() == [waiting["run-1"]]
     assert stored(home, "acme").last_refresh_at == second.started_at
     assert stored(home, "acme").next_refresh_at == second.started_at + timedelta(hours=24)
 
-    home.accounts.mark_published([waiting["run-1"]], published_at + timedelta(seconds=5))
-    assert home.accounts.unpublished_reads() == []
+    home.accounts.refreshes.mark_published([waiting["run-1"]], published_at + timedelta(seconds=5))
+    assert home.accounts.refreshes.unpublished() == []
     # The older run came later into the copy: it makes nobody's data older.
     assert stored(home, "acme").last_refresh_at == second.started_at
     assert stored(home, "globex").last_refresh_at is None
-    assert home.accounts.refreshes_of("run-2")[0]["published_at"] == published_at
-    failed_row = home.accounts.refreshes_of("run-1")[1]
+    assert home.accounts.refreshes.of_run("run-2")[0].published_at == published_at
+    failed_row = home.accounts.refreshes.of_run("run-1")[1]
     assert (failed_row["user_id"], failed_row["published_at"]) == ("globex", None)
 
 
@@ -892,11 +893,11 @@ def test_only_the_reads_that_are_published_are_marked(home):
     """Two users of one run: the copy was taken before the second one's read was recorded."""
     home.connect(users=["acme", "globex"])
     acme, globex = a_read(stored(home, "acme")), a_read(stored(home, "globex"))
-    home.accounts.record_refreshes("run-1", [acme])
-    in_the_copy = home.accounts.unpublished_reads()
-    home.accounts.record_refreshes("run-1", [globex])
-    home.accounts.mark_published(in_the_copy, acme.finished_at)
-    assert [read.user_id for read in home.accounts.unpublished_reads()] == ["globex"]
+    home.accounts.refreshes.record("run-1", [acme])
+    in_the_copy = home.accounts.refreshes.unpublished()
+    home.accounts.refreshes.record("run-1", [globex])
+    home.accounts.refreshes.mark_published(in_the_copy, acme.finished_at)
+    assert [read.user_id for read in home.accounts.refreshes.unpublished()] == ["globex"]
     assert stored(home, "globex").last_refresh_at is None
 
 
@@ -904,17 +905,17 @@ def test_a_read_of_old_days_makes_nothing_fresh(home):
     home.connect(users=["acme"])
     read = a_read(stored(home, "acme"))
     old = replace(read, window_start=date(2026, 1, 1), window_end=date(2026, 1, 31))
-    home.accounts.record_refreshes("run-1", [old])
-    home.accounts.mark_published(home.accounts.unpublished_reads(), read.finished_at)
+    home.accounts.refreshes.record("run-1", [old])
+    home.accounts.refreshes.mark_published(home.accounts.refreshes.unpublished(), read.finished_at)
     assert stored(home, "acme").last_refresh_at is None
-    assert home.accounts.unpublished_reads() == []
+    assert home.accounts.refreshes.unpublished() == []
 
 
 def test_marking_nothing_as_published_changes_nothing(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
-    home.accounts.record_refreshes("run-1", [a_read(connection)])
-    home.accounts.mark_published([], datetime.now(UTC))
-    assert [read.run_id for read in home.accounts.unpublished_reads()] == ["run-1"]
+    home.accounts.refreshes.record("run-1", [a_read(connection)])
+    home.accounts.refreshes.mark_published([], datetime.now(UTC))
+    assert [read.run_id for read in home.accounts.refreshes.unpublished()] == ["run-1"]
 
 
 # The audit trail
@@ -922,11 +923,11 @@ def test_marking_nothing_as_published_changes_nothing(home, openai):
 
 def test_the_audit_trail_tells_the_story_in_order(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
-    home.accounts.record_refreshes("run-1", [refused_read(connection)])
+    home.accounts.refreshes.record("run-1", [refused_read(connection)])
     updated = update(home, "acme", fresh_key(openai))
-    home.accounts.record_refreshes("run-2", [refused_read(updated)])
-    home.accounts.record_refreshes("run-3", [a_read(updated, after=timedelta(days=1))])
-    home.accounts.set_plan("acme", "scale")
+    home.accounts.refreshes.record("run-2", [refused_read(updated)])
+    home.accounts.refreshes.record("run-3", [a_read(updated, after=timedelta(days=1))])
+    home.accounts.users.set_plan("acme", "scale")
     assert actions(home, "acme") == [
         ("connect", f"{connection.key_hint} at {LOOPBACK}"),
         ("needs attention", "OpenAI said invalid_key."),
@@ -935,43 +936,43 @@ def test_the_audit_trail_tells_the_story_in_order(home, openai):
         ("active", None),
         ("plan", "scale"),
     ]
-    moments = [entry.at for entry in home.accounts.audit_trail("acme")]
+    moments = [entry.at for entry in home.accounts.audit.of_user("acme")]
     assert moments == sorted(moments)
     assert all(at.utcoffset() == timedelta(0) for at in moments)
-    assert home.accounts.audit_trail("globex") == []
+    assert home.accounts.audit.of_user("globex") == []
 
 
 def test_the_first_use_of_a_key_on_a_day_is_in_the_audit_trail(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     with acting_as("command line"):
-        home.accounts.record_refreshes("run-1", [refused_read(connection)])
-    home.accounts.record_refreshes("run-2", [a_read(connection)])
+        home.accounts.refreshes.record("run-1", [refused_read(connection)])
+    home.accounts.refreshes.record("run-2", [a_read(connection)])
     updated = update(home, "acme", fresh_key(openai))
     for run in ("run-3", "run-4"):
-        home.accounts.record_refreshes(run, [a_read(updated, after=timedelta(days=1))])
-    uses = [entry for entry in home.accounts.audit_trail("acme") if entry.action == KEY_USE]
+        home.accounts.refreshes.record(run, [a_read(updated, after=timedelta(days=1))])
+    uses = [entry for entry in home.accounts.audit.of_user("acme") if entry.action == KEY_USE]
     assert [(use.detail, use.actor) for use in uses] == [
         (connection.key_hint, "command line"),
         (updated.key_hint, "daemon"),
     ]
     # The next day it is noted again.
-    with home.accounts.database.begin() as database:
+    with home.accounts.database.write() as database:
         database.execute(update_rows(audit).values(at=datetime.now(UTC) - timedelta(days=1)))
-    home.accounts.record_refreshes("run-5", [a_read(updated, after=timedelta(days=1))])
-    newest = home.accounts.recent_audit("acme", 1)
+    home.accounts.refreshes.record("run-5", [a_read(updated, after=timedelta(days=1))])
+    newest = home.accounts.audit.recent("acme", 1)
     assert [(entry.action, entry.detail) for entry in newest] == [(KEY_USE, updated.key_hint)]
 
 
 def test_the_audit_trail_names_the_actor(file_home, openai):
     with acting_as("ops@example.com"):
         connect(file_home, "acme", openai.organizations[0].admin_key)
-    file_home.accounts.set_plan("acme", "scale")
-    actors = [(entry.action, entry.actor) for entry in file_home.accounts.audit_trail("acme")]
+    file_home.accounts.users.set_plan("acme", "scale")
+    actors = [(entry.action, entry.actor) for entry in file_home.accounts.audit.of_user("acme")]
     assert actors == [("connect", "ops@example.com"), ("plan", "daemon")]
 
 
 def test_accounts_are_shared_by_all_who_open_them(home, openai):
     connect(home, "acme", openai.organizations[0].admin_key)
     again = accounts_of(home.settings)
-    assert again.connection("acme") == home.accounts.connection("acme")
-    assert again.key_ring(["acme"]).key_of("acme").reveal() == openai.organizations[0].admin_key
+    assert again.connections.get("acme") == home.accounts.connections.get("acme")
+    assert again.connections.key_ring(["acme"]).key_of("acme").reveal() == openai.organizations[0].admin_key

@@ -10,7 +10,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
 from finora_pipeline.accounts import migrations
-from finora_pipeline.accounts.schema import metadata, open_database
+from finora_pipeline.accounts.database import metadata, open_database
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

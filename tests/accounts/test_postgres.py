@@ -12,13 +12,12 @@ from typing import TypeVar
 import pytest
 from sqlalchemy import Engine, event
 
+from finora_pipeline.accounts.database import AccountsDatabase, open_database
 from finora_pipeline.accounts.model import AccountsError, Connection, Organization, Read, Refresh, Status
-from finora_pipeline.accounts.schema import open_database
-from finora_pipeline.accounts.sign_in import SignIn
 from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.accounts.vault import load_vault
-from finora_pipeline.alarms.book import Alarm, mark_told, note, open_alarms
-from finora_pipeline.alarms.conditions import Condition
+from finora_pipeline.alerts.conditions import Condition
+from finora_pipeline.alerts.store import Alert, mark_notified, open_alerts, sync_alerts
 from finora_pipeline.openai_admin.keys import AdminKey
 from tests.conftest import Installation, OpenAI
 from tests.postgres_server import PostgresServer
@@ -43,11 +42,11 @@ def home(postgres: PostgresServer, openai: OpenAI, install: Callable[..., Instal
 
 
 def saved(accounts: Accounts, key: AdminKey = KEYS[0], known: Connection | None = None) -> Connection:
-    return accounts.save_connection("acme", key, ACME, address="http://127.0.0.1/v1", known=known)
+    return accounts.connections.save("acme", key, ACME, address="http://127.0.0.1/v1", known=known)
 
 
 def stored(home: Installation) -> Connection:
-    connection = home.accounts.connection("acme")
+    connection = home.accounts.connections.get("acme")
     assert connection is not None
     return connection
 
@@ -104,12 +103,15 @@ def test_of_two_who_save_a_user_at_the_same_moment_the_second_is_told(home, post
     with pytest.raises(AccountsError, match="The connection of acme was changed meanwhile"):
         second.result()
     assert stored(home).key_hint == KEYS[0].hint
-    assert home.accounts.key_ring(["acme"]).key_of("acme").reveal() == KEYS[0].reveal()
+    assert home.accounts.connections.key_ring(["acme"]).key_of("acme").reveal() == KEYS[0].reveal()
 
 
 def test_a_server_that_isolates_more_by_default_changes_nothing(home, postgres):
     url = postgres.new_url("default_transaction_isolation=serializable")
-    one, another = (Accounts(open_database(url), load_vault("", home.settings.master_key_file)) for _ in "12")
+    one, another = (
+        Accounts(AccountsDatabase(open_database(url)), load_vault("", home.settings.master_key_file))
+        for _ in "12"
+    )
     known = saved(one)
     second = as_the_first_commits(
         postgres, lambda: saved(one, KEYS[0], known), lambda: saved(another, KEYS[1], known)
@@ -125,7 +127,7 @@ def test_a_key_saved_at_the_moment_a_read_is_recorded_is_not_judged_by_it(home, 
     as_the_first_commits(
         postgres,
         lambda: saved(home.accounts, KEYS[1], known),
-        lambda: another.record_refreshes("run-1", [refused]),
+        lambda: another.refreshes.record("run-1", [refused]),
     ).result()
     assert (stored(home).key_version, stored(home).status) == (2, Status.ACTIVE)
 
@@ -137,8 +139,8 @@ def test_two_reads_recorded_at_the_same_moment_both_count(home, postgres):
     later = replace(whole, window_start=whole.window_end, window_end=whole.window_end + timedelta(days=2))
     as_the_first_commits(
         postgres,
-        lambda: home.accounts.record_refreshes("run-1", [whole]),
-        lambda: another.record_refreshes("run-2", [later]),
+        lambda: home.accounts.refreshes.record("run-1", [whole]),
+        lambda: another.refreshes.record("run-2", [later]),
     ).result()
     assert (stored(home).history_from, stored(home).read_until) == (whole.window_start, later.window_end)
 
@@ -146,14 +148,14 @@ def test_two_reads_recorded_at_the_same_moment_both_count(home, postgres):
 def test_an_alarm_seen_by_two_at_the_same_moment_is_one(home, postgres):
     condition = Condition("attention/acme", "The OpenAI connection of acme needs attention.")
     another = accounts_of(home.settings)
-    alarm = Alarm(condition.key, condition.message, NOON, None)
+    alarm = Alert(condition.key, condition.message, NOON, None)
     second = as_the_first_commits(
         postgres,
-        lambda: note(home.accounts.database, [condition], NOON),
-        lambda: note(another.database, [condition], NOON + timedelta(minutes=1)),
+        lambda: sync_alerts(home.accounts.database, [condition], NOON),
+        lambda: sync_alerts(another.database, [condition], NOON + timedelta(minutes=1)),
     )
     assert second.result() == [alarm]
-    assert open_alarms(another.database) == [alarm]
+    assert open_alerts(another.database) == [alarm]
 
 
 def test_two_who_open_an_empty_database_at_the_same_moment_find_the_same_tables(postgres):
@@ -165,7 +167,7 @@ def test_two_who_open_an_empty_database_at_the_same_moment_find_the_same_tables(
 
     as_the_first_commits(postgres, open_it, open_it).result()
     for engine in engines:
-        assert open_alarms(engine) == []
+        assert open_alerts(AccountsDatabase(engine)) == []
 
 
 # The server
@@ -181,7 +183,7 @@ def test_accounts_go_on_after_the_server_ended_all_sessions(home, postgres):
 
 def test_the_key_is_in_no_file_of_the_server(home, postgres):
     connection = saved(home.accounts)
-    home.accounts.record_refreshes("run-1", [a_read(connection, "invalid_key")])
+    home.accounts.refreshes.record("run-1", [a_read(connection, "invalid_key")])
     secret = KEYS[0].reveal().encode()
     assert postgres.files_with(KEYS[0].hint.encode())
     assert postgres.files_with(secret) == []
@@ -196,7 +198,7 @@ def test_times_are_utc_whatever_the_servers_zone_is(home, postgres):
     connection = saved(home.accounts)
     assert before <= connection.changed_at <= datetime.now(UTC)
     assert connection.changed_at.utcoffset() == timedelta(0)
-    assert accounts_of(home.settings).connection("acme") == connection
+    assert accounts_of(home.settings).connections.get("acme") == connection
 
 
 def test_an_hour_that_the_servers_zone_left_out_is_an_hour_like_others(home):
@@ -205,8 +207,8 @@ def test_an_hour_that_the_servers_zone_left_out_is_an_hour_like_others(home):
     moments = [datetime(2026, 3, 8, 2, 30, tzinfo=UTC), datetime(2026, 3, 8, 3, 5, tzinfo=UTC)]
     for number, moment in enumerate(moments):
         read = Refresh("acme", date(2026, 3, 1), date(2026, 3, 9), moment, moment, 1)
-        home.accounts.record_refreshes(f"run-{number}", [read])
-        home.accounts.mark_published(home.accounts.unpublished_reads(), moment)
+        home.accounts.refreshes.record(f"run-{number}", [read])
+        home.accounts.refreshes.mark_published(home.accounts.refreshes.unpublished(), moment)
         assert stored(home).last_refresh_at == moment
 
 
@@ -215,39 +217,42 @@ def test_an_hour_that_the_servers_zone_left_out_is_an_hour_like_others(home):
 
 def test_purge_deletes_all_of_a_user(home):
     connection = saved(home.accounts)
-    home.accounts.record_refreshes("run-1", [a_read(connection)])
-    note(home.accounts.database, [Condition("attention/acme", "acme needs attention")], NOON)
+    home.accounts.refreshes.record("run-1", [a_read(connection)])
+    sync_alerts(home.accounts.database, [Condition("attention/acme", "acme needs attention")], NOON)
     deleted = {table: rows for table, rows in home.accounts.purge("acme").items() if rows}
     tables = ("credentials", "connections", "refreshes", "audit", "users", "alarms")
     # The key was saved and used.
     assert deleted == dict.fromkeys(tables, 1) | {"audit": 2}
-    assert home.accounts.user_ids() == []
-    assert [entry.action for entry in home.accounts.audit_trail("acme")] == ["purge"]
+    assert home.accounts.users.ids() == []
+    assert [entry.action for entry in home.accounts.audit.of_user("acme")] == ["purge"]
 
 
 def test_an_alarm_is_told_once_when_it_opens_and_once_when_it_is_over(home):
     database = home.accounts.database
     condition = Condition("too old/growth", "Data of the growth plan is older than promised.")
-    (opened,) = note(database, [condition], NOON)
-    mark_told(database, [opened], NOON)
-    assert note(database, [condition], NOON) == []
-    (over,) = note(database, [], NOON + timedelta(hours=1))
+    (opened,) = sync_alerts(database, [condition], NOON)
+    mark_notified(database, [opened], NOON)
+    assert sync_alerts(database, [condition], NOON) == []
+    (over,) = sync_alerts(database, [], NOON + timedelta(hours=1))
     assert (over.opened_at, over.resolved_at) == (NOON, NOON + timedelta(hours=1))
-    mark_told(database, [over], NOON + timedelta(hours=2))
-    assert note(database, [], NOON + timedelta(hours=3)) == []
+    mark_notified(database, [over], NOON + timedelta(hours=2))
+    assert sync_alerts(database, [], NOON + timedelta(hours=3)) == []
 
 
 def test_outcomes_are_counted(home):
     connection = saved(home.accounts)
-    home.accounts.record_refreshes("run-1", [a_read(connection)])
-    home.accounts.record_refreshes("run-2", [a_read(connection, "unreachable")])
-    assert home.accounts.outcomes_since(connection.changed_at) == {"complete": (1, 5), "unreachable": (1, 0)}
-    assert home.accounts.unpublished_reads() == [
+    home.accounts.refreshes.record("run-1", [a_read(connection)])
+    home.accounts.refreshes.record("run-2", [a_read(connection, "unreachable")])
+    assert home.accounts.refreshes.outcomes_since(connection.changed_at) == {
+        "complete": (1, 5),
+        "unreachable": (1, 0),
+    }
+    assert home.accounts.refreshes.unpublished() == [
         Read("run-1", "acme", connection.changed_at + timedelta(seconds=1), a_read(connection).window_end)
     ]
 
 
 def test_a_name_that_postgres_cannot_compare_is_nobodys(home):
-    people = SignIn(home.accounts.database)
-    assert people.login("\0") is None
+    people = home.accounts.logins
+    assert people.get("\0") is None
     assert people.by_password("ada\0", "a long password") is None

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from sqlalchemy import insert, select
 
 from finora_pipeline.accounts import rotation
+from finora_pipeline.accounts.database import audit, credentials, logins, metadata
 from finora_pipeline.accounts.model import AccountsError, Status
-from finora_pipeline.accounts.schema import audit, credentials, logins, metadata
 from finora_pipeline.accounts.sealed import SEALED, locks
 from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.accounts.vault import KeyFile, Vault, VaultError, load_vault, totp_identity
@@ -27,9 +27,9 @@ def installation(start_openai, install) -> Installation:
     installation = install(start_openai(organizations=2, days=2))
     installation.connect()
     sealed = installation.accounts.vault.seal("a second factor", totp_identity("ops@example.com"))
-    row = {"name": "ops@example.com", "created_at": installation.accounts.connections()[0].connected_at}
+    row = {"name": "ops@example.com", "created_at": installation.accounts.connections.all()[0].connected_at}
     row |= {"totp_master_key_id": sealed.master_key_id, "totp_wrapped_key": sealed.wrapped_key}
-    with installation.accounts.database.begin() as database:
+    with installation.accounts.database.write() as database:
         database.execute(insert(logins).values(row | {"totp_ciphertext": sealed.ciphertext}))
     return installation
 
@@ -43,16 +43,16 @@ def text_of(*keys: bytes) -> str:
 
 
 def used_keys(accounts: Accounts) -> set[str]:
-    with accounts.database.connect() as database:
+    with accounts.database.read() as database:
         return {lock.master_key_id for lock in locks(database)}
 
 
 def assert_all_open(installation: Installation, accounts: Accounts | None = None) -> None:
     accounts = accounts or accounts_of(installation.settings)
-    ring = accounts.key_ring(["user-0", "user-1"])
+    ring = accounts.connections.key_ring(["user-0", "user-1"])
     keys = [ring.key_of(user_id).reveal() for user_id in ("user-0", "user-1")]
     assert keys == [one.admin_key for one in installation.openai.organizations]
-    with accounts.database.connect() as database:
+    with accounts.database.read() as database:
         row = database.execute(select(logins)).one()
     factor = SEALED[1].sealed(row)
     assert accounts.vault.open(factor, totp_identity("ops@example.com")) == "a second factor"
@@ -68,7 +68,7 @@ def test_the_key_in_the_file_is_replaced_and_opens_everything(installation):
     assert file.stat().st_mode & 0o777 == 0o600
     assert used_keys(installation.accounts) == {done["current"]}
     assert_all_open(installation)
-    with installation.accounts.database.connect() as database:
+    with installation.accounts.database.read() as database:
         notes = database.execute(select(audit).where(audit.c.action == "rotate master key")).all()
     assert [(note.user_id, note.detail) for note in notes] == [("*", f"{before} to {done['current']}")]
     file.write_text(old)
@@ -123,7 +123,7 @@ def test_no_kill_at_any_moment_loses_a_key(installation):
 def test_an_old_key_stays_while_something_that_does_not_decrypt_needs_it(installation):
     file = KeyFile(installation.settings.master_key_file)
     (old,) = file.read()
-    with installation.accounts.database.begin() as database:
+    with installation.accounts.database.write() as database:
         altered = credentials.update().where(credentials.c.user_id == "user-0")
         database.execute(altered.values(wrapped_key=bytes(60)))
     shown = finora("rotate-master-key")
@@ -186,10 +186,10 @@ def test_keys_of_a_lost_master_key_can_be_deleted(installation):
         "ops@example.com",
     ]
     accounts = accounts_of(installation.settings)
-    assert {one.status for one in accounts.connections()} == {Status.REMOVED}
+    assert {one.status for one in accounts.connections.all()} == {Status.REMOVED}
     assert used_keys(accounts) == set()
     with pytest.raises(AccountsError, match="No OpenAI key is stored"):
-        accounts.key_ring(["user-0"]).key_of("user-0")
+        accounts.connections.key_ring(["user-0"]).key_of("user-0")
     installation.connect(users=["user-2"])
 
 

@@ -14,11 +14,10 @@ import pytest
 from playwright.sync_api import Browser
 from starlette.responses import Response
 
-from finora_pipeline import runs
-from finora_pipeline.access import Access
-from finora_pipeline.accounts.sign_in import SignIn
-from finora_pipeline.assets.partitions import day_range_tags
-from finora_pipeline.openai_admin.simulator import OrganizationSpec, Simulator, running
+from finora_pipeline.dashboard.security.access import Access
+from finora_pipeline.instance.home import LOCATION
+from finora_pipeline.jobs import day_range_tags
+from finora_pipeline.openai_simulator import OrganizationSpec, Simulator, running
 from tests.conftest import Installation, OpenAI, now_in_the_middle_of_today
 from tests.test_up import PATIENCE, Served, served_up
 
@@ -70,7 +69,7 @@ def launch() -> dict[str, object]:
         "variables": {
             "params": {
                 "selector": {
-                    "repositoryLocationName": runs.LOCATION,
+                    "repositoryLocationName": LOCATION,
                     "repositoryName": "__repository__",
                     "jobName": "refresh",
                 },
@@ -227,7 +226,7 @@ def test_health_answers_any_host_and_shows_nothing(served: Served):
 
 
 def test_sessions_of_operators_open_dagsters_ui_and_others_do_not(installation: Installation, served: Served):
-    people = SignIn(installation.accounts.database)
+    people = installation.accounts.logins
     people.save(OPERATOR, user_id=None, password=PASSWORD)
     people.save(USER, user_id="user-0", password=PASSWORD)
     for name, status in ((OPERATOR, 200), (USER, 403)):

@@ -8,9 +8,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from finora_pipeline.settings import Settings
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.publish import publish
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.browser.conftest import PATIENCE
 from tests.dashboard.house import Served, dashboard
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
@@ -43,7 +43,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     publish(warehouse, list(CHARGES), list, today)
     with dashboard(Settings.from_environment({"FINORA_HOME": str(home)})) as served:
         for user_id in CHARGES:
-            served.accounts.add_user(user_id, "growth")
+            served.accounts.users.add(user_id, "growth")
         yield served
 
 

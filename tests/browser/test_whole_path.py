@@ -11,11 +11,11 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import update
 
-from finora_pipeline import runs
+from finora_pipeline.accounts.database import connections, users
 from finora_pipeline.accounts.model import Status
-from finora_pipeline.accounts.schema import connections, users
+from finora_pipeline.cli import runs
 from finora_pipeline.dashboard.app import FIRST_USER
-from finora_pipeline.openai_admin.simulator import KeyState
+from finora_pipeline.openai_simulator import KeyState
 from tests.browser.conftest import Looker
 from tests.conftest import Installation
 from tests.dashboard.house import Served, dashboard
@@ -90,7 +90,7 @@ def test_from_the_sample_to_real_figures_and_on(
     looker.look("4-first-refresh")
 
     # As the sensor asks for it; the page that waits finds out by itself.
-    served.accounts.set_plan(FIRST_USER, "growth")
+    served.accounts.users.set_plan(FIRST_USER, "growth")
     beside(
         lambda: runs.load_history(installation.settings, [FIRST_USER], openai_admin=installation.openai_admin)
     )
@@ -162,7 +162,7 @@ def test_what_needs_somebody_is_told_where_the_figures_are(
     page.get_by_role("link", name="Update the key").click()
     expect(page.get_by_label("Admin API Key")).to_be_visible()
 
-    with served.accounts.database.begin() as database:
+    with served.accounts.database.write() as database:
         since = installation.openai.simulator.now - timedelta(days=3)
         late = dict.fromkeys(("connected_at", "changed_at", "last_refresh_at"), since)
         database.execute(update(connections).values({**late, "status": Status.ACTIVE}))

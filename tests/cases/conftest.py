@@ -12,8 +12,7 @@ from typing import Any, cast
 import pytest
 from click.testing import CliRunner, Result
 
-from finora_pipeline import runs
-from finora_pipeline.cli import main
+from finora_pipeline.cli import main, runs
 from tests.cases.server import CaseServer, Organization, case_text, day, playing
 from tests.conftest import Installation, OpenAI
 from tests.dashboard.house import dashboard

@@ -11,7 +11,7 @@ from decimal import Decimal
 import duckdb
 import pytest
 
-from finora_pipeline import runs
+from finora_pipeline.cli import runs
 from tests.cases.conftest import KEY_ADVICE, Case, assert_usual
 from tests.cases.server import case_text, day
 from tests.dashboard.house import Node, dashboard
@@ -111,7 +111,7 @@ def test_an_address_that_is_no_longer_allowed(play: Play):
     assert "IP allowlist" in said
     assert not KEY_ADVICE.search(said)
     assert case.bill() == 2
-    (connection,) = case.installation.accounts.connections()
+    (connection,) = case.installation.accounts.connections.all()
     assert connection.may_be_read(datetime.now(UTC) + timedelta(hours=1))
     case.organization().faults.clear()
     case.ok("refresh", "--user", "case")
@@ -234,7 +234,7 @@ def test_a_history_that_openai_gives_later_is_there_when_it_is_loaded_again(play
     installation = case.installation
     (again,) = runs.load_history(installation.settings, ["case"], openai_admin=installation.openai_admin)
     assert again.succeeded
-    connection = installation.accounts.connection("case")
+    connection = installation.accounts.connections.get("case")
     assert connection is not None
     assert connection.given_from is None
     assert "refuses older days" not in case.words()

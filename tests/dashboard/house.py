@@ -17,18 +17,18 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import Response
 
-from finora_pipeline import http_server
-from finora_pipeline.access import Access
-from finora_pipeline.accounts.connections import NewConnection, connect_many
+from finora_pipeline.accounts.logins import Logins
 from finora_pipeline.accounts.model import Connection
-from finora_pipeline.accounts.sign_in import SignIn
+from finora_pipeline.accounts.onboarding import NewConnection, connect_many
 from finora_pipeline.accounts.store import Accounts, accounts_of
+from finora_pipeline.dashboard import http_server
 from finora_pipeline.dashboard.app import create_app
-from finora_pipeline.dashboard.exposure import exposure
-from finora_pipeline.dashboard.oidc import Oidc
+from finora_pipeline.dashboard.security.access import Access
+from finora_pipeline.dashboard.security.exposure import exposure
+from finora_pipeline.dashboard.security.oidc import Oidc
 from finora_pipeline.openai_admin.client import open_client
-from finora_pipeline.openai_admin.simulator import OrganizationSpec, Simulator, running
-from finora_pipeline.openai_admin.simulator.server import listen
+from finora_pipeline.openai_simulator import OrganizationSpec, Simulator, running
+from finora_pipeline.openai_simulator.server import listen
 from finora_pipeline.settings import Settings
 from tests.conftest import QUICK, Installation, OpenAI, now_in_the_middle_of_today
 
@@ -63,7 +63,7 @@ class Served:
     url: str
     settings: Settings
     accounts: Accounts
-    sign_in: SignIn
+    sign_in: Logins
     access: Access
     browser: httpx.Client
 
@@ -82,7 +82,7 @@ class Served:
 
     def connect(self, user_id: str, key: str) -> None:
         """Connects a user of the plan growth."""
-        self.accounts.add_user(user_id, "growth")
+        self.accounts.users.add(user_id, "growth")
         answer = self.post(f"/users/{user_id}/settings/keys", {"provider": "openai", "key": key})
         assert answer.status_code == 303
 
@@ -98,7 +98,7 @@ class Served:
 
     def signed_in(self, name: str) -> dict[str, str]:
         """The cookie header of a fresh session."""
-        login = self.sign_in.login(name)
+        login = self.sign_in.get(name)
         assert login is not None
         cookie = "__Host-finora" if self.browser.headers.get("host") else "finora"
         return {"Cookie": f"{cookie}={self.sign_in.open_session(login, datetime.now(UTC))}"}
@@ -110,7 +110,7 @@ def dashboard(
 ) -> Iterator[Served]:
     """Serves the dashboard of an installation; the browser has opened the start link, if `by_link`."""
     accounts = accounts_of(settings)
-    sign_in = SignIn(accounts.database)
+    sign_in = accounts.logins
     bound = listen()
     exposed = exposure(
         "127.0.0.1", bound.getsockname()[1], public_url, oidc is not None or sign_in.is_configured()
@@ -149,7 +149,7 @@ def furnished(home: Path) -> Iterator[Installation]:
         installation = Installation(home, OpenAI(simulator, base_url))
         asyncio.run(_connect(installation))
         assert installation.refresh().failed_users == []
-        installation.accounts.remove_connection("gone")
+        installation.accounts.connections.remove("gone")
         yield installation
 
 

@@ -14,16 +14,16 @@ from urllib.parse import urlencode
 import duckdb
 import pytest
 
-from finora_pipeline.dashboard import copies as copies_module
-from finora_pipeline.dashboard.copies import Copies
+from finora_pipeline.dashboard import snapshots as copies_module
 from finora_pipeline.dashboard.figures import Tile, export_rows, overview
 from finora_pipeline.dashboard.periods import view_of
+from finora_pipeline.dashboard.snapshots import Copies
 from finora_pipeline.openai_admin.line_items import parse_line_item
 from finora_pipeline.plans import PLANS
 from finora_pipeline.settings import Settings
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.publish import publish
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation
 from tests.dashboard.house import DAYS_OF, Node, Served, dashboard, read_html
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
@@ -300,7 +300,7 @@ def test_long_periods_are_drawn_by_week_and_month(
 ) -> None:
     today = installation.today
     # What the refresh read is all there is; a plan that keeps everything lets it be seen.
-    installation.accounts.set_plan("bolt", "enterprise")
+    installation.accounts.users.set_plan("bolt", "enterprise")
     first = max(today - timedelta(back), date(2020, 6, 1))
     truth = truth_of(installation, "bolt", Days("", first, today))
     page = local.page(f"/users/bolt/overview?from={first}")
@@ -464,7 +464,7 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         name_nobody(published, today)
     with dashboard(settings) as served:
         for user_id in ("acme", "many", "nameless", "credited", "given"):
-            served.accounts.add_user(user_id, "growth")
+            served.accounts.users.add(user_id, "growth")
         yield served
 
 

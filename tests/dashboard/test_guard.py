@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from finora_pipeline.dashboard.security import LONGEST_BODY
+from finora_pipeline.dashboard.security.guard import LONGEST_BODY
 from finora_pipeline.settings import Settings
 from tests.conftest import Installation
 from tests.dashboard.house import OWN, PUBLIC_URL, Served, dashboard
@@ -41,7 +41,7 @@ POSTS = (
 )
 def test_what_another_site_sends_is_not_carried_out(headers: dict[str, str], public: Served) -> None:
     session = public.signed_in("ops@finora.example")
-    before = public.accounts.connection("acme"), public.accounts.plans()
+    before = public.accounts.connections.get("acme"), public.accounts.users.plans()
     for path in POSTS:
         answer = public.browser.post(path, headers=session | headers, data={"plan": "trial", "user_id": "x"})
         assert answer.status_code == 403
@@ -49,7 +49,7 @@ def test_what_another_site_sends_is_not_carried_out(headers: dict[str, str], pub
         assert "set-cookie" not in answer.headers
     for method in ("PUT", "PATCH", "DELETE"):
         assert public.browser.request(method, "/users", headers=session | headers).status_code == 403
-    assert (public.accounts.connection("acme"), public.accounts.plans()) == before
+    assert (public.accounts.connections.get("acme"), public.accounts.users.plans()) == before
     assert public.get("/", headers=session).status_code == 303
 
 
@@ -195,7 +195,7 @@ def test_a_failure_is_a_page_that_tells_nothing_and_passes(
     )
     with dashboard(settings) as served:
         for path in ("/users/acme/overview", "/users/acme/overview.csv?plan", "/users/acme/state", "/users"):
-            served.accounts.add_user("acme", "growth")
+            served.accounts.users.add("acme", "growth")
             answer = served.get(path)
             assert answer.status_code == 500
             assert_safe(answer)

@@ -8,9 +8,9 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from finora_pipeline.accounts import connections
+from finora_pipeline.accounts import onboarding as connections
 from finora_pipeline.accounts.model import Status
-from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState
+from finora_pipeline.openai_simulator import Fault, FaultKind, KeyState
 from tests.conftest import QUICK, Installation
 from tests.dashboard.house import Node, Served, dashboard, read_html
 from tests.dashboard.test_states import REVOKED, attempt
@@ -69,9 +69,12 @@ def test_a_key_that_does_not_work_is_refused_with_the_reason(
     reason: str, bad_keys: dict[str, str], installation: Installation, local: Served
 ) -> None:
     accounts = installation.accounts
-    if accounts.connection("careful") is None:
+    if accounts.connections.get("careful") is None:
         local.connect("careful", installation.openai.organizations[0].admin_key)
-    before, key = accounts.connection("careful"), accounts.key_ring(["careful"]).key_of("careful").reveal()
+    before, key = (
+        accounts.connections.get("careful"),
+        accounts.connections.key_ring(["careful"]).key_of("careful").reveal(),
+    )
     if reason == "no answer":
         organization = installation.openai.organizations[0]
         installation.openai.simulator.add_fault(organization, Fault(FaultKind.SERVER_ERROR))
@@ -84,9 +87,9 @@ def test_a_key_that_does_not_work_is_refused_with_the_reason(
         assert told(answer).endswith("The old key keeps working.") == (user_id == "careful")
         if len(bad_keys[reason]) > 10:
             assert bad_keys[reason] not in answer.text
-    assert accounts.connection("newcomer") is None
-    assert accounts.connection("careful") == before
-    assert accounts.key_ring(["careful"]).key_of("careful").reveal() == key
+    assert accounts.connections.get("newcomer") is None
+    assert accounts.connections.get("careful") == before
+    assert accounts.connections.key_ring(["careful"]).key_of("careful").reveal() == key
 
 
 def test_openai_out_of_reach_is_said(installation: Installation) -> None:
@@ -96,16 +99,16 @@ def test_openai_out_of_reach_is_said(installation: Installation) -> None:
         answer = save(served, "newcomer", UNKNOWN)
     assert answer.status_code == 422
     assert "OpenAI" in told(answer)
-    assert installation.accounts.connection("newcomer") is None
+    assert installation.accounts.connections.get("newcomer") is None
 
 
 def test_a_key_of_another_organization_is_refused(installation: Installation, local: Served) -> None:
     local.connect("mixed", installation.openai.organizations[0].admin_key)
-    before = installation.accounts.connection("mixed")
+    before = installation.accounts.connections.get("mixed")
     answer = save(local, "mixed", fresh_key(installation.openai, 1))
     assert answer.status_code == 422
     assert "This key belongs to another OpenAI organization than the one connected" in told(answer)
-    assert installation.accounts.connection("mixed") == before
+    assert installation.accounts.connections.get("mixed") == before
 
 
 @pytest.mark.parametrize("is_removed", [False, True])
@@ -125,7 +128,7 @@ def test_another_organization_takes_over_when_the_box_is_ticked(
     assert "checked" not in ticked.attributes
     form = {"provider": "openai", "key": key, ticked.attributes["name"]: ticked.attributes["value"]}
     assert local.post(f"/users/{user_id}/settings/keys", form).status_code == 303
-    connection = installation.accounts.connection(user_id)
+    connection = installation.accounts.connections.get(user_id)
     assert connection is not None
     assert connection.organization.organization_id == installation.openai.organizations[1].id
     assert connection.organization_since == installation.today
@@ -182,7 +185,7 @@ def test_a_key_that_was_saved_since_the_question_is_not_removed(
     assert "The key of shared was changed meanwhile" in asked_again.one("div", class_="error").text
     assert asked_again.one("code").text == f"sk-admin-…{newer[-4:]}"
     assert local.post(page, asked_about(asked_again)).headers["location"].endswith("?saved=removed")
-    connection = installation.accounts.connection("shared")
+    connection = installation.accounts.connections.get("shared")
     assert connection is not None
     assert connection.status is Status.REMOVED
 
@@ -211,7 +214,7 @@ def test_connect_update_remove_and_no_key_is_left_anywhere(
     page = read_html(answers[-1].text)
     assert page.one("section", class_="success").one("h2").text == "OpenAI is connected"
     assert page.all("code")[0].text == f"sk-admin-…{first[-4:]}"
-    assert accounts.key_ring(["whole"]).key_of("whole").reveal() == first
+    assert accounts.connections.key_ring(["whole"]).key_of("whole").reveal() == first
 
     answers.append(save(local, "whole", second))
     assert answers[-1].headers["location"] == "/users/whole/settings/keys?saved=updated"
@@ -219,10 +222,10 @@ def test_connect_update_remove_and_no_key_is_left_anywhere(
         local.get(answers[-1].headers["location"]),
         local.get("/users/whole/settings/keys?update=yes"),
     ]
-    connection = accounts.connection("whole")
+    connection = accounts.connections.get("whole")
     assert connection is not None
     assert connection.key_version == 2
-    assert accounts.key_ring(["whole"]).key_of("whole").reveal() == second
+    assert accounts.connections.key_ring(["whole"]).key_of("whole").reveal() == second
 
     # A key in the wrong field is nobody's to keep, either.
     for form, path in (
@@ -239,7 +242,7 @@ def test_connect_update_remove_and_no_key_is_left_anywhere(
     assert answers[-1].headers["location"] == "/users/whole/settings/keys?saved=removed"
     answers.append(local.get(answers[-1].headers["location"]))
     assert "The stored key is deleted." in answers[-1].text
-    connection = accounts.connection("whole")
+    connection = accounts.connections.get("whole")
     assert connection is not None
     assert connection.status is Status.REMOVED
     # Again, by somebody whose page is old: it is removed already.
@@ -249,7 +252,7 @@ def test_connect_update_remove_and_no_key_is_left_anywhere(
     answers.append(local.get("/users/whole/overview"))
     answers.append(save(local, "whole", first))
     assert answers[-1].headers["location"].endswith("saved=connected")
-    assert accounts.audit_trail("whole")[-1].action == "connect"
+    assert accounts.audit.of_user("whole")[-1].action == "connect"
 
     seen = "\n".join(f"{answer.headers}{answer.text}" for answer in answers) + caplog.text
     # The rest of the data folder is the pipeline's, whose own tests look through it.

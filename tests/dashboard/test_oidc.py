@@ -19,8 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from finora_pipeline.dashboard.oidc import Oidc, OidcError
-from finora_pipeline.openai_admin.simulator.server import listen
+from finora_pipeline.dashboard.security.oidc import Oidc, OidcError
+from finora_pipeline.openai_simulator.server import listen
 from finora_pipeline.settings import Settings
 from tests.dashboard.house import PUBLIC_URL, Served, dashboard, on_loopback, read_html
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from finora_pipeline.accounts.sign_in import SignIn
 from finora_pipeline.accounts.store import accounts_of
-from finora_pipeline.dashboard.password_threads import Busy, PasswordThreads
+from finora_pipeline.dashboard.security.password_threads import Busy, PasswordThreads
 from finora_pipeline.settings import Settings
 from tests.dashboard.house import OWN, dashboard
 
@@ -44,7 +43,7 @@ def test_what_does_not_fit_into_the_queue_is_refused() -> None:
 
 def test_a_flood_of_sign_ins_leaves_the_pages_open(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
-    SignIn(accounts_of(settings).database).save("ada@acme.example", user_id=None, password="a long password")
+    accounts_of(settings).logins.save("ada@acme.example", user_id=None, password="a long password")
     with dashboard(settings) as served:
 
         def guess(number: int) -> int:

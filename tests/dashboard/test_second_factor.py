@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner
 
 from finora_pipeline.accounts.actors import OPERATORS
+from finora_pipeline.accounts.logins import Login
 from finora_pipeline.accounts.model import AccountsError
-from finora_pipeline.accounts.sign_in import Login, SignIn
 from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.cli import main
+from finora_pipeline.dashboard.security.pending_sign_ins import MOST_TRIES, SECONDS, HalfSignedIn, Unfinished
+from finora_pipeline.dashboard.security.throttle import FREE_FAILURES, Attempt
 from finora_pipeline.dashboard.server import DashboardRefused, prepared
-from finora_pipeline.dashboard.throttle import FREE_FAILURES, Attempt
-from finora_pipeline.dashboard.unfinished import MOST_TRIES, SECONDS, HalfSignedIn, Unfinished
 from finora_pipeline.settings import Settings, SettingsError
 from tests.dashboard.conftest import PASSWORD
 from tests.dashboard.house import ACCESS_TOKEN, PUBLIC_URL, Served, dashboard, read_html
@@ -34,7 +34,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path / "home")})
     with dashboard(settings, by_link=False) as served:
         served.sign_in.save(OPERATOR, user_id=None, password=PASSWORD)
-        served.accounts.add_user("acme", "growth")
+        served.accounts.users.add("acme", "growth")
         served.sign_in.save(ADA, user_id="acme", password=PASSWORD)
         yield served
 
@@ -60,11 +60,11 @@ def pending(answer: httpx.Response) -> str:
 
 
 def trail(served: Served, user_id: str) -> list[tuple[str, str | None, str | None]]:
-    return [(one.action, one.detail, one.actor) for one in served.accounts.audit_trail(user_id)]
+    return [(one.action, one.detail, one.actor) for one in served.accounts.audit.of_user(user_id)]
 
 
 def test_the_code_of_the_app_is_asked_for(served: Served) -> None:
-    secret = served.accounts.second_factor().turn_on(OPERATOR).secret
+    secret = served.accounts.second_factor.turn_on(OPERATOR).secret
     token = pending(with_password(served))
     # The password alone opens nothing.
     assert served.get("/users").status_code == 303
@@ -87,7 +87,7 @@ def test_the_code_of_the_app_is_asked_for(served: Served) -> None:
 
 def test_a_code_is_good_for_a_step_and_once(served: Served) -> None:
     now = datetime(2026, 11, 24, 12, 0, 10, tzinfo=UTC)
-    factor = served.accounts.second_factor()
+    factor = served.accounts.second_factor
     secret = factor.turn_on(OPERATOR).secret
     for apart in (-61, 51, -3_600):
         assert not factor.accepts(OPERATOR, code_of(secret, now + timedelta(seconds=apart)), now)
@@ -105,8 +105,8 @@ def test_a_code_is_good_for_a_step_and_once(served: Served) -> None:
 
 
 def test_the_secret_is_sealed_and_stays_with_the_login(served: Served) -> None:
-    factor = served.accounts.second_factor()
-    login = served.sign_in.login(OPERATOR)
+    factor = served.accounts.second_factor
+    login = served.sign_in.get(OPERATOR)
     assert login
     token = served.sign_in.open_session(login, datetime.now(UTC))
     made = factor.turn_on(OPERATOR)
@@ -132,7 +132,7 @@ def test_the_secret_is_sealed_and_stays_with_the_login(served: Served) -> None:
 
 
 def test_guessing_codes_is_slowed_down(served: Served) -> None:
-    secret = served.accounts.second_factor().turn_on(OPERATOR).secret
+    secret = served.accounts.second_factor.turn_on(OPERATOR).secret
     for _ in range(FREE_FAILURES // MOST_TRIES):
         token = pending(with_password(served))
         form = {"pending": token, "code": "x"}
@@ -151,9 +151,9 @@ def test_guessing_codes_is_slowed_down(served: Served) -> None:
 def test_guessing_codes_from_many_addresses_is_slowed_down(tmp_path: Path) -> None:
     environment = {"FINORA_HOME": str(tmp_path), "FINORA_TRUSTED_PROXIES": "127.0.0.1"}
     settings = Settings.from_environment(environment)
-    SignIn(accounts_of(settings).database).save(OPERATOR, user_id=None, password=PASSWORD)
+    accounts_of(settings).logins.save(OPERATOR, user_id=None, password=PASSWORD)
     with dashboard(settings, PUBLIC_URL, by_link=False) as served:
-        secret = served.accounts.second_factor().turn_on(OPERATOR).secret
+        secret = served.accounts.second_factor.turn_on(OPERATOR).secret
         form = {"name": OPERATOR, "password": PASSWORD}
 
         def answer_to(code: str, address: str) -> httpx.Response:
@@ -180,7 +180,7 @@ def test_a_half_finished_sign_in_ends(served: Served) -> None:
     assert not unfinished.has_tries_left(token)
     assert unfinished.of("") is None
     # So does that of a login that was replaced since.
-    secret = served.accounts.second_factor().turn_on(OPERATOR).secret
+    secret = served.accounts.second_factor.turn_on(OPERATOR).secret
     waiting = pending(with_password(served))
     served.sign_in.save(OPERATOR, user_id=None, password="another long password")
     late = {"pending": waiting, "code": code_of(secret, datetime.now(UTC))}
@@ -201,7 +201,7 @@ def test_sign_ins_are_in_the_audit_trail(served: Served) -> None:
         ("sign-in", "by password after 3 failures", ADA),
         ("sign-in refused", f"{ADA}: {FREE_FAILURES} wrong passwords", "127.0.0.1"),
     ]
-    secret = served.accounts.second_factor().turn_on(OPERATOR).secret
+    secret = served.accounts.second_factor.turn_on(OPERATOR).secret
     token = pending(with_password(served))
     code = code_of(secret, datetime.now(UTC))
     assert served.post("/sign-in/code", {"pending": token, "code": code}).status_code == 303
@@ -217,8 +217,8 @@ def test_the_keys_page_shows_who_did_what(served: Served) -> None:
     operator, ada = served.signed_in(OPERATOR), served.signed_in(ADA)
     assert served.post("/users/acme/plan", {"plan": "scale"}, headers=operator).status_code == 303
     served.post("/users/acme/plan", {"plan": "growth"}, headers=served.by_link())
-    served.accounts.add_user("bolt", "growth")
-    served.accounts.set_plan("bolt", "scale")
+    served.accounts.users.add("bolt", "growth")
+    served.accounts.users.set_plan("bolt", "scale")
     page = served.page("/users/acme/settings/keys", headers=ada)
     rows = page.one("table", class_="events").one("tbody").all("tr")
     assert [(row.one("th").text, row.all("td")[1].text) for row in rows] == [
@@ -226,7 +226,7 @@ def test_the_keys_page_shows_who_did_what(served: Served) -> None:
         ("Plan changed scale", OPERATOR),
     ]
     for number in range(25):
-        served.accounts.note("acme", "plan", f"<b>{number}</b>")
+        served.accounts.audit.note("acme", "plan", f"<b>{number}</b>")
     page = served.page("/users/acme/settings/keys", headers=ada)
     rows = page.one("table", class_="events").one("tbody").all("tr")
     assert len(rows) == 20
@@ -268,7 +268,7 @@ def test_the_second_factor_is_set_up_and_taken_away_at_the_terminal() -> None:
     (secret,) = re.findall("Secret: ([A-Z2-7]+)", printed)
     assert finora("rotate-master-key")[0] == 0
     now = datetime.now(UTC)
-    factor = accounts_of(Settings.from_environment()).second_factor()
+    factor = accounts_of(Settings.from_environment()).second_factor
     assert factor.accepts(OPERATOR, code_of(secret, now), now)
     assert '"second_factor": true' in finora("login", "list", "--json")[1]
     assert finora("login", "totp", OPERATOR, "--off") == (0, f"{OPERATOR} signs in without a code.\n")

@@ -17,15 +17,14 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Route
 
-from finora_pipeline.access import Access
+from finora_pipeline.accounts.database import sessions
+from finora_pipeline.accounts.logins import DEVICE_KNOWN, SESSION_IDLE, SESSION_LONGEST
 from finora_pipeline.accounts.model import AccountsError
-from finora_pipeline.accounts.schema import sessions
-from finora_pipeline.accounts.sign_in import DEVICE_KNOWN, SESSION_IDLE, SESSION_LONGEST, SignIn
 from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.cli import main
-from finora_pipeline.dashboard.exposure import ExposedWithoutSignIn, exposure
-from finora_pipeline.dashboard.server import DashboardRefused, prepared
-from finora_pipeline.dashboard.throttle import (
+from finora_pipeline.dashboard.security.access import Access
+from finora_pipeline.dashboard.security.exposure import ExposedWithoutSignIn, exposure
+from finora_pipeline.dashboard.security.throttle import (
     FAILURES_OF_ADDRESS,
     FAILURES_OVERALL,
     FREE_FAILURES,
@@ -33,6 +32,7 @@ from finora_pipeline.dashboard.throttle import (
     SignInThrottle,
     client_address,
 )
+from finora_pipeline.dashboard.server import DashboardRefused, prepared
 from finora_pipeline.settings import Settings, SettingsError
 from tests.conftest import Installation
 from tests.dashboard.conftest import PASSWORD
@@ -73,7 +73,7 @@ def test_on_this_machine_the_start_link_opens_the_pages(tmp_path: Path) -> None:
             assert served.get("/users", headers=opened).status_code == 200
             # A login changes nothing about it.
             served.sign_in.save("first@acme.example", user_id="acme", password=None)
-        assert served.accounts.user_ids() == []
+        assert served.accounts.users.ids() == []
 
 
 def test_the_token_does_not_stay_in_the_address(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_scripts_send_the_token_as_a_bearer_token(tmp_path: Path) -> None:
         # A page elsewhere could not send it, and is refused whatever it sends.
         foreign = bearer | {"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"}
         assert served.browser.post("/users", data={"user_id": "x"}, headers=foreign).status_code == 403
-        assert served.accounts.user_ids() == ["mine"]
+        assert served.accounts.users.ids() == ["mine"]
 
 
 def test_the_cookie_of_the_start_link_ends_after_a_week_and_by_sign_out(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_guessing_is_slowed_down(tmp_path: Path) -> None:
 def test_strangers_do_not_lock_out_a_device_that_has_signed_in(closed: Served, tmp_path: Path) -> None:
     """Behind a proxy that is not trusted all clients have the same address."""
     settings = replace(closed.settings, accounts_url=f"sqlite:///{tmp_path}/accounts.sqlite")
-    SignIn(accounts_of(settings).database).save(ADA, user_id="acme", password=PASSWORD)
+    accounts_of(settings).logins.save(ADA, user_id="acme", password=PASSWORD)
     with dashboard(settings, PUBLIC_URL, by_link=False) as served:
         first = sign_in(served, ADA, PASSWORD)
         mark = next(one for one in first.headers.get_list("set-cookie") if "-device=" in one)
@@ -300,7 +300,7 @@ def test_strangers_do_not_lock_out_a_device_that_has_signed_in(closed: Served, t
 
 def test_a_device_is_known_for_half_a_year(tmp_path: Path) -> None:
     now = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
-    people = SignIn(accounts_of(Settings.from_environment({"FINORA_HOME": str(tmp_path)})).database)
+    people = accounts_of(Settings.from_environment({"FINORA_HOME": str(tmp_path)})).logins
     people.save(ADA, user_id="acme", password=PASSWORD)
     people.save(BOB, user_id="bolt", password=None)
     mark = people.mark_device(ADA.upper(), now)
@@ -317,7 +317,7 @@ def test_a_device_is_known_for_half_a_year(tmp_path: Path) -> None:
 
 def test_trying_many_names_is_slowed_down(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
-    SignIn(accounts_of(settings).database).save(ADA, user_id="acme", password=PASSWORD)
+    accounts_of(settings).logins.save(ADA, user_id="acme", password=PASSWORD)
     with dashboard(settings, PUBLIC_URL, by_link=False) as served:
         codes = [sign_in(served, f"name{n}@x.example", PASSWORD).status_code for n in range(60)]
     assert codes == [401] * FAILURES_OF_ADDRESS + [429] * (60 - FAILURES_OF_ADDRESS)
@@ -326,7 +326,7 @@ def test_trying_many_names_is_slowed_down(tmp_path: Path) -> None:
 def test_a_trusted_proxy_names_the_client(tmp_path: Path) -> None:
     environment = {"FINORA_HOME": str(tmp_path), "FINORA_TRUSTED_PROXIES": "127.0.0.1, 10.0.0.0/8"}
     settings = Settings.from_environment(environment)
-    SignIn(accounts_of(settings).database).save(ADA, user_id="acme", password=PASSWORD)
+    accounts_of(settings).logins.save(ADA, user_id="acme", password=PASSWORD)
     with dashboard(settings, PUBLIC_URL, by_link=False) as served:
         form = {"name": ADA, "password": "wrong password"}
         # What the client itself claims comes first in the header.
@@ -411,7 +411,7 @@ def test_sessions_end_when_idle_when_old_and_with_their_login(
 ) -> None:
     now = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
-    people = SignIn(accounts_of(settings).database)
+    people = accounts_of(settings).logins
     ada = people.save(ADA, user_id="acme", password=PASSWORD)
     token = people.open_session(ada, now)
     assert people.of_session(token, now + SESSION_IDLE) == ada
@@ -440,16 +440,16 @@ def test_sessions_end_when_idle_when_old_and_with_their_login(
 def test_who_is_signed_in_does_not_wait_for_whoever_writes_the_accounts(closed: Served) -> None:
     ada = closed.signed_in(ADA)
     long_ago = update(sessions).values(seen_at=datetime.now(UTC) - timedelta(hours=1))
-    with closed.accounts.database.begin() as database:
+    with closed.accounts.database.write() as database:
         database.execute(long_ago)
-    with closed.accounts.database.begin():
+    with closed.accounts.database.write():
         assert closed.get("/users/acme/overview", headers=ada, timeout=5).status_code == 200
     # Whoever comes next is seen, and waits for others as before.
     assert closed.get("/users/acme/plan", headers=ada).status_code == 200
-    with closed.accounts.database.connect() as database:
+    with closed.accounts.database.read() as database:
         seen = database.scalars(select(sessions.c.seen_at)).all()
     assert max(seen) > datetime.now(UTC) - timedelta(minutes=5)
-    raw = closed.accounts.database.raw_connection()
+    raw = closed.accounts.database.engine.raw_connection()
     assert raw.cursor().execute("PRAGMA busy_timeout").fetchone() == (30_000,)
     raw.close()
 
@@ -506,7 +506,7 @@ def test_no_next_leads_to_another_site(closed: Served) -> None:
 def test_what_is_anothers_is_not_there(closed: Served, installation: Installation) -> None:
     ada = closed.signed_in(ADA)
     bolt = installation.openai.organizations[1]
-    connection = closed.accounts.connection("bolt")
+    connection = closed.accounts.connections.get("bolt")
     assert connection is not None
     secrets = [bolt.id, bolt.name, connection.key_hint, bolt.projects[0].id]
     seen = 0
@@ -522,7 +522,7 @@ def test_what_is_anothers_is_not_there(closed: Served, installation: Installatio
             assert not [secret for secret in secrets if secret in answer.text]
             seen += 1
     assert seen >= 20
-    assert closed.accounts.connection("bolt") == connection
+    assert closed.accounts.connections.get("bolt") == connection
     for name in (
         "BOLT",
         "bolt%20",
@@ -537,7 +537,7 @@ def test_what_is_anothers_is_not_there(closed: Served, installation: Installatio
         assert answer.status_code == 404
     assert closed.get("/users", headers=ada).status_code == 404
     assert closed.post("/users", {"user_id": "mine"}, headers=ada).status_code == 404
-    assert "mine" not in closed.accounts.user_ids()
+    assert "mine" not in closed.accounts.users.ids()
 
 
 def test_nothing_of_anothers_is_on_ones_own_pages(closed: Served, installation: Installation) -> None:
@@ -561,7 +561,7 @@ def test_a_user_does_not_change_the_plan_and_an_operator_sees_and_does_all(close
     refused = closed.post("/users/acme/plan", {"plan": "enterprise"}, headers=ada)
     assert refused.status_code == 403
     assert "An operator changes plans." in refused.text
-    assert closed.accounts.plans()["acme"].name == "growth"
+    assert closed.accounts.users.plans()["acme"].name == "growth"
     assert "Change the plan" not in closed.get("/users/acme/plan", headers=ada).text
 
     for user_id in ("acme", "bolt", "tiny", "gone"):
@@ -577,7 +577,7 @@ def test_a_user_does_not_change_the_plan_and_an_operator_sees_and_does_all(close
 
     changed = closed.post("/users/tiny/plan", {"plan": "growth"}, headers=operator)
     assert changed.headers["location"] == "/users/tiny/plan?saved=yes"
-    assert closed.accounts.plans()["tiny"].name == "growth"
+    assert closed.accounts.users.plans()["tiny"].name == "growth"
     unknown = closed.post("/users/tiny/plan", {"plan": "gold"}, headers=operator)
     assert unknown.status_code == 422
     assert "There is no plan “gold”" in unknown.text
@@ -592,7 +592,7 @@ def test_many_users_come_page_by_page(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
     with dashboard(settings) as served:
         for number in range(53):
-            served.accounts.add_user(f"user-{number:02}")
+            served.accounts.users.add(f"user-{number:02}")
         for query, first, last, number in (
             ("", "user-00", "user-49", 50),
             ("?from=50", "user-50", "user-52", 3),
@@ -673,19 +673,19 @@ def test_logins_are_made_and_ended_at_the_terminal() -> None:
     assert finora("login", "add", " ", "--operator", said=f"{PASSWORD}\n")[0] == 1
     assert finora("login", "add", "x", "--user", "../x", said=f"{PASSWORD}\n")[0] == 1
 
-    people = SignIn(accounts_of(Settings.from_environment()).database)
-    assert [(one.name, one.user_id, one.has_password) for one in people.logins()] == [
+    people = accounts_of(Settings.from_environment()).logins
+    assert [(one.name, one.user_id, one.has_password) for one in people.all()] == [
         (ADA, "acme", True),
         (OPERATOR, None, False),
     ]
-    assert people.by_password(ADA, PASSWORD) == people.login(ADA)
+    assert people.by_password(ADA, PASSWORD) == people.get(ADA)
     assert people.by_password(OPERATOR, PASSWORD) is None
     code, told = finora("login", "list")
     assert code == 0
     assert "identity provider" in told
     assert PASSWORD not in finora("login", "list", "--json")[1]
     now = datetime.now(UTC)
-    login = people.login(ADA)
+    login = people.get(ADA)
     assert login is not None
     token = people.open_session(login, now)
     assert finora("login", "sign-out", ADA) == (0, f"Ended 1 sessions of {ADA}.\n")
@@ -695,7 +695,7 @@ def test_logins_are_made_and_ended_at_the_terminal() -> None:
     )
     assert people.of_session(token, now) is None
     assert finora("login", "remove", ADA)[0] == 0
-    assert people.login(ADA) is None
+    assert people.get(ADA) is None
     code, told = finora("login", "remove", ADA)
     assert (code, f"There is no login {ADA}." in told) == (1, True)
     assert finora("dashboard", "--host", "0.0.0.0")[0] == 1

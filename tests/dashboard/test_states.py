@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from finora_pipeline.accounts.database import connections, users
 from finora_pipeline.accounts.model import Connection, Read, Refresh
-from finora_pipeline.accounts.schema import connections, users
-from finora_pipeline.dashboard import states
-from finora_pipeline.dashboard.copies import Copies
-from finora_pipeline.dashboard.states import Freshness, freshness
+from finora_pipeline.dashboard import notices as states
+from finora_pipeline.dashboard.notices import Freshness, freshness
+from finora_pipeline.dashboard.snapshots import Copies
 from tests.conftest import Installation
 from tests.dashboard.house import Node, Served
 from tests.small_openai import fresh_key
@@ -41,19 +41,19 @@ def attempt(
         user_id, now.date() - timedelta(89), now.date() + timedelta(1), now, now, 1,
         reason="failure" if message else None, message=message, permanent=permanent,
     )  # fmt: skip
-    installation.accounts.record_refreshes(f"run-{user_id}-{now:%s%f}", [outcome])
+    installation.accounts.refreshes.record(f"run-{user_id}-{now:%s%f}", [outcome])
     return now
 
 
 def published(installation: Installation, user_id: str, at: datetime) -> None:
     """Notes that a read which began at that moment is what everybody sees."""
     read = Read("run", user_id, at, at.date() + timedelta(1))
-    installation.accounts.mark_published([read], datetime.now(UTC))
+    installation.accounts.refreshes.mark_published([read], datetime.now(UTC))
 
 
 def connected(installation: Installation, user_id: str, at: datetime) -> None:
     """As if the user had connected then."""
-    with installation.accounts.database.begin() as database:
+    with installation.accounts.database.write() as database:
         chosen = update(connections).where(connections.c.user_id == user_id)
         database.execute(chosen.values(connected_at=at, changed_at=at))
         database.execute(update(users).where(users.c.user_id == user_id).values(plan_since=at))
@@ -180,11 +180,11 @@ def test_who_connects_again_is_not_overdue(installation: Installation, local: Se
     assert notices(page) == ["First refresh under way", SAMPLE]
     assert page.all("p", class_="freshness") == []
     assert "under way" in local.page("/users/back/settings/keys").one("dl").text
-    connection = installation.accounts.connection("back")
+    connection = installation.accounts.connections.get("back")
     (notice,) = states.notices(connection, None, is_sample=False)
     assert (notice.kind, notice.title) == ("progress", "Refresh under way")
     published(installation, "back", datetime.now(UTC))
-    assert states.notices(installation.accounts.connection("back"), None, is_sample=False) == []
+    assert states.notices(installation.accounts.connections.get("back"), None, is_sample=False) == []
 
 
 def test_what_was_removed_keeps_its_figures(local: Served) -> None:
@@ -222,7 +222,7 @@ def test_freshness_in_words(
     since: timedelta, text: str, is_overdue: bool, installation: Installation
 ) -> None:
     now = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
-    connection = installation.accounts.connection("acme")
+    connection = installation.accounts.connections.get("acme")
     assert isinstance(connection, Connection)
     long_ago = now - timedelta(days=9)
     connection = replace(connection, connected_at=long_ago, changed_at=long_ago, plan_since=long_ago)
@@ -262,5 +262,5 @@ def test_databases_that_are_open_at_once_spill_apart(installation: Installation)
 
 
 def test_a_page_does_not_wait_for_whoever_writes_the_accounts(local: Served) -> None:
-    with local.accounts.database.begin():
+    with local.accounts.database.write():
         assert local.get("/users/acme/overview", timeout=5).status_code == 200

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finora_pipeline.openai_admin.amounts import AmountError, add_exactly, parse_amount, round_to_total
-from finora_pipeline.openai_admin.simulator.answers import decimal128_text
+from finora_pipeline.openai_simulator.answers import decimal128_text
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 UNIT = Decimal("1e-18")

@@ -29,7 +29,7 @@ from finora_pipeline.openai_admin.errors import (
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.organization import _Query
 from finora_pipeline.openai_admin.pages import Page, Window, unix_seconds
-from finora_pipeline.openai_admin.simulator import (
+from finora_pipeline.openai_simulator import (
     Fault,
     FaultKind,
     KeyState,

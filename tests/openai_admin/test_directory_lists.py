@@ -20,7 +20,7 @@ from finora_pipeline.openai_admin.errors import (
     UnsupportedRequest,
 )
 from finora_pipeline.openai_admin.keys import AdminKey
-from finora_pipeline.openai_admin.simulator import Fault, FaultKind
+from finora_pipeline.openai_simulator import Fault, FaultKind
 from tests.conftest import QUICK, OpenAI
 
 StartOpenAI = Callable[..., OpenAI]

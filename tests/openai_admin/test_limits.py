@@ -28,7 +28,7 @@ from finora_pipeline.openai_admin.errors import (
 from finora_pipeline.openai_admin.in_flight import InFlight
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.pages import Page, Window
-from finora_pipeline.openai_admin.simulator import Fault, FaultKind, OrganizationSpec, Simulator, running
+from finora_pipeline.openai_simulator import Fault, FaultKind, OrganizationSpec, Simulator, running
 from tests.conftest import QUICK, OpenAI
 
 T = TypeVar("T")

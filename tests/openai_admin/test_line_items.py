@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from finora_pipeline.openai_admin.endpoints import ENDPOINTS
 from finora_pipeline.openai_admin.line_items import DIRECTIONS, MODALITIES, TIERS, LineItem, parse_line_item
 from finora_pipeline.openai_admin.service_names import SERVICE_NAMES, service_phrase
-from finora_pipeline.openai_admin.simulator.catalog import MODELS, SERVICES
+from finora_pipeline.openai_simulator.catalog import MODELS, SERVICES
 
 LINES = (Path(__file__).parents[1] / "fixtures" / "line_items.txt").read_text().splitlines()
 # Lines seen live that the grammar does not know. A new one belongs here or in the grammar.

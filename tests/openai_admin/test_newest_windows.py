@@ -12,7 +12,7 @@ from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, Endpoint
 from finora_pipeline.openai_admin.errors import InvalidKey, Unreachable, UnsupportedRequest, WindowRefused
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.pages import Page, Window, unix_seconds
-from finora_pipeline.openai_admin.simulator import (
+from finora_pipeline.openai_simulator import (
     Fault,
     FaultKind,
     KeyState,

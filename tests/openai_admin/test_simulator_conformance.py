@@ -21,7 +21,7 @@ from openai import (
 
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
 from finora_pipeline.openai_admin.pages import unix_seconds
-from finora_pipeline.openai_admin.simulator import (
+from finora_pipeline.openai_simulator import (
     Fault,
     FaultKind,
     KeyState,

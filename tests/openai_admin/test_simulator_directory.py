@@ -14,7 +14,7 @@ from openai import BadRequestError, OpenAI
 
 from finora_pipeline.openai_admin.endpoints import ENDPOINTS, USAGE, USAGE_DIMENSIONS
 from finora_pipeline.openai_admin.pages import unix_seconds
-from finora_pipeline.openai_admin.simulator import (
+from finora_pipeline.openai_simulator import (
     OrganizationSpec,
     SimulatedOrganization,
     Simulator,

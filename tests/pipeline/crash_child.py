@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finora_pipeline import runs
 from finora_pipeline.accounts.store import Accounts
-from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.cli import runs
+from finora_pipeline.ingest.windows import trailing_window
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse import load, metrics, publish
 from finora_pipeline.warehouse.raw import RawPages, RawWriter
@@ -65,7 +65,7 @@ def main(point: str) -> None:
     settings = Settings.from_environment()
     POINTS[point]()
     if point == "after the metrics":
-        from finora_pipeline.refresh import serve
+        from finora_pipeline.ingest import publish as serve
 
         before(serve, "publish")
     runs.refresh(settings, trailing_window(datetime.now(UTC).date()))

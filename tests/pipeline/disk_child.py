@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finora_pipeline import runs
 from finora_pipeline.accounts.store import Accounts
-from finora_pipeline.disk import DiskFull
+from finora_pipeline.cli import runs
+from finora_pipeline.data_folder.disk import DiskFull
+from finora_pipeline.ingest.windows import trailing_window
 from finora_pipeline.reading import connect
-from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.resources.openai_admin import OpenAIAdmin
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse import load, metrics, publish
@@ -81,7 +81,7 @@ def published(settings: Settings) -> list[list[str]]:
 
 def refreshed(settings: Settings) -> list[str]:
     """What a refresh says was wrong."""
-    costs_alone = OpenAIAdmin(settings.openai_base_url, readings=(), directory=False)
+    costs_alone = OpenAIAdmin(settings.openai_base_url, endpoints=(), directory=False)
     window = trailing_window(datetime.now(UTC).date())
     try:
         return runs.refresh(settings, window, openai_admin=costs_alone).errors

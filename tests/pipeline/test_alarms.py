@@ -15,20 +15,20 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import update
 
-from finora_pipeline import runs
+from finora_pipeline.accounts.database import connections
 from finora_pipeline.accounts.model import Status
-from finora_pipeline.accounts.schema import connections
-from finora_pipeline.alarms.book import Alarm, mark_told, note, open_alarms
-from finora_pipeline.alarms.conditions import Condition, of_connections
-from finora_pipeline.alarms.notify import message_of
-from finora_pipeline.assets.partitions import USERS_NAME, day_range_tags, range_tags
+from finora_pipeline.alerts.conditions import Condition, of_connections
+from finora_pipeline.alerts.notify import message_of
+from finora_pipeline.alerts.store import Alert, mark_notified, open_alerts, sync_alerts
+from finora_pipeline.assets.partitions import USERS_NAME
 from finora_pipeline.cli import main
 from finora_pipeline.definitions import build_defs
-from finora_pipeline.openai_admin.simulator import KeyState
+from finora_pipeline.instance.home import prepare_instance
+from finora_pipeline.jobs import PLAN_TAG, day_range_tags, range_tags
+from finora_pipeline.openai_simulator import KeyState
 from finora_pipeline.plans import PLANS
-from finora_pipeline.schedules import alarms
-from finora_pipeline.schedules.alarms import failed_checks, failed_runs
-from finora_pipeline.schedules.refresh import PLAN_TAG
+from finora_pipeline.sensors import alerts as alarms
+from finora_pipeline.sensors.alerts import failed_checks, failed_runs
 from tests.conftest import Installation
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -106,7 +106,7 @@ def mail() -> Iterator[Sink]:
 
 def look(installation: Installation) -> str:
     """What the sensor says when it looks now."""
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     definitions = build_defs(installation.settings)
     repository = definitions.get_repository_def()
     with (
@@ -161,7 +161,7 @@ def test_what_could_not_be_sent_is_sent_by_the_next_look(
     installation: Installation, webhook: Sink, monkeypatch
 ):
     monkeypatch.setenv("FINORA_NOTIFY", webhook.address)
-    note(installation.accounts.database, [REVOKED], NOW)
+    sync_alerts(installation.accounts.database, [REVOKED], NOW)
     webhook.is_broken = True
     told = look_at([REVOKED], installation, monkeypatch)
     assert "No notification reached 1 of the addresses in FINORA_NOTIFY (json)" in told
@@ -215,26 +215,26 @@ def test_a_test_message_is_sent(webhook: Sink, monkeypatch):
 
 def test_what_is_over_before_anybody_was_told_is_forgotten(installation: Installation):
     database = installation.accounts.database
-    assert [alarm.key for alarm in note(database, [REVOKED], NOW)] == [REVOKED.key]
-    assert note(database, [], NOW + timedelta(minutes=1)) == []
-    assert open_alarms(database) == []
+    assert [alarm.key for alarm in sync_alerts(database, [REVOKED], NOW)] == [REVOKED.key]
+    assert sync_alerts(database, [], NOW + timedelta(minutes=1)) == []
+    assert open_alerts(database) == []
 
 
 def test_what_comes_back_is_told_again(installation: Installation):
     database = installation.accounts.database
-    mark_told(database, note(database, [REVOKED], NOW), NOW)
+    mark_notified(database, sync_alerts(database, [REVOKED], NOW), NOW)
     later = NOW + timedelta(hours=1)
-    (over,) = note(database, [], later)
-    assert over == Alarm(REVOKED.key, REVOKED.message, NOW, later)
+    (over,) = sync_alerts(database, [], later)
+    assert over == Alert(REVOKED.key, REVOKED.message, NOW, later)
     # It was back before anybody could be told that it was over.
-    (again,) = note(database, [REVOKED], later + timedelta(minutes=1))
+    (again,) = sync_alerts(database, [REVOKED], later + timedelta(minutes=1))
     assert again.resolved_at is None
-    mark_told(database, [over, again], later)
-    assert note(database, [REVOKED], later + timedelta(minutes=2)) == []
+    mark_notified(database, [over, again], later)
+    assert sync_alerts(database, [REVOKED], later + timedelta(minutes=2)) == []
 
 
 def test_data_is_too_old_when_it_has_been_tried_again(installation: Installation):
-    (connection,) = installation.accounts.connections()
+    (connection,) = installation.accounts.connections.all()
     promised = connection.next_refresh_at
     assert promised is not None
     lead = PLANS["growth"].lead
@@ -270,14 +270,14 @@ def test_a_job_whose_last_run_failed_is_told_unless_it_is_tried_again(tmp_path):
 
 def test_data_is_not_too_old_before_a_change_could_be_read(installation: Installation):
     now = datetime.now(UTC)
-    with installation.accounts.database.begin() as database:
+    with installation.accounts.database.write() as database:
         old = dict.fromkeys(("last_refresh_at", "connected_at", "changed_at"), now - timedelta(hours=5))
         database.execute(update(connections).values(old))
-    installation.accounts.set_plan("user-0", "enterprise")
+    installation.accounts.users.set_plan("user-0", "enterprise")
     plan = PLANS["enterprise"]
-    assert of_connections(installation.accounts.connections(), now + plan.refresh_interval) == []
+    assert of_connections(installation.accounts.connections.all(), now + plan.refresh_interval) == []
     late = now + plan.refresh_interval + plan.lead + timedelta(minutes=1)
-    (condition,) = of_connections(installation.accounts.connections(), late)
+    (condition,) = of_connections(installation.accounts.connections.all(), late)
     assert condition.key == "too old/enterprise"
 
 
@@ -287,14 +287,14 @@ def test_a_failed_load_of_histories_is_over_when_its_users_have_been_read(
 ):
     installation = install(start_openai(organizations=2, days=2, services=False))
     user_ids = installation.connect(plan="growth")
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions(USERS_NAME, user_ids)
         failed = dg.DagsterRun(job_name="load_user_history", tags=tags, status=dg.DagsterRunStatus.FAILURE)
         instance.add_run(failed)
 
         def told() -> list[str]:
-            found = failed_runs(instance, installation.accounts.connections(), datetime.now(UTC))
+            found = failed_runs(instance, installation.accounts.connections.all(), datetime.now(UTC))
             return [condition.key for condition in found]
 
         what = tags.get("dagster/partition", "user-0 to user-1")
@@ -306,7 +306,7 @@ def test_a_failed_load_of_histories_is_over_when_its_users_have_been_read(
 
 
 def test_a_failed_load_of_a_user_who_is_gone_is_over(installation: Installation):
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions(USERS_NAME, ["user-0"])
         for tags in ({"dagster/partition": "gone"}, range_tags("gone", "user-0")):
@@ -314,7 +314,7 @@ def test_a_failed_load_of_a_user_who_is_gone_is_over(installation: Installation)
             instance.add_run(dg.DagsterRun(job_name="load_user_history", tags=tags, status=status))
 
         def told() -> list[str]:
-            found = failed_runs(instance, installation.accounts.connections(), datetime.now(UTC))
+            found = failed_runs(instance, installation.accounts.connections.all(), datetime.now(UTC))
             return [condition.key for condition in found]
 
         assert told() == ["run/load_user_history/gone to user-0"]
@@ -344,7 +344,7 @@ def test_a_failed_backfill_is_told_until_the_same_ends_well(tmp_path):
 
 
 def test_a_check_that_fails_is_told(installation: Installation):
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     repository = build_defs(installation.settings).get_repository_def()
     with dg.DagsterInstance.get() as instance:
 
@@ -370,7 +370,7 @@ def test_a_check_that_fails_is_told(installation: Installation):
 
 
 def test_a_message_names_the_first_and_counts_the_rest():
-    many = [Alarm(f"k{n}", f"what {n}", NOW, None) for n in range(30)]
-    title, body = message_of([*many, Alarm("o", "old", NOW, NOW)])
+    many = [Alert(f"k{n}", f"what {n}", NOW, None) for n in range(30)]
+    title, body = message_of([*many, Alert("o", "old", NOW, NOW)])
     assert title == "finora: 30 new, 1 over"
     assert body.splitlines()[-1] == "… and 10 more: finora alarms lists them."

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from finora_pipeline.openai_admin.endpoints import ENDPOINTS
 from finora_pipeline.warehouse import metrics
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation
 from tests.warehouse.landing import DAY, bucket, cost_day, cost_row, land, load, page_of, rows
 
@@ -48,7 +48,7 @@ def test_where_openai_does_not_split_costs_they_are_allocated_by_use(table, colu
     installation = install(start_openai(days=12, cost_groupings=()))
     installation.connect(plan="growth")
     assert installation.refresh().failed_users == []
-    assert installation.accounts.connection("user-0").cost_groupings == {
+    assert installation.accounts.connections.get("user-0").cost_groupings == {
         "user_id": False,
         "api_key_id": False,
     }

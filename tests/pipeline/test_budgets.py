@@ -1,6 +1,5 @@
 """What one user may take of a run: time, bytes, and pages that can be loaded."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -9,14 +8,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from finora_pipeline.accounts.connections import Organizations
 from finora_pipeline.accounts.model import Connection, Status
 from finora_pipeline.cli import main
-from finora_pipeline.openai_admin.client import open_client
+from finora_pipeline.ingest.fetch import BUDGETS
+from finora_pipeline.ingest.landing import Fetched
 from finora_pipeline.openai_admin.pages import PageHead
-from finora_pipeline.openai_admin.simulator import Fault, FaultKind
-from finora_pipeline.refresh.fetch import BUDGETS, Fetched, fetch
-from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.openai_simulator import Fault, FaultKind
+from finora_pipeline.resources.openai_admin import OpenAIAdmin
 from finora_pipeline.warehouse import raw
 from finora_pipeline.warehouse.raw import RawPages
 from tests.conftest import QUICK, Installation
@@ -31,29 +29,14 @@ def installation(start_openai: Callable[..., Any], install: Callable[..., Instal
 
 
 def fetched(installation: Installation, run_id: str = "run-1", **options: Any) -> Fetched:
-    """What a fetch of all users does, with no patience for a server that does not answer."""
-    accounts = installation.accounts
+    """What a fetch of all users does, with patience for a server that does not answer."""
     limits = replace(QUICK, timeout_seconds=60.0)
-
-    async def run() -> Fetched:
-        async with open_client(installation.settings.openai_base_url, limits) as client:
-            ring = accounts.key_ring(accounts.user_ids())
-            return await fetch(
-                accounts,
-                Organizations(client, ring, client.base_url),
-                RawPages(installation.settings.home / "raw"),
-                accounts.connections(),
-                trailing_window(installation.today),
-                installation.today,
-                run_id,
-                **options,
-            )
-
-    return asyncio.run(run())
+    admin = OpenAIAdmin(installation.settings.openai_base_url, limits)
+    return installation.fetch(run_id, openai_admin=admin, **options)
 
 
 def connection_of(installation: Installation, user_id: str) -> Connection:
-    connection = installation.accounts.connection(user_id)
+    connection = installation.accounts.connections.get(user_id)
     assert connection is not None
     return connection
 
@@ -71,7 +54,7 @@ def test_a_user_who_takes_too_long_fails_alone(installation: Installation):
     assert (failure.user_id, failure.reason, failure.permanent) == ("user-1", "too_slow", False)
     assert "took longer than" in (failure.message or "")
     assert connection_of(installation, "user-1").status is Status.ACTIVE
-    assert [row["outcome"] for row in installation.accounts.refreshes_of("run-1")] == ["complete", "failed"]
+    assert [row.outcome for row in installation.accounts.refreshes.of_run("run-1")] == ["complete", "failed"]
 
 
 def test_others_are_published_while_one_user_is_slow(installation: Installation):
@@ -79,8 +62,8 @@ def test_others_are_published_while_one_user_is_slow(installation: Installation)
     published: list[list[str]] = []
 
     def publish() -> None:
-        rows = installation.accounts.refreshes_of("run-1")
-        published.append([row["user_id"] for row in rows])
+        rows = installation.accounts.refreshes.of_run("run-1")
+        published.append([row.user_id for row in rows])
 
     budgets = replace(BUDGETS, history_seconds=1.5, quiet_seconds=0.2)
     fetched(installation, budgets=budgets, publish_ahead=publish)
@@ -107,7 +90,7 @@ def test_pages_that_cannot_be_loaded_stop_nobody_else_and_are_fetched_again(
     with monkeypatch.context() as patch:
         patch.setattr(raw, "canonical", let_through)
         result = installation.refresh()
-    assert [row["user_id"] for row in result.failed_users] == ["user-1"]
+    assert [row.user_id for row in result.failed_users] == ["user-1"]
     installation.assert_exact("user-0", 0, installation.history(3))
     assert installation.costs("user-1") == {}
     connection = connection_of(installation, "user-1")

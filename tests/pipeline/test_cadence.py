@@ -10,8 +10,8 @@ import dagster as dg
 import pytest
 
 from finora_pipeline.definitions import build_defs
+from finora_pipeline.jobs import history_job
 from finora_pipeline.plans import PLANS
-from finora_pipeline.schedules.jobs import history_job
 from tests.cadence_simulation import Days, SimulatedRun
 
 START = datetime(2026, 11, 25, 9, 0, tzinfo=UTC)

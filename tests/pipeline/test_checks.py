@@ -9,15 +9,15 @@ import dagster as dg
 import duckdb
 import pytest
 
-from finora_pipeline import runs
 from finora_pipeline.assets import metrics
 from finora_pipeline.assets.facts import grain_check, line_items_check
-from finora_pipeline.assets.serving import copy_check, promise_check
+from finora_pipeline.assets.published import copy_check, promise_check
+from finora_pipeline.instance.home import prepare_instance
 from finora_pipeline.warehouse import publish as publishing
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import Loaded, _loaded_by
 from finora_pipeline.warehouse.metrics import Recomputed, refresh_metrics
 from finora_pipeline.warehouse.publish import Published, publish
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation
 from tests.warehouse.landing import DAY, cost_day, cost_row, land, load, page_of
 
@@ -38,7 +38,7 @@ def installation(install_loaded) -> Installation:
 
 def evaluation(installation: Installation, asset: str, check: str) -> dg.AssetCheckEvaluation:
     """The newest result of a check, as the UI shows it."""
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     key = dg.AssetCheckKey(dg.AssetKey(asset), check)
     with dg.DagsterInstance.get() as instance:
         (record,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
@@ -119,7 +119,7 @@ def test_a_copy_that_lacks_something_is_told(installation: Installation, monkeyp
 
 
 def test_a_user_whose_data_is_too_old_is_told(installation: Installation):
-    (connection,) = installation.accounts.connections()
+    (connection,) = installation.accounts.connections.all()
     promised = connection.next_refresh_at
     assert promised is not None
     assert promise_check([connection], promised - timedelta(seconds=1)).passed

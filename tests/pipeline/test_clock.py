@@ -10,17 +10,17 @@ import dagster as dg
 import pytest
 from sqlalchemy import update
 
+from finora_pipeline.accounts.database import connections, users
 from finora_pipeline.accounts.model import Connection, Read, Refresh, is_future
-from finora_pipeline.accounts.schema import connections, users
+from finora_pipeline.ingest.publish import publish_refreshes
+from finora_pipeline.ingest.selection import select_connections
+from finora_pipeline.ingest.windows import trailing_window, window_of
 from finora_pipeline.openai_admin.pages import Window
-from finora_pipeline.refresh.fetch import select_connections
-from finora_pipeline.refresh.serve import publish_refreshes
-from finora_pipeline.refresh.windows import trailing_window, window_of
-from finora_pipeline.schedules.sensors import connection_changes
+from finora_pipeline.sensors.connections import connection_changes
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import KINDS, load_pending
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.rebuild import rebuild
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation
 from tests.warehouse.landing import cost_day, cost_row, land, page_of
 
@@ -35,7 +35,7 @@ def installation(install_loaded) -> Installation:
 
 
 def connection_of(installation: Installation) -> Connection:
-    connection = installation.accounts.connection("user-0")
+    connection = installation.accounts.connections.get("user-0")
     assert connection
     return connection
 
@@ -61,9 +61,9 @@ def run_ahead(installation: Installation) -> None:
         "user-0", window.start, window.end, AHEAD, AHEAD, pages=1,
         plan=connection.plan.name, key_version=connection.key_version,
     )  # fmt: skip
-    accounts.record_refreshes("ahead", [read], now=AHEAD)
-    accounts.mark_published([Read("ahead", "user-0", AHEAD, window.end)], AHEAD)
-    with accounts.database.begin() as database:
+    accounts.refreshes.record("ahead", [read], now=AHEAD)
+    accounts.refreshes.mark_published([Read("ahead", "user-0", AHEAD, window.end)], AHEAD)
+    with accounts.database.write() as database:
         moments = dict.fromkeys(("connected_at", "changed_at", "status_since", "directory_read_at"), AHEAD)
         database.execute(update(connections).values(moments))
         database.execute(update(users).values(plan_since=AHEAD))
@@ -111,13 +111,13 @@ def test_days_that_were_never_read_are_read_after_an_outage(installation):
 
 def test_a_change_after_one_that_was_stamped_ahead_is_noticed(installation):
     accounts = installation.accounts
-    with accounts.database.begin() as database:
+    with accounts.database.write() as database:
         database.execute(update(connections).values(changed_at=AHEAD))
     first = seen(installation, None)
     assert isinstance(first, dg.SensorResult)
     assert datetime.fromisoformat(json.loads(first.cursor or "")["since"]) <= datetime.now(UTC)
     assert isinstance(seen(installation, first.cursor), dg.SkipReason)
-    with accounts.database.begin() as database:
+    with accounts.database.write() as database:
         changed = datetime.now(UTC) + timedelta(seconds=1)
         database.execute(update(connections).values(changed_at=changed, last_attempt_at=None))
     noticed = seen(installation, first.cursor)
@@ -189,7 +189,7 @@ def test_a_wait_that_was_stamped_ahead_ends_though_another_user_was_read_first(i
 
     def read(user_id: str, at: datetime, **outcome: Any) -> None:
         version = connection.key_version
-        accounts.record_refreshes(
+        accounts.refreshes.record(
             f"run of {user_id}",
             [Refresh(user_id, window.start, window.end, at, at, 0, key_version=version, **outcome)],
             now=at,

@@ -11,11 +11,11 @@ from datetime import timedelta
 import dagster as dg
 import pytest
 
-from finora_pipeline import runs
 from finora_pipeline.definitions import build_defs
-from finora_pipeline.schedules.jobs import refresh_job
+from finora_pipeline.instance.home import prepare_instance
+from finora_pipeline.jobs import refresh_job
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.raw import RawPages
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation
 from tests.pipeline.crash_child import POINTS
 
@@ -73,7 +73,7 @@ def test_a_killed_refresh_is_healed_by_the_next(point: str, elsewhere, install_l
     assert RawPages(Warehouse(installation.settings.home).raw).pending() == []
     spend = installation.sql("SELECT sum(amount_usd) FROM daily_model_costs")
     assert spend == installation.sql("SELECT sum(amount_usd) FROM daily_costs")
-    assert all(c.last_refresh_at for c in installation.accounts.connections())
+    assert all(c.last_refresh_at for c in installation.accounts.connections.all())
 
 
 def the_refresh_job() -> dg.JobDefinition:
@@ -107,7 +107,7 @@ def test_the_repeat_of_a_killed_run_reads_only_whom_that_one_had_not_read(
     user_ids = ["user-0", "user-1", "user-2"]
     installation.connect(plan="trial", users=user_ids[:2])
     assert elsewhere(installation, "after fetching, before loading") == -signal.SIGKILL
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         (killed,) = instance.get_runs()
         instance.report_run_failed(killed)
@@ -115,13 +115,13 @@ def test_the_repeat_of_a_killed_run_reads_only_whom_that_one_had_not_read(
 
     again = repeat(killed.run_id)
 
-    read = {row["user_id"] for row in installation.accounts.refreshes_of(again.run_id)}
+    read = {row.user_id for row in installation.accounts.refreshes.of_run(again.run_id)}
     assert read == {"user-2"}
     for number, user_id in enumerate(user_ids):
         installation.assert_exact(user_id, number, installation.history(7))
     # One that ended well is repeated because somebody wants all of it again.
     whole = repeat(again.run_id)
-    assert {row["user_id"] for row in installation.accounts.refreshes_of(whole.run_id)} == set(user_ids)
+    assert {row.user_id for row in installation.accounts.refreshes.of_run(whole.run_id)} == set(user_ids)
 
 
 def test_two_refreshes_at_once_agree(start_openai, install):

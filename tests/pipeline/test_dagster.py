@@ -20,22 +20,22 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventL
 from dagster._utils.tags import TagConcurrencyLimitsCounter
 from sqlalchemy import update
 
-from finora_pipeline import runs
-from finora_pipeline.accounts.schema import connections
+from finora_pipeline.accounts.database import connections
 from finora_pipeline.assets.metrics import COST_TABLES
 from finora_pipeline.assets.partitions import USERS_NAME
+from finora_pipeline.cli import runs
+from finora_pipeline.data_folder.run_locks import is_alive
 from finora_pipeline.definitions import build_defs
-from finora_pipeline.instance_storage import KEPT_DATABASES, KeptEventLogStorage
-from finora_pipeline.liveness import is_alive
+from finora_pipeline.ingest.selection import select_connections
+from finora_pipeline.ingest.windows import trailing_window
+from finora_pipeline.instance.home import WORKSPACE, prepare_instance
+from finora_pipeline.instance.sqlite_storage import KEPT_DATABASES, KeptEventLogStorage
+from finora_pipeline.jobs import BACKFILL_TAG, BATCH_TAG, DAYS_OF_PLAN_TAG, PLAN_TAG
 from finora_pipeline.openai_admin.keys import AdminKey
-from finora_pipeline.openai_admin.simulator import KeyState
+from finora_pipeline.openai_simulator import KeyState
 from finora_pipeline.plans import PLANS
-from finora_pipeline.refresh.fetch import select_connections
-from finora_pipeline.refresh.windows import trailing_window
 from finora_pipeline.schedules import refresh
-from finora_pipeline.schedules.jobs import BACKFILL_TAG, BATCH_TAG
-from finora_pipeline.schedules.refresh import DAYS_OF_PLAN_TAG, PLAN_TAG
-from finora_pipeline.schedules.sensors import connection_changes
+from finora_pipeline.sensors.connections import connection_changes
 from finora_pipeline.settings import Settings
 from tests.conftest import Installation
 
@@ -91,7 +91,7 @@ def a_user_of_each_plan(start_openai, install) -> Installation:
     installation = install(start_openai(organizations=len(PLANS), days=1, services=False))
     users = installation.connect()
     for user_id, plan in zip(users, PLANS, strict=True):
-        installation.accounts.set_plan(user_id, plan)
+        installation.accounts.users.set_plan(user_id, plan)
     return installation
 
 
@@ -134,7 +134,7 @@ def test_a_scheduled_run_reads_those_that_will_be_due_before_long(start_openai, 
     now = datetime.now(UTC)
     for user_id, minutes in (("user-0", 46), ("user-1", 30), ("user-2", 10)):
         refreshed = now - timedelta(minutes=minutes)
-        with installation.accounts._write.begin() as database:
+        with installation.accounts.database.write() as database:
             database.execute(
                 update(connections).where(connections.c.user_id == user_id).values(last_refresh_at=refreshed)
             )
@@ -170,7 +170,7 @@ def test_a_tick_is_not_skipped_while_other_days_of_the_plan_are_read_by_hand(
             skipped.append(not tick(definitions, instance, "enterprise").run_requests)
 
     for window in (None, installation.history(9), replace(installation.history(9), end=installation.today)):
-        assert installation.run(window, plan="enterprise", on_progress=look).succeeded
+        assert installation.run(window, plan="enterprise", on_user_done=look).succeeded
     assert skipped == [True, False, False]
     with dg.DagsterInstance.get() as instance:
         found = instance.get_runs(dg.RunsFilter(tags={DAYS_OF_PLAN_TAG: "enterprise"}))
@@ -191,7 +191,7 @@ def test_a_tick_ends_a_run_whose_process_is_gone(
 
     program = f"""
 from pathlib import Path
-from finora_pipeline.liveness import hold
+from finora_pipeline.data_folder.run_locks import hold
 hold(Path("{tmp_path / "home"}"), "{living.run_id}")
 print("held", flush=True)
 input()"""
@@ -245,8 +245,8 @@ def test_the_sensor_loads_new_connections_and_refreshes_updated_ones(start_opena
     organization = installation.openai.organizations[1]
     rotated = organization.new_admin_key(2)
     installation.openai.simulator.add_key(organization, rotated)
-    known = installation.accounts.connection("user-1")
-    installation.accounts.save_connection(
+    known = installation.accounts.connections.get("user-1")
+    installation.accounts.connections.save(
         "user-1", AdminKey(rotated), known.organization, address="http://127.0.0.1/v1", known=known
     )
     second = evaluate_sensor(installation, instance, first.cursor)
@@ -254,7 +254,7 @@ def test_the_sensor_loads_new_connections_and_refreshes_updated_ones(start_opena
     (request,) = second.run_requests or []
     assert request.job_name == "refresh"
     assert request.run_config["ops"]["raw_openai_pages"]["config"] == {"users": ["user-1"]}
-    installation.accounts.remove_connection("user-1")
+    installation.accounts.connections.remove("user-1")
     third = evaluate_sensor(installation, instance, first.cursor)
     assert isinstance(third, dg.SensorResult)
     assert third.run_requests == []
@@ -291,10 +291,10 @@ def test_the_sensor_sees_a_change_that_was_committed_after_a_later_one(start_ope
     installation.connect(plan="trial", users=[later])
     first = evaluate_sensor(installation, instance, None)
     assert isinstance(first, dg.SensorResult)
-    stamped = installation.accounts.connection(later).changed_at - timedelta(seconds=1)
-    known = installation.accounts.connection(later)
+    stamped = installation.accounts.connections.get(later).changed_at - timedelta(seconds=1)
+    known = installation.accounts.connections.get(later)
     key = AdminKey(installation.openai.organizations[1].admin_key)
-    installation.accounts.save_connection(
+    installation.accounts.connections.save(
         earlier, key, known.organization, address="http://127.0.0.1/v1", known=None
     )
     with sqlite3.connect(installation.settings.home / "accounts.sqlite") as database:
@@ -320,7 +320,7 @@ def test_thirty_days_are_one_run_and_thirty_partitions(start_openai, install):
     openai = installation.openai
     openai.simulator.set_key_state(openai.organizations[1].admin_key, KeyState.REVOKED)
     result = installation.run(installation.history(30))
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         assert instance.get_runs_count() == 1
         for name in DAILY:
@@ -355,7 +355,7 @@ def test_one_users_history_is_loaded_again(start_openai, install):
     (result,) = runs.load_history(installation.settings, ["user-0"], openai_admin=installation.openai_admin)
     assert result.succeeded, result.errors
     installation.assert_exact("user-0", 0, installation.history(90))
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         assert instance.get_materialized_partitions(dg.AssetKey("user_history")) == {"user-0"}
 
@@ -478,8 +478,8 @@ def an_event(run_id: str, message: str, dagster_event: DagsterEvent | None = Non
 
 
 def test_both_ways_to_find_the_definitions_name_one_location():
-    assert (ROOT / "workspace.yaml").read_text() == runs.WORKSPACE
-    assert "location_name: finora" in runs.WORKSPACE
+    assert (ROOT / "workspace.yaml").read_text() == WORKSPACE
+    assert "location_name: finora" in WORKSPACE
     assert 'code_location_name = "finora"' in (ROOT / "pyproject.toml").read_text()
 
 
@@ -493,7 +493,7 @@ def test_dg_check_defs_passes(tmp_path: Path):
 
 def test_the_shipped_instance_configuration_loads(install, start_openai):
     installation = install(start_openai(days=1))
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         assert instance.run_monitoring_enabled
         assert not instance.telemetry_enabled
@@ -502,7 +502,7 @@ def test_the_shipped_instance_configuration_loads(install, start_openai):
 
 def test_a_long_backfill_leaves_a_place_for_new_users(start_openai, install):
     installation = install(start_openai(days=1))
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         queue = instance.get_concurrency_config().run_queue_config
     assert queue is not None

@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
-from finora_pipeline.accounts.schema import connection_parts
-from finora_pipeline.openai_admin.simulator import Fault, FaultKind
+from finora_pipeline.accounts.database import connection_parts
+from finora_pipeline.openai_simulator import Fault, FaultKind
 from tests.conftest import Installation, now_in_the_middle_of_today
 
 
@@ -16,9 +16,9 @@ def names(installation: Installation, table: str) -> list[tuple[object, ...]]:
 
 def read_again(installation: Installation) -> None:
     """As a day later: the directory is due again."""
-    connection = installation.accounts.connection("user-0")
+    connection = installation.accounts.connections.get("user-0")
     assert connection is not None
-    with installation.accounts._write.begin() as database:
+    with installation.accounts.database.write() as database:
         database.exec_driver_sql("UPDATE connections SET directory_read_at = NULL")
     assert installation.refresh().failed_users == []
 
@@ -78,10 +78,10 @@ def test_the_directory_is_read_once_a_day_and_never_fails_a_refresh(start_openai
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SERVER_ERROR, endpoint="users"))
     assert installation.refresh().failed_users == []
     assert names(installation, "members") == []
-    (failure,) = installation.accounts.part_failures(["user-0"])["user-0"]
+    (failure,) = installation.accounts.refreshes.part_failures(["user-0"])["user-0"]
     assert failure.message.startswith("The organization's members cannot be listed: ")
     openai.simulator.clear_faults()
-    with installation.accounts.database.begin() as database:
+    with installation.accounts.database.write() as database:
         database.execute(update(connection_parts).values(retry_at=failure.since))
     for times in (1, 0):
         openai.simulator.requests.clear()

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from finora_pipeline import runs
-from finora_pipeline.accounts.schema import connections
+from finora_pipeline.accounts.database import connections
+from finora_pipeline.cli import runs
+from finora_pipeline.ingest.windows import trailing_window
 from finora_pipeline.openai_admin.client import Limits
-from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState, Simulator
-from finora_pipeline.refresh.windows import trailing_window
+from finora_pipeline.openai_simulator import Fault, FaultKind, KeyState, Simulator
 from finora_pipeline.resources.openai_admin import OpenAIAdmin
 from tests.conftest import Installation, OpenAI
 from tests.small_openai import small_openai
@@ -210,9 +210,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory):
             # Named, a user whose key was refused is tried at once.
             result = runs.refresh(installation.settings, window, users=user_ids, openai_admin=patient)
             assert result.succeeded, result.errors
-            failures = installation.accounts.last_failures(user_ids)
-            reasons = {c.user_id: c.status_reason for c in installation.accounts.connections()}
-            parts = installation.accounts.part_failures(user_ids)
+            failures = installation.accounts.refreshes.last_failures(user_ids)
+            reasons = {c.user_id: c.status_reason for c in installation.accounts.connections.all()}
+            parts = installation.accounts.refreshes.part_failures(user_ids)
             for user, of_user in parts.items():
                 failures.setdefault(user, of_user[0].message)
             return [
@@ -322,7 +322,7 @@ def test_days_of_an_organization_that_is_known_are_not_taken_for_those_before_it
     installation = install(openai)
     installation.connect(plan="trial")
     connected_at = openai.simulator.now - timedelta(days=15)
-    with installation.accounts.database.begin() as database:
+    with installation.accounts.database.write() as database:
         database.execute(update(connections).values(connected_at=connected_at))
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.LATE_START, "costs"))
     (refused,) = installation.refresh().failed_users

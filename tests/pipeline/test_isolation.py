@@ -4,9 +4,8 @@ import json
 
 from click.testing import CliRunner
 
-from finora_pipeline import runs
-from finora_pipeline.cli import main
-from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState
+from finora_pipeline.cli import main, runs
+from finora_pipeline.openai_simulator import Fault, FaultKind, KeyState
 
 BAD = {
     3: ("invalid_key", "deleted or revoked"),
@@ -28,7 +27,7 @@ def test_four_bad_users_of_twenty_leave_sixteen_right(start_openai, install):
     result = installation.refresh()
 
     assert result.succeeded
-    failed = {row["user_id"]: row for row in result.failed_users}
+    failed = {row.user_id: row for row in result.failed_users}
     assert set(failed) == {user_ids[number] for number in BAD}
     for number, user_id in enumerate(user_ids):
         if number in BAD:
@@ -40,7 +39,7 @@ def test_four_bad_users_of_twenty_leave_sixteen_right(start_openai, install):
             installation.assert_exact(user_id, number, installation.history(7))
 
     told = CliRunner().invoke(main, ["status", "--json"], catch_exceptions=False)
-    by_user = {row["user_id"]: row for row in json.loads(told.stdout)}
+    by_user = {row.user_id: row for row in json.loads(told.stdout)}
     for number, (_, words) in BAD.items():
         row = by_user[user_ids[number]]
         assert words in (row["status_reason"] or row["last_failure"])
@@ -57,7 +56,7 @@ def test_a_refused_key_is_not_asked_again_and_recovers_by_itself(start_openai, i
     key = openai.organizations[0].admin_key
     openai.simulator.set_key_state(key, KeyState.DEMOTED)
     installation.refresh()
-    assert installation.accounts.connection("user-0").status == "needs attention"
+    assert installation.accounts.connections.get("user-0").status == "needs attention"
     asked = openai.simulator.requests.total()
     nobody = installation.refresh()
     assert nobody.refreshes == []
@@ -65,7 +64,7 @@ def test_a_refused_key_is_not_asked_again_and_recovers_by_itself(start_openai, i
     openai.simulator.set_key_state(key, KeyState.ACTIVE)
     # Named, it is tried at once.
     installation.refresh(users=["user-0"])
-    assert installation.accounts.connection("user-0").status == "active"
+    assert installation.accounts.connections.get("user-0").status == "active"
     installation.assert_exact("user-0", 0, installation.history(7))
 
 
@@ -79,20 +78,20 @@ def test_a_failing_day_keeps_what_was_there(start_openai, install):
         openai.simulator.clear_faults()
         openai.simulator.add_fault(openai.organizations[0], Fault(kind, endpoint="costs"))
         result = installation.refresh()
-        assert [row["outcome"] for row in result.refreshes] == ["failed"]
+        assert [row.outcome for row in result.refreshes] == ["failed"]
         assert installation.costs("user-0") == before
 
 
 def test_a_user_removed_before_the_run_starts_fails_nobody_else(start_openai, install):
     installation = install(start_openai(organizations=2, days=4))
     installation.connect(plan="trial")
-    installation.accounts.remove_connection("user-0")
+    installation.accounts.connections.remove("user-0")
     result = installation.refresh(users=["user-0", "user-1"])
     assert result.succeeded, result.errors
-    assert [row["user_id"] for row in result.refreshes] == ["user-1"]
+    assert [row.user_id for row in result.refreshes] == ["user-1"]
     installation.assert_exact("user-1", 1, installation.history(7))
     (again,) = runs.load_history(
         installation.settings, ["user-0", "user-1"], openai_admin=installation.openai_admin
     )
     assert again.succeeded, again.errors
-    assert [row["user_id"] for row in again.refreshes] == ["user-1"]
+    assert [row.user_id for row in again.refreshes] == ["user-1"]

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from finora_pipeline import logs
-from finora_pipeline.logs import forget_user, run_log
-from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState
+from finora_pipeline.ingest import run_log as logs
+from finora_pipeline.ingest.run_log import delete_user_lines, run_log
+from finora_pipeline.openai_simulator import Fault, FaultKind, KeyState
 
 
 def test_each_read_is_a_line_with_its_run_and_user(start_openai, install):
@@ -27,7 +27,7 @@ def test_each_read_is_a_line_with_its_run_and_user(start_openai, install):
     assert lines["user-1"]["outcome"] == "invalid_key"
     assert lines["user-0"]["plan"] == "trial"
 
-    told = installation.accounts.requests_since(datetime.now(UTC) - timedelta(hours=1))
+    told = installation.accounts.refreshes.requests_since(datetime.now(UTC) - timedelta(hours=1))
     assert told["429"] == 1
     assert told["401"] == 1
     assert told["200"] > 1
@@ -57,8 +57,8 @@ def test_a_purged_user_is_in_no_log_file(tmp_path):
     for name in ("runs.log", "runs.log.1", "code-server.log", "daemon.log"):
         (folder / name).write_text("\n".join(lines) + "\n")
     with (folder / "daemon.log").open("a") as written:
-        assert forget_user(tmp_path, "acme") == 16
+        assert delete_user_lines(tmp_path, "acme") == 16
         written.write("after\n")
     assert (folder / "runs.log.1").read_text().splitlines() == lines[4:]
     assert (folder / "daemon.log").read_text().splitlines() == [*lines[4:], "after"]
-    assert forget_user(tmp_path / "elsewhere", "acme") == 0
+    assert delete_user_lines(tmp_path / "elsewhere", "acme") == 0

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finora_pipeline.openai_admin.endpoints import ENDPOINTS
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import KINDS, load_pending
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.sql import section
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.warehouse.landing import DAY, bucket, cost_day, cost_row, land, page_of, rows
 
 NOON = datetime(2026, 6, 15, 12, tzinfo=UTC)

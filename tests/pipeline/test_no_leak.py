@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from finora_pipeline.accounts import connections
+from finora_pipeline.accounts import onboarding as connections
 from finora_pipeline.cli import main
 from finora_pipeline.openai_admin.client import open_client
-from finora_pipeline.openai_admin.simulator import Fault, FaultKind, KeyState
+from finora_pipeline.openai_simulator import Fault, FaultKind, KeyState
 from tests.conftest import QUICK, Installation
 
 

@@ -37,7 +37,7 @@ def test_every_day_reconciles_with_openais_total(start_openai, install):
 
 
 def test_a_day_that_differs_is_told_by_its_size(tmp_path):
-    from finora_pipeline.warehouse.warehouse import Warehouse
+    from finora_pipeline.warehouse.database import Warehouse
 
     warehouse = Warehouse(tmp_path)
     days = {DAY: "10.00", DAY - timedelta(days=1): "10.005", DAY - timedelta(days=2): "12.00"}
@@ -67,7 +67,7 @@ def test_the_check_fails_by_the_worst_day():
 
 
 def test_lines_without_an_amount_never_reconcile(tmp_path):
-    from finora_pipeline.warehouse.warehouse import Warehouse
+    from finora_pipeline.warehouse.database import Warehouse
 
     warehouse = Warehouse(tmp_path)
     nothing = page_of(cost_day([cost_row("null"), cost_row("null", "gpt-4o, output")]))
@@ -83,7 +83,7 @@ def test_lines_without_an_amount_never_reconcile(tmp_path):
 # At any moment it is another day in one of them than in UTC.
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12"])
 def test_a_day_is_final_by_utc_wherever_its_reader_sits(zone: str, tmp_path):
-    from finora_pipeline.warehouse.warehouse import Warehouse
+    from finora_pipeline.warehouse.database import Warehouse
 
     warehouse = Warehouse(tmp_path)
     today = datetime.now(UTC).date()

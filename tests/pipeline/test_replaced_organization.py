@@ -7,13 +7,15 @@ from uuid import uuid4
 
 import pytest
 
-from finora_pipeline.accounts import connections, store
+from finora_pipeline.accounts import onboarding as connections
+from finora_pipeline.accounts import store
+from finora_pipeline.accounts.onboarding import Organizations
+from finora_pipeline.ingest.fetch import FetchPlan, fetch
+from finora_pipeline.ingest.landing import Fetched, Landing
+from finora_pipeline.ingest.windows import trailing_window
 from finora_pipeline.openai_admin.client import open_client
-from finora_pipeline.openai_admin.simulator import KeyState
-from finora_pipeline.refresh.fetch import Fetched, fetch
-from finora_pipeline.refresh.windows import trailing_window
-from finora_pipeline.warehouse.raw import RawPages
-from finora_pipeline.warehouse.warehouse import Warehouse
+from finora_pipeline.openai_simulator import KeyState
+from finora_pipeline.warehouse.database import Warehouse
 from tests.conftest import QUICK, Installation
 
 
@@ -28,13 +30,13 @@ def test_the_old_organizations_days_stay_and_the_new_one_goes_on_from_today(star
 
     replace_organization(installation, 1)
     (row,) = installation.refresh().refreshes
-    assert (row["outcome"], row["window_start"]) == ("complete", installation.today)
+    assert (row.outcome, row.window_start) == ("complete", installation.today)
     after = installation.costs("user-0")
     assert {row: amount for row, amount in after.items() if row[0] < installation.today} == old_days
     new = openai.truth(1, installation.history(1)).by_row
     assert {row: amount for row, amount in after.items() if row[0] == installation.today} == new
     (row,) = installation.refresh().refreshes
-    assert row["window_start"] == installation.today
+    assert row.window_start == installation.today
     found = installation.sql("SELECT organization_id, max(date) FROM daily_costs GROUP BY ALL ORDER BY 2")
     assert found == [
         (openai.organizations[0].id, installation.today - timedelta(days=1)),
@@ -67,24 +69,22 @@ def test_a_run_that_began_before_leaves_the_new_organization_alone(
     installation.connect(plan="growth", users=["user-0"])
     installation.refresh()
     old = installation.costs("user-0")
-    chosen = installation.accounts.connections()
+    chosen = installation.accounts.connections.all()
     if moment == "before the keys are taken":
         replace_organization(installation, 1)
-        ring = installation.accounts.key_ring(["user-0"])
+        ring = installation.accounts.connections.key_ring(["user-0"])
     else:
-        ring = installation.accounts.key_ring(["user-0"])
+        ring = installation.accounts.connections.key_ring(["user-0"])
         assert ring.key_of("user-0", chosen[0].key_version).reveal() == openai.organizations[0].admin_key
         replace_organization(installation, 1)
 
     async def read() -> Fetched:
-        window = trailing_window(installation.today)
+        plan = FetchPlan.of(chosen, trailing_window(installation.today), installation.today)
+        warehouse = Warehouse(installation.settings.home)
         async with open_client(installation.settings.openai_base_url, QUICK) as client:
-            raw = RawPages(Warehouse(installation.settings.home).raw)
-            organizations = connections.Organizations(client, ring, client.base_url)
-            run_id = str(uuid4())
-            return await fetch(
-                installation.accounts, organizations, raw, chosen, window, installation.today, run_id
-            )
+            organizations = Organizations(client, ring, client.base_url)
+            landing = Landing(installation.accounts, warehouse, str(uuid4()), ["user-0"])
+            return await fetch(organizations, plan, landing)
 
     fetched = asyncio.run(read())
     assert (fetched.pages, fetched.failures) == (0, [])
@@ -104,9 +104,9 @@ def test_what_the_old_key_still_reads_is_nobodys(start_openai, install):
         with ThreadPoolExecutor(1) as elsewhere:
             elsewhere.submit(replace_organization, installation, 1).result()
 
-    result = installation.run(on_progress=replace_it)
+    result = installation.run(on_user_done=replace_it)
     assert (result.refreshes, result.failed_users) == ([], [])
-    connection = installation.accounts.connection("user-0")
+    connection = installation.accounts.connections.get("user-0")
     assert connection is not None
     assert (connection.read_until, connection.last_attempt_at, connection.directory_read_at) == (None,) * 3
     assert installation.costs("user-0") == {}
@@ -126,6 +126,6 @@ def test_a_key_that_ends_while_a_new_one_is_saved_is_no_failure(start_openai, in
         with ThreadPoolExecutor(1) as elsewhere:
             elsewhere.submit(update_key, installation, "user-0", key).result()
 
-    result = installation.run(on_progress=update)
-    assert ([row["user_id"] for row in result.refreshes], result.failed_users) == (["user-1"], [])
-    assert [c.status for c in installation.accounts.connections()] == ["active", "active"]
+    result = installation.run(on_user_done=update)
+    assert ([row.user_id for row in result.refreshes], result.failed_users) == (["user-1"], [])
+    assert [c.status for c in installation.accounts.connections.all()] == ["active", "active"]

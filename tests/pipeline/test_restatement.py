@@ -8,11 +8,11 @@ import dagster as dg
 import pytest
 from sqlalchemy import update
 
-from finora_pipeline import runs
-from finora_pipeline.accounts.schema import connections
+from finora_pipeline.accounts.database import connections
+from finora_pipeline.ingest.windows import TRAILING_DAYS, trailing_window, window_of
+from finora_pipeline.instance.home import prepare_instance
 from finora_pipeline.openai_admin.pages import Window
-from finora_pipeline.openai_admin.simulator.organization import PROVISIONAL_MODEL
-from finora_pipeline.refresh.windows import TRAILING_DAYS, trailing_window, window_of
+from finora_pipeline.openai_simulator.organization import PROVISIONAL_MODEL
 
 
 def test_restated_days_and_a_vanished_line_item(start_openai, install):
@@ -67,7 +67,7 @@ def test_until_the_seventh_the_month_before_is_read_once_a_day(day: int, start_o
     installation = install(start_openai(days=2))
     installation.connect(plan="growth")
     installation.refresh()
-    connection = installation.accounts.connection("user-0")
+    connection = installation.accounts.connections.get("user-0")
     today = date(2026, 11, day)
     yesterday = replace(
         connection,
@@ -103,7 +103,7 @@ def test_a_month_that_a_pause_kept_open_is_read_by_the_next_refresh(
     installation = install(start_openai(days=2))
     installation.connect(plan="scale")
     installation.refresh()
-    connection = installation.accounts.connection("user-0")
+    connection = installation.accounts.connections.get("user-0")
     today = date(2026, 11, 12)
     paused = replace(connection, read_until=last + timedelta(days=1))
     window = window_of(paused, trailing_window(today), today)
@@ -117,7 +117,7 @@ def test_days_that_did_not_change_are_not_computed_again(start_openai, install):
     installation.run()
     installation.run()
     assert installation.sql("SELECT count(*) FROM cost_revisions") == [(0,)]
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         event = instance.get_latest_materialization_event(dg.AssetKey("daily_model_costs"))
     assert event is not None
@@ -137,7 +137,7 @@ def test_a_better_plan_fetches_what_it_keeps(start_openai, install):
     installation.connect(plan="trial")
     installation.refresh()
     assert min(day for day, _, _ in installation.costs("user-0")) == installation.history(7).start
-    installation.accounts.set_plan("user-0", "growth")
+    installation.accounts.users.set_plan("user-0", "growth")
     installation.refresh()
     installation.assert_exact("user-0", 0, installation.history(90))
 
@@ -171,13 +171,13 @@ def test_days_missed_by_a_long_pause_are_read_by_the_next_refresh(start_openai, 
     installation.refresh()
     # As if nothing had been read for twelve days.
     pause_from = installation.today - timedelta(days=12)
-    with installation.accounts._write.begin() as database:
+    with installation.accounts.database.write() as database:
         database.execute(update(connections).values(read_until=pause_from + timedelta(days=1)))
     (row,) = installation.refresh().refreshes
     # The days that were not final when they were read last belong to it.
-    assert row["window_start"] == pause_from - timedelta(days=2)
+    assert row.window_start == pause_from - timedelta(days=2)
     (row,) = installation.refresh().refreshes
-    assert row["window_start"] == installation.today - timedelta(days=3)
+    assert row.window_start == installation.today - timedelta(days=3)
 
 
 @pytest.mark.parametrize("plan", ["growth", "enterprise"])
@@ -187,13 +187,13 @@ def test_past_days_read_after_a_pause_leave_no_gap(plan: str, start_openai, inst
     installation.connect(plan=plan)
     installation.refresh()
     read_until = installation.today - timedelta(days=11)
-    with installation.accounts._write.begin() as database:
+    with installation.accounts.database.write() as database:
         database.execute(update(connections).values(read_until=read_until))
     installation.refresh(trailing_window(installation.today - timedelta(days=1)))
-    assert installation.accounts.connection("user-0").read_until == read_until
+    assert installation.accounts.connections.get("user-0").read_until == read_until
     (row,) = installation.refresh().refreshes
-    assert row["window_start"] == read_until - timedelta(days=TRAILING_DAYS)
-    assert installation.accounts.connection("user-0").read_until == row["window_end"]
+    assert row.window_start == read_until - timedelta(days=TRAILING_DAYS)
+    assert installation.accounts.connections.get("user-0").read_until == row.window_end
 
 
 @pytest.mark.parametrize(
@@ -213,11 +213,11 @@ def test_after_a_pause_days_are_read_for_as_long_as_they_are_shown(
     installation.refresh()
     # As if the last refresh had been so many days ago.
     read_until = installation.today - timedelta(days=days - 1)
-    with installation.accounts._write.begin() as database:
+    with installation.accounts.database.write() as database:
         database.execute(update(connections).values(read_until=read_until))
     rows = [installation.refresh().refreshes[0] for _ in range(2)]
     starts = [installation.today - timedelta(days=ago) for ago in (expected, TRAILING_DAYS)]
-    assert [row["window_start"] for row in rows] == starts
+    assert [row.window_start for row in rows] == starts
     installation.assert_exact("user-0", 0, Window(starts[0], installation.today + timedelta(days=1)))
 
 
@@ -227,7 +227,7 @@ def test_a_chosen_range_of_old_days_stays_as_chosen(start_openai, install):
     installation.refresh()
     window = Window(installation.today - timedelta(days=20), installation.today - timedelta(days=15))
     (row,) = installation.refresh(window).refreshes
-    assert (row["window_start"], row["window_end"]) == (window.start, window.end)
+    assert (row.window_start, row.window_end) == (window.start, window.end)
 
 
 def test_a_chosen_range_is_clamped_to_what_the_plan_keeps(start_openai, install):
@@ -235,4 +235,4 @@ def test_a_chosen_range_is_clamped_to_what_the_plan_keeps(start_openai, install)
     installation.connect(plan="trial")
     result = installation.refresh(installation.history(30))
     (row,) = result.refreshes
-    assert row["window_start"] == installation.history(7).start
+    assert row.window_start == installation.history(7).start

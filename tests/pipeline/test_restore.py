@@ -5,8 +5,8 @@ import sqlite3
 from datetime import timedelta
 from pathlib import Path
 
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.rebuild import rebuild
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.conftest import Installation
 
 

@@ -10,18 +10,17 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import update
 
-from finora_pipeline import runs
-from finora_pipeline.accounts.schema import users
-from finora_pipeline.accounts.sign_in import SignIn
+from finora_pipeline.accounts.database import users
 from finora_pipeline.assets.partitions import USERS_NAME
-from finora_pipeline.cli import main
+from finora_pipeline.cli import main, runs
 from finora_pipeline.definitions import build_defs
+from finora_pipeline.instance.home import prepare_instance
 from finora_pipeline.warehouse import metrics, retention
+from finora_pipeline.warehouse.database import PartsUnequal, Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import rebuild
-from finora_pipeline.warehouse.warehouse import PartsUnequal, Warehouse
-from tests.conftest import Installation, now_in_the_middle_of_today
+from tests.conftest import Installation, now_in_the_middle_of_today, watching
 from tests.pipeline.test_directory import read_again
 from tests.warehouse.landing import DAY, cost_day, cost_row, land, load, page_of, rows
 
@@ -50,7 +49,7 @@ def first_days(installation: Installation) -> dict[str, Any]:
 
 def nightly(installation: Installation) -> dict[str, object]:
     """What the retention job says that it removed."""
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         job = build_defs(installation.settings).resolve_job_def("upkeep")
         result = job.execute_in_process(instance=instance)
@@ -83,12 +82,12 @@ def test_every_night_the_months_rows_are_put_in_the_order_of_users(installation:
 
 def test_a_smaller_plan_takes_effect_after_a_week(installation: Installation):
     before = first_days(installation)
-    installation.accounts.set_plan("user-0", "trial")
+    installation.accounts.users.set_plan("user-0", "trial")
     nightly(installation)
     assert first_days(installation) == before
 
     changed = datetime.now(UTC) - timedelta(days=7)
-    with installation.accounts._write.begin() as database:
+    with installation.accounts.database.write() as database:
         database.execute(update(users).where(users.c.user_id == "user-0").values(plan_since=changed))
     assert "| daily_costs |" in str(nightly(installation)["rows removed"])
     after = first_days(installation)
@@ -157,7 +156,7 @@ def test_pages_that_come_again_as_they_were_are_not_stored_again(installation: I
     assert installation.openai.simulator.requests.total() > asked
     assert raw_bytes(installation) == size
     assert installation.sql(facts) == before
-    assert {row["outcome"] for row in again.refreshes} == {"complete"}
+    assert {row.outcome for row in again.refreshes} == {"complete"}
 
     # What changes is stored and counts, also when it changes back.
     installation.openai.simulator.frozen_now = later(installation, 3)
@@ -170,13 +169,13 @@ def test_pages_that_come_again_as_they_were_are_not_stored_again(installation: I
 def test_the_history_of_a_plan_that_grows_while_upkeep_waits_is_kept(installation: Installation, monkeypatch):
     accounts, lock = installation.accounts, Warehouse.lock
     before = first_days(installation)
-    accounts.set_plan("user-0", "trial")
-    with accounts._write.begin() as database:
+    accounts.users.set_plan("user-0", "trial")
+    with accounts.database.write() as database:
         database.execute(update(users).values(plan_since=datetime.now(UTC) - timedelta(days=30)))
-    assert accounts.kept_from(datetime.now(UTC))["user-0"] > before["user-0"]
+    assert accounts.users.kept_from(datetime.now(UTC))["user-0"] > before["user-0"]
 
     def wait_for_it(warehouse: Warehouse) -> AbstractContextManager[None]:
-        accounts.set_plan("user-0", "growth")
+        accounts.users.set_plan("user-0", "growth")
         return lock(warehouse)
 
     monkeypatch.setattr(Warehouse, "lock", wait_for_it)
@@ -287,7 +286,7 @@ def test_a_user_of_whom_no_day_is_kept_has_no_figures(tmp_path):
 def test_a_purged_user_is_nowhere(installation: Installation):
     organization = installation.openai.organizations[0]
     told = [organization.id, organization.members[0].email, organization.projects[0].id]
-    people = SignIn(installation.accounts.database)
+    people = installation.accounts.logins
     people.save("ada@acme.example", user_id="user-0", password=None)
     refused = CliRunner().invoke(main, ["purge", "--user", "user-0", "--yes"])
     assert refused.exit_code == 1
@@ -302,8 +301,8 @@ def test_a_purged_user_is_nowhere(installation: Installation):
     assert set(retention.traces(warehouse_of(installation), "user-0").values()) == {0}
     assert first_days(installation).keys() == {"user-1"}
     installation.assert_exact("user-1", 1, installation.history(90))
-    assert installation.accounts.connection("user-0") is None
-    assert [entry.action for entry in installation.accounts.audit_trail("user-0")] == ["purge"]
+    assert installation.accounts.connections.get("user-0") is None
+    assert [entry.action for entry in installation.accounts.audit.of_user("user-0")] == ["purge"]
     assert rebuild(warehouse_of(installation)).differences == []
     nobody = CliRunner().invoke(main, ["purge", "--user", "nobody", "--yes"])
     assert nobody.exit_code == 1
@@ -321,10 +320,10 @@ def test_a_user_who_is_purged_during_a_run_is_nowhere_after_it(start_openai, ins
                 purged = elsewhere.submit(CliRunner().invoke, main, ["purge", "--user", "user-0", "--yes"])
                 assert purged.result().exit_code == 0, purged.result().output
 
-    result = installation.run(on_progress=purge)
+    result = installation.run(on_user_done=purge)
     assert result.succeeded, result.errors
     assert set(retention.traces(warehouse_of(installation), "user-0").values()) == {0}
-    assert installation.accounts.refreshes_of(result.run_id)[0]["user_id"] == "user-1"
+    assert installation.accounts.refreshes.of_run(result.run_id)[0].user_id == "user-1"
     installation.assert_exact("user-1", 1, installation.history(7))
 
 
@@ -332,13 +331,13 @@ def test_a_user_who_is_purged_during_a_run_is_nowhere_after_it(start_openai, ins
 def test_a_purge_does_not_keep_others_from_their_first_load(start_openai, install, moment: str):
     installation = install(start_openai(organizations=4, days=2, services=False))
     user_ids = installation.connect(plan="growth")
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
 
     def purge(*_: int) -> None:
-        if installation.accounts.plan_of("user-0"):
+        if installation.accounts.users.plan_of("user-0"):
             for user_id in ("user-0", "user-1", "user-3"):
                 installation.accounts.purge(user_id)
-                runs.forget_user(installation.settings, user_id)
+                runs.delete_partition(installation.settings, user_id)
 
     with dg.DagsterInstance.get() as instance:
         ends = {
@@ -346,19 +345,16 @@ def test_a_purge_does_not_keep_others_from_their_first_load(start_openai, instal
             "dagster/asset_partition_range_end": "user-3",
         }
         instance.add_dynamic_partitions(USERS_NAME, user_ids)
-        defs = build_defs(
-            installation.settings,
-            openai_admin=installation.openai_admin,
-            on_progress=purge if moment == "going" else None,
-        )
+        defs = build_defs(installation.settings, openai_admin=installation.openai_admin)
         job = defs.resolve_job_def("load_user_history")
         if moment == "waiting":
             waiting = instance.create_run_for_job(job, tags=ends)
             purge()
             instance.delete_run(waiting.run_id)
-        result = job.execute_in_process(instance=instance, tags=ends, raise_on_error=False)
+        with watching(purge if moment == "going" else None):
+            result = job.execute_in_process(instance=instance, tags=ends, raise_on_error=False)
         assert result.success
-        assert [c.user_id for c in installation.accounts.connections() if c.history_from] == ["user-2"]
+        assert [c.user_id for c in installation.accounts.connections.all() if c.history_from] == ["user-2"]
         assert instance.get_dynamic_partitions(USERS_NAME) == ["user-0", "user-2", "user-3"]
         nightly(installation)
         assert instance.get_dynamic_partitions(USERS_NAME) == ["user-2"]

@@ -9,10 +9,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from finora_pipeline import runs
-from finora_pipeline.instance_settings import INSTANCE_FILE
-from finora_pipeline.instance_storage_postgres import KeptEventLogStorage
-from finora_pipeline.run_history import prune_runs
+from finora_pipeline.instance.config import INSTANCE_FILE
+from finora_pipeline.instance.home import prepare_instance
+from finora_pipeline.instance.postgres_storage import KeptEventLogStorage
+from finora_pipeline.instance.run_retention import prune_runs
 from tests.conftest import Installation
 from tests.postgres_server import PostgresServer
 
@@ -77,7 +77,7 @@ def test_old_runs_go_with_their_files_but_not_the_last_of_a_day(installed):
 
 def test_a_run_that_is_going_stays(start_openai, install):
     installation = install(start_openai(days=1))
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         going = dg.DagsterRun(job_name="refresh", status=dg.DagsterRunStatus.STARTED)
         instance.add_run(going)

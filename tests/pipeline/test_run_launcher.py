@@ -10,7 +10,8 @@ import dagster as dg
 import pytest
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
-from finora_pipeline import runs
+from finora_pipeline.cli import runs
+from finora_pipeline.instance.home import prepare_instance
 from tests.conftest import Installation
 
 
@@ -21,7 +22,7 @@ def installation(start_openai, install) -> Installation:
 
 @pytest.fixture
 def instance(installation: Installation) -> Iterator[dg.DagsterInstance]:
-    runs.prepare_instance(installation.settings)
+    prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         yield instance
 
@@ -54,7 +55,7 @@ def test_a_run_without_a_process_is_ended(installation: Installation, instance, 
     monkeypatch.setattr(instance.run_launcher, "_start_seconds", 0)
     program = f"""
 from pathlib import Path
-from finora_pipeline.liveness import hold
+from finora_pipeline.data_folder.run_locks import hold
 hold(Path("{installation.settings.home}"), "{living}")
 print("held", flush=True)
 input()"""

@@ -5,11 +5,11 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, COSTS, ENDPOINTS, Endpoint
+from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, EXTRA_ENDPOINTS, Endpoint
 from finora_pipeline.openai_admin.pages import Page, Window, check_page, unix_seconds
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import Loaded, load_pending
 from finora_pipeline.warehouse.raw import PageSet, RawPages
-from finora_pipeline.warehouse.warehouse import Warehouse
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 DAY = date(2026, 6, 14)
@@ -61,7 +61,7 @@ def land(
 
 
 def load(warehouse: Warehouse, endpoint: str = "costs", run_id: str = "run-1") -> Loaded:
-    return load_pending(warehouse, [{**ENDPOINTS, **BESIDES_COSTS}[endpoint].kind], run_id)
+    return load_pending(warehouse, [{**ENDPOINTS, **EXTRA_ENDPOINTS}[endpoint].kind], run_id)
 
 
 def rows(warehouse: Warehouse, query: str) -> list[tuple[Any, ...]]:

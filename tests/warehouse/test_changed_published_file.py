@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from finora_pipeline.alarms.conditions import of_disks, of_published
+from finora_pipeline.alerts.conditions import of_disks, of_published
 from finora_pipeline.cli import main
 from finora_pipeline.reading import connect
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.publish import Published, publish
 from finora_pipeline.warehouse.published_record import PublishedRecord, read_record, write_record
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
 TODAY = datetime.now(UTC).date()

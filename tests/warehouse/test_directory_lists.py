@@ -9,9 +9,9 @@ import pytest
 
 from finora_pipeline.openai_admin.endpoints import API_KEYS, MEMBERS, PROJECTS, SERVICE_ACCOUNTS, Listing
 from finora_pipeline.openai_admin.pages import Page, PageHead, Window
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import load_pending
 from finora_pipeline.warehouse.raw import PageSet, RawPages
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.warehouse.landing import DAY, rows
 
 NOON = datetime(2026, 6, 15, 12, tzinfo=UTC)

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from finora_pipeline.disk import DiskFull
+from finora_pipeline.data_folder.disk import DiskFull
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
 from finora_pipeline.openai_admin.pages import Page, Window, check_page
 from finora_pipeline.warehouse import load as loading
 from finora_pipeline.warehouse import portions
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.raw import PageSet, RawPages
 from finora_pipeline.warehouse.rebuild import rebuild
 from finora_pipeline.warehouse.retention import thin
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.warehouse.landing import DAY, bucket, cost_day, cost_row, land, load, page_of, rows
 
 NOON = datetime(2026, 6, 15, 12, tzinfo=UTC)

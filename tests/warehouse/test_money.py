@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finora_pipeline.warehouse.warehouse import Warehouse
+from finora_pipeline.warehouse.database import Warehouse
 from tests.warehouse.landing import DAY, FIXTURES, cost_day, cost_row, land, load, page_of, rows
 
 UNIT = Decimal("1e-18")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from finora_pipeline.openai_admin.endpoints import BESIDES_COSTS, ENDPOINTS
+from finora_pipeline.openai_admin.endpoints import ENDPOINTS, EXTRA_ENDPOINTS
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.warehouse.landing import DAY, bucket, cost_day, cost_row, land, load, page_of, rows
 
 NOON = datetime(2026, 6, 15, 12, tzinfo=UTC)
@@ -58,7 +58,7 @@ def test_rows_that_name_more_than_they_are_grouped_by_are_one_grain(warehouse: W
     assert not any(loaded.repeated.values())
     assert rows(warehouse, "SELECT amount_usd FROM daily_costs") == [(Decimal(3),)]
 
-    by_member = BESIDES_COSTS["costs_by_member"]
+    by_member = EXTRA_ENDPOINTS["costs_by_member"]
     land(warehouse, page_of(cost_day(named)), endpoint=by_member, fetched_at=NOON)
     load(warehouse, by_member.name)
     query = "SELECT member_id, amount_usd FROM pipeline.billed_costs ORDER BY member_id"
@@ -280,7 +280,7 @@ def test_whatever_counts_tokens_is_charged_by_the_token(line_item: str, quantity
 def test_the_split_of_an_organization_that_was_replaced_is_not_the_new_ones(
     without_project: bool, warehouse: Warehouse
 ):
-    by_member = BESIDES_COSTS["costs_by_member"]
+    by_member = EXTRA_ENDPOINTS["costs_by_member"]
     old = [cost_row('"1.00"', project="proj_old")]
     new = [cost_row('"7.00"')]
     # Both organizations may have costs that are of no project.
@@ -305,7 +305,7 @@ def test_a_split_without_any_project_is_the_organizations_own(warehouse: Warehou
     lines = [cost_row('"5.00"', project=None), cost_row('"1.00"')]
     land(warehouse, page_of(cost_day(lines)), fetched_at=NOON)
     split = page_of(cost_day([lines[0][:-1] + ',"user_id":"m-1"}']))
-    land(warehouse, split, endpoint=BESIDES_COSTS["costs_by_member"], fetched_at=NOON)
+    land(warehouse, split, endpoint=EXTRA_ENDPOINTS["costs_by_member"], fetched_at=NOON)
     for name in ("costs", "costs_by_member"):
         load(warehouse, name)
     refresh_metrics(warehouse, ["acme"], DAY)

@@ -10,11 +10,11 @@ from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
 from finora_pipeline.openai_admin.pages import Page, PageHead, Window, unix_seconds
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse import portions
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.machine import duckdb_limits
 from finora_pipeline.warehouse.raw import PageSet, RawPages
 from finora_pipeline.warehouse.rebuild import rebuild, replace_warehouse
 from finora_pipeline.warehouse.schema import RebuildIncomplete
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.warehouse.landing import DAY, bucket, cost_day, cost_row, land, load, page_of, rows
 
 NOON = datetime(2026, 6, 20, 12, tzinfo=UTC)

@@ -9,9 +9,9 @@ import pytest
 
 from finora_pipeline.reading import connect
 from finora_pipeline.warehouse import metrics
+from finora_pipeline.warehouse.database import PartsUnequal, Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.publish import publish
-from finora_pipeline.warehouse.warehouse import PartsUnequal, Warehouse
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
 TODAY = datetime.now(UTC).date()

@@ -9,10 +9,10 @@ import pytest
 
 from finora_pipeline.openai_admin.endpoints import PROJECTS
 from finora_pipeline.openai_admin.pages import Page, PageHead, Window
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import load_pending
 from finora_pipeline.warehouse.raw import PageSet, RawPages
 from finora_pipeline.warehouse.retention import purge, traces
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.warehouse.landing import DAY, load, rows
 from tests.warehouse.test_portions import AMOUNTS, NOON, page_set
 

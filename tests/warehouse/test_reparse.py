@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from finora_pipeline.warehouse import load as loading
+from finora_pipeline.warehouse.database import Warehouse, transaction
 from finora_pipeline.warehouse.load import mark_services_stale, reparse_line_items
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.rebuild import rebuild
-from finora_pipeline.warehouse.warehouse import Warehouse, transaction
 from tests.warehouse.landing import DAY, ENDPOINTS, bucket, cost_day, cost_row, land, load, page_of, rows
 
 NEXT_DAY = DAY + timedelta(days=1)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from finora_pipeline.warehouse.database import Warehouse, transaction
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import replace_warehouse
 from finora_pipeline.warehouse.retention import purge
-from finora_pipeline.warehouse.warehouse import Warehouse, transaction
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of, rows
 
 USERS = "SELECT user_id FROM pipeline.stale_users ORDER BY user_id"

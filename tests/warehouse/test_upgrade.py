@@ -7,6 +7,7 @@ import duckdb
 import pytest
 
 from finora_pipeline.warehouse import migrations, schema
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.migrations import Migration, columns_of, create_first_number
 from finora_pipeline.warehouse.rebuild import bring_up_to_date
 from finora_pipeline.warehouse.schema import (
@@ -15,7 +16,6 @@ from finora_pipeline.warehouse.schema import (
     WarehouseTooNew,
     create_or_migrate,
 )
-from finora_pipeline.warehouse.warehouse import Warehouse
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of, rows
 
 VERSION = "SELECT number FROM pipeline.schema_version"

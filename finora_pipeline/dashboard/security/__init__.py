@@ -1,0 +1,1 @@
+"""Who may send which request: guard, start link, throttle, identity provider. No page is made here."""

@@ -1,0 +1,335 @@
+"""The pages of one user: costs first, then every optional part with an outcome of its own.
+
+Only costs decide how the read ended. A usage endpoint, a split of costs or a list of names that OpenAI
+refuses or fails to give is recorded, and asked for sparingly.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+
+import msgspec
+
+from finora_pipeline.accounts.model import Connection, PartFailure, PartsRead, Refresh, is_future
+from finora_pipeline.ingest.windows import FIRST_DAY, trailing_window
+from finora_pipeline.openai_admin.client import OrganizationClient
+from finora_pipeline.openai_admin.directory import Directory
+from finora_pipeline.openai_admin.endpoints import (
+    API_KEYS,
+    COSTS,
+    COSTS_BY,
+    PROJECTS,
+    SERVICE_ACCOUNTS,
+    Endpoint,
+)
+from finora_pipeline.openai_admin.errors import (
+    InsufficientPermissions,
+    InvalidKey,
+    NotTheAPI,
+    OpenAIAdminError,
+)
+from finora_pipeline.openai_admin.pages import Page, Window, canonical, decode_costs
+from finora_pipeline.warehouse.raw import PageSet
+
+# Names change rarely; an hour less than a day, so that a daily refresh does not miss its turn.
+DIRECTORY_AFTER = timedelta(hours=23)
+# What OpenAI refuses is asked for once a day, what fails once an hour; a little less, for a tick not to miss.
+RETRY_REFUSED_AFTER = timedelta(hours=23)
+RETRY_FAILED_AFTER = timedelta(minutes=55)
+# Seconds of repeats that an optional part is worth in one refresh: costs wait for none of them.
+PART_RETRY_SECONDS = 15.0
+LIST_RETRY_SECONDS = 3.0
+# The part that stands for days before those that OpenAI gives.
+HISTORY = "history"
+# The reason of a part that OpenAI refuses, whatever words it has for that.
+REFUSED = "refused"
+LIST_NAMES = {
+    "projects": "projects",
+    "members": "members",
+    "api_keys": "API keys",
+    "service_accounts": "service accounts",
+}
+# Follows the name of an endpoint some of whose values could not be understood.
+VALUES = ":values"
+# More values that could not be understood are reported by their number.
+VALUES_NAMED = 3
+# More lists of one kind that fail are reported by their number.
+LISTS_NAMED = 5
+# A code, a sentence and the moment of the next attempt.
+Failure = tuple[str, str, datetime]
+
+_DIMENSION_OF = {endpoint.name: dimension for dimension, endpoint in COSTS_BY.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class UserPages:
+    """What was read of one user: how the read ended, the page sets, and how optional parts were read."""
+
+    outcome: Refresh
+    sets: list[PageSet] = field(default_factory=list)
+    parts: PartsRead | None = None
+
+
+async def fetch_costs_and_usage(
+    organization: OrganizationClient,
+    connection: Connection,
+    window: Window,
+    endpoints: Sequence[Endpoint],
+    failures: Sequence[PartFailure],
+    began: datetime,
+    ask_all: bool = False,
+) -> UserPages:
+    """Costs first: if they are not given, nothing more is asked. Then the other endpoints at the same time,
+    except those that failed too recently (`failures`) unless `ask_all`."""
+    given_from = None
+    try:
+        if window.start == FIRST_DAY:
+            window, given_from = await _from_first_costs(organization, window)
+        known_from = max(connection.connected_at.date(), connection.organization_since or FIRST_DAY)
+        costs, given = await organization.read_newest(COSTS, window, known_from=known_from)
+    except OpenAIAdminError as error:
+        return UserPages(failed(connection, window, began, error))
+    if given.start > window.start:
+        given_from = given.start
+    sets = [PageSet(connection.user_id, costs)]
+    known = {failure.part: failure for failure in failures}
+    wanted = [
+        one for one in endpoints if ask_all or one.name not in known or known[one.name].retry_at <= began
+    ]
+    answers = await asyncio.gather(
+        *(_read_part(organization, one, given, known_from, one.name in known) for one in wanted),
+        return_exceptions=True,
+    )
+    refused: dict[str, Failure] = {}
+    groupings: dict[str, bool] = {}
+    for endpoint, answer in zip(wanted, answers, strict=True):
+        if isinstance(answer, OpenAIAdminError):
+            # What fails for the first time is asked for by the next refresh.
+            again = RETRY_FAILED_AFTER if endpoint.name in known else timedelta(0)
+            refused[endpoint.name] = _part_failure(answer, _subject(endpoint, answer), began, again)
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            sets.append(PageSet(connection.user_id, answer))
+            if odd := [place for page in answer for place in page.head.left_out]:
+                refused[f"{endpoint.name}{VALUES}"] = _left_out(endpoint, odd, began)
+        if endpoint.name in _DIMENSION_OF:
+            groupings[_DIMENSION_OF[endpoint.name]] = not isinstance(answer, BaseException)
+    if odd := [place for page in costs for place in page.head.left_out]:
+        refused[f"{COSTS.name}{VALUES}"] = _left_out(COSTS, odd, began)
+    if given_from:
+        sentence = f"OpenAI gives costs from {given_from} on, and refuses older days."
+        refused[HISTORY] = (REFUSED, sentence, began + RETRY_REFUSED_AFTER)
+    # Asked for all days, as a history that is loaded again is, OpenAI has refused none of them.
+    is_history_given = not given_from and connection.given_from is None and HISTORY in known
+    outcome = ended(connection, given, began, sets)
+    return UserPages(
+        replace(
+            outcome,
+            cost_groupings=groupings,
+            given_from=given_from,
+            is_history_given=is_history_given,
+        ),
+        sets,
+        PartsRead(
+            user_id=connection.user_id,
+            at=began,
+            given=frozenset([HISTORY] if is_history_given else [])
+            | frozenset(
+                part
+                for one in (COSTS, *wanted)
+                for part in (one.name, f"{one.name}{VALUES}")
+                if part not in refused
+            ),
+            failed=refused,
+            key_version=connection.key_version,
+        ),
+    )
+
+
+def is_directory_due(connection: Connection, failures: Sequence[PartFailure], now: datetime) -> bool:
+    """Whether names are to be read: once a day, and again where a list that failed is due."""
+    read_at = connection.directory_read_at
+    if read_at is None or is_future(read_at, now) or now - read_at >= DIRECTORY_AFTER:
+        return True
+    # A list that OpenAI refuses waits for the next day with all others.
+    return any(_is_list(one.part) and one.reason != REFUSED and one.retry_at <= now for one in failures)
+
+
+async def fetch_names(
+    organization: OrganizationClient, connection: Connection, failures: Sequence[PartFailure], began: datetime
+) -> UserPages:
+    """The directory, each list with its outcome, and when the Admin key ends to be valid."""
+    has_failed = any(_is_list(failure.part) for failure in failures)
+    directory, expires_at = await asyncio.gather(
+        organization.directory(0 if has_failed else LIST_RETRY_SECONDS), organization.admin_key_expiry()
+    )
+    refused = _list_failures(directory, began)
+    given = {one.listing.name for one in directory.lists if one.error is None and not one.project_id}
+    sets = [PageSet(connection.user_id, directory.pages)] if directory.pages else []
+    return UserPages(
+        ended(connection, trailing_window(began.date()), began, sets),
+        sets,
+        PartsRead(
+            user_id=connection.user_id,
+            at=began,
+            given=frozenset(given),
+            failed=refused,
+            key_version=connection.key_version,
+            directory_read_at=began,
+            key_expires_at=expires_at,
+        ),
+    )
+
+
+def _list_failures(directory: Directory, began: datetime) -> dict[str, Failure]:
+    """The lists that were not given; those of one kind are one where they are many."""
+    failed = {one.listing.name: one for one in directory.failed if not one.project_id}
+    failures = {
+        name: _part_failure(one.error, f"The organization's {LIST_NAMES[name]} cannot be listed", began)
+        for name, one in failed.items()
+        if one.error
+    }
+    names = _project_names(directory)
+    for listing in (API_KEYS, SERVICE_ACCOUNTS):
+        of_kind = [one for one in directory.failed if one.listing is listing and one.error]
+        what = f"The {LIST_NAMES[listing.name]} of"
+        if len(of_kind) > LISTS_NAMED:
+            error = of_kind[0].error
+            assert error is not None
+            subject = f"{what} {len(of_kind):,} projects cannot be listed"
+            failures[listing.name] = _part_failure(error, subject, began)
+            continue
+        for one in of_kind:
+            assert one.error is not None
+            subject = f"{what} the project “{names.get(one.project_id) or one.project_id}” cannot be listed"
+            failures[f"{listing.name}/{one.project_id}"] = _part_failure(one.error, subject, began)
+    return failures
+
+
+class _Named(msgspec.Struct):
+    id: str
+    name: str | None = None
+
+
+class _NamedList(msgspec.Struct):
+    data: list[_Named]
+
+
+def _project_names(directory: Directory) -> dict[str, str | None]:
+    pages = [page for one in directory.lists if one.listing is PROJECTS for page in one.pages]
+    bodies = [canonical(page) or page.body for page in pages]
+    return {one.id: one.name for body in bodies for one in msgspec.json.decode(body, type=_NamedList).data}
+
+
+def names_too_slow(connection: Connection, began: datetime, seconds: float) -> UserPages:
+    """What is recorded of names that could not be fetched in time: they are asked for again tomorrow."""
+    sentence = (
+        f"The names of projects, members and API keys took longer than {seconds / 60:g} minutes to fetch."
+    )
+    return UserPages(
+        ended(connection, trailing_window(began.date()), began, []),
+        parts=PartsRead(
+            user_id=connection.user_id,
+            at=began,
+            given=frozenset(),
+            failed={PROJECTS.name: ("too_slow", sentence, began + RETRY_REFUSED_AFTER)},
+            key_version=connection.key_version,
+            directory_read_at=began,
+        ),
+    )
+
+
+async def _read_part(
+    organization: OrganizationClient, endpoint: Endpoint, window: Window, known_from: date, has_failed: bool
+) -> list[Page]:
+    retry_seconds = 0.0 if has_failed else PART_RETRY_SECONDS
+    if endpoint.is_costs:
+        # A refused split is refused for each of its days.
+        return await organization.read(endpoint, window, known_from=known_from, retry_seconds=retry_seconds)
+    pages, _ = await organization.read_newest(
+        endpoint, window, known_from=known_from, retry_seconds=retry_seconds
+    )
+    return pages
+
+
+async def _from_first_costs(organization: OrganizationClient, window: Window) -> tuple[Window, date | None]:
+    """The window from the organization's first costs on, found in ungrouped pages of half a year each; and
+    the first day that OpenAI gives, where it refuses older ones."""
+    pages, given = await organization.read_newest(COSTS, window, ())
+    buckets = [bucket for page in pages for bucket in decode_costs(page.body).data if bucket.results]
+    given_from = given.start if given.start > window.start else None
+    if not buckets:
+        first = trailing_window(window.last).start
+    else:
+        first = datetime.fromtimestamp(buckets[0].start_time, UTC).date()
+    return Window(max(first, given.start), window.end), given_from
+
+
+def _subject(endpoint: Endpoint, error: OpenAIAdminError) -> str:
+    if endpoint.name in _DIMENSION_OF:
+        kind = {"user_id": "member", "api_key_id": "API key"}[_DIMENSION_OF[endpoint.name]]
+        return f"OpenAI does not split costs by {kind}, so the split is estimated from usage"
+    if endpoint.is_costs:
+        return "OpenAI's own daily totals cannot be compared"
+    if _is_refusal(error):
+        return f"Use of {endpoint.name} is not open to this organization"
+    return f"Use of {endpoint.name} could not be fetched"
+
+
+def _left_out(endpoint: Endpoint, places: Sequence[str], began: datetime) -> Failure:
+    """What is recorded of values that could not be understood: they are unknown, and all else counts."""
+    more = f" and {len(places) - VALUES_NAMED} more" if len(places) > VALUES_NAMED else ""
+    named = "; ".join(places[:VALUES_NAMED])
+    return "left_out", f"Some values of {endpoint.name} are unknown: {named}{more}.", began
+
+
+def _is_list(part: str) -> bool:
+    return part.partition("/")[0] in LIST_NAMES
+
+
+def _is_refusal(error: OpenAIAdminError) -> bool:
+    # The web page of a proxy is no answer of OpenAI's.
+    return error.is_refusal and not isinstance(error, NotTheAPI)
+
+
+def _part_failure(
+    error: OpenAIAdminError, subject: str, began: datetime, again: timedelta = RETRY_FAILED_AFTER
+) -> Failure:
+    """Why a part was not given, in a code and a sentence, and when it is asked for again."""
+    sentence = f"{subject}: {error}"
+    if _is_refusal(error):
+        return REFUSED, sentence, began + RETRY_REFUSED_AFTER
+    return error.reason, sentence, began + again
+
+
+def failed(connection: Connection, window: Window, began: datetime, error: OpenAIAdminError) -> Refresh:
+    """The outcome of a read whose costs were not given."""
+    outcome = ended(connection, window, began, [])
+    return replace(
+        outcome,
+        reason=error.reason,
+        message=str(error),
+        # Only the key decides: a query that is refused today may be given tomorrow.
+        permanent=isinstance(error, (InvalidKey, InsufficientPermissions)),
+        needs_person=error.needs_person,
+    )
+
+
+def ended(connection: Connection, window: Window, began: datetime, sets: Sequence[PageSet]) -> Refresh:
+    """The outcome of a complete read, with the organization that its rows name."""
+    named = (page.head.organization for page_set in sets for page in page_set.pages)
+    organization_id, organization_name = next(filter(None, named), (None, None))
+    return Refresh(
+        user_id=connection.user_id,
+        plan=connection.plan.name,
+        window_start=window.start,
+        window_end=window.end,
+        started_at=began,
+        finished_at=datetime.now(UTC),
+        pages=sum(len(page_set.pages) for page_set in sets),
+        organization_id=organization_id,
+        organization_name=organization_name,
+        key_version=connection.key_version,
+    )

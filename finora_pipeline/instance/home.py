@@ -1,0 +1,57 @@
+"""DAGSTER_HOME: makes it ready for this process, and checks that its databases can be read."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import dagster as dg
+
+from finora_pipeline.data_folder.disk import runs_store, storage_errors
+from finora_pipeline.data_folder.private_files import open_lock
+from finora_pipeline.instance.config import write_instance_file
+from finora_pipeline.settings import Settings
+
+# What the `workspace.yaml` of the project says, for those who have no copy of it: schedules and sensors keep
+# their state under the location's name.
+LOCATION = "finora"
+WORKSPACE = f"""\
+load_from:
+  - python_module:
+      module_name: finora_pipeline.definitions
+      location_name: {LOCATION}
+"""
+
+
+def prepare_instance(settings: Settings) -> None:
+    """Makes DAGSTER_HOME with an up-to-date `dagster.yaml`, and points this process to it.
+
+    Raises `InstanceFileError`.
+    """
+    settings.dagster_home.mkdir(parents=True, exist_ok=True)
+    write_instance_file(settings.dagster_home)
+    os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
+    _create_databases(settings.dagster_home)
+
+
+def check_record(settings: Settings) -> None:
+    """Raises `StorageError` where one of Dagster's databases cannot be read, with which its processes only
+    end and are started again."""
+    with storage_errors(runs_store(settings.dagster_home)), dg.DagsterInstance.get() as instance:
+        instance.get_runs_count()
+        instance.all_asset_keys()
+        instance.all_instigator_state()
+
+
+def _create_databases(dagster_home: Path) -> None:
+    """Dagster creates its databases at the first use, which two processes must not do at the same time."""
+    created = dagster_home / ".created"
+    if created.exists():
+        return
+    descriptor = open_lock(dagster_home / ".create.lock")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with dg.DagsterInstance.get() as instance:
+            instance.get_runs_count()
+        created.touch()
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""What starts runs or notifies without a schedule: changed connections, alerts."""

@@ -1,0 +1,1 @@
+"""What `finora up` runs: the supervisor of its processes, health and metrics, Dagster's UI behind a guard."""
