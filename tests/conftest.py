@@ -160,7 +160,7 @@ def watching(on_user_done: OnUserDone | None) -> Iterator[None]:
     if on_user_done is None:
         yield
         return
-    with mock.patch.object(raw_pages, "progress_log", lambda _: on_user_done):
+    with mock.patch.object(raw_pages, "progress_log", return_value=on_user_done):
         yield
 
 

@@ -30,7 +30,7 @@ def read(home: Path) -> dict:
 
 def test_a_new_installation_gets_the_shipped_file_with_its_comments(tmp_path: Path):
     write_instance_file(tmp_path)
-    assert (tmp_path / "dagster.yaml").read_text() == instance_settings._SHIPPED.read_text()
+    assert (tmp_path / "dagster.yaml").read_text() == instance_settings.SHIPPED.read_text()
     assert drift(tmp_path) == []
 
 
@@ -70,9 +70,9 @@ def test_a_value_that_was_shipped_follows_the_next_version(tmp_path: Path, monke
     installed = tmp_path / "dagster.yaml"
     installed.write_text(installed.read_text().replace("max_retries: 1", "max_retries: 3"))
     newer = tmp_path / "newer.yaml"
-    shipped = instance_settings._SHIPPED.read_text()
+    shipped = instance_settings.SHIPPED.read_text()
     newer.write_text(shipped.replace("max_concurrent_runs: 6", "max_concurrent_runs: 9"))
-    monkeypatch.setattr(instance_settings, "_SHIPPED", newer)
+    monkeypatch.setattr(instance_settings, "SHIPPED", newer)
     write_instance_file(tmp_path)
     assert read(tmp_path)["concurrency"]["runs"]["max_concurrent_runs"] == 9
     assert read(tmp_path)["run_retries"]["max_retries"] == 3

@@ -34,8 +34,8 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 @dg.sensor(
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Notifies once by e-mail, Slack or webhook (FINORA_NOTIFY) of connections that need attention, "
-    "late data, failed runs and checks, and once more when that is over.",
+    description="Notifies by e-mail, Slack or webhook (FINORA_NOTIFY) of connections that need attention, "
+    "late data, failed runs and checks: once, and once more when that is over.",
 )
 def alerts(
     context: dg.SensorEvaluationContext,

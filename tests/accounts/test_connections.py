@@ -838,8 +838,8 @@ def test_a_run_that_is_executed_again_replaces_its_own_record(home, openai):
     home.accounts.refreshes.record("run-1", [])
     rows = home.accounts.refreshes.of_run("run-1")
     assert [(row.outcome, row.reason, row.pages) for row in rows] == [("complete", None, 5)]
-    assert rows[0]["window_start"] == a_read(connection).window_start
-    assert rows[0]["started_at"] == a_read(connection).started_at
+    assert rows[0].window_start == a_read(connection).window_start
+    assert rows[0].started_at == a_read(connection).started_at
 
 
 def test_a_promise_counts_from_the_latest_of_refresh_connection_plan_and_key(home, openai):
@@ -886,7 +886,7 @@ def test_runs_are_unpublished_until_they_are_marked(home):
     assert stored(home, "globex").last_refresh_at is None
     assert home.accounts.refreshes.of_run("run-2")[0].published_at == published_at
     failed_row = home.accounts.refreshes.of_run("run-1")[1]
-    assert (failed_row["user_id"], failed_row["published_at"]) == ("globex", None)
+    assert (failed_row.user_id, failed_row.published_at) == ("globex", None)
 
 
 def test_only_the_reads_that_are_published_are_marked(home):

@@ -78,7 +78,7 @@ def test_the_key_in_the_file_is_replaced_and_opens_everything(installation):
 
 def test_a_process_that_runs_while_the_key_is_rotated_reads_and_saves_on(installation):
     running = installation.accounts
-    ring = running.key_ring(["user-0"])
+    ring = running.connections.key_ring(["user-0"])
     rotation.rotate(installation.settings)
     assert_all_open(installation, running)
     assert ring.key_of("user-0").reveal() == installation.openai.organizations[0].admin_key

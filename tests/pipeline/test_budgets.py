@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from finora_pipeline.accounts.model import Connection, Status
 from finora_pipeline.cli import main
 from finora_pipeline.ingest.fetch import BUDGETS
-from finora_pipeline.ingest.landing import Fetched
+from finora_pipeline.ingest.landing import Fetched, Landing
 from finora_pipeline.openai_admin.pages import PageHead
 from finora_pipeline.openai_simulator import Fault, FaultKind
 from finora_pipeline.resources.openai_admin import OpenAIAdmin
@@ -61,12 +61,13 @@ def test_others_are_published_while_one_user_is_slow(installation: Installation)
     hang(installation, 1)
     published: list[list[str]] = []
 
-    def publish() -> None:
-        rows = installation.accounts.refreshes.of_run("run-1")
-        published.append([row.user_id for row in rows])
+    class Publishing(Landing):
+        def load_and_publish(self) -> None:
+            rows = installation.accounts.refreshes.of_run("run-1")
+            published.append([row.user_id for row in rows])
 
     budgets = replace(BUDGETS, history_seconds=1.5, quiet_seconds=0.2)
-    fetched(installation, budgets=budgets, publish_ahead=publish)
+    fetched(installation, landing=Publishing, budgets=budgets)
     assert published == [["user-0"]]
 
 
