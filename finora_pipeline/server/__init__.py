@@ -1,0 +1,1 @@
+"""What `finora up` runs: supervisor, Dagster's UI, health, metrics, documentation."""
