@@ -3,23 +3,30 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from finora_pipeline.plans import PLANS
 from finora_pipeline.settings import DOCS_URL, Settings
 from finora_pipeline.warehouse.schema import TABLES
 from tests.commands_page import page
 
 ROOT = Path(__file__).parent.parent
+GUIDES = sorted((ROOT / "docs").rglob("*.md"))
+DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "SECURITY", "CONTRIBUTING", "CHANGELOG")), *GUIDES]
+# A file or folder in code type, such as `warehouse/load.py` or `accounts/`.
+NAMED_FILE = re.compile(r"`((?:[\w.-]+/)+(?:[\w.-]+\.(?:py|sql|csv|html|json))?)`")
 
 
 def test_the_commands_reference_is_true():
     assert (ROOT / "docs" / "commands.md").read_text() == page(), "run make docs"
 
 
-def test_the_readmes_plans_are_the_plans():
-    readme = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("document", ["README.md", "docs/index.md"])
+def test_the_documented_plans_are_the_plans(document: str):
+    text = (ROOT / document).read_text()
     for plan in PLANS.values():
         kept = f"{plan.history_days} days" if plan.history_days else "all"
-        assert f"| {plan.name} | {plan.interval_text} | {kept} |" in readme
+        assert f"| {plan.name} | {plan.interval_text} | {kept} |" in text
 
 
 def test_every_published_table_is_explained_to_analysts():
@@ -29,9 +36,23 @@ def test_every_published_table_is_explained_to_analysts():
 
 
 def test_links_between_documents_lead_somewhere():
-    for document in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
+    for document in DOCUMENTS:
         for link in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_every_guide_is_in_the_sites_navigation():
+    navigation = re.findall(r"^\s+- .*?([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    documents = [guide.relative_to(ROOT / "docs").as_posix() for guide in GUIDES]
+    assert sorted(navigation) == sorted(documents)
+
+
+@pytest.mark.parametrize("document", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_files_that_documents_name_exist(document: str):
+    text = (ROOT / document).read_text()
+    names = [name for name in NAMED_FILE.findall(text) if "NNNN" not in name]
+    assert len(names) > 20
+    assert [n for n in names if not any((f / n).exists() for f in (ROOT, ROOT / "finora_pipeline"))] == []
 
 
 def test_every_setting_is_documented():

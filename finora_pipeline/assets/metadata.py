@@ -28,7 +28,7 @@ def table_metadata(table: str) -> dict[str, Any]:
             [dg.TableColumn(c.name, c.type, c.comment) for c in described_tables()[table].columns]
         ),
         "dagster/table_name": f"finora.main.{table}",
-    } | docs("analysts.md")
+    } | docs("analysts")
 
 
 def table_description(table: str) -> str:
@@ -115,7 +115,7 @@ def cost_plot(days: Sequence[tuple[date, Decimal]]) -> dg.MarkdownMetadataValue:
 def docs(page: str) -> dict[str, Any]:
     """The link to a page of the documentation, where it is served (finora up)."""
     url = Settings.from_environment().docs_url
-    return {"docs": dg.UrlMetadataValue(f"{url}/{page}")} if url else {}
+    return {"docs": dg.UrlMetadataValue(f"{url}/{page}/")} if url else {}
 
 
 def failure_table(failures: Iterable[Refresh]) -> dg.MarkdownMetadataValue:

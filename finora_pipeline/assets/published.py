@@ -22,7 +22,7 @@ LONGEST_INTERVAL = max(plan.refresh_interval for plan in PLANS.values())
     deps=["user_metrics", "reconciliation"],
     group_name="serving",
     owners=OWNERS,
-    metadata=docs("analysts.md"),
+    metadata=docs("analysts"),
     kinds={"duckdb", "parquet"},
     description="`finora.duckdb`, swapped in whole so that no reader ever waits, and Parquet by month: "
     "facts, metrics and the state of the connections, without secrets.",

@@ -50,7 +50,7 @@ class RefreshConfig(dg.Config):
             "Parquet, one row a page; a page set lands only when it is complete.",
             kinds={"openai", "parquet"},
             owners=OWNERS,
-            metadata=docs("faults.md"),
+            metadata=docs("faults"),
         ),
         dg.AssetSpec(
             USAGE_PAGES,
@@ -59,7 +59,7 @@ class RefreshConfig(dg.Config):
             "Parquet, one row a page; a page set lands only when it is complete.",
             kinds={"openai", "parquet"},
             owners=OWNERS,
-            metadata=docs("faults.md"),
+            metadata=docs("faults"),
         ),
     ],
     name="raw_openai_pages",

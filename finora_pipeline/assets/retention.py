@@ -18,7 +18,7 @@ from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, cluster, prune, 
 @dg.asset(
     group_name="upkeep",
     owners=OWNERS,
-    metadata=docs("operations.md"),
+    metadata=docs("operations"),
     kinds={"duckdb", "parquet"},
     description="Removes the days that a user's plan keeps no longer, a week after they fell out of it or "
     "the plan was changed, and raw pages of which nothing stands in the facts any more; orders the month's "

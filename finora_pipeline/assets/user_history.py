@@ -21,7 +21,7 @@ from finora_pipeline.warehouse.load import KINDS, load_pending
 @dg.asset(
     group_name="history",
     owners=OWNERS,
-    metadata=docs("operations.md"),
+    metadata=docs("operations"),
     kinds={"openai", "duckdb"},
     partitions_def=USERS,
     backfill_policy=dg.BackfillPolicy.single_run(),

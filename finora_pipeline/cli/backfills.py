@@ -39,7 +39,7 @@ def launch_backfill(
 ) -> str:
     """Asks the daemon to fetch these UTC days again for all users, a plan or some; returns the backfill's id.
 
-    One run fetches all users; a second makes metrics and the published copy. Both wait for the live refreshes.
+    One run fetches all users; a second makes metrics and the published copy. Both wait for live refreshes.
     """
     prepare_instance(settings)
     whom = (", ".join(users) or plan or "all users")[:NAME_LENGTH]

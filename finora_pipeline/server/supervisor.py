@@ -37,6 +37,7 @@ from finora_pipeline.instance.config import drift
 from finora_pipeline.instance.home import LOCATION, check_record, prepare_instance
 from finora_pipeline.instance.processes import code_server_command, daemon_command, daemon_is_alive
 from finora_pipeline.server.dagster_ui import PUBLIC_PATH
+from finora_pipeline.server.docs_site import docs_routes
 from finora_pipeline.server.metrics import metrics_page
 from finora_pipeline.settings import ACCESS_TOKEN, DOCS_URL, Settings
 from finora_pipeline.warehouse.database import Warehouse
@@ -55,8 +56,6 @@ STOP_SECONDS = 20.0
 MOST_WAIT_SECONDS = 120.0
 # The shortest limit of the systems that this runs on, macOS's, less its final NUL.
 LONGEST_SOCKET_PATH = 103
-# Within the installed package, or beside it in a checkout.
-DOCS = (Path(__file__).parent / "docs", Path(__file__).parent.parent / "docs")
 _log = logging.getLogger("finora.up")
 
 
@@ -204,6 +203,7 @@ async def _serve(
         announce("Dagster UI", access.link(f"http://{LOOPBACK}:{ui_port}"))
         if public_url:
             announce("Dagster UI for others", public_url.rstrip("/") + PUBLIC_PATH)
+        announce("Documentation", f"http://{LOOPBACK}:{health_port}/docs/")
         announce("Health and metrics", f"http://{LOOPBACK}:{health_port}/health, /metrics; logs: {logs}")
         await stop.wait()
     finally:
@@ -359,15 +359,6 @@ async def _until_listening(
             return
 
 
-def _docs(request: Request) -> Response:
-    """A page of the documentation as it was written, in Markdown."""
-    pages = {path.name: path for folder in DOCS for path in folder.glob("*.md")}
-    page = pages.get(request.path_params["page"])
-    if page is None:
-        return Response("There is no such page: " + ", ".join(sorted(pages)), 404, media_type="text/plain")
-    return Response(page.read_text(), media_type="text/plain; charset=utf-8")
-
-
 class Health:
     """Whether all processes run and the daemon works, looked at once for all who ask at the same time."""
 
@@ -410,7 +401,7 @@ def _page_server(
         page = await run_in_threadpool(metrics_page, settings, accounts)
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    routes = [Route("/health", health), Route("/metrics", metrics), Route("/docs/{page}", _docs)]
+    routes = [Route("/health", health), Route("/metrics", metrics), *docs_routes()]
     guard = Middleware(
         Guard,
         names=Names(allowed=settings.allowed_hosts),

@@ -218,8 +218,9 @@ def test_health_answers_any_host_and_shows_nothing(served: Served):
             assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
         # Prometheus has no token: there are counts alone.
         assert client.get("/metrics").status_code == 200
-        assert client.get("/docs/operations.md").status_code == 200
-        for path in ("/metrics", "/docs/operations.md"):
+        moved = client.get("/docs/operations.md")
+        assert (moved.status_code, moved.headers["location"]) == (301, "/docs/operations/")
+        for path in ("/metrics", "/docs/", "/docs/operations.md"):
             assert client.get(path, headers={"Host": "evil.example"}).status_code == 421
     with stranger(served, "Dashboard") as client:
         assert client.get("/health", headers={"Host": "evil.example"}).text == "ok"

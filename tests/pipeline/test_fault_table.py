@@ -26,9 +26,9 @@ from tests.small_openai import small_openai
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "faults.md").read_text()
 
 # What becomes of the data, in the document's words.
-KEPT, TRUE = "stays as it was", "is the truth"
-NO_AMOUNTS = "is the truth, the amounts read again unknown (NULL)"
-COSTS_ONLY = "costs are the truth, that use stays as it was"
+KEPT, TRUE = "is unchanged", "is correct"
+NO_AMOUNTS = "is correct, the new amounts are unknown (NULL)"
+COSTS_ONLY = "costs are correct, that usage is unchanged"
 
 KEY = "OpenAI does not accept this key: it was deleted or revoked. Create a fresh Admin key in OpenAI"
 ROLE = "The key may not read this organization's cost and usage: it is a project key, or its creator"
