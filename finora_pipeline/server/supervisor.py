@@ -31,7 +31,7 @@ from starlette.routing import Route
 from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.dashboard import http_server
 from finora_pipeline.dashboard.security.access import TOKEN_FILE, Access
-from finora_pipeline.dashboard.security.guard import Guard, Names
+from finora_pipeline.dashboard.security.guard import HostNames, RequestGuard
 from finora_pipeline.data_folder.private_files import open_lock, secure_home
 from finora_pipeline.instance.config import drift
 from finora_pipeline.instance.home import LOCATION, check_record, prepare_instance
@@ -403,8 +403,8 @@ def _page_server(
 
     routes = [Route("/health", health), Route("/metrics", metrics), *docs_routes()]
     guard = Middleware(
-        Guard,
-        names=Names(allowed=settings.allowed_hosts),
+        RequestGuard,
+        names=HostNames(allowed=settings.allowed_hosts),
         access=access,
         failure=lambda _: PlainTextResponse("It could not be answered. The log shows why.", 500),
         strict=True,

@@ -26,9 +26,9 @@ from tests.dashboard.house import PUBLIC_URL, Served, dashboard, on_loopback, re
 
 CLIENT, SECRET = "finora", "a-client-secret-that-nobody-may-see"
 ADA = "ada@acme.example"
-NOT_CONFIRMED = "The identity provider did not confirm the sign-in; begin again."
-NOT_REACHED = "The identity provider cannot be reached; try again later."
-NOT_VERIFIED = "The identity provider did not tell a verified e-mail address."
+NOT_CONFIRMED = "The identity provider did not confirm the sign-in. Sign in again."
+NOT_REACHED = "We couldn’t reach the identity provider. Try again later."
+NOT_VERIFIED = "The identity provider sent no verified e-mail address."
 
 
 @dataclass
@@ -275,7 +275,7 @@ def test_who_has_no_login_is_refused(email: str, provider: Provider, served: Ser
     answer = come(served, *back(served))
     assert answer.status_code == 403
     assert session_of(answer) is None
-    assert "There is no login for" in answer.text
+    assert "No account for" in answer.text
     assert "<b>eve" not in answer.text
 
 
