@@ -56,10 +56,10 @@ UNFINISHED = [
 ]
 # How the command lines of an installation's processes are told apart.
 PROCESSES = {
-    "daemon": "follower dagster._daemon",
-    "code server": "follower dagster api grpc",
-    "webserver": "follower finora_pipeline.server.dagster_ui",
-    "dashboard": "follower finora_pipeline dashboard",
+    "daemon": "parent_watch dagster._daemon",
+    "code server": "parent_watch dagster api grpc",
+    "webserver": "parent_watch finora_pipeline.server.dagster_ui",
+    "dashboard": "parent_watch finora_pipeline dashboard",
     "a run": "spawn_main",
     "finora up": "finora_pipeline up",
 }
