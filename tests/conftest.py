@@ -51,47 +51,49 @@ QUICK = Limits(concurrency=32, timeout_seconds=5, retry_seconds=0.05, first_paus
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 
 
-# Modules whose every test is of one kind; single tests of the others carry their marker themselves.
+# Modules whose tests all carry one marker; single tests of other modules carry their own.
 MODULES_OF = {
-    "daemon": ("test_demo", "test_nginx", "test_up", "test_up_killed"),
+    "daemon": ("cli/test_demo", "cli/test_up", "cli/test_up_killed", "server/test_nginx"),
     "slow": (
-        "test_alarms",
-        "test_attribution",
-        "test_cadence",
-        "test_cases",
-        "test_checks",
-        "test_crashes",
-        "test_dagster",
-        "test_directory",
-        "test_disk_full",
-        "test_fault_table",
-        "test_isolation",
-        "test_no_leak",
-        "test_odd_figures",
-        "test_parts",
-        "test_refresh",
-        "test_replaced_organization",
-        "test_restatement",
-        "test_restore",
-        "test_retention",
-        "test_run_history",
-        "test_run_launcher",
-        "test_sample_data",
-        "test_surroundings",
-        "test_values",
-        "test_whole_life",
+        "alerts/test_alerts",
+        "cases/test_cases",
+        "cases/test_parts",
+        "cases/test_surroundings",
+        "cases/test_values",
+        "data_folder/test_disk_full",
+        "ingest/test_refresh",
+        "instance/test_run_history",
+        "instance/test_run_launcher",
+        "pipeline/test_cadence",
+        "pipeline/test_checks",
+        "pipeline/test_crashes",
+        "pipeline/test_dagster",
+        "pipeline/test_directory",
+        "pipeline/test_fault_table",
+        "pipeline/test_isolation",
+        "pipeline/test_no_leak",
+        "pipeline/test_replaced_organization",
+        "pipeline/test_restatement",
+        "pipeline/test_restore",
+        "pipeline/test_retention",
+        "pipeline/test_sample_data",
+        "warehouse/test_attribution",
+        "warehouse/test_odd_figures",
+        "whole/test_whole_life",
     ),
 }
+TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks by folder, module and fixture."""
-    marker_of = {module: marker for marker, modules in MODULES_OF.items() for module in modules}
+    """Sets markers by folder, module and fixture; fails where `MODULES_OF` names a missing module."""
+    marker_of = {TESTS / f"{module}.py": marker for marker, names in MODULES_OF.items() for module in names}
+    assert not [path for path in marker_of if not path.exists()]
     for item in items:
-        if "browser" in item.path.relative_to(item.config.rootpath).parts:
+        if "browser" in item.path.relative_to(TESTS).parts:
             item.add_marker(pytest.mark.browser)
-        if item.path.stem in marker_of:
-            item.add_marker(marker_of[item.path.stem])
+        if item.path in marker_of:
+            item.add_marker(marker_of[item.path])
         if "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.postgres)
 

@@ -61,7 +61,7 @@ def rebind(installation: Installation, address: str) -> None:
             database.execute(text(f"UPDATE {table} SET {column} = :address"), {"address": address})
 
 
-def test_a_server_of_this_machine_may_take_another_port(installation: Installation, start_openai, install):
+def test_a_key_bound_to_this_machine_may_change_port(installation: Installation, start_openai, install):
     assert installation.accounts.connections.all()[0].base_url == "http://127.0.0.1/v1"
     elsewhere = install(start_openai(days=2, services=False))
     assert elsewhere.settings.openai_base_url != installation.settings.openai_base_url
@@ -142,7 +142,7 @@ def test_an_upgrade_binds_keys_to_the_folders_own_address(installation: Installa
     assert installation.refresh().failed_users == []
 
 
-def test_an_upgrade_binds_keys_to_openai_without_such_a_file(installation: Installation):
+def test_an_upgrade_without_an_address_file_binds_keys_to_openai(installation: Installation):
     unbound(installation)
     settings = replace(installation.settings, openai_base_url="https://api.openai.com/v1")
     upgraded = accounts_of(settings).connections.get("user-0")
@@ -170,7 +170,7 @@ def test_after_an_upgrade_another_configured_address_waits_for_an_operator(insta
         ("https://us.api.openai.com/v1", "http://rubbish", "https://us.api.openai.com/v1"),
     ],
 )
-def test_a_key_is_checked_where_it_may_be_sent(asked, configured, address):
+def test_a_key_is_checked_at_an_allowed_address(asked, configured, address):
     assert str(address_to_check(asked, None, configured)) == address
 
 
@@ -182,6 +182,6 @@ def test_a_key_is_checked_where_it_may_be_sent(asked, configured, address):
         ("http://gateway.example/v1", "https://api.openai.com/v1"),
     ],
 )
-def test_a_key_is_not_checked_anywhere_else(asked, configured):
+def test_a_key_is_checked_at_no_other_address(asked, configured):
     with pytest.raises((AccountsError, AddressError)):
         address_to_check(asked, None, configured)

@@ -18,8 +18,8 @@ from finora_pipeline.dashboard.security.access import Access
 from finora_pipeline.instance.home import LOCATION
 from finora_pipeline.jobs import day_range_tags
 from finora_pipeline.openai_simulator import OrganizationSpec, Simulator, running
+from tests.cli.test_up import PATIENCE, Served, served_up
 from tests.conftest import Installation, OpenAI, now_in_the_middle_of_today
-from tests.test_up import PATIENCE, Served, served_up
 
 OPERATOR, USER, PASSWORD = "ops@finora.example", "ada@acme.example", "correct horse battery"
 LAUNCH = """
@@ -93,7 +93,7 @@ def run_count() -> int:
 QUERY = "{ version }"
 
 
-def test_dagsters_ui_is_for_who_has_the_token(served: Served):
+def test_dagsters_ui_needs_the_token(served: Served):
     with stranger(served, "Dagster UI") as client:
         for path in (
             "/",
@@ -182,7 +182,7 @@ def test_no_mutation_is_carried_out_by_get(document: str, path: str, served: Ser
         assert client.get(f"{path}?query=mutation").status_code == 400
 
 
-def test_a_websocket_is_opened_by_the_own_pages_alone(served: Served):
+def test_only_own_pages_open_a_websocket(served: Served):
     handshake = {
         "Connection": "Upgrade",
         "Upgrade": "websocket",
@@ -226,7 +226,7 @@ def test_health_answers_any_host_and_shows_nothing(served: Served):
         assert client.get("/health", headers={"Host": "evil.example"}).text == "ok"
 
 
-def test_sessions_of_operators_open_dagsters_ui_and_others_do_not(installation: Installation, served: Served):
+def test_only_operators_sessions_open_dagsters_ui(installation: Installation, served: Served):
     people = installation.accounts.logins
     people.save(OPERATOR, user_id=None, password=PASSWORD)
     people.save(USER, user_id="user-0", password=PASSWORD)
@@ -361,7 +361,7 @@ window.tried = (async () => {{
     assert {urlsplit(path).path for path, _ in attacker.reached} <= {"/", "/favicon.ico"}
 
 
-def test_the_same_request_of_an_operator_launches_a_run(served: Served):
+def test_the_same_request_by_an_operator_launches_a_run(served: Served):
     before = run_count()
     with operator(served, "Dagster UI") as client:
         answer = client.post("/graphql", json=launch())

@@ -12,7 +12,7 @@ from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.publish import publish
 from tests.browser.conftest import PATIENCE
-from tests.dashboard.house import Served, dashboard
+from tests.dashboard.served import Served, dashboard
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
 # What it costs a day, by the text of the charge. A month of the first is told in eleven characters.
@@ -65,7 +65,7 @@ def is_as_wide_as_the_screen(page: Page) -> bool:
 
 
 @pytest.mark.parametrize("user_id", CHARGES)
-def test_amounts_stay_in_their_tile_and_the_tip_on_the_screen(user_id: str, page: Page) -> None:
+def test_amounts_fit_their_tile_and_tooltips_the_screen(user_id: str, page: Page) -> None:
     page.goto(f"/users/{user_id}/overview")
     sizes = page.locator(".tile .value").evaluate_all(
         "all => all.map(one => [one.textContent, one.scrollWidth, one.clientWidth, one.clientHeight])"
@@ -88,7 +88,7 @@ def test_amounts_stay_in_their_tile_and_the_tip_on_the_screen(user_id: str, page
         assert is_as_wide_as_the_screen(page)
 
 
-def test_long_ids_and_names_leave_the_page_as_wide_as_the_screen(page: Page, served: Served) -> None:
+def test_long_ids_and_names_do_not_widen_the_page(page: Page, served: Served) -> None:
     page.goto("/users")
     page.get_by_label("New user").fill("y" * 90 + "!")
     page.get_by_role("button", name="Add").click()

@@ -18,7 +18,7 @@ from finora_pipeline.dashboard.app import FIRST_USER
 from finora_pipeline.openai_simulator import KeyState
 from tests.browser.conftest import Looker
 from tests.conftest import Installation
-from tests.dashboard.house import Served, dashboard
+from tests.dashboard.served import Served, dashboard
 
 DAYS = 40
 
@@ -61,7 +61,7 @@ def exact(page: Page, tile: str) -> Decimal:
     return Decimal(title)
 
 
-def test_from_the_sample_to_real_figures_and_on(
+def test_from_sample_data_to_real_figures_and_removal(
     installation: Installation, served: Served, looker: Looker, pictures: Path | None
 ):
     openai, page = installation.openai, looker.page
@@ -148,7 +148,7 @@ def test_from_the_sample_to_real_figures_and_on(
     assert looker.complaints == []
 
 
-def test_what_needs_somebody_is_told_where_the_figures_are(
+def test_alerts_are_shown_on_the_page_with_the_figures(
     installation: Installation, served: Served, looker: Looker
 ):
     openai, page = installation.openai, looker.page

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from finora_pipeline.cli import main, runs
 from tests.cases.server import CaseServer, Organization, case_text, day, playing
 from tests.conftest import Installation, OpenAI
-from tests.dashboard.house import dashboard
+from tests.dashboard.served import dashboard
 
 # $2.00 ÷ 275,000 tokens × 1,000.
 USUAL_PER_1K = "0.0072727272"

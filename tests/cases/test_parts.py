@@ -66,7 +66,7 @@ def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize(("name", "answer"), USE_USERS)
-def test_an_endpoint_of_use_costs_its_own_rows_alone(endpoints: Case, name: str, answer: str):
+def test_a_failed_usage_endpoint_costs_only_its_own_rows(endpoints: Case, name: str, answer: str):
     user = USE_USERS[name, answer]
     if name == "completions":
         # Without use no charge can be split; the bill itself is whole.
@@ -84,7 +84,7 @@ def test_an_endpoint_of_use_costs_its_own_rows_alone(endpoints: Case, name: str,
         assert OWN_WORDS in said
 
 
-def test_no_part_changes_the_pace_or_the_others(endpoints: Case):
+def test_a_failed_part_delays_no_other_part(endpoints: Case):
     assert_usual(endpoints, "whole")
     assert endpoints.status("whole")["last_failure"] is None
     for status in endpoints.json("status"):
@@ -94,7 +94,7 @@ def test_no_part_changes_the_pace_or_the_others(endpoints: Case):
         assert promised - refreshed == timedelta(minutes=15), status["user_id"]
 
 
-def test_a_refused_endpoint_is_asked_for_once_a_day_and_then_heals(endpoints: Case):
+def test_a_refused_endpoint_is_fetched_once_a_day_until_it_heals(endpoints: Case):
     def asked() -> dict[tuple[str, str], int]:
         return {
             pair: endpoints.organization(user).asked(USE_PATH.format(pair[0]))
@@ -128,7 +128,7 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("name", LISTS)
-def test_a_list_of_names_costs_its_own_names_alone(lists: Case, name: str, answer: str):
+def test_a_failed_directory_list_costs_only_its_own_names(lists: Case, name: str, answer: str):
     user = LIST_USERS[name, answer]
     assert lists.bill(user) == 2
     status = lists.status(user)
@@ -201,7 +201,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("user", WHOLE)
-def test_a_refusal_says_what_openai_says(refused: Case, user: str):
+def test_a_refusal_shows_openais_reason(refused: Case, user: str):
     _, _, words, is_the_key = WHOLE[user]
     said = refused.words(user)
     assert is_the_key or words in said
@@ -213,14 +213,14 @@ def test_a_refusal_says_what_openai_says(refused: Case, user: str):
 
 
 @pytest.mark.parametrize("user", [user for user, (status, *_) in WHOLE.items() if status == 429])
-def test_what_asking_again_does_not_change_is_asked_for_once(refused: Case, user: str):
+def test_a_lasting_refusal_is_not_retried(refused: Case, user: str):
     assert (
         refused.organization(user).asked("/organization/costs$", "line_item(?!.*(user_id|api_key_id))") == 1
     )
     assert "rate limit" not in refused.words(user).lower()
 
 
-def test_the_others_are_refreshed(refused: Case):
+def test_one_users_fault_leaves_the_others_refreshed(refused: Case):
     assert_usual(refused, "served")
     assert refused.status("served")["last_failure"] is None
 
@@ -251,7 +251,7 @@ def odd_bodies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_an_answer_that_is_not_openais_is_tried_again(odd_bodies: Case, name: str):
+def test_an_answer_not_from_openai_is_retried(odd_bodies: Case, name: str):
     assert_usual(odd_bodies, f"{name}_once")
     assert odd_bodies.status(f"{name}_once")["last_failure"] is None
     said = odd_bodies.words(name)

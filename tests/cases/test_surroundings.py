@@ -53,7 +53,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("statement", CHANGES.values(), ids=CHANGES)
-def test_what_others_wrote_into_the_published_file_is_gone_and_reported(play: Play, statement: str):
+def test_foreign_changes_of_the_published_file_are_undone_and_reported(play: Play, statement: str):
     case = play("null_project")
     assert case.connect().exit_code == 0
     case.ok("refresh")
@@ -110,7 +110,7 @@ def finora(environment: dict[str, str], *arguments: str, stdin: str = "") -> tup
     return ended.returncode, " ".join(ended.stdout.split())
 
 
-def test_only_a_proxy_leads_out(tmp_path: Path):
+def test_refreshes_go_through_the_only_proxy(tmp_path: Path):
     files = certificates(tmp_path / "certificates", HOST)
     server = CaseServer({key_of("case"): Organization(usual())})
     home = tmp_path / "home"
@@ -206,14 +206,14 @@ AROUND = (
 
 
 @pytest.mark.parametrize("pasted", AROUND)
-def test_what_is_pasted_around_a_key_is_left_out(play: Play, pasted: str):
+def test_text_pasted_around_a_key_is_dropped(play: Play, pasted: str):
     case = play("null_project")
     connected = case.run("connect", "--user", "case", stdin=pasted.format(key_of("case")))
     assert connected.exit_code == 0, connected.output
     assert case.organization().requests
 
 
-def test_days_are_those_of_utc_in_any_time_zone(play: Play):
+def test_days_are_utc_in_any_time_zone(play: Play):
     case = play(case=usual())
     assert case.connect(plan="scale").exit_code == 0
     zone = {

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.conftest import Installation
-from tests.dashboard.house import PUBLIC_URL, Served, dashboard, furnished
+from tests.dashboard.served import PUBLIC_URL, Served, dashboard, furnished
 
 PASSWORD = "correct horse battery"
 LOGINS = {"ops@finora.example": None, "ada@acme.example": "acme", "bob@bolt.example": "bolt"}

@@ -25,7 +25,7 @@ from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.publish import publish
 from tests.conftest import Installation
-from tests.dashboard.house import DAYS_OF, Node, Served, dashboard, read_html
+from tests.dashboard.served import DAYS_OF, Node, Served, dashboard, read_html
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
 UNIT = Decimal("1e-18")
@@ -125,7 +125,7 @@ def csv_rows(text: str) -> dict[Row, Decimal]:
 
 
 @pytest.mark.parametrize("name", spans(date(2026, 1, 1)))
-def test_all_of_overview_is_the_truth(name: str, installation: Installation, local: Served) -> None:
+def test_overview_equals_the_simulators_truth(name: str, installation: Installation, local: Served) -> None:
     today = installation.today
     days = spans(today)[name]
     truth = truth_of(installation, "acme", days)
@@ -244,9 +244,7 @@ def test_a_model_is_shown_alone(installation: Installation, local: Served) -> No
     assert_chart(page, mine, days)
 
 
-def test_a_project_is_shown_alone_and_its_tokens_are_no_figure(
-    installation: Installation, local: Served
-) -> None:
+def test_a_single_project_shows_costs_but_no_tokens(installation: Installation, local: Served) -> None:
     days = spans(installation.today)["30d"]
     truth = truth_of(installation, "acme", days)
     project = installation.openai.organizations[0].projects[1]
@@ -272,7 +270,7 @@ def test_a_project_is_shown_alone_and_its_tokens_are_no_figure(
     assert Decimal(total.title) == of_model
 
 
-def test_a_models_page_splits_it_by_direction(installation: Installation, local: Served) -> None:
+def test_a_models_page_splits_costs_by_token_type(installation: Installation, local: Served) -> None:
     days = spans(installation.today)["30d"]
     number = NUMBER_OF["bolt"]
     organization = installation.openai.organizations[number]
@@ -317,7 +315,7 @@ def test_long_periods_are_drawn_by_week_and_month(
     assert value(tiles(page)["Total spend"]) == sum(truth.values())
 
 
-def test_a_plan_shows_what_it_keeps(installation: Installation, local: Served) -> None:
+def test_a_plan_shows_its_retention(installation: Installation, local: Served) -> None:
     today = installation.today
     week = Days("", today - timedelta(6), today)
     page = local.page("/users/tiny/overview?period=30d")
@@ -374,7 +372,7 @@ def test_days_without_costs_say_so(installation: Installation, local: Served) ->
     ],
 )
 @pytest.mark.parametrize("page", ["overview", "overview.csv", "model"])
-def test_days_that_cannot_be_shown_are_refused(
+def test_an_invalid_period_is_refused(
     page: str, query: str, told: str, installation: Installation, local: Served
 ) -> None:
     today = installation.today
@@ -416,7 +414,7 @@ def name_nobody(published: duckdb.DuckDBPyConnection, today: date) -> None:
         published.execute(f"INSERT INTO {table} BY NAME SELECT {listed}, {columns}")
 
 
-def test_what_has_an_empty_name_is_known_by_its_id(extremes: Served) -> None:
+def test_an_empty_name_is_replaced_by_its_id(extremes: Served) -> None:
     page = extremes.page("/users/nameless/overview")
     assert set(breakdown(page, "Cost by project")) == {"proj_1"}
     assert set(breakdown(page, "Cost by member")) == {"ada@acme.example", "user_2", "not attributed"}
@@ -508,7 +506,7 @@ def test_thousands_of_models_fit_and_add_up(period: str, days: int, extremes: Se
     assert told == [["$3,000.00", *["$1.00"] * 6, "$2,994.00"]] * days
 
 
-def test_a_page_that_does_not_fit_is_made_alone_with_more_memory(
+def test_a_page_out_of_memory_is_built_again_alone_with_more(
     extremes: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copies_module, "MEMORY_LIMIT", "8MB")
@@ -520,7 +518,9 @@ def test_a_page_that_does_not_fit_is_made_alone_with_more_memory(
     assert total == 90 * sum(1 + n * UNIT for n in range(MODELS))
 
 
-def test_what_does_not_fit_is_asked_for_again(extremes: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_never_fits_asks_for_a_later_visit(
+    extremes: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(copies_module, "MEMORY_LIMIT", "8MB")
     monkeypatch.setattr(copies_module, "ALONE_BYTES", 8_000_000)
     with dashboard(extremes.settings) as narrow:
@@ -532,7 +532,7 @@ def test_what_does_not_fit_is_asked_for_again(extremes: Served, monkeypatch: pyt
         assert narrow.get("/users/acme/overview").status_code == 200
 
 
-def test_months_of_different_length_are_compared_by_their_own_days(extremes: Served) -> None:
+def test_months_of_different_length_compare_their_own_days(extremes: Served) -> None:
     today = date(2026, 3, 30)
     copies = Copies(extremes.settings.published_database)
     view = view_of({"period": "month"}, PLANS["growth"], today)
@@ -572,7 +572,7 @@ def test_a_credit_that_exceeds_the_spend_is_drawn_below_zero(extremes: Served) -
     assert drawn == [[("80.00", "40.00")], [("120.00", "120.00")], [("110.00", "10.00")]]
 
 
-def test_where_there_are_credits_alone_there_is_no_share(extremes: Served) -> None:
+def test_credits_without_charges_have_no_share(extremes: Served) -> None:
     answer = extremes.get("/users/given/overview?period=7d").text
     shown = tiles(read_html(answer))
     assert shown["Total spend"].one("p", class_="value").text == "−$3.00"

@@ -110,12 +110,12 @@ def test_counts(number: int) -> None:
         (formats.duration(timedelta(seconds=-5)), "less than a minute"),
     ],
 )
-def test_at_the_edges(told: str, expected: str) -> None:
+def test_numbers_at_the_edges_of_their_units(told: str, expected: str) -> None:
     assert told == expected
 
 
 @pytest.mark.parametrize("tell", [formats.usd, formats.price, formats.count, formats.percent, formats.moment])
-def test_no_figure_is_a_dash(tell: object) -> None:
+def test_a_missing_figure_is_a_dash(tell: object) -> None:
     assert callable(tell)
     assert tell(None) == "–"
     assert formats.exact(None) == ""
@@ -149,7 +149,7 @@ QUERIES = st.fixed_dictionaries(
 
 @REPEATABLE
 @given(query=QUERIES, plan=st.sampled_from(list(PLANS.values())), today=DAYS)
-def test_a_views_address_gives_the_view_again(query: dict[str, str], plan, today: date) -> None:
+def test_the_address_of_a_view_restores_it(query: dict[str, str], plan, today: date) -> None:
     assume(today > FIRST_DAY)
     try:
         view = view_of(query, plan, today)

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.routing import Mount, Route
 
-from tests.dashboard.house import OWN, Served, read_html
+from tests.dashboard.served import OWN, Served, read_html
 
 # The same examples in every run, on however busy a machine.
 REPEATABLE = settings(
@@ -116,7 +116,7 @@ def test_no_request_breaks_the_server(data: st.DataObject, local: Served) -> Non
 
 @settings(REPEATABLE, max_examples=40)
 @given(data=st.data())
-def test_no_request_breaks_the_server_where_people_sign_in(data: st.DataObject, closed: Served) -> None:
+def test_no_request_breaks_a_server_with_sign_in(data: st.DataObject, closed: Served) -> None:
     template = data.draw(st.sampled_from([path for path in paths(closed) if path != "/sign-in"]))
     method = data.draw(METHODS)
     cookie = {
@@ -133,7 +133,7 @@ def test_no_sign_in_breaks_the_server(name: str, password: str, after: str, clos
 
 
 @pytest.mark.parametrize("after", ["/users/acme/overview?model=" + quote(MARK), "/" + MARK, "/{{ 7 * 7 }}"])
-def test_what_comes_back_in_a_page_is_text(after: str, closed: Served) -> None:
+def test_input_repeated_on_a_page_is_escaped(after: str, closed: Served) -> None:
     shown = closed.post("/sign-in", {"name": MARK, "password": "wrong", "next": after})
     assert shown.status_code == 401
     assert MARK not in shown.text

@@ -10,7 +10,7 @@ import pytest
 from finora_pipeline.dashboard.security.guard import LONGEST_BODY
 from finora_pipeline.settings import Settings
 from tests.conftest import Installation
-from tests.dashboard.house import OWN, PUBLIC_URL, Served, dashboard
+from tests.dashboard.served import OWN, PUBLIC_URL, Served, dashboard
 
 POSTS = (
     "/users",
@@ -39,7 +39,7 @@ POSTS = (
     ],
     ids=str,
 )
-def test_what_another_site_sends_is_not_carried_out(headers: dict[str, str], public: Served) -> None:
+def test_cross_site_requests_are_blocked(headers: dict[str, str], public: Served) -> None:
     session = public.signed_in("ops@finora.example")
     before = public.accounts.connections.get("acme"), public.accounts.users.plans()
     for path in POSTS:
@@ -54,14 +54,14 @@ def test_what_another_site_sends_is_not_carried_out(headers: dict[str, str], pub
 
 
 @pytest.mark.parametrize("headers", [OWN, {"Origin": PUBLIC_URL}, OWN | {"Origin": PUBLIC_URL}], ids=str)
-def test_what_the_own_pages_send_is_carried_out(headers: dict[str, str], public: Served) -> None:
+def test_same_site_requests_are_accepted(headers: dict[str, str], public: Served) -> None:
     session = public.signed_in("ops@finora.example")
     answer = public.browser.post("/users/acme/plan", headers=session | headers, data={"plan": "growth"})
     assert answer.status_code == 303
     assert public.browser.get("/users", headers=session | {"Sec-Fetch-Site": "cross-site"}).status_code == 200
 
 
-def test_a_foreign_host_name_is_not_answered_to(local: Served, public: Served) -> None:
+def test_a_foreign_host_name_is_refused(local: Served, public: Served) -> None:
     port = local.url.rpartition(":")[2]
     for host in (
         "evil.example",
@@ -81,7 +81,7 @@ def test_a_foreign_host_name_is_not_answered_to(local: Served, public: Served) -
 
 
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via"])
-def test_a_proxy_before_pages_without_sign_in_is_refused(header: str, local: Served) -> None:
+def test_a_proxied_request_without_sign_in_is_refused(header: str, local: Served) -> None:
     answer = local.get("/users", headers={header: "203.0.113.7"})
     assert (answer.status_code, answer.text) == (
         421,
@@ -89,7 +89,7 @@ def test_a_proxy_before_pages_without_sign_in_is_refused(header: str, local: Ser
     )
 
 
-def test_what_is_too_large_is_refused(local: Served) -> None:
+def test_a_body_too_large_is_refused(local: Served) -> None:
     pieces = 8
 
     def body(size: int) -> Iterator[bytes]:
@@ -166,13 +166,13 @@ def assert_safe(answer: httpx.Response, is_public: bool = False) -> None:
         ("POST", "/users", 422),
     ],
 )
-def test_every_answer_has_the_headers(method: str, path: str, status: int, local: Served) -> None:
+def test_every_response_has_the_security_headers(method: str, path: str, status: int, local: Served) -> None:
     answer = local.browser.request(method, path, headers=OWN)
     assert answer.status_code == status
     assert_safe(answer)
 
 
-def test_what_is_refused_at_the_door_has_them_too(local: Served, public: Served) -> None:
+def test_refused_requests_get_the_security_headers_too(local: Served, public: Served) -> None:
     for answer, status in (
         (local.browser.post("/users"), 403),
         (local.get("/", headers={"Host": "evil.example"}), 421),
@@ -184,7 +184,7 @@ def test_what_is_refused_at_the_door_has_them_too(local: Served, public: Served)
         assert_safe(public.get(path), is_public=True)
 
 
-def test_a_failure_is_a_page_that_tells_nothing_and_passes(
+def test_an_internal_error_page_reveals_nothing(
     installation: Installation, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     published = tmp_path / "published" / "finora.duckdb"

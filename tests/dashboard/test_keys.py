@@ -12,7 +12,7 @@ from finora_pipeline.accounts import onboarding as connections
 from finora_pipeline.accounts.model import Status
 from finora_pipeline.openai_simulator import Fault, FaultKind, KeyState
 from tests.conftest import QUICK, Installation
-from tests.dashboard.house import Node, Served, dashboard, read_html
+from tests.dashboard.served import Node, Served, dashboard, read_html
 from tests.dashboard.test_states import REVOKED, attempt
 from tests.pipeline.test_no_leak import forms
 from tests.small_openai import fresh_key
@@ -65,7 +65,7 @@ def bad_keys(installation: Installation) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_a_key_that_does_not_work_is_refused_with_the_reason(
+def test_a_key_that_does_not_work_is_refused_with_a_reason(
     reason: str, bad_keys: dict[str, str], installation: Installation, local: Served
 ) -> None:
     accounts = installation.accounts
@@ -92,7 +92,7 @@ def test_a_key_that_does_not_work_is_refused_with_the_reason(
     assert accounts.connections.key_ring(["careful"]).key_of("careful").reveal() == key
 
 
-def test_openai_out_of_reach_is_said(installation: Installation) -> None:
+def test_an_unreachable_openai_is_reported(installation: Installation) -> None:
     # Nothing listens on the port that is reserved for discarding.
     settings = replace(installation.settings, openai_base_url="http://127.0.0.1:9/v1")
     with dashboard(settings) as served:
@@ -112,7 +112,7 @@ def test_a_key_of_another_organization_is_refused(installation: Installation, lo
 
 
 @pytest.mark.parametrize("is_removed", [False, True])
-def test_another_organization_takes_over_when_the_box_is_ticked(
+def test_another_organization_takes_over_when_confirmed(
     is_removed: bool, installation: Installation, local: Served
 ) -> None:
     user_id = f"moved-{is_removed}"
@@ -139,7 +139,7 @@ def box(answer: httpx.Response) -> list[Node]:
     return read_html(answer.text).all("input", type="checkbox")
 
 
-def test_a_key_that_openai_refuses_is_not_told_to_work(installation: Installation, local: Served) -> None:
+def test_a_key_refused_by_openai_is_not_shown_as_working(installation: Installation, local: Served) -> None:
     local.connect("deleted", installation.openai.organizations[0].admin_key)
     settings = "/users/deleted/settings/keys"
     assert next_refresh(local.page(settings)) == "under way"
@@ -161,7 +161,9 @@ def next_refresh(page: Node) -> str:
 
 
 @pytest.mark.parametrize(("user_id", "true"), [("acme", {"connected", "updated"}), ("gone", {"removed"})])
-def test_what_was_saved_is_told_while_it_is_so(user_id: str, true: set[str], local: Served) -> None:
+def test_the_notice_of_a_saved_key_disappears_when_outdated(
+    user_id: str, true: set[str], local: Served
+) -> None:
     page = f"/users/{user_id}/settings/keys?saved="
     banners = {
         saved: len(local.page(page + saved).all("section", class_="success"))
@@ -170,7 +172,7 @@ def test_what_was_saved_is_told_while_it_is_so(user_id: str, true: set[str], loc
     assert {saved for saved, number in banners.items() if number} == true
 
 
-def test_a_key_that_was_saved_since_the_question_is_not_removed(
+def test_a_key_saved_after_the_confirmation_page_is_not_removed(
     installation: Installation, local: Served
 ) -> None:
     local.connect("shared", installation.openai.organizations[0].admin_key)
@@ -199,7 +201,7 @@ def test_another_provider_is_refused(local: Served) -> None:
     assert save(local, "newcomer", UNKNOWN, provider="anthropic").status_code == 422
 
 
-def test_connect_update_remove_and_no_key_is_left_anywhere(
+def test_connect_update_and_remove_leave_no_key_anywhere(
     installation: Installation, local: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from finora_pipeline.dashboard.security.oidc import Oidc, OidcError
 from finora_pipeline.openai_simulator.server import listen
 from finora_pipeline.settings import Settings
-from tests.dashboard.house import PUBLIC_URL, Served, dashboard, on_loopback, read_html
+from tests.dashboard.served import PUBLIC_URL, Served, dashboard, on_loopback, read_html
 
 CLIENT, SECRET = "finora", "a-client-secret-that-nobody-may-see"
 ADA = "ada@acme.example"
@@ -154,7 +154,7 @@ def assert_refused(answer: httpx.Response, status: int, told: str) -> None:
     assert session_of(answer) is None
 
 
-def test_who_is_known_by_a_verified_address_comes_in(
+def test_a_verified_address_with_a_login_signs_in(
     provider: Provider, served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -185,14 +185,14 @@ def test_who_is_known_by_a_verified_address_comes_in(
     assert_refused(come(served, returned, cookie), 401, NOT_CONFIRMED)
 
 
-def test_each_sign_in_is_asked_for_anew(provider: Provider, served: Served) -> None:
+def test_each_sign_in_uses_a_fresh_state_and_nonce(provider: Provider, served: Served) -> None:
     first, second = (dict(parse_qsl(urlsplit(begin(served)[0]).query)) for _ in range(2))
     for name in ("state", "nonce", "code_challenge"):
         assert first[name] != second[name]
     assert provider.refused == []
 
 
-def test_an_answer_that_was_not_asked_for_is_refused(provider: Provider, served: Served) -> None:
+def test_an_unrequested_callback_is_refused(provider: Provider, served: Served) -> None:
     path, cookie = back(served)
     code = parse_qs(urlsplit(path).query)["code"][0]
     for forged in (
@@ -208,9 +208,7 @@ def test_an_answer_that_was_not_asked_for_is_refused(provider: Provider, served:
     assert provider.codes
 
 
-def test_what_comes_back_writes_no_line_of_its_own_into_the_log(
-    served: Served, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_callback_cannot_forge_log_lines(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     said = "no%0D%0A2026-11-27 ERROR forged%1B[2J%E2%80%A8end"
     path = f"/sign-in/oidc/callback?error=denied%0A&error_description={said}"
     assert_refused(come(served, path, begin(served)[1]), 401, NOT_CONFIRMED)
@@ -219,7 +217,7 @@ def test_what_comes_back_writes_no_line_of_its_own_into_the_log(
     assert told.isprintable()
 
 
-def test_the_verifier_of_another_sign_in_is_of_no_use(provider: Provider, served: Served) -> None:
+def test_the_verifier_of_another_sign_in_is_refused(provider: Provider, served: Served) -> None:
     path, cookie = back(served)
     (code,) = provider.codes
     # As if the code had been stolen from another sign-in.
@@ -240,7 +238,7 @@ def test_the_verifier_of_another_sign_in_is_of_no_use(provider: Provider, served
     ],
     ids=str,
 )
-def test_a_token_that_is_not_for_this_sign_in_is_refused(
+def test_a_token_of_another_sign_in_is_refused(
     claims: dict[str, Any], provider: Provider, served: Served
 ) -> None:
     provider.claims = claims
@@ -257,20 +255,18 @@ def test_a_forged_signature_is_refused(provider: Provider, served: Served) -> No
     [{"email_verified": False}, {"email_verified": None}, {"email_verified": "true"}, {"email": None}],
     ids=str,
 )
-def test_an_address_that_is_not_verified_is_refused(
-    claims: dict[str, Any], provider: Provider, served: Served
-) -> None:
+def test_an_unverified_address_is_refused(claims: dict[str, Any], provider: Provider, served: Served) -> None:
     provider.claims = claims
     assert_refused(come(served, *back(served)), 401, NOT_VERIFIED)
 
 
-def test_without_a_token_of_identity_nobody_comes_in(provider: Provider, served: Served) -> None:
+def test_a_callback_without_an_id_token_is_refused(provider: Provider, served: Served) -> None:
     provider.has_id_token = False
     assert_refused(come(served, *back(served)), 401, NOT_VERIFIED)
 
 
 @pytest.mark.parametrize("email", ["eve@evil.example", "<b>eve</b>@evil.example", "\0"])
-def test_who_has_no_login_is_refused(email: str, provider: Provider, served: Served) -> None:
+def test_an_address_without_a_login_is_refused(email: str, provider: Provider, served: Served) -> None:
     provider.claims = {"email": email}
     answer = come(served, *back(served))
     assert answer.status_code == 403
@@ -279,12 +275,12 @@ def test_who_has_no_login_is_refused(email: str, provider: Provider, served: Ser
     assert "<b>eve" not in answer.text
 
 
-def test_a_login_without_a_password_has_no_other_way_in(served: Served) -> None:
+def test_a_login_without_a_password_signs_in_by_provider_alone(served: Served) -> None:
     assert served.post("/sign-in", {"name": ADA, "password": ""}).status_code == 401
     assert "Single sign-on" in served.get("/sign-in").text
 
 
-def test_a_provider_that_fails_is_told(provider: Provider, served: Served, tmp_path: Path) -> None:
+def test_a_provider_failure_is_shown(provider: Provider, served: Served, tmp_path: Path) -> None:
     path, cookie = back(served)
     provider.is_down = True
     assert_refused(come(served, path, cookie), 401, NOT_REACHED)
@@ -295,13 +291,13 @@ def test_a_provider_that_fails_is_told(provider: Provider, served: Served, tmp_p
         assert alone.get("/users/my-company/overview").status_code == 303
 
 
-def test_no_next_leads_to_another_site(provider: Provider, served: Served) -> None:
+def test_no_next_parameter_leads_to_another_site(provider: Provider, served: Served) -> None:
     answer = come(served, *back(served, "//evil.example"))
     assert answer.headers["location"] == "/"
     assert provider.refused == []
 
 
-def test_beyond_this_machine_it_comes_back_to_the_public_address(provider: Provider, tmp_path: Path) -> None:
+def test_the_callback_uses_the_public_address(provider: Provider, tmp_path: Path) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
     with dashboard(settings, PUBLIC_URL, Oidc(provider.url, CLIENT, SECRET)) as served:
         answer = served.get("/sign-in/oidc")
@@ -311,7 +307,7 @@ def test_beyond_this_machine_it_comes_back_to_the_public_address(provider: Provi
     assert {"secure", "httponly", "samesite=lax", "path=/sign-in"} <= attributes
 
 
-def test_without_a_provider_there_is_no_such_page(closed: Served) -> None:
+def test_without_a_provider_its_pages_are_not_found(closed: Served) -> None:
     for path in ("/sign-in/oidc", "/sign-in/oidc/callback"):
         assert closed.get(path).status_code == 404
     assert "Single sign-on" not in closed.get("/sign-in").text

@@ -24,7 +24,7 @@ from finora_pipeline.dashboard.security.throttle import FREE_FAILURES, Attempt
 from finora_pipeline.dashboard.server import DashboardRefused, prepared
 from finora_pipeline.settings import Settings, SettingsError
 from tests.dashboard.conftest import PASSWORD
-from tests.dashboard.house import ACCESS_TOKEN, PUBLIC_URL, Served, dashboard, read_html
+from tests.dashboard.served import ACCESS_TOKEN, PUBLIC_URL, Served, dashboard, read_html
 
 OPERATOR, ADA = "ops@finora.example", "ada@acme.example"
 
@@ -63,7 +63,7 @@ def trail(served: Served, user_id: str) -> list[tuple[str, str | None, str | Non
     return [(one.action, one.detail, one.actor) for one in served.accounts.audit.of_user(user_id)]
 
 
-def test_the_code_of_the_app_is_asked_for(served: Served) -> None:
+def test_sign_in_asks_for_the_code_of_the_app(served: Served) -> None:
     secret = served.accounts.second_factor.turn_on(OPERATOR).secret
     token = pending(with_password(served))
     # The password alone opens nothing.
@@ -85,7 +85,7 @@ def test_the_code_of_the_app_is_asked_for(served: Served) -> None:
     assert with_password(served, ADA).status_code == 303
 
 
-def test_a_code_is_good_for_a_step_and_once(served: Served) -> None:
+def test_a_code_is_valid_for_one_step_and_one_use(served: Served) -> None:
     now = datetime(2026, 11, 24, 12, 0, 10, tzinfo=UTC)
     factor = served.accounts.second_factor
     secret = factor.turn_on(OPERATOR).secret
@@ -168,7 +168,7 @@ def test_guessing_codes_from_many_addresses_is_slowed_down(tmp_path: Path) -> No
         assert answer_to(right, "198.51.100.1").status_code == 429
 
 
-def test_a_half_finished_sign_in_ends(served: Served) -> None:
+def test_a_half_finished_sign_in_expires(served: Served) -> None:
     clock = [0.0]
     unfinished = Unfinished(now=lambda: clock[0])
     login = Login(OPERATOR, None, True, datetime.now(UTC), True)
@@ -251,7 +251,7 @@ def test_passwords_can_be_switched_off_for_single_sign_on(
         Settings.from_environment({"FINORA_PASSWORD_SIGN_IN": "no"})
 
 
-def test_the_second_factor_is_set_up_and_taken_away_at_the_terminal() -> None:
+def test_the_terminal_sets_up_and_removes_a_second_factor() -> None:
     terminal = CliRunner()
 
     def finora(*words: str, said: str = "") -> tuple[int, str]:

@@ -111,13 +111,13 @@ def test_amount_is_read_exactly(raw: bytes, value: Decimal | None) -> None:
         pytest.param(b'"1E+1000000"'),
     ],
 )
-def test_what_is_no_amount_is_refused(raw: bytes) -> None:
+def test_text_unlike_an_amount_is_refused(raw: bytes) -> None:
     with pytest.raises(AmountError) as refused:
         parse_amount(raw)
     assert str(refused.value).endswith((" is not a decimal number.", " is too large."))
 
 
-def test_refused_text_is_not_repeated_without_end() -> None:
+def test_refused_text_is_repeated_only_in_part() -> None:
     with pytest.raises(AmountError) as refused:
         parse_amount(b'"' + b"x" * 10_000 + b'"')
     assert len(str(refused.value)) < 100
@@ -143,7 +143,7 @@ def test_zero_with_the_smallest_exponent_stays_small() -> None:
     assert str(total) == "0.1"
 
 
-def test_nothing_adds_up_to_zero() -> None:
+def test_an_empty_sum_is_zero() -> None:
     assert add_exactly([]) == 0
     assert round_to_total([]) == []
     assert round_to_total([None, None]) == [None, None]
@@ -200,7 +200,7 @@ def test_groups_of_mixed_forms_sum_to_the_texts_rounded_once(texts: list[str]) -
 
 @REPEATABLE
 @given(texts=st.lists(json_forms(decimals(18)), max_size=30))
-def test_texts_of_at_most_18_places_come_out_as_they_are(texts: list[str]) -> None:
+def test_texts_of_at_most_18_places_stay_unchanged(texts: list[str]) -> None:
     rounded = round_to_total([parse_amount(text.encode()) for text in texts])
 
     assert [value for value in rounded if value is not None] == values_of(texts)

@@ -109,11 +109,11 @@ def failure(*answers: bytes, limits: Limits = ONCE) -> OpenAIAdminError:
         pytest.param(OK + b"X: " + b"x" * 100_000 + b"\r\n\r\n", Unreachable, id="endless header"),
     ],
 )
-def test_broken_answer_is_a_passing_fault(answer: bytes, error: type[OpenAIAdminError]) -> None:
+def test_a_broken_response_is_transient(answer: bytes, error: type[OpenAIAdminError]) -> None:
     assert type(failure(answer)) is error
 
 
-def test_broken_answer_is_asked_for_again() -> None:
+def test_a_broken_response_is_retried() -> None:
     pages, requests = read(b"SSH-2.0-OpenSSH_9.9\r\n", page(0, 1, 2), limits=replace(ONCE, retry_seconds=20))
 
     assert [len(json.loads(one.body)["data"]) for one in pages] == [3]
@@ -128,7 +128,7 @@ def test_no_error_about_malformed_http_shows_the_key() -> None:
     assert not shows_key
 
 
-def test_redirection_takes_the_key_nowhere() -> None:
+def test_a_redirect_does_not_carry_the_key() -> None:
     async def run() -> list[bytes]:
         heard: list[bytes] = []
         async with listening([page(0)], heard) as elsewhere:
@@ -141,7 +141,7 @@ def test_redirection_takes_the_key_nowhere() -> None:
     assert asyncio.run(run()) == []
 
 
-def test_key_goes_into_the_authorization_alone() -> None:
+def test_only_the_authorization_header_carries_the_key() -> None:
     async def run() -> list[bytes]:
         heard: list[bytes] = []
         async with listening([page(0)], heard) as base_url, open_client(base_url, ONCE) as client:
@@ -189,7 +189,7 @@ def test_pages_that_fit_their_window_are_read() -> None:
     "moment",
     ["Wed, 21 Oct 99999999999 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:00 +99999999999999"],
 )
-def test_retry_after_beyond_the_calendar_is_none(moment: str) -> None:
+def test_retry_after_beyond_the_calendar_is_ignored(moment: str) -> None:
     busy = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: %s\r\nContent-Length: 0\r\n\r\n" % moment.encode()
 
     told = failure(busy)
@@ -198,7 +198,7 @@ def test_retry_after_beyond_the_calendar_is_none(moment: str) -> None:
     assert told.retry_after is None
 
 
-def test_answer_nested_without_end_is_unreadable() -> None:
+def test_a_deeply_nested_response_is_unreadable() -> None:
     body = b'{"object":"page","data":[],"has_more":false,"extra":' + b"[" * 20_000 + b"]" * 20_000 + b"}"
 
     assert isinstance(failure(with_length(body)), UnreadableResponse)

@@ -172,7 +172,7 @@ LASTING: list[tuple[Fault, type[OpenAIAdminError], str]] = [
 ]
 
 
-def test_days_before_the_first_are_taken_for_those_before_an_organization_that_is_not_known(
+def test_days_before_a_new_organizations_first_day_count_as_empty(
     openai: OpenAI,
 ) -> None:
     window = last_days(openai, 5)
@@ -191,14 +191,14 @@ def test_days_before_the_first_are_taken_for_those_before_an_organization_that_i
             read_since(known_from)
 
 
-def test_an_answer_is_of_the_moment_when_it_was_asked_for(openai: OpenAI) -> None:
+def test_the_fetch_time_is_the_time_of_the_request(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SLOW, seconds=0.2))
     pages, _ = read(openai)
     assert datetime.now(UTC) - pages[0].fetched_at >= timedelta(seconds=0.2)
 
 
 @pytest.mark.parametrize("fault", RECOVERING, ids=lambda fault: f"{fault.kind}-{fault.times}")
-def test_passing_fault_leaves_no_trace(openai: OpenAI, fault: Fault) -> None:
+def test_a_transient_fault_changes_no_result(openai: OpenAI, fault: Fault) -> None:
     undisturbed, requests = read(openai)
     times = fault.times or 0
     # The row of the table is shared by repeated runs, and a fault counts its strikes.
@@ -225,7 +225,7 @@ def test_lasting_fault_ends_in_its_error(
     assert words in str(told)
 
 
-def test_retry_after_beyond_our_patience_is_not_waited_for(openai: OpenAI) -> None:
+def test_retry_after_beyond_the_retry_limit_is_not_waited_for(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=3600))
 
     told = failure(openai, lambda: read(openai))
@@ -235,7 +235,7 @@ def test_retry_after_beyond_our_patience_is_not_waited_for(openai: OpenAI) -> No
     assert openai.simulator.requests["costs"] == 1
 
 
-def test_retry_after_zero_for_ever_is_not_hammered(openai: OpenAI) -> None:
+def test_endless_retry_after_zero_is_retried_with_pauses(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=0))
 
     told = failure(openai, lambda: read(openai, limits=replace(IMPATIENT, retry_seconds=0.3)))
@@ -245,7 +245,7 @@ def test_retry_after_zero_for_ever_is_not_hammered(openai: OpenAI) -> None:
     assert openai.simulator.requests["costs"] < 30
 
 
-def test_silence_is_unreachable(openai: OpenAI) -> None:
+def test_a_silent_server_is_unreachable(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.HANG))
 
     told = failure(openai, lambda: read(openai, limits=replace(QUICK, timeout_seconds=0.2)))
@@ -254,7 +254,7 @@ def test_silence_is_unreachable(openai: OpenAI) -> None:
     assert "did not answer within 0.2 s" in str(told)
 
 
-def test_nothing_listening_is_unreachable(openai: OpenAI) -> None:
+def test_a_closed_port_is_unreachable(openai: OpenAI) -> None:
     with socket.socket() as bound:
         # Bound but not listening: the port refuses, and nobody else can take it meanwhile.
         bound.bind(("127.0.0.1", 0))
@@ -265,7 +265,7 @@ def test_nothing_listening_is_unreachable(openai: OpenAI) -> None:
     assert "could not be reached" in str(told)
 
 
-def test_slow_answer_within_the_time_limit_is_good(openai: OpenAI) -> None:
+def test_a_slow_response_within_the_time_limit_is_accepted(openai: OpenAI) -> None:
     undisturbed, _ = read(openai)
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SLOW, seconds=0.01))
 
@@ -286,7 +286,7 @@ def test_rows_without_amount_are_accepted(openai: OpenAI) -> None:
     assert requests == 1
 
 
-def test_fault_of_one_endpoint_spares_the_others(openai: OpenAI) -> None:
+def test_a_fault_at_one_endpoint_spares_the_others(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SERVER_ERROR, endpoint="completions"))
 
     assert len(read(openai, COSTS)[0]) == 1
@@ -301,9 +301,7 @@ def test_fault_of_one_endpoint_spares_the_others(openai: OpenAI) -> None:
         (KeyState.RESTRICTED, InsufficientPermissions),
     ],
 )
-def test_refused_key_is_not_tried_again(
-    openai: OpenAI, state: KeyState, error: type[OpenAIAdminError]
-) -> None:
+def test_a_refused_key_is_not_retried(openai: OpenAI, state: KeyState, error: type[OpenAIAdminError]) -> None:
     openai.simulator.set_key_state(openai.organizations[0].admin_key, state)
 
     async def use(client: OpenAIAdminClient) -> int:
@@ -315,7 +313,7 @@ def test_refused_key_is_not_tried_again(
     assert "Create a fresh Admin key" in str(failure(openai, lambda: read(openai)))
 
 
-def test_refused_key_of_a_long_window_ends_in_one_plain_error(openai: OpenAI) -> None:
+def test_a_refused_key_on_a_long_window_raises_one_error(openai: OpenAI) -> None:
     openai.simulator.set_key_state(openai.organizations[0].admin_key, KeyState.REVOKED)
 
     assert type(failure(openai, lambda: read(openai, days=400))) is InvalidKey
@@ -416,14 +414,14 @@ def test_endless_cursor_ends(openai: OpenAI) -> None:
     assert "2 pages" in str(told)
 
 
-def test_fault_on_a_later_page_leaves_no_half_read_window(openai: OpenAI) -> None:
+def test_a_fault_on_a_later_page_returns_no_partial_window(openai: OpenAI) -> None:
     # The first strike hits one of the three pieces, which then has no time to ask again.
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=3600, times=1))
 
     assert isinstance(failure(openai, lambda: read(openai, days=400)), RateLimited)
 
 
-def test_organizations_are_read_side_by_side_and_apart(openai: OpenAI) -> None:
+def test_organizations_are_fetched_concurrently_and_separately(openai: OpenAI) -> None:
     window = last_days(openai, 5)
     openai.simulator.add_fault(openai.organizations[2], Fault(FaultKind.SERVER_ERROR))
 
@@ -457,7 +455,7 @@ def test_every_project_is_listed(start_openai: StartOpenAI) -> None:
     [fault for fault in RECOVERING if fault.kind not in (FaultKind.NULL_RESULTS, FaultKind.FOREIGN_CURRENCY)],
     ids=lambda fault: f"{fault.kind}-{fault.times}",
 )
-def test_passing_fault_leaves_no_trace_in_the_projects(openai: OpenAI, fault: Fault) -> None:
+def test_a_transient_fault_changes_no_list_of_projects(openai: OpenAI, fault: Fault) -> None:
     def projects() -> list[str]:
         return with_client(openai.base_url, lambda client: client.organization(key_of(openai)).projects())
 
@@ -502,7 +500,7 @@ def test_refused_key_lists_no_projects(openai: OpenAI) -> None:
     assert with_client(openai.base_url, use) == 1
 
 
-def test_refused_query_is_told_in_one_sentence(start_openai: StartOpenAI) -> None:
+def test_a_refused_query_raises_one_sentence(start_openai: StartOpenAI) -> None:
     openai = start_openai(days=5, cost_groupings=())
 
     async def use(client: OpenAIAdminClient) -> list[Page]:
@@ -540,11 +538,11 @@ def test_retry_after_is_seconds_or_a_date(header: str, seconds: float | None) ->
     assert retry_after({"retry-after": header}) == seconds
 
 
-def test_no_retry_after_is_none() -> None:
+def test_no_retry_after_is_invented() -> None:
     assert retry_after({}) is None
 
 
-def test_a_piece_without_days_between_others_is_not_taken_for_read(openai: OpenAI):
+def test_an_empty_piece_between_others_does_not_count_as_fetched(openai: OpenAI):
     window = last_days(openai, 400)
     middle = f"start_time={unix_seconds(window.start + timedelta(days=COSTS.days_per_page))}"
     nothing = b'{"object":"page","data":[],"has_more":false,"next_page":null}'

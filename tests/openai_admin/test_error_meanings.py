@@ -184,7 +184,7 @@ def test_code_and_retry_after_are_kept() -> None:
         ("Überblick 東京 😀", "Überblick 東京 😀"),
     ],
 )
-def test_openais_words_are_made_fit_to_show(said: str, shown: str) -> None:
+def test_openais_messages_are_made_safe_to_show(said: str, shown: str) -> None:
     assert quoted(said).rstrip(".") == shown
     # What JSON cannot hold as text is replaced before.
     if not {"\ud83d", "\x00"} & set(said):
@@ -193,7 +193,7 @@ def test_openais_words_are_made_fit_to_show(said: str, shown: str) -> None:
         assert KEY not in message
 
 
-def test_openais_words_are_not_repeated_without_end() -> None:
+def test_long_messages_of_openai_are_cut() -> None:
     assert quoted("word " * 10_000).endswith("…")
     assert len(quoted("word " * 10_000)) <= 160
     assert len(str(error_of(500, body("x" * 100_000).encode(), {}, OPENAI))) < 400
@@ -268,7 +268,7 @@ def requests_until(openai: OpenAI, fault: Fault, limits: Limits) -> tuple[int, O
         (418, "", 3),
     ],
 )
-def test_a_refusal_is_repeated_as_its_reason_deserves(
+def test_a_refusal_is_retried_according_to_its_reason(
     openai: OpenAI, status: int, sent: str, requests: int
 ) -> None:
     fault = Fault(FaultKind.STATUS, status=status, body=sent)
@@ -287,12 +287,12 @@ def test_a_refusal_is_repeated_as_its_reason_deserves(
         (401, body("Something odd.", "odd_code"), "application/json"),
     ],
 )
-def test_what_passes_leaves_no_trace(openai: OpenAI, status: int, sent: str, kind: str) -> None:
+def test_a_transient_error_changes_no_result(openai: OpenAI, status: int, sent: str, kind: str) -> None:
     fault = Fault(FaultKind.STATUS, status=status, body=sent, content_type=kind, times=1)
     assert requests_until(openai, fault, PATIENT) == (2, None)
 
 
-def test_a_web_page_that_stays_is_repeated_like_a_server_error(openai: OpenAI) -> None:
+def test_a_lasting_web_page_is_retried_like_a_server_error(openai: OpenAI) -> None:
     requests, error = requests_until(
         openai, Fault(FaultKind.STATUS, status=403, body=PAGE, content_type="text/html"), HASTY
     )
@@ -301,7 +301,7 @@ def test_a_web_page_that_stays_is_repeated_like_a_server_error(openai: OpenAI) -
     assert requests > 2
 
 
-def test_a_type_error_is_not_repeated_for_long(openai: OpenAI) -> None:
+def test_a_type_error_is_retried_briefly(openai: OpenAI) -> None:
     requests, error = requests_until(
         openai, Fault(FaultKind.EDIT, edit='"value":"[^"]*"', body='"value":"12,5"'), PATIENT
     )
@@ -311,7 +311,7 @@ def test_a_type_error_is_not_repeated_for_long(openai: OpenAI) -> None:
     assert requests_until(openai, Fault(FaultKind.NULL_RESULTS), PATIENT)[0] == 2
 
 
-def test_every_error_names_what_it_counts_as() -> None:
+def test_every_error_class_has_a_metric_label() -> None:
     def classes(of: type[OpenAIAdminError]) -> Iterator[type[OpenAIAdminError]]:
         yield of
         for one in of.__subclasses__():

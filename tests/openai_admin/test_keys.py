@@ -45,7 +45,7 @@ admin_keys = st.text(ALPHABET, min_size=16, max_size=200).map(PREFIX.__add__)
         f"My key is {KEY}.",
     ],
 )
-def test_what_surrounds_a_pasted_key_is_dropped(pasted: str) -> None:
+def test_text_around_a_pasted_key_is_dropped(pasted: str) -> None:
     assert AdminKey(pasted).reveal() == KEY
 
 
@@ -83,7 +83,7 @@ def test_what_surrounds_a_pasted_key_is_dropped(pasted: str) -> None:
         ("sk-admin-Zk39xQw7LmN2é", "characters that a key cannot have"),
     ],
 )
-def test_rubbish_is_refused_in_a_sentence_that_never_repeats_it(pasted: str, words: str) -> None:
+def test_an_invalid_key_is_refused_without_repeating_it(pasted: str, words: str) -> None:
     with pytest.raises(KeyFormError) as refused:
         AdminKey(pasted)
 

@@ -97,7 +97,7 @@ EXPECTED = [
 
 
 @pytest.mark.parametrize(("text", "model", "direction", "modality", "tier", "is_long_context"), EXPECTED)
-def test_line_says(
+def test_a_line_item_is_parsed(
     text: str,
     model: str | None,
     direction: str | None,
@@ -109,7 +109,7 @@ def test_line_says(
 
 
 @pytest.mark.parametrize("text", LINES)
-def test_every_line_seen_live_is_read(text: str) -> None:
+def test_every_line_item_seen_live_is_parsed(text: str) -> None:
     assert parse_line_item(text).is_parsed == (text not in UNPARSED)
 
 
@@ -150,7 +150,7 @@ def test_modality_without_a_model_names_no_model() -> None:
     assert parse_line_item("audio, input") == LineItem("audio, input", None, "input", "audio")
 
 
-def test_every_line_of_the_simulator_but_one_is_read() -> None:
+def test_every_simulated_line_item_but_one_is_parsed() -> None:
     texts = [f"{model.name}, {way}" for model in MODELS for way in ("input", "cached input", "output")]
     texts += [line.text for service in SERVICES for line in service.lines]
 
@@ -174,7 +174,7 @@ unknown_words = st.from_regex(r"[xyz]{3,9}( [xyz]{3,9})?", fullmatch=True)
     tier=st.none() | st.sampled_from(TIERS),
     is_long_context=st.booleans(),
 )
-def test_every_line_of_the_grammar_is_read(
+def test_every_line_item_of_the_grammar_is_parsed(
     model: str, word: str, modality: str | None, tier: str | None, is_long_context: bool
 ) -> None:
     prefix = f"{tier} | " if tier else ""
@@ -192,7 +192,7 @@ def test_every_line_of_the_grammar_is_read(
     directions=st.lists(st.sampled_from(sorted(DIRECTIONS)) | unknown_words, max_size=3),
     in_capitals=st.booleans(),
 )
-def test_a_model_is_kept_among_any_words(
+def test_a_model_is_found_among_any_words(
     model: str, prefix: str, modality: str, directions: list[str], in_capitals: bool
 ) -> None:
     text = ", ".join([f"{prefix}{model}{modality}", *directions])
@@ -219,7 +219,7 @@ def test_no_text_is_lost(text: str) -> None:
     assert not item.model or not {*item.model.split()} & {"input", "output", "cached"}
 
 
-def test_names_of_services_are_unambiguous_and_of_endpoints() -> None:
+def test_service_names_are_unambiguous_and_name_endpoints() -> None:
     keys = [(name.line_item, name.quantity_unit) for name in SERVICE_NAMES]
 
     assert len(keys) == len(set(keys))

@@ -194,7 +194,7 @@ def through_proxy(
     return heard
 
 
-def test_a_proxy_of_the_environment_leads_to_openai_and_hears_no_key(
+def test_the_environments_proxy_forwards_but_sees_no_key(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = ConnectProxy()
@@ -235,7 +235,7 @@ def test_a_company_certificate_is_trusted_where_the_environment_names_it(
     assert len(heard) == 1
 
 
-def test_an_unknown_certificate_is_called_one_and_sees_no_key(certificates: Certificates) -> None:
+def test_an_unknown_certificate_is_reported_and_gets_no_key(certificates: Certificates) -> None:
     heard: list[bytes] = []
 
     async def run() -> OpenAIAdminError:
@@ -254,7 +254,7 @@ def test_an_unknown_certificate_is_called_one_and_sees_no_key(certificates: Cert
 @pytest.mark.parametrize(
     ("names", "days", "words"), [(["other.example"], 1, "another name"), (["localhost"], -1, "has expired")]
 )
-def test_a_certificate_that_is_wrong_otherwise_says_how(
+def test_a_certificate_error_states_its_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], days: int, words: str
 ) -> None:
     wrong = make_certificates(tmp_path, names, days)
@@ -269,9 +269,7 @@ def test_a_certificate_that_is_wrong_otherwise_says_how(
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
-def test_certificates_that_cannot_be_read_are_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
+def test_unreadable_certificates_raise_one_sentence(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "/nowhere/at/all")
     error = failure(f"https://{NAME}/v1")
     assert isinstance(error, CertificateRejected)
@@ -282,7 +280,7 @@ def test_certificates_that_cannot_be_read_are_a_sentence(
     assert isinstance(failure("http://127.0.0.1:9/v1"), ConnectionRefused)
 
 
-def test_a_proxy_that_wants_a_password_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_needs_a_password_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
 
     async def run(answer: bytes) -> tuple[OpenAIAdminError, str]:
@@ -299,7 +297,7 @@ def test_a_proxy_that_wants_a_password_says_so(monkeypatch: pytest.MonkeyPatch) 
     assert f"the proxy {proxy} answered 403 and refuses to lead to {NAME}" in str(error)
 
 
-def test_a_proxy_that_is_not_there_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://ada:hunter2@127.0.0.1:9")
     error = failure(f"https://{NAME}/v1")
     assert isinstance(error, ProxyFailed)
@@ -313,7 +311,7 @@ def test_a_proxy_that_is_not_there_is_named_without_its_password(monkeypatch: py
     ("url", "words"),
     [("socks5://127.0.0.1:9", "SOCKS"), ("nonsense://x", "HTTPS_PROXY must be"), ("http://[", "must be")],
 )
-def test_a_proxy_of_another_kind_is_refused_in_a_sentence(
+def test_a_proxy_of_an_unsupported_kind_is_refused(
     monkeypatch: pytest.MonkeyPatch, url: str, words: str
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", url)
@@ -413,7 +411,7 @@ async def listener(heard: list[bytes]) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
 
 
-def test_a_key_goes_to_the_address_it_is_bound_to_and_not_to_the_clients() -> None:
+def test_a_key_goes_to_its_bound_address_not_the_clients() -> None:
     async def run() -> tuple[list[bytes], list[bytes]]:
         clients: list[bytes] = []
         bound: list[bytes] = []
@@ -427,7 +425,7 @@ def test_a_key_goes_to_the_address_it_is_bound_to_and_not_to_the_clients() -> No
 
 
 @pytest.mark.parametrize("host", ["müller.example", "[2001:db8::1]:8443"])
-def test_an_address_beyond_ascii_or_of_ipv6_is_its_own(host: str) -> None:
+def test_an_ipv6_or_international_host_reaches_the_proxy_unchanged(host: str) -> None:
     proxy = ConnectProxy(b"HTTP/1.1 503 Service Unavailable\r\n\r\n")
 
     async def run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,7 +460,7 @@ async def ask(client: OpenAIAdminClient, address, path: str) -> bytes:
 
 
 @pytest.mark.parametrize("address", ["http://api.openai.com/v1", "https://api.openai.com", "nonsense"])
-def test_no_organization_is_read_at_an_address_that_may_not_receive_a_key(address: str) -> None:
+def test_no_fetch_from_an_address_not_allowed_to_receive_keys(address: str) -> None:
     with pytest.raises(AddressError):
         asyncio.run(read_costs(address))
     with pytest.raises(AddressError):

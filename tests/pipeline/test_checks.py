@@ -55,7 +55,7 @@ def test_an_ordinary_run_passes_every_check(installation: Installation):
     assert evaluation(installation, "published", "every_promise_kept").passed
 
 
-def test_rows_of_one_grain_are_counted(installation: Installation):
+def test_duplicate_rows_are_counted(installation: Installation):
     """As no load can make them: the newest rows once more, before the run's result is told."""
     warehouse = Warehouse(installation.settings.home)
     with warehouse.writing() as connection:
@@ -71,7 +71,7 @@ def test_rows_of_one_grain_are_counted(installation: Installation):
     assert grain_check("daily_usage", Loaded(1, 1, 1, repeated={"daily_usage": 0})).passed
 
 
-def test_unparsed_line_items_are_listed_with_their_dollars(tmp_path: Path):
+def test_unparsed_line_items_are_listed_with_their_costs(tmp_path: Path):
     warehouse = Warehouse(tmp_path)
     lines = [cost_row('"2.50"', "night | gpt-4o, thoughts"), cost_row('"-7.00"', "promotional credit")]
     days = [cost_day([*lines, cost_row('"1.00"')]), cost_day(lines[:1], DAY + timedelta(days=1))]
@@ -86,7 +86,7 @@ def test_unparsed_line_items_are_listed_with_their_dollars(tmp_path: Path):
     assert line_items_check(Loaded(1, 1, 1)).passed
 
 
-def test_a_settled_day_that_changes_is_told(installation: Installation):
+def test_a_changed_final_day_is_reported(installation: Installation):
     day = installation.today - timedelta(days=12)
     with Warehouse(installation.settings.home).writing() as connection:
         # As if OpenAI had said a cent less when the day was read first.
@@ -103,7 +103,7 @@ def test_a_settled_day_that_changes_is_told(installation: Installation):
     assert f"| user-0 | {day} | $0.0" in str(told.metadata["first"].value)
 
 
-def test_a_copy_that_lacks_something_is_told(installation: Installation, monkeypatch):
+def test_an_incomplete_snapshot_is_reported(installation: Installation, monkeypatch):
     warehouse = Warehouse(installation.settings.home)
 
     def copy_less(source: Path, target: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_copy_that_lacks_something_is_told(installation: Installation, monkeyp
     assert not copy_check(copy).passed
 
 
-def test_a_user_whose_data_is_too_old_is_told(installation: Installation):
+def test_a_user_with_late_data_is_reported(installation: Installation):
     (connection,) = installation.accounts.connections.all()
     promised = connection.next_refresh_at
     assert promised is not None
@@ -131,7 +131,7 @@ def test_a_user_whose_data_is_too_old_is_told(installation: Installation):
     assert promise_check([removed], datetime.now(UTC) + timedelta(days=9)).passed
 
 
-def test_a_failed_blocking_check_keeps_the_last_good_copy(installation: Installation, monkeypatch):
+def test_a_failed_blocking_check_keeps_the_last_good_snapshot(installation: Installation, monkeypatch):
     before = installation.sql("SELECT count(*), sum(amount_usd) FROM daily_costs")
 
     def with_a_day_that_does_not_add_up(*arguments: Any) -> Recomputed:

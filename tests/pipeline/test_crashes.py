@@ -98,7 +98,7 @@ def repeat(run_id: str) -> dg.DagsterRun:
     return run
 
 
-def test_the_repeat_of_a_killed_run_reads_only_whom_that_one_had_not_read(
+def test_the_repeat_of_a_killed_run_fetches_only_missing_users(
     elsewhere, start_openai, install, monkeypatch: pytest.MonkeyPatch
 ):
     openai = start_openai(organizations=3, days=DAYS, services=False)

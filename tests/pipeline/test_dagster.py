@@ -56,7 +56,7 @@ def instance(tmp_path: Path):
         yield instance
 
 
-def test_every_asset_says_what_it_is(definitions: dg.Definitions):
+def test_every_asset_has_a_description(definitions: dg.Definitions):
     graph = definitions.resolve_asset_graph()
     names = {key.to_user_string() for key in graph.get_all_asset_keys()}
     assert names == {
@@ -111,7 +111,7 @@ def tick(
 
 
 @pytest.mark.usefixtures("a_user_of_each_plan")
-def test_a_tick_asks_for_the_trailing_days_of_its_plan(definitions: dg.Definitions, instance):
+def test_a_tick_requests_the_trailing_days_of_its_plan(definitions: dg.Definitions, instance):
     moment = datetime(2100, 11, 24, 6, 0, tzinfo=UTC)
     (request,) = tick(definitions, instance, "growth", moment).run_requests
     assert request.tags[PLAN_TAG] == "growth"
@@ -122,13 +122,13 @@ def test_a_tick_asks_for_the_trailing_days_of_its_plan(definitions: dg.Definitio
 
 
 @pytest.mark.usefixtures("a_user_of_each_plan")
-def test_a_tick_starts_no_run_while_nobody_is_due(definitions: dg.Definitions, instance):
+def test_a_tick_starts_no_run_without_due_connections(definitions: dg.Definitions, instance):
     told = tick(definitions, instance, "growth", datetime.now(UTC) + timedelta(hours=21))
     assert told.run_requests == []
     assert told.skip_message == "No connection of the growth plan is due."
 
 
-def test_a_scheduled_run_reads_those_that_will_be_due_before_long(start_openai, install):
+def test_a_scheduled_run_fetches_connections_due_soon(start_openai, install):
     installation = install(start_openai(organizations=3, days=2, services=False))
     installation.connect(plan="scale")
     now = datetime.now(UTC)
@@ -149,7 +149,7 @@ def test_a_scheduled_run_reads_those_that_will_be_due_before_long(start_openai, 
 
 
 @pytest.mark.usefixtures("a_user_of_each_plan")
-def test_a_tick_is_skipped_while_a_refresh_of_the_plan_is_going(definitions: dg.Definitions, instance):
+def test_a_tick_is_skipped_during_a_refresh_of_the_plan(definitions: dg.Definitions, instance):
     job = definitions.resolve_job_def("refresh")
     instance.create_run_for_job(job, tags={PLAN_TAG: "scale"}, status=dg.DagsterRunStatus.STARTED)
     busy = tick(definitions, instance, "scale")
@@ -158,9 +158,7 @@ def test_a_tick_is_skipped_while_a_refresh_of_the_plan_is_going(definitions: dg.
     assert len(tick(definitions, instance, "enterprise").run_requests) == 1
 
 
-def test_a_tick_is_not_skipped_while_other_days_of_the_plan_are_read_by_hand(
-    definitions: dg.Definitions, start_openai, install
-):
+def test_a_tick_is_not_skipped_during_a_manual_backfill(definitions: dg.Definitions, start_openai, install):
     installation = install(start_openai(days=9, services=False))
     installation.connect(plan="enterprise")
     skipped: list[bool] = []
@@ -178,9 +176,7 @@ def test_a_tick_is_not_skipped_while_other_days_of_the_plan_are_read_by_hand(
 
 
 @pytest.mark.usefixtures("a_user_of_each_plan")
-def test_a_tick_ends_a_run_whose_process_is_gone(
-    definitions: dg.Definitions, instance, monkeypatch, tmp_path
-):
+def test_a_tick_ends_a_run_whose_process_died(definitions: dg.Definitions, instance, monkeypatch, tmp_path):
     """As after a power failure: Dagster would believe it to be going for hours."""
     monkeypatch.setattr(refresh, "START_SECONDS", 0)
     job = definitions.resolve_job_def("refresh")
@@ -206,7 +202,7 @@ input()"""
     assert len(tick(definitions, instance, "scale").run_requests) == 1
 
 
-def test_a_run_in_this_process_is_not_held_after_it(start_openai, install):
+def test_a_run_in_this_process_is_released_at_its_end(start_openai, install):
     installation = install(start_openai(days=2))
     installation.connect(plan="trial")
     result = installation.run()
@@ -272,7 +268,7 @@ def test_a_user_who_connects_again_after_a_purge_is_new(start_openai, install, i
     assert [request.partition_key for request in again.run_requests or []] == ["user-0"]
 
 
-def test_who_was_read_before_the_sensor_looked_can_be_chosen_in_the_ui(start_openai, install, instance):
+def test_users_fetched_before_the_sensor_can_be_chosen_in_the_ui(start_openai, install, instance):
     installation = install(start_openai(organizations=3, days=2))
     installation.connect(plan="trial", users=["user-0", "user-1"])
     installation.run()
@@ -285,7 +281,7 @@ def test_who_was_read_before_the_sensor_looked_can_be_chosen_in_the_ui(start_ope
     assert list(added.partition_keys) == ["user-2", "user-0", "user-1"]
 
 
-def test_the_sensor_sees_a_change_that_was_committed_after_a_later_one(start_openai, install, instance):
+def test_the_sensor_sees_changes_committed_out_of_order(start_openai, install, instance):
     installation = install(start_openai(organizations=2, days=2))
     (later, earlier) = ["user-0", "user-1"]
     installation.connect(plan="trial", users=[later])
@@ -341,7 +337,7 @@ def test_thirty_days_are_one_run_and_thirty_partitions(start_openai, install):
     assert result.succeeded
 
 
-def test_one_users_history_is_loaded_again(start_openai, install):
+def test_one_users_history_is_fetched_again(start_openai, install):
     openai = start_openai(organizations=2, days=30)
     installation = install(openai)
     installation.connect(plan="growth")
@@ -370,7 +366,7 @@ def test_configuration_shows_no_secret(start_openai, install):
     assert installation.settings.accounts_url not in repr(accounts)
 
 
-def test_a_databases_password_is_not_in_what_dagster_keeps_of_the_definitions(monkeypatch, tmp_path):
+def test_dagsters_stored_definitions_hold_no_database_password(monkeypatch, tmp_path):
     url = f"sqlite:///{tmp_path}/accounts.sqlite?hunter2"
     monkeypatch.setenv("FINORA_ACCOUNTS_URL", url)
     program = """
@@ -401,7 +397,7 @@ def test_the_kept_event_log_is_dagsters_own(tmp_path: Path):
         assert said == ["turn 0", "turn 1"]
 
 
-def test_events_stored_together_are_stored_as_one_by_one(tmp_path: Path):
+def test_events_stored_in_a_batch_equal_single_stores(tmp_path: Path):
     facts = dg.AssetKey("facts")
     days = ["2026-11-01", "2026-11-02"]
     planned = [
@@ -500,7 +496,7 @@ def test_the_shipped_instance_configuration_loads(install, start_openai):
         assert trailing_window(installation.today).days == 4
 
 
-def test_a_long_backfill_leaves_a_place_for_new_users(start_openai, install):
+def test_a_long_backfill_leaves_a_slot_for_new_users(start_openai, install):
     installation = install(start_openai(days=1))
     prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:

@@ -23,7 +23,7 @@ def read_again(installation: Installation) -> None:
     assert installation.refresh().failed_users == []
 
 
-def test_names_stay_when_their_bearers_go(start_openai, install):
+def test_names_stay_after_their_objects_are_deleted(start_openai, install):
     now = now_in_the_middle_of_today()
     gone = {"archived_projects": 1, "vanished_members": 1, "deleted_keys": 1, "service_accounts": 1}
     openai = start_openai(days=20, gone_since=now.date() - timedelta(days=2), **gone)
@@ -62,7 +62,7 @@ def test_names_stay_when_their_bearers_go(start_openai, install):
     assert members[organization.members[-1].id] == organization.members[-1].name
 
 
-def test_what_openai_told_nobody_is_unknown(start_openai, install):
+def test_names_openai_never_listed_are_unknown(start_openai, install):
     openai = start_openai(days=10, deleted_keys=1, gone_since=now_in_the_middle_of_today().date())
     installation = install(openai)
     installation.connect(plan="growth")
@@ -71,7 +71,7 @@ def test_what_openai_told_nobody_is_unknown(start_openai, install):
     assert unknown == [("unknown",)]
 
 
-def test_the_directory_is_read_once_a_day_and_never_fails_a_refresh(start_openai, install):
+def test_the_directory_is_fetched_daily_and_never_fails_a_refresh(start_openai, install):
     openai = start_openai(days=4)
     installation = install(openai)
     installation.connect(plan="trial")
@@ -91,7 +91,7 @@ def test_the_directory_is_read_once_a_day_and_never_fails_a_refresh(start_openai
 
 
 @pytest.mark.parametrize("kind", [FaultKind.NOT_UTF8, FaultKind.NANOSECONDS])
-def test_an_odd_list_of_one_user_fails_nobody(start_openai, install, kind):
+def test_an_odd_directory_list_fails_no_refresh(start_openai, install, kind):
     openai = start_openai(organizations=2, days=4)
     installation = install(openai)
     installation.connect(plan="trial")

@@ -235,7 +235,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize("number", range(len(ROWS)), ids=[row.what for row in ROWS])
-def test_fault(number: int, seen) -> None:
+def test_each_fault_has_the_documented_outcome(number: int, seen) -> None:
     row, (before, during, after), read_again = ROWS[number], seen[0][number], seen[1]
     (facts_before, truth_before, _), (facts, truth, sentence), (_, truth_after, _) = before, during, after
     assert before == (truth_before, truth_before, None)
@@ -256,7 +256,7 @@ def test_fault(number: int, seen) -> None:
     assert after == (truth_after, truth_after, None)
 
 
-def test_the_document_has_these_rows() -> None:
+def test_the_document_has_a_row_for_each_fault() -> None:
     told = [line.strip("| ").split(" | ") for line in DOCUMENT.splitlines() if line.startswith("| ")][1:]
     assert [(what, data) for what, _, data in told] == [(row.what, row.data) for row in ROWS]
     for (_, sentence, _), row in zip(told, ROWS, strict=True):
@@ -291,7 +291,9 @@ def test_a_day_that_becomes_empty(installation: Installation, monkeypatch: pytes
     assert facts_of(installation) == truth_of(installation)
 
 
-def test_midnight_amid_a_refresh(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_midnight_passes_during_a_refresh(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     simulator, today = installation.openai.simulator, installation.today
     midnight = datetime.combine(today, time(), UTC)
     before, after = midnight - timedelta(seconds=30), midnight + timedelta(minutes=30)
@@ -317,7 +319,7 @@ def test_midnight_amid_a_refresh(installation: Installation, monkeypatch: pytest
     assert {day for day, _, _ in installation.costs("user-0")} >= {today - timedelta(days=1), today}
 
 
-def test_days_of_an_organization_that_is_known_are_not_taken_for_those_before_it(start_openai, install):
+def test_missing_days_of_a_known_organization_are_not_empty_days(start_openai, install):
     openai = start_openai(days=20, services=False)
     installation = install(openai)
     installation.connect(plan="trial")

@@ -15,7 +15,7 @@ BAD = {
 }
 
 
-def test_four_bad_users_of_twenty_leave_sixteen_right(start_openai, install):
+def test_four_failing_users_of_twenty_leave_sixteen_exact(start_openai, install):
     openai = start_openai(organizations=20, days=5, services=False, keys_per_project=1)
     installation = install(openai)
     user_ids = installation.connect(plan="trial")
@@ -49,7 +49,7 @@ def test_four_bad_users_of_twenty_leave_sixteen_right(start_openai, install):
     assert sum(row["last_failure"] is None for row in by_user.values()) == 16
 
 
-def test_a_refused_key_is_not_asked_again_and_recovers_by_itself(start_openai, install):
+def test_a_refused_key_is_not_retried_until_it_works_again(start_openai, install):
     openai = start_openai(days=4)
     installation = install(openai)
     installation.connect(plan="trial")
@@ -68,7 +68,7 @@ def test_a_refused_key_is_not_asked_again_and_recovers_by_itself(start_openai, i
     installation.assert_exact("user-0", 0, installation.history(7))
 
 
-def test_a_failing_day_keeps_what_was_there(start_openai, install):
+def test_a_failing_fetch_keeps_the_days_loaded_before(start_openai, install):
     openai = start_openai(days=4)
     installation = install(openai)
     installation.connect(plan="trial")
@@ -82,7 +82,7 @@ def test_a_failing_day_keeps_what_was_there(start_openai, install):
         assert installation.costs("user-0") == before
 
 
-def test_a_user_removed_before_the_run_starts_fails_nobody_else(start_openai, install):
+def test_a_user_removed_before_the_run_fails_no_other(start_openai, install):
     installation = install(start_openai(organizations=2, days=4))
     installation.connect(plan="trial")
     installation.accounts.connections.remove("user-0")

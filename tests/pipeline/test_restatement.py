@@ -33,7 +33,7 @@ def test_restated_days_and_a_vanished_line_item(start_openai, install):
     assert sum(after.values(), Decimal(0)) > sum(before.values(), Decimal(0))
 
 
-def test_any_earlier_view_can_be_had_again(start_openai, install):
+def test_costs_as_of_an_earlier_moment_are_returned(start_openai, install):
     openai = start_openai(days=8)
     installation = install(openai)
     installation.connect(plan="trial")
@@ -63,7 +63,7 @@ def test_any_earlier_view_can_be_had_again(start_openai, install):
 
 
 @pytest.mark.parametrize("day", [1, 7, 8])
-def test_until_the_seventh_the_month_before_is_read_once_a_day(day: int, start_openai, install):
+def test_the_previous_month_is_fetched_daily_until_the_seventh(day: int, start_openai, install):
     installation = install(start_openai(days=2))
     installation.connect(plan="growth")
     installation.refresh()
@@ -97,7 +97,7 @@ def test_until_the_seventh_the_month_before_is_read_once_a_day(day: int, start_o
         (date(2026, 11, 11), date(2026, 11, 9)),
     ],
 )
-def test_a_month_that_a_pause_kept_open_is_read_by_the_next_refresh(
+def test_a_month_left_open_by_a_pause_is_fetched_by_the_next_refresh(
     last: date, first: date, start_openai, install
 ):
     installation = install(start_openai(days=2))
@@ -142,7 +142,7 @@ def test_a_better_plan_fetches_what_it_keeps(start_openai, install):
     installation.assert_exact("user-0", 0, installation.history(90))
 
 
-def test_an_unlimited_plan_reads_all_there_is(start_openai, install):
+def test_an_unlimited_plan_fetches_the_whole_history(start_openai, install):
     installation = install(start_openai(days=400, services=False, keys_per_project=1, projects=1))
     installation.connect(plan="enterprise")
     result = installation.refresh()
@@ -151,7 +151,7 @@ def test_an_unlimited_plan_reads_all_there_is(start_openai, install):
     installation.assert_exact("user-0", 0, installation.history(400))
 
 
-def test_an_organization_without_recent_costs_keeps_its_old_ones(start_openai, install):
+def test_an_organization_without_recent_costs_keeps_its_old_costs(start_openai, install):
     """Its last costs are more than two of OpenAI's longest pages ago."""
     last = datetime.now(UTC).date() - timedelta(days=395)
     installation = install(start_openai(days=400, until=last, services=False, keys_per_project=1))
@@ -164,7 +164,7 @@ def test_an_organization_without_recent_costs_keeps_its_old_ones(start_openai, i
     installation.assert_exact("user-0", 0, history)
 
 
-def test_days_missed_by_a_long_pause_are_read_by_the_next_refresh(start_openai, install):
+def test_days_missed_in_a_long_pause_are_fetched_by_the_next_refresh(start_openai, install):
     openai = start_openai(days=30, services=False)
     installation = install(openai)
     installation.connect(plan="growth")
@@ -181,7 +181,7 @@ def test_days_missed_by_a_long_pause_are_read_by_the_next_refresh(start_openai, 
 
 
 @pytest.mark.parametrize("plan", ["growth", "enterprise"])
-def test_past_days_read_after_a_pause_leave_no_gap(plan: str, start_openai, install):
+def test_past_days_fetched_after_a_pause_leave_no_gap(plan: str, start_openai, install):
     """As of a tick before midnight whose run starts after it, or of a backfill."""
     installation = install(start_openai(days=20, services=False, projects=1))
     installation.connect(plan=plan)
@@ -205,7 +205,7 @@ def test_past_days_read_after_a_pause_leave_no_gap(plan: str, start_openai, inst
         (25, 13),
     ],
 )
-def test_after_a_pause_days_are_read_for_as_long_as_they_are_shown(
+def test_after_a_pause_days_are_fetched_while_the_plan_shows_them(
     days: int, expected: int, start_openai, install
 ):
     installation = install(start_openai(days=30, services=False))

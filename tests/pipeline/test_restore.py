@@ -10,7 +10,7 @@ from finora_pipeline.warehouse.rebuild import rebuild
 from tests.conftest import Installation
 
 
-def test_a_restored_installation_goes_on(start_openai, install, tmp_path: Path, monkeypatch):
+def test_a_restored_installation_keeps_refreshing(start_openai, install, tmp_path: Path, monkeypatch):
     openai = start_openai(days=6, services=False)
     installation: Installation = install(openai)
     installation.connect(plan="growth")

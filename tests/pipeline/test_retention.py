@@ -58,7 +58,7 @@ def nightly(installation: Installation) -> dict[str, object]:
     return {name: value.value for name, value in event.metadata.items()}
 
 
-def test_every_night_the_months_rows_are_put_in_the_order_of_users(installation: Installation):
+def test_each_night_orders_the_months_rows_by_user(installation: Installation):
     tables = ("daily_costs", "daily_usage", "daily_model_costs", "daily_member_costs", "daily_key_costs")
     # Written day by day, as refreshes do.
     for number in (2, 1, 0):
@@ -145,7 +145,7 @@ def test_replaced_raw_pages_are_thinned_and_the_facts_can_be_built_again(install
     assert after.files < before.files
 
 
-def test_pages_that_come_again_as_they_were_are_not_stored_again(installation: Installation):
+def test_unchanged_pages_are_not_landed_again(installation: Installation):
     facts = "SELECT * EXCLUDE (raw_file, fetched_at) FROM daily_costs ORDER BY ALL"
     # From here on the trailing days alone are read.
     installation.refresh()
@@ -183,7 +183,7 @@ def test_the_history_of_a_plan_that_grows_while_upkeep_waits_is_kept(installatio
     assert first_days(installation) == before
 
 
-def test_days_that_were_pruned_come_back_when_they_are_read_again(installation: Installation):
+def test_pruned_days_come_back_when_they_are_fetched_again(installation: Installation):
     warehouse = warehouse_of(installation)
     window = installation.history(20)
     installation.refresh(window)
@@ -192,7 +192,7 @@ def test_days_that_were_pruned_come_back_when_they_are_read_again(installation: 
     installation.assert_exact("user-0", 0, window)
 
 
-def test_old_lists_of_names_stay_where_they_alone_name_something(start_openai, install):
+def test_old_directory_lists_stay_if_only_they_hold_a_name(start_openai, install):
     now = now_in_the_middle_of_today()
     gone = {"vanished_members": 1, "deleted_keys": 1, "gone_since": now.date() - timedelta(days=2)}
     openai = start_openai(days=8, services=False, **gone)
@@ -217,7 +217,7 @@ def test_old_lists_of_names_stay_where_they_alone_name_something(start_openai, i
     assert {table: installation.sql(f"FROM {table} ORDER BY ALL") for table in named} == named
 
 
-def test_a_difference_between_facts_and_raw_pages_is_told(installation: Installation):
+def test_a_difference_between_facts_and_raw_pages_is_reported(installation: Installation):
     warehouse = warehouse_of(installation)
     with warehouse.writing() as connection:
         connection.execute(
@@ -237,7 +237,7 @@ def test_a_difference_between_facts_and_raw_pages_is_told(installation: Installa
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_a_warehouse_with_unknown_tables_is_built_again(by_hand: bool, installation: Installation):
+def test_a_warehouse_with_unknown_tables_is_rebuilt(by_hand: bool, installation: Installation):
     installation.openai.simulator.frozen_now = later(installation, 5)
     installation.run()
     revisions = installation.sql("SELECT count(*) FROM cost_revisions")
@@ -259,7 +259,7 @@ def test_a_warehouse_with_unknown_tables_is_built_again(by_hand: bool, installat
     installation.assert_exact("user-0", 0, installation.history(90))
 
 
-def test_pruned_days_beside_kept_ones_in_a_raw_file_are_no_difference(tmp_path):
+def test_pruned_days_in_a_kept_raw_file_are_not_a_difference(tmp_path):
     warehouse = Warehouse(tmp_path)
     days = [DAY + timedelta(days=number) for number in range(5)]
     land(warehouse, page_of(*(cost_day([cost_row('"5.00"')], day) for day in days)))
@@ -272,7 +272,7 @@ def test_pruned_days_beside_kept_ones_in_a_raw_file_are_no_difference(tmp_path):
     assert (difference.date, difference.rows_only_held, difference.rows_only_raw) == (days[3], 0, 1)
 
 
-def test_a_user_of_whom_no_day_is_kept_has_no_figures(tmp_path):
+def test_a_user_without_kept_days_has_no_figures(tmp_path):
     warehouse = Warehouse(tmp_path)
     land(warehouse, page_of(cost_day([cost_row('"5.00"')])))
     load(warehouse)
@@ -283,7 +283,7 @@ def test_a_user_of_whom_no_day_is_kept_has_no_figures(tmp_path):
     assert rows(warehouse, "SELECT count(*) FROM user_metrics WHERE user_id = 'acme'") == [(0,)]
 
 
-def test_a_purged_user_is_nowhere(installation: Installation):
+def test_a_purged_user_leaves_no_trace(installation: Installation):
     organization = installation.openai.organizations[0]
     told = [organization.id, organization.members[0].email, organization.projects[0].id]
     people = installation.accounts.logins
@@ -309,7 +309,7 @@ def test_a_purged_user_is_nowhere(installation: Installation):
     assert "There is no user nobody." in nobody.output
 
 
-def test_a_user_who_is_purged_during_a_run_is_nowhere_after_it(start_openai, install):
+def test_a_user_purged_during_a_run_leaves_no_trace(start_openai, install):
     installation: Installation = install(start_openai(organizations=2, days=6, services=False))
     installation.connect(plan="trial")
 
@@ -361,7 +361,7 @@ def test_a_purge_does_not_keep_others_from_their_first_load(start_openai, instal
 
 
 @pytest.mark.parametrize("done", ["the accounts", "the warehouse, too"])
-def test_a_purge_that_was_cut_short_can_be_done_again(installation: Installation, done: str):
+def test_an_interrupted_purge_can_be_repeated(installation: Installation, done: str):
     installation.accounts.purge("user-0")
     warehouse = warehouse_of(installation)
     if done == "the warehouse, too":

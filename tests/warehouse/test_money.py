@@ -98,7 +98,7 @@ def test_a_float_on_the_way_would_be_seen(tmp_path: Path):
     assert total(warehouse) == Decimal("0.600000000000000006")
 
 
-def test_a_grain_that_stands_twice_is_added_up(tmp_path: Path):
+def test_duplicate_cost_rows_are_added_up(tmp_path: Path):
     warehouse = Warehouse(tmp_path)
     land(warehouse, page_of(cost_day([cost_row('"1.10"'), cost_row("2.20"), cost_row('"0E-6176"')])))
     load(warehouse)
@@ -107,7 +107,7 @@ def test_a_grain_that_stands_twice_is_added_up(tmp_path: Path):
     ]
 
 
-def test_a_row_without_amount_is_kept_and_counts_nothing(tmp_path: Path):
+def test_a_row_without_amount_is_kept_and_adds_nothing(tmp_path: Path):
     warehouse = Warehouse(tmp_path)
     without = json.dumps({"object": "organization.costs.result", "line_item": "a", "project_id": "p"})
     land(warehouse, page_of(cost_day([without, cost_row('"1.5"', "b"), cost_row("null", "c")])))

@@ -38,7 +38,7 @@ def used_by(member_id: str, input_tokens: int, cached: int = 0) -> dict[str, Any
 
 
 @pytest.mark.parametrize("last_digit", range(6))
-def test_parts_add_up_where_more_is_cached_than_there_is(last_digit: int, warehouse: Warehouse):
+def test_parts_add_up_with_more_cached_than_total_tokens(last_digit: int, warehouse: Warehouse):
     bill = Decimal(f"0.10000000000000000{last_digit}")
     land(warehouse, page_of(cost_day([cost_row(f'"{bill}"')])), fetched_at=NOON)
     use = [used_by("a", 8), used_by("b", 5, cached=6), used_by("c", 5, cached=6)]
@@ -51,7 +51,7 @@ def test_parts_add_up_where_more_is_cached_than_there_is(last_digit: int, wareho
     assert {member_id for member_id, amount in parts if amount} == {"a"}
 
 
-def test_rows_that_name_more_than_they_are_grouped_by_are_one_grain(warehouse: Warehouse):
+def test_rows_with_more_fields_than_the_grouping_are_added_up(warehouse: Warehouse):
     named = [cost_row(f'"{usd}"')[:-1] + f',"user_id":"user-{usd}"}}' for usd in ("1.00", "2.00")]
     land(warehouse, page_of(cost_day(named)), fetched_at=NOON)
     loaded = load(warehouse)
@@ -65,7 +65,7 @@ def test_rows_that_name_more_than_they_are_grouped_by_are_one_grain(warehouse: W
     assert rows(warehouse, query) == [("user-1.00", Decimal(1)), ("user-2.00", Decimal(2))]
 
 
-def test_a_price_beyond_all_columns_is_no_figure(warehouse: Warehouse):
+def test_a_price_too_large_for_its_column_is_null(warehouse: Warehouse):
     days = [
         cost_day([priced("5000000.0", "0.000001")], DAY - timedelta(days=1)),
         cost_day([priced("5.00", "100000000.0")], DAY),
@@ -77,7 +77,7 @@ def test_a_price_beyond_all_columns_is_no_figure(warehouse: Warehouse):
     assert rows(warehouse, f"{query} '{DAY}'") == [(Decimal(5), None)]
 
 
-def test_amounts_that_are_too_large_for_a_ratio_have_none(warehouse: Warehouse):
+def test_amounts_too_large_for_a_ratio_have_none(warehouse: Warehouse):
     # As an earlier version took it in: today's pages with such an amount are refused.
     amount = "234567890123456789.123456789012345678"
     land(warehouse, page_of(cost_day([cost_row('"1.00"')])), fetched_at=NOON)
@@ -104,7 +104,7 @@ def test_amounts_that_are_too_large_for_a_ratio_have_none(warehouse: Warehouse):
         ({"gpt-4o": None}, None),
     ],
 )
-def test_the_top_model_is_the_first_by_name_and_none_without_a_share(usd, top, warehouse: Warehouse):
+def test_equal_top_models_are_chosen_by_name(usd, top, warehouse: Warehouse):
     lines = [
         cost_row(f'"{amount}"' if amount else "null", f"{model}, input") for model, amount in usd.items()
     ]
@@ -129,7 +129,7 @@ def test_a_dollar_a_day_grows_by_nothing_in_any_month(today: date, warehouse: Wa
     assert rows(warehouse, query) == [(Decimal(0),)]
 
 
-def test_a_search_is_charged_by_the_call_and_no_second_request(warehouse: Warehouse):
+def test_a_search_is_charged_by_call_not_by_request(warehouse: Warehouse):
     land(warehouse, page_of(cost_day([cost_row('"4.00"', "web search tool calls")])), fetched_at=NOON)
     asked = [used_by("a", 8) | {"num_model_requests": 5}, used_by("b", 8) | {"num_model_requests": 5}]
     searched = [
@@ -148,7 +148,7 @@ def test_a_search_is_charged_by_the_call_and_no_second_request(warehouse: Wareho
     assert rows(warehouse, query) == [(10,)]
 
 
-def test_a_settled_day_that_is_emptied_is_a_late_revision(warehouse: Warehouse):
+def test_a_final_day_that_becomes_empty_is_a_restatement(warehouse: Warehouse):
     land(warehouse, page_of(cost_day([cost_row('"500.00"')])), fetched_at=NOON)
     load(warehouse)
     later = NOON + timedelta(days=20)
@@ -188,7 +188,7 @@ def test_prices_of_the_days_after_a_restated_one_are_compared_again(warehouse: W
 
 
 @pytest.mark.parametrize("reread", [False, True])
-def test_prices_are_compared_with_days_that_are_read_afterwards(reread: bool, warehouse: Warehouse):
+def test_prices_are_compared_with_days_fetched_later(reread: bool, warehouse: Warehouse):
     first = DAY - timedelta(days=8)
     usd = {first: "30.00", DAY - timedelta(days=1): "20.00", DAY: "10.00", DAY + timedelta(days=7): "10.00"}
     days = {day: cost_day([priced(amount, "1000.0")], day) for day, amount in usd.items()}
@@ -218,7 +218,7 @@ def test_prices_are_compared_with_days_that_are_read_afterwards(reread: bool, wa
     assert rows(warehouse, query.format("globex")) == [(DAY, None)]
 
 
-def test_what_a_line_means_is_computed_anew_and_no_revision(warehouse: Warehouse):
+def test_parsing_a_line_item_again_is_not_a_restatement(warehouse: Warehouse):
     def cost_of(unit: str) -> str:
         return page_of(cost_day([priced("10.00", "40.0")[:-1] + f',"quantity_unit":{unit}}}']))
 
@@ -234,7 +234,7 @@ def test_what_a_line_means_is_computed_anew_and_no_revision(warehouse: Warehouse
     assert rows(warehouse, "SELECT count(*) FROM cost_revisions") == [(0,)]
 
 
-def test_use_of_one_snapshot_is_not_anothers(warehouse: Warehouse):
+def test_usage_of_a_model_snapshot_is_not_anothers(warehouse: Warehouse):
     charged = cost_day([cost_row('"10.00"', "gpt-4o-2024-08-06, input")])
     land(warehouse, page_of(charged), fetched_at=NOON)
     use = [
@@ -264,7 +264,9 @@ def test_use_of_one_snapshot_is_not_anothers(warehouse: Warehouse):
         ("gpt-4o, input", "1.0", "1000_tokens"),
     ],
 )
-def test_whatever_counts_tokens_is_charged_by_the_token(line_item: str, quantity: str, unit: str, warehouse):
+def test_every_service_with_token_counts_is_charged_by_token(
+    line_item: str, quantity: str, unit: str, warehouse
+):
     line = cost_row('"10.00"', line_item)[:-1] + f',"quantity":{quantity},"quantity_unit":"{unit}"}}'
     land(warehouse, page_of(cost_day([line])), fetched_at=NOON)
     use = page_of(bucket([used_by("a", 1000)]))
@@ -277,7 +279,7 @@ def test_whatever_counts_tokens_is_charged_by_the_token(line_item: str, quantity
 
 
 @pytest.mark.parametrize("without_project", [False, True])
-def test_the_split_of_an_organization_that_was_replaced_is_not_the_new_ones(
+def test_the_split_of_a_replaced_organization_is_not_the_new_ones(
     without_project: bool, warehouse: Warehouse
 ):
     by_member = EXTRA_ENDPOINTS["costs_by_member"]

@@ -34,7 +34,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 
 @pytest.mark.parametrize("at_once", [1, 10_000])
-def test_charges_mean_what_this_version_reads(at_once: int, warehouse: Warehouse, monkeypatch):
+def test_charges_are_parsed_by_this_versions_rules(at_once: int, warehouse: Warehouse, monkeypatch):
     monkeypatch.setattr(loading, "LINE_ITEMS_AT_ONCE", at_once)
     with warehouse.writing() as connection, transaction(connection):
         assert reparse_line_items(connection) == 1

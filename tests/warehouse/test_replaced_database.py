@@ -38,14 +38,14 @@ def warehouse(tmp_path: Path) -> Warehouse:
     ("replace", "left"),
     [(lambda warehouse: purge(warehouse, "acme"), [("zeta",)]), (replace_warehouse, [])],
 )
-def test_the_log_of_the_old_database_is_not_replayed_into_the_new_one(
+def test_the_old_databases_log_is_not_replayed_into_the_new_one(
     replace: Callable[[Warehouse], object], left: list[tuple[str]], warehouse: Warehouse
 ):
     replace(warehouse)
     assert rows(warehouse, USERS) == left
 
 
-def test_what_only_the_log_holds_is_not_lost(warehouse: Warehouse):
+def test_changes_only_in_the_log_are_not_lost(warehouse: Warehouse):
     assert rows(warehouse, USERS) == [("acme",), ("zeta",)]
 
 
@@ -80,7 +80,7 @@ def test_a_revision_whose_raw_file_was_not_moved_is_recorded_once(version: str, 
 
 
 @pytest.mark.parametrize("content", [b"no database", None], ids=["another file", "cut"])
-def test_a_damaged_database_is_set_aside_and_built_again(
+def test_a_damaged_database_is_set_aside_and_rebuilt(
     content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     warehouse = Warehouse(tmp_path)
