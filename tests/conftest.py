@@ -1,4 +1,4 @@
-"""One builder of each real part: a simulated OpenAI on loopback, accounts, the whole installation."""
+"""Builders of the real parts: a simulated OpenAI on loopback, accounts, an installation."""
 
 import asyncio
 import atexit
@@ -45,7 +45,7 @@ from finora_pipeline.warehouse.metrics import refresh_metrics
 from tests.postgres_server import PostgresServer, postgres_binaries, running_postgres
 
 FIXTURES = Path(__file__).parent / "fixtures"
-# Faults are over in milliseconds: tests never wait. One process answers all organizations.
+# Faults end in milliseconds, so that tests never wait; one process serves all organizations.
 QUICK = Limits(concurrency=32, timeout_seconds=5, retry_seconds=0.05, first_pause_seconds=0.001)
 
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
@@ -99,19 +99,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported stays: to walk it at every garbage collection takes a twelfth of the suite."""
+    """Exempt imported modules from garbage collection: it takes a twelfth of the suite."""
     gc.collect()
     gc.freeze()
 
 
 def now_in_the_middle_of_today() -> datetime:
-    """A moment of the real today, late enough that today has costs."""
+    """Return 15:00 UTC of the real today, late enough that today has costs."""
     return datetime.now(UTC).replace(hour=15, minute=0, second=0, microsecond=0)
 
 
 @dataclass
 class OpenAI:
-    """A simulated OpenAI and where it answers."""
+    """A simulated OpenAI and its address."""
 
     simulator: Simulator
     base_url: str
@@ -121,7 +121,7 @@ class OpenAI:
         return self.simulator.organizations
 
     def truth(self, number: int, window: Window) -> Any:
-        """What a refresh of the window must find of the organization at this moment."""
+        """Return what a refresh of the window must load of the organization at this moment."""
         return self.organizations[number].truth(window.start, window.end, self.simulator.now)
 
 
@@ -147,7 +147,7 @@ def start_openai() -> Iterator[Callable[..., OpenAI]]:
 
 @lru_cache(maxsize=1)
 def fresh_dagster_home() -> Path:
-    """Dagster's databases as they are before the first run: making them takes longer than most tests."""
+    """Dagster's databases before any run: creating them takes longer than most tests."""
     home = Path(tempfile.mkdtemp(prefix="finora-dagster-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     with pytest.MonkeyPatch.context() as environment:
@@ -158,7 +158,7 @@ def fresh_dagster_home() -> Path:
 
 @contextmanager
 def watching(on_user_done: OnUserDone | None) -> Iterator[None]:
-    """Has runs within the block call this after each user's fetch, in place of their own log."""
+    """Call this after each user's fetch within the block, in place of the run's log."""
     if on_user_done is None:
         yield
         return
@@ -201,7 +201,7 @@ class Installation:
 
     @property
     def openai_admin(self) -> OpenAIAdmin:
-        """The resource as in production, but impatient."""
+        """The resource as in production, with short retries."""
         return OpenAIAdmin(self.settings.openai_base_url, QUICK)
 
     def refresh(
@@ -223,13 +223,13 @@ class Installation:
         return runs.RunResult(run_id, True, self.accounts.refreshes.of_run(run_id), [])
 
     def part_failures(self) -> dict[str, list[PartFailure]]:
-        """The optional parts that OpenAI did not give of late, by user."""
+        """The optional parts that OpenAI refused lately, by user."""
         return self.accounts.refreshes.part_failures(self.accounts.users.ids())
 
     def run(
         self, window: Window | None = None, *, on_user_done: OnUserDone | None = None, **options: Any
     ) -> runs.RunResult:
-        """A real run of the refresh job in this process; `on_user_done` is called after each user's fetch."""
+        """Run the refresh job in this process; `on_user_done` is called after each user's fetch."""
         with watching(on_user_done):
             return runs.refresh(
                 self.settings,
@@ -247,7 +247,7 @@ class Installation:
         landing: type[Landing] = Landing,
         **options: Any,
     ) -> Fetched:
-        """Fetches and lands the last days of every user, nothing more; `options` are those of `FetchPlan`."""
+        """Fetch and land the last days of every user; `options` are those of `FetchPlan`."""
         today = today or self.today
         chosen = self.accounts.connections.all()
         plan = FetchPlan.of(chosen, trailing_window(today), today, failures=self.part_failures(), **options)
@@ -262,17 +262,17 @@ class Installation:
         return asyncio.run(run())
 
     def sql(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Rows of the published file."""
+        """Return rows of the published file."""
         with connect_reader(self.settings.published_database) as connection:
             return connection.execute(query, list(values)).fetchall()
 
     def history(self, days: int) -> Window:
-        """The UTC days up to today."""
+        """Return the window of so many UTC days up to today."""
         tomorrow = self.today + timedelta(days=1)
         return Window(tomorrow - timedelta(days=days), tomorrow)
 
     def costs(self, user_id: str) -> dict[tuple[date, str, str], Decimal]:
-        """The user's published cost facts by day, project and line item."""
+        """Return the user's published costs by day, project and line item, in USD."""
         query = (
             "SELECT date, project_id, line_item, amount_usd FROM daily_costs "
             "WHERE user_id = ? AND NOT is_sample"
@@ -283,7 +283,7 @@ class Installation:
         return facts
 
     def assert_exact(self, user_id: str, number: int, window: Window) -> None:
-        """The published facts equal the simulator's truth, row by row and to the last digit."""
+        """Assert that published facts equal the simulator's truth, row by row and exactly."""
         truth = self.openai.truth(number, window)
         facts = {key: amount for key, amount in self.costs(user_id).items() if key[0] >= window.start}
         assert facts == truth.by_row
@@ -291,7 +291,7 @@ class Installation:
 
 @pytest.fixture
 def install(tmp_path: Path) -> Callable[..., Installation]:
-    """Makes an installation on a simulated OpenAI: `install(openai)`, `install(openai, accounts_url)`."""
+    """Create an installation on a simulated OpenAI: `install(openai)`, `install(openai, url)`."""
 
     def make(openai: OpenAI, accounts_url: str = "") -> Installation:
         return Installation(tmp_path / "home", openai, accounts_url)
@@ -301,7 +301,7 @@ def install(tmp_path: Path) -> Callable[..., Installation]:
 
 @pytest.fixture(scope="module")
 def kept_homes() -> dict[object, Path]:
-    """The data folders that `install_loaded` has made for a module's tests."""
+    """The data folders that `install_loaded` made for a module's tests."""
     return {}
 
 
@@ -349,7 +349,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test sees this machine's settings or leaves its own to the next."""
+    """Isolate each test from this machine's settings and from other tests'."""
     for name in (
         "OPENAI_ADMIN_KEY",
         "OPENAI_BASE_URL",
@@ -361,7 +361,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "FINORA_TRUSTED_PROXIES",
     ):
         monkeypatch.delenv(name, raising=False)
-    # A command that ran in this process named itself.
+    # A command run earlier in this process has set its own actor.
     act_as(DAEMON)
     monkeypatch.setenv("FINORA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))

@@ -1,4 +1,4 @@
-"""The benchmarks of memory run, and find what is wrong."""
+"""The memory benchmarks run and detect wrong figures."""
 
 from datetime import timedelta
 from pathlib import Path

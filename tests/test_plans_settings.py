@@ -1,4 +1,4 @@
-"""The table of plans keeps its promises; settings come from the environment, with the documented defaults."""
+"""Plans and their ticks; settings from the environment with documented defaults."""
 
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
@@ -15,9 +15,9 @@ A_MONDAY = datetime(2026, 11, 23, tzinfo=UTC)
 
 
 def ticks(plan: Plan, start: datetime, days: int) -> list[datetime]:
-    """When the plan's schedule ticks in these days."""
+    """Return the ticks of the plan's schedule in these days."""
     end = start + timedelta(days=days)
-    # Dagster's own reading of a cron line, which is what will tick.
+    # Dagster's own cron parser, which decides the ticks.
     moments = croniter(plan.cron, start - timedelta(seconds=1))
     found: list[datetime] = []
     while (moment := moments.get_next(datetime)) < end:
@@ -41,9 +41,9 @@ def test_the_four_plans_have_their_documented_values():
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_a_due_connection_has_a_tick_to_spare(plan):
     (gap,) = {later - earlier for earlier, later in pairwise(ticks(plan, A_MONDAY, 7))}
-    # Whoever is not due at one tick can be served by the next one, with a minute at least left for it.
+    # A connection not due at one tick is on time at the next, with a minute left.
     assert plan.lead >= gap + timedelta(minutes=1)
-    # And nobody is read twice as often as promised, or more.
+    # No user is fetched twice as often as promised, or more.
     assert plan.refresh_interval - plan.lead > plan.refresh_interval / 2
 
 

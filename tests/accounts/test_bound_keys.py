@@ -22,7 +22,7 @@ from tests.conftest import QUICK, Installation
 
 @contextmanager
 def listener() -> Iterator[tuple[str, list[bytes]]]:
-    """A server of a stranger on another address of this machine, and all that it receives."""
+    """Serve a stranger's server on another loopback address; yield what it receives."""
     received: list[bytes] = []
     server = socket.create_server(("127.0.0.1", 0))
 
@@ -48,14 +48,14 @@ def listener() -> Iterator[tuple[str, list[bytes]]]:
 
 @pytest.fixture
 def installation(start_openai, install) -> Installation:
-    """One user, connected at a simulated OpenAI of this machine."""
+    """An installation with one user, connected to a simulated OpenAI on loopback."""
     installation = install(start_openai(days=2, services=False))
     installation.connect()
     return installation
 
 
 def rebind(installation: Installation, address: str) -> None:
-    """What an attacker with write access to the database could do."""
+    """Change the stored address, as an attacker with write access could."""
     with installation.accounts.database.write() as database:
         for table, column in (("connections", "base_url"), ("credentials", "bound_to")):
             database.execute(text(f"UPDATE {table} SET {column} = :address"), {"address": address})
@@ -117,7 +117,7 @@ def test_run_config_cannot_redirect_keys_or_data(installation: Installation, red
 
 
 def unbound(installation: Installation) -> None:
-    """Stores the user's key as versions before addresses did."""
+    """Store the user's key without an address, as older versions did."""
     key = installation.accounts.connections.key_ring(["user-0"]).key_of("user-0").reveal()
     sealed = installation.accounts.vault.seal(key, "finora/openai/1/user-0")
     with installation.accounts.database.write() as database:

@@ -1,4 +1,4 @@
-"""Connecting, updating and removing: what is stored, what is refused, and what refreshes make of it."""
+"""Connect, update and remove: what is stored or refused, and how refreshes change it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -45,7 +45,7 @@ from tests.small_openai import fresh_key, small_openai
 
 T = TypeVar("T")
 LOOPBACK = "http://127.0.0.1/v1"
-# The discard protocol's port, on which nothing listens.
+# The port of the discard protocol: nothing listens there.
 NOWHERE = "http://127.0.0.1:9/v1"
 
 
@@ -75,7 +75,7 @@ def file_home(openai: OpenAI, install: Callable[..., Installation]) -> Installat
 def ask(
     home: Installation, do: Callable[[OpenAIAdminClient], Awaitable[T]], base_url: str | None = None
 ) -> T:
-    """Runs something that needs a client of OpenAI."""
+    """Run a coroutine function with an OpenAI client."""
 
     async def run() -> T:
         async with open_client(base_url or home.settings.openai_base_url, QUICK) as client:
@@ -117,7 +117,7 @@ def stored(home: Installation, user_id: str) -> Connection:
 
 
 def sealed(home: Installation, user_id: str) -> tuple[bytes, ...]:
-    """The user's wrapped data key and ciphertext as they are stored, nothing if none are."""
+    """Return the stored wrapped data key and ciphertext of the user, empty without a key."""
     query = select(credentials.c.wrapped_key, credentials.c.ciphertext)
     with home.accounts.database.read() as database:
         row = database.execute(query.where(credentials.c.user_id == user_id)).first()
@@ -125,14 +125,14 @@ def sealed(home: Installation, user_id: str) -> tuple[bytes, ...]:
 
 
 def put_credential(home: Installation, user_id: str, wrapped_key: bytes, ciphertext: bytes) -> None:
-    """What somebody who can write to the database, but has no master key, might do."""
+    """Store another credential, as an attacker without the master key could."""
     with home.accounts.database.write() as database:
         row = credentials.update().where(credentials.c.user_id == user_id)
         database.execute(row.values(wrapped_key=wrapped_key, ciphertext=ciphertext))
 
 
 def files_with(home: Installation, *secrets: bytes) -> list[str]:
-    """The accounts database's files that hold one of these byte strings."""
+    """Return the files of the accounts database that hold one of these byte strings."""
     files = sorted(home.settings.home.glob("accounts.sqlite*"))
     assert files
     return [file.name for file in files if any(secret in file.read_bytes() for secret in secrets)]
@@ -146,7 +146,7 @@ def a_read(
     reason: str | None = None,
     permanent: bool = False,
 ) -> Refresh:
-    """A read of the last days that began so long after the connection's key was saved."""
+    """Build a fetch outcome that began some time after the connection's key was saved."""
     began = of.changed_at + after
     tomorrow = began.date() + timedelta(days=1)
     return Refresh(
@@ -674,11 +674,11 @@ def test_the_gapless_span_grows_only_by_adjoining_fetches(home, openai):
     home.accounts.refreshes.record("run-1", [whole])
     first, end = whole.window_start, whole.window_end
     reads = [
-        # A day is left out between what was read and these.
+        # A gap of one day lies between the fetched days and these.
         ((end + timedelta(days=1), end + timedelta(days=3)), (first, end)),
         ((end, end + timedelta(days=2)), (first, end + timedelta(days=2))),
         ((first - timedelta(days=9), first - timedelta(days=2)), (first, end + timedelta(days=2))),
-        # Past days alone, read by hand after a pause, do not make up for it.
+        # A backfill of past days alone does not close the gap.
         ((end, end + timedelta(days=3)), (first, end + timedelta(days=2))),
         ((first - timedelta(days=1), first), (first - timedelta(days=1), end + timedelta(days=2))),
     ]
@@ -778,7 +778,7 @@ def test_a_removed_connection_stays_removed_after_any_fetch(file_home, openai, m
 
 @contextmanager
 def between_two_transactions(do: Callable[[], object]) -> Iterator[None]:
-    """Does something in the moment after the next transaction of any accounts database, once."""
+    """Call a function once, right after the next transaction of any accounts database."""
     waiting = [do]
 
     def run(*_: object) -> None:
@@ -819,7 +819,7 @@ def test_an_unknown_user_does_not_disturb_the_log_of_others(home, openai):
 
 
 def test_messages_with_characters_postgres_rejects_are_stored(home, openai):
-    """JSON may name it; one organization's text must not keep the reads of all others from being recorded."""
+    """JSON may hold NUL; one such text must not keep other users' fetches from being logged."""
     known = connect(home, "acme", openai.organizations[0].admin_key)
     named = replace(known.organization, name="Ac\0me")
     home.accounts.connections.save("acme", AdminKey(fresh_key(openai)), named, address=LOOPBACK, known=known)
@@ -850,7 +850,7 @@ def test_the_promised_refresh_counts_from_the_latest_change(home, openai):
     assert old.next_refresh_at == now - timedelta(days=39)
     for name in names:
         assert replace(old, **{name: now}).next_refresh_at == now + day
-    # Whom a scheduled refresh reads does not wait for the promise.
+    # A scheduled refresh does not wait for the promised time.
     assert replace(old, plan_since=now, changed_at=now).is_due(now)
     assert old.refreshed_at == old.last_refresh_at
     assert replace(old, connected_at=now).refreshed_at is None
@@ -881,7 +881,7 @@ def test_runs_are_unpublished_until_they_are_marked(home):
 
     home.accounts.refreshes.mark_published([waiting["run-1"]], published_at + timedelta(seconds=5))
     assert home.accounts.refreshes.unpublished() == []
-    # The older run came later into the copy: it makes nobody's data older.
+    # The older run was published later: it must not make data older.
     assert stored(home, "acme").last_refresh_at == second.started_at
     assert stored(home, "globex").last_refresh_at is None
     assert home.accounts.refreshes.of_run("run-2")[0].published_at == published_at
@@ -890,7 +890,7 @@ def test_runs_are_unpublished_until_they_are_marked(home):
 
 
 def test_only_published_refreshes_are_marked(home):
-    """Two users of one run: the copy was taken before the second one's read was recorded."""
+    """The snapshot was taken before the second user's fetch was recorded."""
     home.connect(users=["acme", "globex"])
     acme, globex = a_read(stored(home, "acme")), a_read(stored(home, "globex"))
     home.accounts.refreshes.record("run-1", [acme])
@@ -955,7 +955,7 @@ def test_the_audit_trail_has_the_first_use_of_a_key_each_day(home, openai):
         (connection.key_hint, "command line"),
         (updated.key_hint, "daemon"),
     ]
-    # The next day it is noted again.
+    # The first use on the next day is recorded again.
     with home.accounts.database.write() as database:
         database.execute(update_rows(audit).values(at=datetime.now(UTC) - timedelta(days=1)))
     home.accounts.refreshes.record("run-5", [a_read(updated, after=timedelta(days=1))])

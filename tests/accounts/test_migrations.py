@@ -1,4 +1,4 @@
-"""The accounts of earlier versions are brought up to date, in SQLite and in Postgres."""
+"""Accounts of older versions are migrated, in SQLite and in Postgres."""
 
 from pathlib import Path
 

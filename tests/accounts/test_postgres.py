@@ -88,7 +88,7 @@ def as_the_first_commits(
     return begun[0]
 
 
-# Processes that meet
+# Concurrent processes
 
 
 @pytest.mark.parametrize("is_connected", [False, True])
@@ -212,7 +212,7 @@ def test_an_hour_skipped_in_the_servers_zone_is_stored(home):
         assert stored(home).last_refresh_at == moment
 
 
-# Everything else
+# Other behaviour
 
 
 def test_purge_deletes_all_of_a_user(home):

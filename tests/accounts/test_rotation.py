@@ -1,4 +1,4 @@
-"""Another master key without any user's help, and no start with a lost or a wrong one."""
+"""Rotation of the master key, and refusal to start with a lost or wrong one."""
 
 import base64
 import json

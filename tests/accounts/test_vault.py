@@ -1,4 +1,4 @@
-"""The vault: only the right master key opens a secret, and only for the identity it was sealed for."""
+"""The vault: only the right master key and identity open a secret."""
 
 import base64
 import json

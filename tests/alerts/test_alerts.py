@@ -1,4 +1,4 @@
-"""Alarms: each told once when it opens and once when it is over, by real SMTP and HTTP, without secrets."""
+"""Alerts: one notification when each opens and one when it is over, by real SMTP and HTTP."""
 
 import json
 import socketserver
@@ -36,7 +36,7 @@ REVOKED = Condition("attention/acme", "The OpenAI connection of acme needs atten
 
 
 class Sink:
-    """What arrived."""
+    """Messages that a server received."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -70,7 +70,7 @@ def webhook() -> Iterator[Sink]:
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Not on the terminal."""
+            """Print nothing on the terminal."""
 
     with serving(HTTPServer(("127.0.0.1", 0), Handler)) as port:
         sink.address = f"json://someone:a-password@127.0.0.1:{port}/hook"
@@ -82,7 +82,7 @@ def mail() -> Iterator[Sink]:
     sink = Sink()
 
     class Handler(socketserver.StreamRequestHandler):
-        """As much of SMTP as it takes to receive a message."""
+        """Enough of SMTP to receive a message."""
 
         def handle(self) -> None:
             self.wfile.write(b"220 sink\r\n")
@@ -105,7 +105,7 @@ def mail() -> Iterator[Sink]:
 
 
 def look(installation: Installation) -> str:
-    """What the sensor says when it looks now."""
+    """Evaluate the alerts sensor now; return its skip message."""
     prepare_instance(installation.settings)
     definitions = build_defs(installation.settings)
     repository = definitions.get_repository_def()
@@ -195,7 +195,7 @@ def test_an_unusable_address_is_reported_without_its_password(monkeypatch):
     assert told.exit_code == 1
     assert "(nosuch)" in told.output
     assert "secret-password" not in told.output
-    # Without its scheme, an address is a secret as a whole.
+    # An address without a scheme is a secret as a whole.
     monkeypatch.setenv("FINORA_NOTIFY", "hooks.example.com/services/secret-token mail:secret-password@host")
     told = CliRunner().invoke(main, ["alarms", "--test"])
     assert told.exit_code == 1
@@ -224,7 +224,7 @@ def test_a_returning_alert_notifies_again(installation: Installation):
     later = NOW + timedelta(hours=1)
     (over,) = sync_alerts(database, [], later)
     assert over == Alert(REVOKED.key, REVOKED.message, NOW, later)
-    # It was back before anybody could be told that it was over.
+    # It returned before the notification that it was over.
     (again,) = sync_alerts(database, [REVOKED], later + timedelta(minutes=1))
     assert again.resolved_at is None
     mark_notified(database, [over, again], later)
@@ -359,7 +359,7 @@ def test_a_failed_check_is_an_alert(installation: Installation):
         evaluated(False)
         (condition,) = failed_checks(instance, repository)
         assert condition.key == "check/reconciliation/facts_equal_openais_totals"
-        # The next refresh waits or goes: it has evaluated nothing yet.
+        # The next refresh is queued or running: it has evaluated nothing yet.
         tags = day_range_tags(installation.today, installation.today)
         instance.create_run_for_job(repository.get_job("refresh"), tags=tags)
         assert list(failed_checks(instance, repository)) == [condition]

@@ -1,4 +1,4 @@
-"""Large amounts and long names stay in their place, on a desk and on a phone."""
+"""Large amounts and long names fit the layout on desktop and phone."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ from tests.browser.conftest import PATIENCE
 from tests.dashboard.served import Served, dashboard
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
-# What it costs a day, by the text of the charge. A month of the first is told in eleven characters.
+# USD a day by line item. A month of the first takes eleven characters.
 CHARGES = {
     "acme": {"gpt-4o-mini-search-preview-2025-03-11, input": "4112.345"},
     "globex": {
@@ -24,7 +24,7 @@ CHARGES = {
         "x" * 200: "12.5",
     },
 }
-# Pixels: a tile's largest letters, 20 high, fill a line of 28.
+# Pixels: a tile's largest letters are 20 high on a line of 28.
 ONE_LINE = 30
 LONG_NAME = "finance.operations.and.controlling@international-holdings.example"
 

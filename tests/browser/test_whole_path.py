@@ -1,4 +1,4 @@
-"""The dashboard in a real browser, from the sample to real figures, a rotated key and a removed one."""
+"""The dashboard in a real browser: sample data, real figures, a rotated and a removed key."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -47,14 +47,14 @@ def save(page: Page, key: str) -> None:
 
 
 def beside(work: Callable[[], list[runs.RunResult]]) -> None:
-    """Runs Dagster on a thread of its own: this one's event loop is the browser's."""
+    """Run Dagster in another thread: this thread's event loop is the browser's."""
     with ThreadPoolExecutor(1) as threads:
         results = threads.submit(work).result()
     assert all(result.succeeded for result in results), results
 
 
 def exact(page: Page, tile: str) -> Decimal:
-    """What a tile rounds."""
+    """Return the exact figure behind a tile."""
     value = page.locator(".tile", has=page.get_by_role("heading", name=tile, exact=True)).locator(".value")
     title = value.get_attribute("title")
     assert title is not None
@@ -89,7 +89,7 @@ def test_from_sample_data_to_real_figures_and_removal(
     expect(page.get_by_role("heading", name="First refresh under way")).to_be_visible()
     looker.look("4-first-refresh")
 
-    # As the sensor asks for it; the page that waits finds out by itself.
+    # As the sensor requests it; the open page polls for the result.
     served.accounts.users.set_plan(FIRST_USER, "growth")
     beside(
         lambda: runs.load_history(installation.settings, [FIRST_USER], openai_admin=installation.openai_admin)
@@ -182,7 +182,7 @@ def test_alerts_are_shown_on_the_page_with_the_figures(
     page.get_by_label("Name").fill("ada@acme.example")
     page.get_by_label("Password").fill("correct horse battery")
     page.get_by_role("button", name="Sign in").click()
-    # Where somebody wanted to go is where they come out.
+    # Sign-in leads to the requested page.
     expect(page.locator("nav.periods a[aria-current]")).to_have_text("7 days")
     page.goto("/users")
     expect(page.get_by_role("heading", name="Not found")).to_be_visible()

@@ -20,7 +20,7 @@ Play = Callable[..., Case]
 
 
 def loaded(case: Case, plan: str = "growth") -> Case:
-    """The case once it is connected and refreshed, both without a complaint."""
+    """Connect and refresh the case without any error; return it."""
     connected = case.connect(plan)
     assert connected.exit_code == 0, connected.output
     case.organization().requests.clear()
@@ -177,7 +177,7 @@ def test_a_credit_that_exceeds_the_days_spend(play: Play):
 
 
 def edges(bar: Node) -> tuple[float, float]:
-    """Top and bottom of what is drawn of a bar, downwards from the top of the chart."""
+    """Return a bar's top and bottom, measured downwards from the top of the chart."""
     drawn = [r.attributes for r in bar.all("rect") if "room" not in (r.attributes.get("class") or "").split()]
     spans = [(float(one["y"] or 0), float(one["y"] or 0) + float(one["height"] or 0)) for one in drawn]
     return min(top for top, _ in spans), max(bottom for _, bottom in spans)

@@ -36,7 +36,7 @@ LISTS = {
     "service_accounts": ("/projects/proj_case0001/service_accounts$", "service accounts"),
 }
 USE_PATH = "/usage/{}$"
-# Names that say nothing: what a status says of a part must not be the name of its user.
+# Neutral names: a status that names a part must not match its user id.
 FEW, THOROUGHLY_TRIED = ("400", "401", "403", "404", "500"), ("completions", "vector_stores", "decisions")
 USE_USERS = {
     (name, answer): f"use-{number}"
@@ -69,7 +69,7 @@ def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 def test_a_failed_usage_endpoint_costs_only_its_own_rows(endpoints: Case, name: str, answer: str):
     user = USE_USERS[name, answer]
     if name == "completions":
-        # Without use no charge can be split; the bill itself is whole.
+        # Without usage no charge can be split; the total stays complete.
         assert endpoints.bill(user) == 2
         assert endpoints.by_model(user) == {"gpt-5.5-2026-04-23": 2}
     else:
@@ -114,7 +114,7 @@ def test_a_refused_endpoint_is_fetched_once_a_day_until_it_heals(endpoints: Case
 
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    """A user for each list of the directory and each way of not answering, after the first refresh."""
+    """A user for each directory list and kind of failure, after the first refresh."""
     texts = dict.fromkeys(LIST_USERS.values(), usual())
     with served(tmp_path_factory.mktemp("lists") / "home", texts) as case:
         connected = case.connect_all()
@@ -135,7 +135,7 @@ def test_a_failed_directory_list_costs_only_its_own_names(lists: Case, name: str
     assert (status["status"], status["status_reason"]) == ("active", None)
     said = lists.words(user)
     assert not KEY_ADVICE.search(said)
-    # A project that OpenAI no longer knows has neither keys nor service accounts.
+    # A project unknown to OpenAI has neither keys nor service accounts.
     if answer != "404" or name in ("projects", "users"):
         assert LISTS[name][1] in said.replace("_", " ")
     if name != "projects":
@@ -168,7 +168,7 @@ def test_a_split_of_the_costs_is_optional(play, answer: str):
     assert case.status()["status"] == "active"
 
 
-# What concerns the whole organization: status, code, OpenAI's words, and whether the key is the cause.
+# Errors of a whole organization: status, code, message, whether the key is the cause.
 WHOLE = {
     "address": (401, "ip_not_authorized", "Your IP is not on the allowlist of your organization.", False),
     "host": (401, "incorrect_hostname", "Use https://eu.api.openai.com for this project.", False),
@@ -187,7 +187,7 @@ WHOLE = {
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    """Users whose organization refuses all costs after the first refresh, and one who is served."""
+    """Users whose costs are all refused after the first refresh, and one without a fault."""
     texts = dict.fromkeys(("served", *WHOLE), usual())
     with served(tmp_path_factory.mktemp("whole") / "home", texts) as case:
         assert case.connect_all().exit_code == 0
@@ -237,7 +237,7 @@ BODIES = {
 
 @pytest.fixture(scope="module")
 def odd_bodies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    """Users whose costs are answered by something that is not OpenAI's, each kind for ever and once."""
+    """Users whose costs get a foreign response, each kind for ever and once."""
     users = [f"{name}{suffix}" for name in BODIES for suffix in ("", "_once")]
     with served(tmp_path_factory.mktemp("bodies") / "home", dict.fromkeys(users, usual())) as case:
         assert case.connect_all().exit_code == 0

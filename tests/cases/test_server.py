@@ -1,4 +1,4 @@
-"""The server that plays the cases keeps every letter of them, and otherwise answers as OpenAI does."""
+"""The server that plays the cases keeps their spelling and answers as OpenAI does."""
 
 import json
 from datetime import UTC, datetime

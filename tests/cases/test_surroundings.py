@@ -20,7 +20,7 @@ from tests.cases.server import CaseServer, Organization, day
 
 Play = Callable[..., Case]
 
-# Opens a database, runs a statement, says so, and waits to be killed.
+# Opens a database, runs a statement, prints a line, and waits to be killed.
 OPENER = """
 import sys, duckdb
 connection = duckdb.connect(sys.argv[1])
@@ -32,7 +32,7 @@ sys.stdin.read()
 
 @contextmanager
 def opened(database: Path, statement: str) -> Iterator[int]:
-    """Another program that has run the statement in the file and has it open; it is killed at the end."""
+    """Run a program that executed the statement and keeps the file open; kill it at the end."""
     line = [sys.executable, "-c", OPENER, str(database), statement]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -91,12 +91,12 @@ def test_the_warehouse_is_open_in_another_program(play: Play):
     assert case.bill() == 2
 
 
-# A name that no name server knows, by its standard.
+# A name that no DNS server resolves (RFC 6761).
 HOST = "openai.company.invalid"
 
 
 def finora(environment: dict[str, str], *arguments: str, stdin: str = "") -> tuple[int, str]:
-    """Exit code and words of a command in a process of its own."""
+    """Return exit code and output of a command in its own process."""
     line = [sys.executable, "-m", "finora_pipeline", *arguments]
     ended = subprocess.run(
         line,

@@ -1,4 +1,4 @@
-"""Odd texts and numbers: what loses nothing is read, what cannot be read costs only its own field."""
+"""Odd texts and numbers: a value that cannot be parsed costs only its own field."""
 
 import re
 import unicodedata
@@ -18,7 +18,7 @@ Play = Callable[..., Case]
 
 
 def refreshed(case: Case) -> Case:
-    """The case after a refresh that no user failed."""
+    """Refresh the case, without a failed user; return it."""
     connected = case.connect_all()
     assert connected.exit_code == 0, connected.output
     result = case.refresh_impatiently()
@@ -29,7 +29,7 @@ def refreshed(case: Case) -> Case:
 
 @contextmanager
 def tried(home: Path, texts: Mapping[str, str]) -> Iterator[Case]:
-    """Users who were connected and refreshed together, whatever became of each."""
+    """Connect and refresh users together, with any outcome."""
     with served(home, texts) as case:
         case.connect_all()
         for user in texts:
@@ -41,7 +41,7 @@ def tried(home: Path, texts: Mapping[str, str]) -> Iterator[Case]:
 # Counts
 
 COUNTED = ("10", "10.0", '"10"', "1e1", "10.00", "1E+1", '"10.0"', '"1e1"', "100e-1")
-# Each endpoint's measures, and the column that holds each.
+# Each endpoint's measures with their columns.
 MEASURES = {
     "completions": {"input_tokens": "input_tokens", "num_model_requests": "requests"},
     "embeddings": {"input_tokens": "input_tokens", "num_model_requests": "requests"},
@@ -59,7 +59,7 @@ OF_ALPHA = '"day":-1,"project_id":"proj_case0001"'
 
 
 def counted(spelled: str) -> str:
-    """An organization whose every measure of use is spelled so."""
+    """Build an organization whose usage measures all have this spelling."""
     rows = {
         name: "{" + ",".join([OF_ALPHA, *(f'"{measure}":{spelled}' for measure in measures)]) + "}"
         for name, measures in MEASURES.items()
@@ -85,7 +85,7 @@ def test_a_whole_number_is_a_count_however_it_is_spelled(spellings: Case, number
     for service, *values in rows:
         held = {column: value for column, value in zip(columns, values, strict=True) if value is not None}
         assert held == dict.fromkeys(MEASURES[service].values(), 10)
-    # A type that never changes is not asked for again.
+    # A type that never changes is not fetched again.
     assert spellings.organization(user).asked("/usage/") == 3 * len(MEASURES)
 
 
@@ -135,7 +135,7 @@ NAMES = {
 
 
 def named(name: str) -> str:
-    """An organization in which everything that has a name has this one."""
+    """Build an organization in which every object has this name."""
 
     def rename(text: str, *old: str) -> str:
         for one in old:
@@ -215,7 +215,7 @@ def test_an_odd_line_item_keeps_its_money(play: Play, line_item: str):
 
 
 def priced(*values: str, offset: int = -1) -> str:
-    """Rows of one day with these amounts, each of its own line item."""
+    """Return rows of one day with these amounts, each with its own line item."""
     texts = []
     for number, value in enumerate(values):
         row = changed(INPUT, '"value":"1.250000000000000000000000000000000"', f'"value":{value}')

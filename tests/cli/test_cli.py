@@ -1,4 +1,4 @@
-"""The finora command as a person uses it: answers, exit codes, sentences, and no key on the screen."""
+"""The finora command line: output, exit codes, error messages, and no key on the screen."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ EVERYBODY = [argument for user in USERS for argument in ("--user", user)]
 
 @dataclass(frozen=True)
 class Terminal:
-    """A data folder, and finora typed in it. Keys that were typed in must never come out."""
+    """A data folder and finora commands in it; no typed key may be printed."""
 
     openai: OpenAI
     home: Path
@@ -62,7 +62,7 @@ class Terminal:
         return result
 
     def ok(self, *arguments: str, stdin: str = "") -> str:
-        """What a command that succeeds prints as its result."""
+        """Run a command that must succeed; return its standard output."""
         result = self.run(*arguments, stdin=stdin)
         assert result.exit_code == 0, result.output
         return result.stdout
@@ -71,7 +71,7 @@ class Terminal:
         return json.loads(self.ok(*arguments, "--json", stdin=stdin))
 
     def fails(self, *arguments: str, stdin: str = "", code: int = 1) -> str:
-        """What a command that fails says, in one line."""
+        """Run a command that must fail; return its error message in one line."""
         result = self.run(*arguments, stdin=stdin)
         assert isinstance(result.exception, SystemExit), repr(result.exception)
         assert result.exit_code == code, result.output
@@ -80,7 +80,7 @@ class Terminal:
 
 @pytest.fixture(scope="module", autouse=True)
 def wide_terminal() -> Iterator[None]:
-    """Wide enough that tables break no line."""
+    """A terminal wide enough that tables break no line."""
     with pytest.MonkeyPatch.context() as terminal:
         terminal.setattr(output, "width", 400)
         yield
@@ -94,13 +94,13 @@ def openai() -> Iterator[OpenAI]:
 
 @pytest.fixture
 def fresh(openai: OpenAI, tmp_path: Path) -> Terminal:
-    """A data folder in which nothing has happened yet."""
+    """An empty data folder."""
     return Terminal(openai, tmp_path / "home")
 
 
 @pytest.fixture(scope="module")
 def refreshed(openai: OpenAI, tmp_path_factory: pytest.TempPathFactory) -> tuple[Terminal, Result]:
-    """A data folder with three users after their first refresh, and what that refresh said."""
+    """A data folder with three users after their first refresh, and that refresh's output."""
     terminal = Terminal(openai, tmp_path_factory.mktemp("cli") / "home")
     lines = [f"{user},{plan},{terminal.key(n)}\n" for n, (user, plan) in enumerate(USERS.items())]
     terminal.ok("connect", "--many", stdin="".join(lines))
@@ -109,7 +109,7 @@ def refreshed(openai: OpenAI, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 @pytest.fixture
 def finora(refreshed: tuple[Terminal, Result]) -> Terminal:
-    """The data folder of three users."""
+    """The data folder with three refreshed users."""
     return refreshed[0]
 
 
@@ -298,7 +298,7 @@ def test_connect_many_without_lines_connects_no_user(fresh):
 
 @pytest.mark.parametrize("columns", ["{key},growth,acme", "acme,{key},growth", "{key},growth,{key}"])
 def test_connect_many_repeats_no_key_of_a_wrong_column(fresh, columns):
-    # `run` looks for the key in whatever comes out.
+    # `run` searches all output for the key.
     assert fresh.run("connect", "--many", stdin=columns.format(key=fresh.key())).exit_code == 1
     assert fresh.json("status") == []
 
@@ -470,7 +470,7 @@ def test_expired_days_are_not_reported_as_fetched(finora):
 
 
 def test_a_backfill_that_fetched_no_user_fails(finora, monkeypatch):
-    """As after a daemon has done it, which takes minutes."""
+    """Stored as a daemon stores it, whose run takes minutes."""
     over = backfills.BackfillState("completed_success", True, True, [], users_read=0, users_failed=0)
     monkeypatch.setattr(backfills, "backfill_state", lambda *_: over)
     result = finora.run(
@@ -508,7 +508,7 @@ def test_refresh_fails_when_a_user_fails_and_gives_advice(finora):
     finora.openai.simulator.set_key_state(key, KeyState.REVOKED)
     result = finora.run("refresh", "--user", "acme", "--user", "initech")
     assert result.exit_code == 1
-    # Whoever failed stands first.
+    # Failed users come first.
     rows = [line for line in result.stdout.splitlines() if line.startswith("│")]
     assert "initech" in rows[0]
     assert "failed" in rows[0]
@@ -522,7 +522,7 @@ def test_refresh_fails_when_a_user_fails_and_gives_advice(finora):
     assert told["status_reason"] == told["last_failure"]
     assert "Create a fresh Admin key" in finora.ok("status", "--attention")
     assert "tried within a day: finora status says why" in finora.fails("refresh", "--plan", "scale")
-    # Mended, nobody needs attention any more.
+    # Once repaired, no connection needs attention.
     finora.ok("update", "--user", "initech", stdin=fresh_key(finora.openai, 3))
     assert finora.ok("status", "--attention") == "None needs attention.\n"
 

@@ -1,4 +1,4 @@
-"""The demo, as `make run ARGS=--once` starts it: a whole installation from nothing, and again."""
+"""The demo, as `make run ARGS=--once` starts it, on an empty and on its own data folder."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ def test_the_demo_runs_from_nothing_and_again(tmp_path: Path, monkeypatch: pytes
     assert "connected already" in second.stdout
     assert published(home) == expected
 
-    # The demo's folder never meets a real organization.
+    # The demo's folder never connects to a real organization.
     key = "sk-admin-thiskeyisknowntonobody0123456789"
     monkeypatch.setenv("OPENAI_ADMIN_KEY", key)
     refused = CliRunner().invoke(main, ["demo", "--once", "--real"])

@@ -1,4 +1,4 @@
-"""finora up, as an operator runs it: health, metrics, a killed daemon, a clean end."""
+"""finora up, as an operator runs it: health, metrics, a killed daemon, a clean shutdown."""
 
 import asyncio
 import os
@@ -44,7 +44,7 @@ def command(installation: Installation, *arguments: object) -> tuple[list[str], 
 
 @dataclass
 class Served:
-    """A `finora up`, and the links it printed."""
+    """A running `finora up` and the links it printed."""
 
     process: subprocess.Popen[str]
     links: dict[str, str]
@@ -58,13 +58,13 @@ class Served:
         return {"Authorization": f"Bearer {self.token}"}
 
     def address(self, name: str) -> str:
-        """Where a server answers, without the token."""
+        """Return a server's address without the token."""
         return self.links[name].partition("/?token=")[0]
 
 
 @contextmanager
 def served_up(installation: Installation, *options: str, **settings: str) -> Iterator[Served]:
-    """Starts `finora up` and waits until it has printed its links."""
+    """Start `finora up` and wait for its links."""
     ports = ("--port", free_port(), "--health-port", free_port(), "--dashboard-port", free_port())
     line, environment = command(installation, *ports, *options)
     with subprocess.Popen(line, env=environment | settings, stderr=subprocess.PIPE, text=True) as process:
@@ -85,7 +85,7 @@ def served_up(installation: Installation, *options: str, **settings: str) -> Ite
 
 @contextmanager
 def up(installation: Installation) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    """`finora up`, and a client of its health page that bears the token."""
+    """Run `finora up`; yield it with a client that sends the token to its health page."""
     with (
         served_up(installation) as served,
         httpx.Client(
@@ -96,7 +96,7 @@ def up(installation: Installation) -> Iterator[tuple[subprocess.Popen[str], http
 
 
 def first_run_of(installation: Installation, backfill_id: str) -> dg.DagsterRun:
-    """The backfill's first run, once it has ended well."""
+    """Wait for the backfill's first run to succeed; return it."""
     until = time.monotonic() + PATIENCE
     while True:
         state = backfill_state(installation.accounts, backfill_id)
@@ -113,7 +113,7 @@ def test_up_serves_supervises_and_shuts_down(start_openai, install):
     installation = install(start_openai(days=2, services=False))
     installation.connect(plan="scale")
     installation.run()
-    # A moment before the daemon's first look, so that the test need not wait for its second.
+    # Before the daemon's first iteration, so that the test need not wait for its second.
     days = installation.history(2)
     backfill_id = launch_backfill(installation.settings, days, plan="scale", users=["user-0"])
     with up(installation) as (process, client):
@@ -124,7 +124,7 @@ def test_up_serves_supervises_and_shuts_down(start_openai, install):
         (location,) = yaml.safe_load((installation.settings.dagster_home / "workspace.yaml").read_text())[
             "load_from"
         ]
-        # It does what it is asked without a question: a port would be open to every account of the machine.
+        # It executes any request: a port would be open to every account of the machine.
         assert location["grpc_server"].keys() == {"socket", "location_name"}
         code_socket = Path(location["grpc_server"]["socket"])
         assert stat.S_ISSOCK(code_socket.stat().st_mode)
@@ -155,7 +155,7 @@ def test_up_serves_supervises_and_shuts_down(start_openai, install):
         assert backfill_state(installation.accounts, backfill_id).users_read == 1
 
         os.kill(before["daemon"]["pid"], signal.SIGKILL)
-        # What has ended is started again, and only that.
+        # Only the child that exited is restarted.
         assert process.stderr is not None
         assert "daemon ended with code -9" in process.stderr.readline()
         again = client.get("/health", params={"wait": PATIENCE})
@@ -209,7 +209,7 @@ def test_one_port_for_two_servers_is_refused(start_openai, install):
 
 
 def test_a_child_that_cannot_start_is_retried(tmp_path, monkeypatch, caplog):
-    """As where there is no memory for a moment; here its environment is too large for a moment."""
+    """As for a moment without memory; here the environment is too large for a moment."""
     monkeypatch.setattr(supervisor, "FIRST_PAUSE_SECONDS", 0.01)
     environment = {**os.environ, "TOO_LARGE": "x" * (1 << 18)}
     followed, held = os.pipe()

@@ -1,4 +1,4 @@
-"""What of finora up is killed leaves nobody behind, and is started again whoever it leaves."""
+"""A killed process of finora up leaves no orphans and is restarted."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ def test_a_killed_finora_up_leaves_no_process(start_openai, install):
         told = client.get("/health", params={"wait": PATIENCE}).json()["processes"].values()
         process.kill()
         process.wait()
-        # They hold its log until they have ended.
+        # They hold its log until they exit.
         assert process.stderr is not None
         process.stderr.read()
     for one in told:
@@ -38,7 +38,7 @@ def wait_until_gone(process_id: int) -> None:
 
 
 def test_a_child_is_restarted_while_its_children_still_run(tmp_path):
-    """As a code server whose runs outlive it: they hold its output, and end with the whole."""
+    """As a code server whose runs outlive it: they hold its output and exit with finora up."""
     program = (
         "import subprocess, sys, os; "
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "

@@ -22,14 +22,14 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 
 @pytest.fixture(scope="session")
 def local(installation: Installation) -> Iterator[Served]:
-    """On this machine, by the start link."""
+    """The dashboard on this machine, opened by the start link."""
     with dashboard(installation.settings) as served:
         yield served
 
 
 @pytest.fixture(scope="session")
 def closed(installation: Installation) -> Iterator[Served]:
-    """The same users on an accounts database of their own, where people must sign in."""
+    """The same users on a separate accounts database with logins."""
     home = installation.settings.home
     with closing(sqlite3.connect(home / "accounts.sqlite")) as database:
         database.execute("VACUUM INTO ?", [str(home / "closed.sqlite")])
@@ -42,6 +42,6 @@ def closed(installation: Installation) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def public(closed: Served) -> Iterator[Served]:
-    """The closed one as a proxy with TLS reaches it."""
+    """The dashboard with logins as a TLS proxy reaches it."""
     with dashboard(closed.settings, PUBLIC_URL) as served:
         yield served

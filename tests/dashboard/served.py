@@ -1,4 +1,4 @@
-"""The dashboard as it is served, and how its tests read what it answers."""
+"""A served dashboard, and a parser for its pages."""
 
 import asyncio
 import threading
@@ -35,14 +35,14 @@ from tests.conftest import QUICK, Installation, OpenAI, now_in_the_middle_of_tod
 OWN = {"Sec-Fetch-Site": "same-origin"}
 ACCESS_TOKEN = "an-access-token-of-the-tests"
 PUBLIC_URL = "https://finora.example.com"
-# Users of the shared installation, each with an organization of its own; `acme` has most of everything.
+# Users of the shared installation, each with its own organization; `acme` has all services.
 PLANS_OF = {"acme": "growth", "bolt": "growth", "tiny": "trial", "gone": "growth"}
 DAYS_OF = {"acme": 62, "bolt": 40, "tiny": 9, "gone": 2}
 
 
 @contextmanager
 def on_loopback(app: Any, bound: socket, **options: Any) -> Iterator[str]:
-    """Serves an ASGI app in a thread for the length of the block; yields its address."""
+    """Serve an ASGI app in a thread for the length of the block; yield its address."""
     quiet = {"log_level": "critical", "timeout_graceful_shutdown": 1}
     server = uvicorn.Server(http_server.config(app, **quiet, **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
@@ -57,7 +57,7 @@ def on_loopback(app: Any, bound: socket, **options: Any) -> Iterator[str]:
 
 @dataclass
 class Served:
-    """A dashboard on loopback, what it runs on, and a browser without a session."""
+    """A dashboard on loopback, its parts, and an HTTP client."""
 
     app: Starlette
     url: str
@@ -71,7 +71,7 @@ class Served:
         return self.browser.get(path, **options)
 
     def post(self, path: str, data: dict[str, str] | None = None, **options: Any) -> httpx.Response:
-        """A form as a browser sends it from one of the pages."""
+        """Send a form as a browser does from one of the pages."""
         headers = OWN | options.pop("headers", {})
         return self.browser.post(path, data=data or {}, headers=headers, **options)
 
@@ -81,7 +81,7 @@ class Served:
         return read_html(answer.text)
 
     def connect(self, user_id: str, key: str) -> None:
-        """Connects a user of the plan growth."""
+        """Connect a user of the plan growth."""
         self.accounts.users.add(user_id, "growth")
         answer = self.post(f"/users/{user_id}/settings/keys", {"provider": "openai", "key": key})
         assert answer.status_code == 303
@@ -91,13 +91,13 @@ class Served:
         return f"{self.url}/?token={ACCESS_TOKEN}"
 
     def by_link(self) -> dict[str, str]:
-        """The cookie header of a browser that has opened the start link, under whatever name."""
+        """Return the cookie header of a browser that has opened the start link."""
         response = Response()
         self.access.grant(response)
         return {"Cookie": response.headers["set-cookie"].partition(";")[0]}
 
     def signed_in(self, name: str) -> dict[str, str]:
-        """The cookie header of a fresh session."""
+        """Return the cookie header of a new session."""
         login = self.sign_in.get(name)
         assert login is not None
         cookie = "__Host-finora" if self.browser.headers.get("host") else "finora"
@@ -108,7 +108,7 @@ class Served:
 def dashboard(
     settings: Settings, public_url: str | None = None, oidc: Oidc | None = None, *, by_link: bool = True
 ) -> Iterator[Served]:
-    """Serves the dashboard of an installation; the browser has opened the start link, if `by_link`."""
+    """Serve an installation's dashboard; with `by_link` its client has opened the start link."""
     accounts = accounts_of(settings)
     sign_in = accounts.logins
     bound = listen()
@@ -130,7 +130,7 @@ def dashboard(
 
 @contextmanager
 def furnished(home: Path) -> Iterator[Installation]:
-    """An installation that has been refreshed once, with a user of each of `PLANS_OF`."""
+    """Yield an installation with each user of `PLANS_OF`, refreshed once."""
     now = now_in_the_middle_of_today()
     specs = [
         OrganizationSpec(
@@ -175,7 +175,7 @@ class Node:
 
     @property
     def text(self) -> str:
-        """All text within, spaces as a browser shows them."""
+        """The text within, spaces as a browser shows them."""
         return " ".join("".join(self._texts()).split())
 
     def _texts(self) -> Iterator[str]:
@@ -186,7 +186,7 @@ class Node:
                 yield from child._texts()
 
     def all(self, tag: str, **attributes: str) -> list["Node"]:
-        """The elements within of that tag and those attributes; `class_` is one of the classes."""
+        """Return descendants of that tag and those attributes; `class_` is one of the classes."""
         found: list[Node] = []
         for child in self.children:
             if isinstance(child, Node):
@@ -237,7 +237,7 @@ class _Reader(HTMLParser):
 
 
 def read_html(text: str) -> Node:
-    """A page's elements; fails for tags that are not closed in order."""
+    """Parse a page; fail for tags not closed in order."""
     reader = _Reader()
     reader.feed(text)
     reader.close()

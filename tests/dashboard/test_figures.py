@@ -1,4 +1,4 @@
-"""Every figure that the pages show is the simulated OpenAI's truth, to the last digit."""
+"""Every figure on the pages equals the simulated OpenAI's truth exactly."""
 
 import csv
 import io
@@ -43,7 +43,7 @@ Row = tuple[date, str, str]
 
 @dataclass(frozen=True)
 class Days:
-    """What is asked for, and the days that must be shown."""
+    """A period of a request, and the days that must be shown."""
 
     query: str
     first: date
@@ -55,7 +55,7 @@ class Days:
 
 
 def spans(today: date) -> dict[str, Days]:
-    """The periods that are looked at: those with a name, some days that begin and end anywhere, one day."""
+    """Return the tested periods: named ones, arbitrary spans, one day."""
     lengths = {name: Days(f"period={name}", today - timedelta(n - 1), today) for name, n in
                (("7d", 7), ("30d", 30), ("90d", 90))}  # fmt: skip
     some = Days("", today - timedelta(53), today - timedelta(17))
@@ -68,7 +68,7 @@ def spans(today: date) -> dict[str, Days]:
 
 
 def truth_of(installation: Installation, user_id: str, days: Days) -> dict[Row, Decimal]:
-    """Day, project and model (the charge's text where it names none) to USD."""
+    """Return USD by day, project and model (the line item where it names none)."""
     number = NUMBER_OF[user_id]
     organization = installation.openai.organizations[number]
     truth = organization.truth(days.first, days.last + timedelta(1), installation.openai.simulator.now)
@@ -79,7 +79,7 @@ def truth_of(installation: Installation, user_id: str, days: Days) -> dict[Row, 
 
 
 def added(rows: dict[Row, Decimal], by: Callable[[Row], str]) -> dict[str, Decimal]:
-    """The rows' sums by a part of their keys."""
+    """Return the sums of rows by a part of their keys."""
     sums: dict[str, Decimal] = defaultdict(Decimal)
     for row, amount in rows.items():
         sums[by(row)] += amount
@@ -87,7 +87,7 @@ def added(rows: dict[Row, Decimal], by: Callable[[Row], str]) -> dict[str, Decim
 
 
 def rounded(amount: Decimal) -> str:
-    """As the tables tell amounts of a cent and more."""
+    """Format an amount of a cent and more as the tables do."""
     return f"${amount.quantize(Decimal('0.01'), ROUND_HALF_UP):,}"
 
 
@@ -105,12 +105,12 @@ def note(tile: Node) -> str:
 
 
 def breakdown(page: Node, title: str) -> dict[str, Decimal]:
-    """Names and exact amounts of a breakdown, the rows behind `Show more` among them."""
+    """Return names and exact amounts of a breakdown, with the rows behind `Show more`."""
     (card,) = [card for card in page.all("section", class_="card") if card.one("h2").text == title]
     rows = [row for table in card.all("table") for row in table.one("tbody").all("tr")]
     found = [(row.one("th").text, Decimal(row.all("td")[0].title)) for row in rows]
     assert len(dict(found)) == len(found)
-    # What was used and cost nothing has a row, too.
+    # Usage without costs has a row, too.
     return {name: amount for name, amount in found if amount}
 
 
@@ -166,7 +166,7 @@ def test_overview_equals_the_simulators_truth(name: str, installation: Installat
 
 
 def assert_chart(page: Node, truth: dict[Row, Decimal], days: Days) -> None:
-    """Each day's total and its models' amounts, the smaller ones together."""
+    """Assert each day's total and its models' amounts, the smaller ones together."""
     table = page.one("section", class_="chart").one("details").one("table")
     names = [cell.text for cell in table.one("thead").all("th")]
     rows = [[row.one("th").text, *(td.text for td in row.all("td"))] for row in table.one("tbody").all("tr")]
@@ -222,7 +222,7 @@ def test_tiles_agree_with_the_published_metrics(
 
 
 def percent(share: Decimal | None) -> str:
-    """A change as a tile tells it."""
+    """Format a change as a tile does."""
     if share is None:
         return "–"
     number = (share * 100).quantize(Decimal("0.1"), ROUND_HALF_UP)
@@ -264,7 +264,7 @@ def test_a_single_project_shows_costs_but_no_tokens(installation: Installation, 
     both = local.page(f"/users/acme/overview?{query}&{urlencode({'model': model})}")
     of_model = sum(mine[row] for row in mine if row[2] == model)
     assert value(tiles(both)["Total spend"]) == of_model
-    # Its own page is of the same days and project.
+    # The model's page has the same days and project.
     alone = local.page(f"/users/acme/model?{query}&{urlencode({'model': model})}")
     total = alone.one("tfoot").all("td")[0]
     assert Decimal(total.title) == of_model
@@ -297,7 +297,7 @@ def test_long_periods_are_drawn_by_week_and_month(
     back: int, bucket: str, installation: Installation, local: Served
 ) -> None:
     today = installation.today
-    # What the refresh read is all there is; a plan that keeps everything lets it be seen.
+    # The refresh loaded the whole history, which a plan with unlimited retention shows.
     installation.accounts.users.set_plan("bolt", "enterprise")
     first = max(today - timedelta(back), date(2020, 6, 1))
     truth = truth_of(installation, "bolt", Days("", first, today))
@@ -386,14 +386,14 @@ def test_an_invalid_period_is_refused(
 
 
 EXTREME = Decimal("6789012345.123456789012345678")
-# Python would round a sum of so many digits.
+# Python's default context would round a sum of so many digits.
 TWICE = Decimal("13578024690.246913578024691356")
 SMALL = Decimal("0.000001")
 MODELS = 3000
 
 
 def name_nobody(published: duckdb.DuckDBPyConnection, today: date) -> None:
-    """A user whose project, keys and members OpenAI lists with empty names."""
+    """Load a user whose projects, keys and members have empty names."""
     of = "'nameless' AS user_id, 'openai' AS provider"
     cost = f"{of}, ?::DATE AS date, 'gpt-4o' AS model, false AS is_sample"
     listed = f"{of}, true AS is_listed, now() AS first_seen_at, now() AS last_seen_at"
@@ -423,18 +423,18 @@ def test_an_empty_name_is_replaced_by_its_id(extremes: Served) -> None:
 
 @pytest.fixture(scope="module")
 def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A user whose last 30 days cost more than a float can tell, and the days before next to nothing."""
+    """A user whose last 30 days cost more than a float can hold, the days before almost nothing."""
     home = tmp_path_factory.mktemp("extremes") / "home"
     today = datetime.now(UTC).date()
     amounts = {0: EXTREME, 1: EXTREME, 40: SMALL, 70: UNIT}
     pages = [cost_day([cost_row(f'"{amounts[n]:f}"')], today - timedelta(n)) for n in sorted(amounts)]
     warehouse = Warehouse(home)
     land(warehouse, page_of(*pages))
-    # Another, of a quarter whose months differ in length: a dollar a day, two in March.
+    # A second, with months of different length: a dollar a day, two in March.
     quarter = [date(2026, 1, 1) + timedelta(n) for n in range(90)]
     spent = [cost_day([cost_row('"2.0"' if day.month == 3 else '"1.0"')], day) for day in quarter]
     land(warehouse, page_of(*spent), user_id="quarter")
-    # A third, whose credit is more than it spent; a fourth has nothing but credits.
+    # A third with credits above its charges; a fourth with credits only.
     usage, credit = "gpt-5.5-2026-04-23, input", "promotional credit"
     days = [[("0.25", usage)], [("2.00", usage), ("-5.00", credit)], [("1.00", usage)]]
     for user_id, charges in (("credited", days), ("given", [[("-3.00", credit)]])):
@@ -448,7 +448,7 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     refresh_metrics(warehouse, everyone, today)
     publish(warehouse, everyone, list, today)
     settings = Settings.from_environment({"FINORA_HOME": str(home)})
-    # So many would take a minute to load: the n-th model costs a dollar and n units a day.
+    # Loading so many takes a minute, so they are inserted: model n costs a dollar and n units a day.
     with duckdb.connect(settings.published_database) as published:
         published.execute(
             "INSERT INTO daily_model_costs BY NAME "

@@ -1,4 +1,4 @@
-"""Figures as a person reads them: rounding never misleads, and what is exact is exact."""
+"""Formatting of figures: rounding never misleads, exact values stay exact."""
 
 import xml.etree.ElementTree as ET
 from datetime import date, timedelta
@@ -14,7 +14,7 @@ from finora_pipeline.dashboard import charts, formats
 from finora_pipeline.dashboard.periods import FIRST_DAY, BadPeriod, view_of
 from finora_pipeline.plans import PLANS
 
-# The same examples in every run, on however busy a machine.
+# The same examples in every run, without a time limit on a busy machine.
 REPEATABLE = settings(derandomize=True, deadline=None, max_examples=30)
 # All that DECIMAL(38, 18) holds.
 DIGITS = st.integers(-(10**38) + 1, 10**38 - 1) | st.integers(-(10**21), 10**21) | st.integers(-2000, 2000)
@@ -24,14 +24,14 @@ TODAY = date(2026, 11, 24)
 
 
 def read(text: str) -> Fraction:
-    """What a person understands of a figure."""
+    """Return the value that a formatted figure shows."""
     text = text.replace("−", "-").replace("$", "").replace(",", "").removesuffix(" %").removeprefix("+")
     unit = UNITS.get(text[-1], 1)
     return Fraction(text.rstrip("KMBT")) * unit
 
 
 def assert_rounds(told: str, exact: Fraction, share: Fraction, least: Fraction = Fraction(0)) -> None:
-    """The figure is off by no more than a share of itself, or by the least that is told."""
+    """Assert that rounding is within a share of the figure, or within its last shown digit."""
     assert abs(read(told) - exact) <= max(abs(exact) * share, least)
     assert read(told) * exact >= 0
 
@@ -166,7 +166,7 @@ def test_the_address_of_a_view_restores_it(query: dict[str, str], plan, today: d
 
 
 def numbers(svg: str) -> list[float]:
-    """Every number of a drawing's shapes; fails where it is no XML."""
+    """Return every number of a drawing's shapes; fail for invalid XML."""
     found: list[float] = []
     for element in ET.fromstring(svg).iter():
         for name in ("x", "y", "width", "height"):
@@ -177,7 +177,7 @@ def numbers(svg: str) -> list[float]:
     return found
 
 
-# What XML cannot hold does not come from OpenAI's names: they are printed as they are otherwise.
+# Characters invalid in XML never come from OpenAI's names, which are printed otherwise.
 NAMES = st.text(
     st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff"), max_size=12
 )
@@ -207,7 +207,7 @@ def test_no_value_exceeds_the_scale(values: list[Decimal]) -> None:
 
 
 def heights(svg: str) -> list[list[tuple[str, float, float]]]:
-    """The parts of each bar: class, distance of its upper edge from the top, height."""
+    """Return the parts of each bar: class, distance from the top, height."""
     bars = [[one.attrib for one in group if one.attrib["class"] != "room"] for group in ET.fromstring(svg)]
     return [[(one["class"], float(one["y"]), float(one["height"])) for one in bar] for bar in bars]
 

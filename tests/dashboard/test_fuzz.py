@@ -1,4 +1,4 @@
-"""Whatever is asked, the server answers with a page of its own, and nothing that was asked is code in it."""
+"""Any request gets a page of the server, in which no input becomes code."""
 
 from urllib.parse import quote, urlencode
 
@@ -9,14 +9,14 @@ from starlette.routing import Mount, Route
 
 from tests.dashboard.served import OWN, Served, read_html
 
-# The same examples in every run, on however busy a machine.
+# The same examples in every run, without a time limit on a busy machine.
 REPEATABLE = settings(
     derandomize=True,
     deadline=None,
     max_examples=80,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-# Marks what was asked; unescaped it would be an element of the page.
+# Marks input; unescaped it would be an element of the page.
 MARK = "<i data-x='1' y=\"2\">&amp;"
 NASTY = st.sampled_from(
     [
@@ -106,7 +106,7 @@ def ask(
 def test_no_request_breaks_the_server(data: st.DataObject, local: Served) -> None:
     template = data.draw(st.sampled_from(paths(local)))
     method = data.draw(METHODS)
-    # A user who is removed, or whose plan is changed, is no use to the other tests.
+    # Removing a user or changing a plan would break other tests.
     others = ["tiny-2", "nobody"] if method == "POST" else ["acme", "tiny", "nobody"]
     user_id = data.draw(st.sampled_from(others) | TEXTS)
     if method == "POST" and user_id in ("acme", "bolt", "tiny", "gone"):

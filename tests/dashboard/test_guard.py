@@ -1,4 +1,4 @@
-"""Requests that other sites make, bodies without end, and the headers of every answer."""
+"""Cross-site requests, endless bodies, and the headers of every response."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -75,7 +75,7 @@ def test_a_foreign_host_name_is_refused(local: Served, public: Served) -> None:
     for host in (f"localhost:{port}", "127.0.0.1:9000", f"[::1]:{port}"):
         opened = local.by_link() | {"Host": host}
         assert local.get("/users/acme/overview", headers=opened).status_code == 200
-    # Whoever watches the server asks by its address.
+    # Monitoring requests the server by its address.
     assert public.get("/health", headers={"Host": f"127.0.0.1:{port}"}).status_code == 200
     assert public.get("/users", headers={"Host": f"127.0.0.1:{port}"}).status_code == 421
 
@@ -123,7 +123,7 @@ def test_forms_of_many_fields_or_files_are_refused(local: Served) -> None:
 
 
 def assert_safe(answer: httpx.Response, is_public: bool = False) -> None:
-    """Every answer's headers, whatever went right or wrong."""
+    """Assert the security headers of any response."""
     parts = [part.strip().partition(" ") for part in answer.headers["content-security-policy"].split(";")]
     policy = {name: allowed for name, _, allowed in parts}
     assert policy["default-src"] == "'none'"
@@ -209,7 +209,7 @@ def test_an_internal_error_page_reveals_nothing(
             "GET /users failed",
         ]
         assert served.get("/users/acme/settings/keys").status_code == 200
-        # The next publication puts a whole one in its place.
+        # The next publish replaces it.
         mended = published.with_name("mended")
         mended.write_bytes(installation.settings.published_database.read_bytes())
         mended.replace(published)

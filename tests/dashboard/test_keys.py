@@ -40,13 +40,13 @@ def told(answer: httpx.Response) -> str:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits here for an OpenAI that does not answer."""
+    """Shorten the time-out for an OpenAI that does not answer."""
     monkeypatch.setattr(connections, "CHECK_LIMITS", QUICK)
 
 
 @pytest.fixture
 def bad_keys(installation: Installation) -> Iterator[dict[str, str]]:
-    """A key for each reason to refuse one."""
+    """Keys to refuse, one for each reason."""
     openai = installation.openai
     keys = {name: fresh_key(openai, 0) for name in ("deleted", "without scope", "demoted", "no answer")}
     for name, state in (
@@ -93,7 +93,7 @@ def test_a_key_that_does_not_work_is_refused_with_a_reason(
 
 
 def test_an_unreachable_openai_is_reported(installation: Installation) -> None:
-    # Nothing listens on the port that is reserved for discarding.
+    # The port of the discard protocol: nothing listens there.
     settings = replace(installation.settings, openai_base_url="http://127.0.0.1:9/v1")
     with dashboard(settings) as served:
         answer = save(served, "newcomer", UNKNOWN)
@@ -135,7 +135,7 @@ def test_another_organization_takes_over_when_confirmed(
 
 
 def box(answer: httpx.Response) -> list[Node]:
-    """The box that lets another organization take over, where it is offered."""
+    """Return the boxes that let another organization take over."""
     return read_html(answer.text).all("input", type="checkbox")
 
 
@@ -193,7 +193,7 @@ def test_a_key_saved_after_the_confirmation_page_is_not_removed(
 
 
 def asked_about(page: Node) -> dict[str, str]:
-    """What the form says of the key that it is about."""
+    """Return the hidden fields that identify the form's key."""
     return {"key_version": page.one("input", name="key_version").attributes["value"] or ""}
 
 
@@ -229,7 +229,7 @@ def test_connect_update_and_remove_leave_no_key_anywhere(
     assert connection.key_version == 2
     assert accounts.connections.key_ring(["whole"]).key_of("whole").reveal() == second
 
-    # A key in the wrong field is nobody's to keep, either.
+    # A key pasted into the wrong field is not kept, either.
     for form, path in (
         ({"user_id": f"key {second}"}, "/users"),
         ({"plan": second}, "/users/whole/plan"),
@@ -247,7 +247,7 @@ def test_connect_update_and_remove_leave_no_key_anywhere(
     connection = accounts.connections.get("whole")
     assert connection is not None
     assert connection.status is Status.REMOVED
-    # Again, by somebody whose page is old: it is removed already.
+    # Again, from an outdated page: the key is already removed.
     answers.append(local.post("/users/whole/settings/keys/remove", {"key_version": "9" * 5000}))
     assert answers[-1].headers["location"] == "/users/whole/settings/keys"
     assert local.get("/users/whole/settings/keys/remove").status_code == 303

@@ -1,4 +1,4 @@
-"""Sign-in through an identity provider: what is sent there, and which of its answers are taken."""
+"""Sign-in through an identity provider: what is sent, and which responses are accepted."""
 
 import base64
 import hashlib
@@ -106,7 +106,7 @@ def running_provider() -> Iterator[Provider]:
 
 @pytest.fixture
 def provider(running_provider: Provider) -> Provider:
-    """As it is when it works."""
+    """A working provider."""
     fresh = Provider()
     for name in ("claims", "is_down", "has_id_token", "signed_by", "asked", "codes", "refused"):
         setattr(running_provider, name, getattr(fresh, name))
@@ -122,7 +122,7 @@ def served(running_provider: Provider, tmp_path_factory: pytest.TempPathFactory)
 
 
 def begin(served: Served, after: str = "/") -> tuple[str, dict[str, str]]:
-    """The provider's address as the browser is sent there, and the cookie that it has then."""
+    """Start a sign-in; return the provider's address and the browser's cookie."""
     answer = served.browser.get("/sign-in/oidc", params={"next": after})
     served.browser.cookies.clear()
     assert answer.status_code == 302
@@ -130,7 +130,7 @@ def begin(served: Served, after: str = "/") -> tuple[str, dict[str, str]]:
 
 
 def back(served: Served, after: str = "/") -> tuple[str, dict[str, str]]:
-    """The address by which the provider sends the browser back, and the cookie that it has then."""
+    """Return the provider's redirect back, and the browser's cookie."""
     address, cookie = begin(served, after)
     returned = urlsplit(served.get(address).headers["location"])
     assert f"{returned.scheme}://{returned.netloc}" == served.url
@@ -181,7 +181,7 @@ def test_a_verified_address_with_a_login_signs_in(
         assert base64.b64encode(f"{CLIENT}:{SECRET}".encode()).decode() not in text
         assert "an-access-token" not in text
 
-    # Neither the code nor the state serves a second time.
+    # Neither the code nor the state works twice.
     assert_refused(come(served, returned, cookie), 401, NOT_CONFIRMED)
 
 
@@ -202,7 +202,7 @@ def test_an_unrequested_callback_is_refused(provider: Provider, served: Served) 
         "/sign-in/oidc/callback?error=access_denied&error_description=%3Cb%3E",
     ):
         assert_refused(come(served, forged, cookie), 401, NOT_CONFIRMED)
-    # The same answer in another's browser, who would be signed in as somebody else.
+    # The same redirect in another browser, which would get another person's session.
     assert_refused(come(served, path, {}), 401, NOT_CONFIRMED)
     assert_refused(come(served, path, begin(served)[1]), 401, NOT_CONFIRMED)
     assert provider.codes
@@ -287,7 +287,7 @@ def test_a_provider_failure_is_shown(provider: Provider, served: Served, tmp_pat
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
     with dashboard(settings, oidc=Oidc("http://127.0.0.1:9", CLIENT, SECRET), by_link=False) as alone:
         assert_refused(alone.get("/sign-in/oidc"), 502, NOT_REACHED)
-        # Without a login it lets no one in.
+        # Without a login it signs no one in.
         assert alone.get("/users/my-company/overview").status_code == 303
 
 

@@ -1,4 +1,4 @@
-"""Passwords are checked on few threads of their own."""
+"""Passwords are checked on a few dedicated threads."""
 
 import asyncio
 import threading

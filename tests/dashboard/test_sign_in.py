@@ -1,4 +1,4 @@
-"""Who may come in, for how long, and what they may see."""
+"""Sign-in: access, duration of sessions, and visible pages."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -46,12 +46,12 @@ def sign_in(served: Served, name: str, password: str, after: str = "/") -> httpx
 
 
 def cookie_of(answer: httpx.Response) -> str:
-    """The session as the browser sends it back."""
+    """Return the session cookie as the browser sends it."""
     return answer.headers["set-cookie"].partition(";")[0]
 
 
 def pages(served: Served, user_id: str) -> Iterator[tuple[str, str]]:
-    """Method and path of every endpoint, with a user's id where one belongs."""
+    """Return method and path of every endpoint, with a user id in its place."""
     for route in served.app.routes:
         if isinstance(route, Route):
             for method in sorted((route.methods or set()) - {"HEAD"}):
@@ -71,7 +71,7 @@ def test_the_start_link_opens_the_pages_on_this_machine(tmp_path: Path) -> None:
             assert served.post("/users", {"user_id": "mine"}).status_code == 401
             assert "finora up" in served.page("/sign-in").one("p", class_="note").text
             assert served.get("/users", headers=opened).status_code == 200
-            # A login changes nothing about it.
+            # A login changes nothing here.
             served.sign_in.save("first@acme.example", user_id="acme", password=None)
         assert served.accounts.users.ids() == []
 
@@ -117,7 +117,7 @@ def test_scripts_send_the_token_as_a_bearer_token(tmp_path: Path) -> None:
             other = {"Authorization": wrong}
             assert served.get("/users", headers=other).status_code == 303
             assert served.browser.post("/users", data={"user_id": "x"}, headers=other).status_code == 403
-        # A page elsewhere could not send it, and is refused whatever it sends.
+        # A foreign page could not send it, and is refused in any case.
         foreign = bearer | {"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"}
         assert served.browser.post("/users", data={"user_id": "x"}, headers=foreign).status_code == 403
         assert served.accounts.users.ids() == ["mine"]
@@ -135,7 +135,7 @@ def test_the_start_links_cookie_ends_after_a_week_and_at_sign_out(tmp_path: Path
     assert access.is_operator(asked)
     now[0] += 1
     assert not access.is_operator(asked)
-    # Another start, another token, another cookie: side by side in one browser.
+    # Two servers, two tokens, two cookies in one browser.
     other = Access("another-token-of-the-tests", now=lambda: now[0])
     assert other.cookie != access.cookie
     with dashboard(Settings.from_environment({"FINORA_HOME": str(tmp_path)})) as served:
@@ -153,7 +153,7 @@ def test_an_access_token_easy_to_guess_is_refused() -> None:
     link = fresh.link("http://127.0.0.1:8000")
     assert fresh.is_token(link.partition("?token=")[2])
     assert Access.from_environment({}).link("") != fresh.link("")
-    # A log may keep what is printed: a token that lasts is not.
+    # Output may end in a log, so a permanent token is not printed.
     lasting = Access.from_environment({"FINORA_ACCESS_TOKEN": ACCESS_TOKEN})
     assert lasting.link("http://127.0.0.1:8000") == "http://127.0.0.1:8000/?token=…"
 
@@ -252,7 +252,7 @@ def test_password_guessing_is_slowed_down(tmp_path: Path) -> None:
         def guess(number: int) -> int:
             return sign_in(served, ADA, f"guess number {number}").status_code
 
-        # Guesses that are sent at once are counted like any others.
+        # Concurrent guesses are counted like others.
         with ThreadPoolExecutor(FREE_FAILURES + 3) as threads:
             answers = sorted(threads.map(guess, range(FREE_FAILURES + 3)))
         assert answers == [401] * FREE_FAILURES + [429] * 3
@@ -271,7 +271,7 @@ def test_password_guessing_is_slowed_down(tmp_path: Path) -> None:
 
 
 def test_strangers_do_not_lock_out_a_known_device(closed: Served, tmp_path: Path) -> None:
-    """Behind a proxy that is not trusted all clients have the same address."""
+    """Behind an untrusted proxy all clients have the same address."""
     settings = replace(closed.settings, accounts_url=f"sqlite:///{tmp_path}/accounts.sqlite")
     accounts_of(settings).logins.save(ADA, user_id="acme", password=PASSWORD)
     with dashboard(settings, PUBLIC_URL, by_link=False) as served:
@@ -287,7 +287,7 @@ def test_strangers_do_not_lock_out_a_known_device(closed: Served, tmp_path: Path
         assert served.post("/sign-in", form, headers=device).status_code == 303
         served.browser.cookies.clear()
 
-        # The mark is of a single name, and guesses with it are counted, too.
+        # A device is known for a single name, and its guesses are counted, too.
         wrong = form | {"password": "wrong password"}
         codes = [served.post("/sign-in", wrong, headers=device).status_code for _ in range(FREE_FAILURES + 1)]
         assert codes == [401] * FREE_FAILURES + [429]
@@ -329,7 +329,7 @@ def test_a_trusted_proxy_names_the_client(tmp_path: Path) -> None:
     accounts_of(settings).logins.save(ADA, user_id="acme", password=PASSWORD)
     with dashboard(settings, PUBLIC_URL, by_link=False) as served:
         form = {"name": ADA, "password": "wrong password"}
-        # What the client itself claims comes first in the header.
+        # The client's own claim comes first in the header.
         claims = [{"X-Forwarded-For": f"192.0.2.{n}, 203.0.113.9"} for n in range(FREE_FAILURES + 1)]
         codes = [served.post("/sign-in", form, headers=claim).status_code for claim in claims]
         assert codes == [401] * FREE_FAILURES + [429]
@@ -385,7 +385,7 @@ def test_waits_double_and_failures_expire() -> None:
 def test_many_names_and_addresses_are_slowed_in_any_pairing() -> None:
     clock = [0.0]
     throttle = SignInThrottle(now=lambda: clock[0])
-    # One customer's addresses of IPv6 are one address.
+    # A customer's IPv6 addresses count as one.
     for number in range(FAILURES_OF_ADDRESS):
         throttle.begun(Attempt(f"name {number}", f"2001:db8::{number}"))
     assert throttle.wait(Attempt("another", "2001:db8::ffff")) == 10
@@ -415,7 +415,7 @@ def test_sessions_end_when_idle_old_or_without_a_login(
     ada = people.save(ADA, user_id="acme", password=PASSWORD)
     token = people.open_session(ada, now)
     assert people.of_session(token, now + SESSION_IDLE) == ada
-    # Seen then, it is good for as long again.
+    # Used then, it is valid for as long again.
     assert people.of_session(token, now + SESSION_IDLE * 2) == ada
     assert people.of_session(token, now + SESSION_IDLE * 3 + timedelta(seconds=1)) is None
     kept = people.open_session(ada, now)
@@ -444,7 +444,7 @@ def test_pages_with_a_session_do_not_wait_for_a_writer(closed: Served) -> None:
         database.execute(long_ago)
     with closed.accounts.database.write():
         assert closed.get("/users/acme/overview", headers=ada, timeout=5).status_code == 200
-    # Whoever comes next is seen, and waits for others as before.
+    # The next request is recorded, and waits for writers as before.
     assert closed.get("/users/acme/plan", headers=ada).status_code == 200
     with closed.accounts.database.read() as database:
         seen = database.scalars(select(sessions.c.seen_at)).all()
@@ -500,7 +500,7 @@ def test_no_next_parameter_leads_to_another_site(closed: Served) -> None:
     assert read_html(shown.text).one("input", name="next").attributes["value"] == kept
 
 
-# What is another's.
+# Other users' data.
 
 
 def test_another_users_pages_are_not_found(closed: Served, installation: Installation) -> None:
@@ -604,7 +604,7 @@ def test_many_users_are_listed_page_by_page(tmp_path: Path) -> None:
             assert served.get("/users", params={"from": odd}).status_code == 200
 
 
-# Where the server may answer.
+# Addresses that the server may listen on.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the pages say of a connection's state, what to do about it, and how fresh the figures are."""
+"""Pages show a connection's state, the next action and the freshness of figures."""
 
 import shutil
 from dataclasses import replace
@@ -22,12 +22,12 @@ REVOKED = "OpenAI refused the key: create a new one."
 
 
 def notices(page: Node) -> list[str]:
-    """Titles of what stands above the figures."""
+    """Return the titles of notices above the figures."""
     return [notice.one("h2").text for notice in page.all("section", class_="notice")]
 
 
 def actions(page: Node) -> list[tuple[str, str | None]]:
-    """Buttons of what stands above the figures, and where they lead."""
+    """Return the buttons of notices above the figures with their targets."""
     links = [link for notice in page.all("section", class_="notice") for link in notice.all("a")]
     return [(link.text, link.attributes["href"]) for link in links]
 
@@ -35,7 +35,7 @@ def actions(page: Node) -> list[tuple[str, str | None]]:
 def attempt(
     installation: Installation, user_id: str, message: str | None = None, permanent: bool = False
 ) -> datetime:
-    """Records a read that has just ended, as a refresh does; when it began."""
+    """Record a fetch that just ended, as a refresh does; return when it began."""
     now = datetime.now(UTC)
     outcome = Refresh(
         user_id, now.date() - timedelta(89), now.date() + timedelta(1), now, now, 1,
@@ -46,13 +46,13 @@ def attempt(
 
 
 def published(installation: Installation, user_id: str, at: datetime) -> None:
-    """Notes that a read which began at that moment is what everybody sees."""
+    """Record that the fetch begun at that moment is published."""
     read = Read("run", user_id, at, at.date() + timedelta(1))
     installation.accounts.refreshes.mark_published([read], datetime.now(UTC))
 
 
 def connected(installation: Installation, user_id: str, at: datetime) -> None:
-    """As if the user had connected then."""
+    """Set the time at which the user connected."""
     with installation.accounts.database.write() as database:
         chosen = update(connections).where(connections.c.user_id == user_id)
         database.execute(chosen.values(connected_at=at, changed_at=at))

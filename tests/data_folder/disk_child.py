@@ -32,7 +32,7 @@ from finora_pipeline.warehouse.raw import RawWriter
 MEGABYTES = 48
 BALLAST = "ballast"
 AT_ONCE = 2
-# Where the disk becomes full: just before this function is called.
+# The functions before which the disk becomes full.
 POINTS: dict[str, tuple[Any, str]] = {
     "landing raw pages": (RawWriter, "land"),
     "recording refreshes": (Accounts, "record_refreshes"),
@@ -42,12 +42,12 @@ POINTS: dict[str, tuple[Any, str]] = {
     "recording what is published": (Accounts, "mark_published"),
     "recording the run": (runs, "build_defs"),
 }
-# The run's own record is Dagster's; all else lies in the data folder.
+# Dagster stores the run's record; all else is in the data folder.
 OF_DAGSTER = "recording the run"
 
 
 def fill(folder: Path) -> None:
-    """Writes until there is no room for a byte."""
+    """Write until the disk has no space for a byte."""
     descriptor = os.open(folder / BALLAST, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         for size in (1 << 20, 1 << 12, 1):
@@ -61,7 +61,7 @@ def fill(folder: Path) -> None:
 
 
 def fill_before(owner: Any, name: str, folder: Path) -> Callable[[], None]:
-    """Fills the disk when the function is called; returns what takes that back."""
+    """Fill the disk when the function is called; return a function that undoes it."""
     real = getattr(owner, name)
 
     def on_a_full_disk(*arguments: Any, **options: Any) -> Any:
@@ -73,14 +73,14 @@ def fill_before(owner: Any, name: str, folder: Path) -> Callable[[], None]:
 
 
 def published(settings: Settings) -> list[list[str]]:
-    """What readers see: every cost row."""
+    """Return every published cost row."""
     with connect(settings.published_database) as connection:
         query = "SELECT user_id, date, project_id, line_item, amount_usd FROM daily_costs ORDER BY ALL"
         return [list(map(str, row)) for row in connection.execute(query).fetchall()]
 
 
 def refreshed(settings: Settings) -> list[str]:
-    """What a refresh says was wrong."""
+    """Run a refresh; return its errors."""
     costs_alone = OpenAIAdmin(settings.openai_base_url, endpoints=(), directory=False)
     window = trailing_window(datetime.now(UTC).date())
     try:
@@ -119,7 +119,7 @@ def main(home: Path, point: str, scratch: Path) -> None:
 
 
 def serve(home: Path) -> None:
-    """A fork for each point, which spares it the seconds of the imports; two at a time."""
+    """Fork for each point, which saves the seconds of the imports; two at a time."""
     going = 0
     for point in POINTS:
         if going == AT_ONCE:
@@ -133,7 +133,7 @@ def serve(home: Path) -> None:
             except BaseException:
                 traceback.print_exc()
             finally:
-                # Without the clean-up of a process that is a copy.
+                # A forked copy must not run its parent's clean-up.
                 os._exit(0)
     for _ in range(going):
         os.wait()

@@ -1,4 +1,4 @@
-"""A disk that is really full, at each step of a refresh: one sentence, the old copy stays, the next heals."""
+"""A disk really full at each step of a refresh: one error, old snapshot, next run heals."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ALONE = ["unshare", "--mount", "--map-root-user"]
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, Any]:
-    """What the child told, by point: it takes all of them, since its imports take longest."""
+    """Outcomes by point: one child process runs all, since its imports take longest."""
     return {}
 
 
@@ -49,7 +49,7 @@ def _outcomes(start_openai, install) -> dict[str, Any]:
     installation: Installation = install(openai)
     installation.connect(plan="trial")
     assert installation.refresh().succeeded
-    # Time goes on, so that there is something to write.
+    # The clock advances, so that new pages land.
     openai.simulator.frozen_now += timedelta(hours=5)
     command = [*ALONE, sys.executable, "-m", "tests.data_folder.disk_child", str(installation.settings.home)]
     environment = os.environ | {"OPENAI_BASE_URL": openai.base_url}
@@ -71,7 +71,7 @@ def test_a_full_disk_is_reported_and_the_next_refresh_heals(
     assert " is full. Free some space" in said
     assert "Error" not in said
     assert "\n" not in said
-    # Where the copy was swapped in already, readers see that.
+    # If the new snapshot was already swapped in, readers see it.
     assert told["shown"] == ("new" if point == "recording what is published" else "old")
     assert told["then"] == []
     assert told["left"] == []

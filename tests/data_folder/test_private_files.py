@@ -18,7 +18,7 @@ from finora_pipeline.cli import main
 from finora_pipeline.data_folder.private_files import open_lock, secure_home
 from finora_pipeline.settings import Settings, SettingsError
 
-# An account with nothing of its own: nobody's number on Linux.
+# The uid of an account without files of its own (65534 on Linux).
 STRANGER = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another account")
 
@@ -43,7 +43,7 @@ def open_umask() -> Iterator[None]:
 
 @pytest.fixture
 def reachable(tmp_path: Path) -> Iterator[Path]:
-    """A folder that every account can reach, as /var/lib is; pytest's own are private."""
+    """A folder that every account can enter, as /var/lib is; pytest's are private."""
     changed = []
     for folder in [tmp_path, *tmp_path.parents]:
         mode = stat.S_IMODE(folder.stat().st_mode)
@@ -57,13 +57,13 @@ def reachable(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def any_group() -> str:
-    """A group of this machine that this account may give files to."""
+    """A group that this account may give files to."""
     gids = [gid for gid in os.getgroups() if gid != os.getegid()]
     return grp.getgrgid(STRANGER if os.geteuid() == 0 else (gids or [os.getegid()])[0]).gr_name
 
 
 def as_stranger(attempt: Callable[[], object], gid: int = STRANGER) -> str:
-    """What another account gets from a call: its result, or the error's class and text."""
+    """Call a function as another account; return its result, or the error's class and text."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""A database that is damaged or held by another program is one sentence that says what to do, and no loss."""
+"""A damaged or locked database gives one sentence of advice, and loses no data."""
 
 import random
 import shutil
@@ -24,7 +24,7 @@ from tests.conftest import Installation
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
 TODAY = datetime.now(UTC).date()
-# Holds a database as another program does, until its standard input ends.
+# Holds a database open, as another program does, until its standard input ends.
 HOLD = """
 import duckdb, os, sys
 connection = duckdb.connect(sys.argv[1])
@@ -36,7 +36,7 @@ DRIVERS = ("duckdb", "sqlite", "sqlalchemy", "IO Error", "Traceback", "Operation
 
 @contextmanager
 def held_by_another_program(database: Path) -> Iterator[int]:
-    """The process number of a program that has the database open to write."""
+    """Open the database for writing in another program; yield its process id."""
     command = [sys.executable, "-c", HOLD, str(database)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -46,7 +46,7 @@ def held_by_another_program(database: Path) -> Iterator[int]:
 
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """The database as another program holds it; this process keeps no connection to the file."""
+    """Lock the database as another program does, without a connection of this process."""
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     moved = Path(shutil.copy(database, database.with_name("moved")))
@@ -72,7 +72,7 @@ def finora(*arguments: str) -> Result:
 
 
 def sentence_of(result: Result) -> str:
-    """What a failed command says: a sentence or two, none of a driver's."""
+    """Return a failed command's message: at most two sentences, no driver's text."""
     said = " ".join(result.stderr.split())
     assert result.exit_code == 1, (result.exception, said)
     assert isinstance(result.exception, SystemExit), repr(result.exception)
@@ -82,7 +82,7 @@ def sentence_of(result: Result) -> str:
 
 
 def damage(database: Path) -> None:
-    """As after a failure of the disk: pages in the middle and at the start are noise."""
+    """Overwrite the start and the middle with noise, as a failing disk may."""
     content = bytearray(database.read_bytes())
     noise = random.Random(1)
     for start in range(0, len(content), 8192):
@@ -115,7 +115,7 @@ def test_a_locked_warehouse_is_waited_for(installation, monkeypatch):
 
 
 def _until_it_waits(process: int, database: Path) -> None:
-    """Returns once the process holds the right to write, and so tries to open the database."""
+    """Return once the process holds the write lock, and so tries to open the database."""
     lock = database.with_name("write.lock").stat().st_ino
     while not any(
         f":{lock} " in line and f" {process} " in line
@@ -199,7 +199,7 @@ def test_a_damaged_published_file_is_reported_and_published_again(installation):
 
 @pytest.fixture(scope="module")
 def small_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A warehouse with figures, to be copied and damaged."""
+    """A loaded warehouse, to be copied and damaged."""
     home = tmp_path_factory.mktemp("small") / "home"
     warehouse = Warehouse(home)
     for run_id, amount in (("run-1", '"1.00"'), ("run-2", '"2.00"')):
@@ -224,7 +224,7 @@ def test_a_warehouse_with_any_flipped_bytes_is_rebuilt(seed, small_home, tmp_pat
         for place in range(start, start + length):
             content[place] ^= choice.randrange(1, 256)
     warehouse.database.write_bytes(content)
-    # It cannot be read, or the flipped bytes are none that are read.
+    # Either it cannot be read, or the flipped bytes are never read.
     with suppress(DatabaseDamaged):
         rebuild(warehouse)
     replace_warehouse(warehouse)

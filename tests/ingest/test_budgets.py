@@ -1,4 +1,4 @@
-"""What one user may take of a run: time, bytes, and pages that can be loaded."""
+"""Limits of one user in a run: time, bytes, and pages that cannot be loaded."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,14 +22,14 @@ from tests.conftest import QUICK, Installation
 
 @pytest.fixture
 def installation(start_openai: Callable[..., Any], install: Callable[..., Installation]) -> Installation:
-    """Two users of the enterprise plan, not read yet."""
+    """Two users of the enterprise plan, not fetched yet."""
     made = install(start_openai(organizations=2, days=3, services=False))
     made.connect(plan="enterprise")
     return made
 
 
 def fetched(installation: Installation, run_id: str = "run-1", **options: Any) -> Fetched:
-    """What a fetch of all users does, with patience for a server that does not answer."""
+    """Fetch all users with a time limit for silent servers; return the outcome."""
     limits = replace(QUICK, timeout_seconds=60.0)
     admin = OpenAIAdmin(installation.settings.openai_base_url, limits)
     return installation.fetch(run_id, openai_admin=admin, **options)
@@ -80,7 +80,7 @@ def test_a_user_over_the_byte_limit_fails_alone_and_lands_nothing(installation: 
 def test_unloadable_pages_stop_no_other_user_and_are_fetched_again(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ):
-    """As if a check had let through what SQL cannot read."""
+    """As if a check had accepted a page that SQL cannot read."""
     whole = raw.canonical
     bad = installation.openai.organizations[1].id.encode()
 

@@ -1,4 +1,4 @@
-"""An endpoint is one row: described here and nowhere else, it is asked, landed, loaded and published."""
+"""An endpoint added as one row here is fetched, landed, loaded and published."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""While OpenAI is slow for one user, what was fetched for the others is published, and nothing is lost."""
+"""While OpenAI is slow for one user, the others' pages are published and none are lost."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def server() -> Iterator[WaitingServer]:
     with playing(WaitingServer()) as server:
         assert isinstance(server, WaitingServer)
         yield server
-        # Its thread would wait for ever.
+        # Its thread would wait for ever otherwise.
         server.go_on.set()
 
 
@@ -62,7 +62,7 @@ def connect(installation: Installation, lines: str) -> None:
 
 
 def fetch(installation: Installation, landing: type[Landing]) -> Fetched:
-    """A fetch of both users that looks for slow ones all the time."""
+    """Fetch both users, checking for slow ones all the time."""
     return installation.fetch(RUN, landing=landing, with_directory=False, budgets=QUIET)
 
 

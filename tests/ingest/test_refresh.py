@@ -43,7 +43,7 @@ def test_a_second_identical_refresh_changes_nothing(start_openai, install):
 
 def test_one_long_window_leaves_slots_for_many_short_ones():
     async def most_at_once(days: list[int]) -> int:
-        """How many of these windows are read at the same time, of all that are asked for at once."""
+        """Return how many of these windows, requested at once, are fetched concurrently."""
         room, reading, most = fetch._DayBudget(900), 0, 0
 
         async def read(window: int) -> None:

@@ -1,4 +1,4 @@
-"""Users who are read are published while one organization still does not answer."""
+"""Fetched users are published while one organization does not answer yet."""
 
 from finora_pipeline.ingest.fetch import Budgets
 from finora_pipeline.ingest.landing import Landing
@@ -29,7 +29,7 @@ def test_healthy_users_are_published_while_one_does_not_answer(start_openai, ins
             users = {user for (user,) in installation.sql(query)}
             published.append(users)
             if len(users) == 3:
-                # Not before: the fetch of the fourth then ends after this copy was published.
+                # Only now may the fourth answer: its fetch ends after this snapshot was published.
                 simulator.clear_faults()
 
     limits = Limits(timeout_seconds=0.3, retry_seconds=120, first_pause_seconds=0.001)

@@ -1,4 +1,4 @@
-"""Dagster's record of runs stays bounded, and the UI knows of every asset and day all the same."""
+"""Dagster's run history stays bounded, and its UI still shows every asset and day."""
 
 import os
 import re
@@ -25,7 +25,7 @@ STORAGE = re.compile(r"^storage:\n(?: .*\n)+", re.MULTILINE)
 def installed(
     request: pytest.FixtureRequest, start_openai, install: Callable[..., Installation], monkeypatch
 ) -> Installation:
-    """Six days of one organization, Dagster's record and the accounts in either database."""
+    """Six days of one organization, with Dagster's record and the accounts in either database."""
     openai = start_openai(days=6, services=False)
     if request.param == "sqlite":
         return install(openai)
@@ -38,7 +38,7 @@ def installed(
 def move_to_postgres(
     installation: Installation, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Does what docs/operations.md says."""
+    """Move to Postgres as docs/operations.md describes."""
     monkeypatch.setenv("FINORA_ACCOUNTS_URL", installation.settings.accounts_url)
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", server.new_url())
     told = STORAGE.search(OPERATIONS.read_text())

@@ -1,4 +1,4 @@
-"""Run monitoring ends every run whose process is gone, whoever started it and of whichever job."""
+"""Run monitoring ends every run whose process died, of any job and launcher."""
 
 import subprocess
 import sys
@@ -35,10 +35,10 @@ def started(instance: dg.DagsterInstance, job: dg.JobDefinition) -> str:
 
 
 def monitored(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
-    """The run's state after the daemon has looked at it."""
+    """Return the run's state after the daemon's check."""
     record = instance.get_run_record_by_id(run_id)
     assert record is not None
-    # A workspace is for launchers that resume runs.
+    # Only launchers that resume runs need a workspace.
     nowhere: Any = None
     monitor_started_run(instance, nowhere, record, getLogger(__name__))
     run = instance.get_run_by_id(run_id)
@@ -49,7 +49,7 @@ def monitored(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
 def test_a_run_whose_process_died_is_ended(installation: Installation, instance, monkeypatch):
     job = runs.build_defs(installation.settings).resolve_job_def("load_user_history")
     living, dead = started(instance, job), started(instance, job)
-    # Shortly after its start a run may not hold its lock yet.
+    # A run just started may not hold its lock yet.
     assert monitored(instance, dead) is dg.DagsterRunStatus.STARTED
 
     monkeypatch.setattr(instance.run_launcher, "_start_seconds", 0)

@@ -1,4 +1,4 @@
-"""Which addresses may receive an Admin key, and which of them are the same to a stored key."""
+"""Addresses that may receive an Admin key, and which of them are equal to a stored key."""
 
 import pytest
 
@@ -64,7 +64,7 @@ def test_an_address_has_one_spelling(given: str, address: str) -> None:
         ("http://127.0.0.1.evil.example/v1", "Use https"),
         ("http://localhost.evil.example/v1", "Use https"),
         ("http://0.0.0.0/v1", "Use https"),
-        # What resolvers take for 127.0.0.1 and no one reads as such.
+        # Spellings that resolvers accept as 127.0.0.1.
         ("http://2130706433/v1", "Use https"),
         ("http://127.1/v1", "Use https"),
     ],

@@ -1,4 +1,4 @@
-"""The client against a simulated OpenAI that misbehaves: what recovers, what ends, what a person reads."""
+"""The client against a faulty simulated OpenAI: retries, errors and messages."""
 
 import asyncio
 import json
@@ -42,18 +42,18 @@ from tests.conftest import QUICK, OpenAI
 T = TypeVar("T")
 StartOpenAI = Callable[..., OpenAI]
 
-# A busy machine must not turn a slow answer into a time-out, nor a repeat into a surrender.
+# A busy machine must cause neither time-outs nor exhausted retries.
 PATIENT = replace(QUICK, timeout_seconds=20, retry_seconds=20)
 IMPATIENT = replace(QUICK, timeout_seconds=20)
 
-# `read` asks for at most one page's days at a time; pages of four days make OpenAI give cursors.
+# `read` requests at most one page's days; pages of four days make OpenAI return cursors.
 COMPLETIONS = ENDPOINTS["completions"]
 SHORT_PAGES = replace(COMPLETIONS, days_per_page=4)
 
 
 @pytest.fixture(scope="module")
 def shared_openai() -> Iterator[OpenAI]:
-    """One server for the module: starting and stopping one takes longer than most tests."""
+    """One server for the module: starting one takes longer than most tests."""
     now = datetime(2026, 11, 18, 15, tzinfo=UTC)
     since = now.date() - timedelta(days=9)
     simulator = Simulator([OrganizationSpec(number, since=since) for number in range(4)], now=now)
@@ -63,7 +63,7 @@ def shared_openai() -> Iterator[OpenAI]:
 
 @pytest.fixture
 def openai(shared_openai: OpenAI) -> Iterator[OpenAI]:
-    """A simulated OpenAI of four organizations, in which everything is well."""
+    """A simulated OpenAI of four organizations, reset to no faults."""
     shared_openai.simulator.requests.clear()
     yield shared_openai
     shared_openai.simulator.clear_faults()
@@ -74,7 +74,7 @@ def openai(shared_openai: OpenAI) -> Iterator[OpenAI]:
 def with_client(
     base_url: str, use: Callable[[OpenAIAdminClient], Awaitable[T]], limits: Limits = PATIENT
 ) -> T:
-    """What `use` makes of a client that is open for as long as it runs."""
+    """Call `use` with an open client; return its result."""
 
     async def run() -> T:
         async with open_client(base_url, limits) as client:
@@ -84,7 +84,7 @@ def with_client(
 
 
 def last_days(openai: OpenAI, days: int) -> Window:
-    """The UTC days up to the simulator's today."""
+    """Return the UTC days up to the simulator's today."""
     tomorrow = openai.simulator.now.date() + timedelta(days=1)
     return Window(tomorrow - timedelta(days=days), tomorrow)
 
@@ -96,7 +96,7 @@ def key_of(openai: OpenAI, number: int = 0) -> AdminKey:
 def read(
     openai: OpenAI, endpoint: Endpoint = COSTS, days: int = 5, limits: Limits = PATIENT
 ) -> tuple[list[Page], int]:
-    """The pages of the last days, and how many requests they took."""
+    """Fetch the last days; return the pages and the number of requests."""
 
     async def use(client: OpenAIAdminClient) -> tuple[list[Page], int]:
         pages = await client.organization(key_of(openai)).read(endpoint, last_days(openai, days))
@@ -106,7 +106,7 @@ def read(
 
 
 def read_with_cursor(openai: OpenAI, days: int = 10, limits: Limits = PATIENT) -> tuple[list[Page], int]:
-    """The same, in pages of four days that a cursor leads through."""
+    """Fetch the same in pages of four days, following cursors."""
 
     async def use(client: OpenAIAdminClient) -> tuple[list[Page], int]:
         reader = client.organization(key_of(openai))
@@ -118,7 +118,7 @@ def read_with_cursor(openai: OpenAI, days: int = 10, limits: Limits = PATIENT) -
 
 
 def failure(openai: OpenAI, run: Callable[[], object]) -> OpenAIAdminError:
-    """The error that `run` ends with, after a look at what a person would read of it."""
+    """Return the error that `run` raises, after checking its message."""
     with pytest.raises(OpenAIAdminError) as caught:
         run()
     message = str(caught.value)
@@ -134,7 +134,7 @@ def failure(openai: OpenAI, run: Callable[[], object]) -> OpenAIAdminError:
 
 
 def starts_of(pages: list[Page]) -> list[int]:
-    """The first second of each bucket, in the order of the pages."""
+    """Return the first second of each bucket, in the order of the pages."""
     return [bucket["start_time"] for page in pages for bucket in json.loads(page.body)["data"]]
 
 
@@ -201,7 +201,7 @@ def test_the_fetch_time_is_the_time_of_the_request(openai: OpenAI) -> None:
 def test_a_transient_fault_changes_no_result(openai: OpenAI, fault: Fault) -> None:
     undisturbed, requests = read(openai)
     times = fault.times or 0
-    # The row of the table is shared by repeated runs, and a fault counts its strikes.
+    # Parameters are shared by repeated runs, and a fault counts its strikes.
     openai.simulator.add_fault(openai.organizations[0], replace(fault))
 
     pages, requests_with_repeats = read(openai)
@@ -256,7 +256,7 @@ def test_a_silent_server_is_unreachable(openai: OpenAI) -> None:
 
 def test_a_closed_port_is_unreachable(openai: OpenAI) -> None:
     with socket.socket() as bound:
-        # Bound but not listening: the port refuses, and nobody else can take it meanwhile.
+        # Bound but not listening: the port refuses, and no other process can take it.
         bound.bind(("127.0.0.1", 0))
         nobody = OpenAI(openai.simulator, f"http://127.0.0.1:{bound.getsockname()[1]}/v1")
         told = failure(openai, lambda: read(nobody, limits=IMPATIENT))
@@ -415,7 +415,7 @@ def test_endless_cursor_ends(openai: OpenAI) -> None:
 
 
 def test_a_fault_on_a_later_page_returns_no_partial_window(openai: OpenAI) -> None:
-    # The first strike hits one of the three pieces, which then has no time to ask again.
+    # The fault hits one of the three pieces, which then has no time for a retry.
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=3600, times=1))
 
     assert isinstance(failure(openai, lambda: read(openai, days=400)), RateLimited)

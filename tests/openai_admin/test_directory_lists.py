@@ -1,4 +1,4 @@
-"""The directory: each list has an outcome of its own, and none of them asks for ever."""
+"""The directory: each list has its own outcome, and none is requested for ever."""
 
 import asyncio
 import json
@@ -73,7 +73,7 @@ def test_all_lists_are_fetched_in_the_order_of_the_projects(start_openai: StartO
     owners = {key.owner.name for key in organization.api_keys if key.member_id is None}
     assert len(owners) == 2
     assert names(first, SERVICE_ACCOUNTS) == owners
-    # Pages that come again as they were are the same page set.
+    # Unchanged pages are the same page set.
     assert [(p.grouping, p.body) for p in first.pages] == [(p.grouping, p.body) for p in again.pages]
 
 
@@ -183,7 +183,7 @@ def test_a_strange_id_stays_one_part_of_the_path(start_openai: StartOpenAI, odd:
     body = odd.replace("\\", "\\\\")
     directory = read(openai, Fault(FaultKind.EDIT, path="organization/projects$", edit=project.id, body=body))
 
-    # OpenAI knows no such project: its lists are empty, and nothing else was asked for.
+    # The project is unknown to OpenAI: its lists are empty, without further requests.
     assert directory.failed == []
     assert len(directory.lists) == 2 + 2 * 2
     assert set(openai.simulator.requests) == {"projects", "users", "api_keys", "service_accounts"}

@@ -1,4 +1,4 @@
-"""What OpenAI's errors mean: by their code and words, with the host that was asked and advice that fits."""
+"""Meanings of OpenAI's errors by code and message, with the host and fitting advice."""
 
 import asyncio
 import json
@@ -144,7 +144,7 @@ def test_an_error_means_what_its_code_and_words_say(
     assert "\n" not in message
     assert len(message) < 500
     assert found.status == status
-    # A fresh key is advised only where the key is the cause, and only then asking stops for good.
+    # A new key is advised only where the key is the cause, and only then fetches stop.
     is_key = error in (InvalidKey, InsufficientPermissions)
     assert ("fresh Admin key" in message) is is_key
     assert found.is_permanent is (is_key or issubclass(error, UnsupportedRequest))
@@ -186,7 +186,7 @@ def test_code_and_retry_after_are_kept() -> None:
 )
 def test_openais_messages_are_made_safe_to_show(said: str, shown: str) -> None:
     assert quoted(said).rstrip(".") == shown
-    # What JSON cannot hold as text is replaced before.
+    # Characters that JSON cannot hold are replaced before.
     if not {"\ud83d", "\x00"} & set(said):
         message = str(error_of(500, body(said).encode(), {}, OPENAI))
         assert message.endswith(f": {shown}.")
@@ -197,7 +197,7 @@ def test_long_messages_of_openai_are_cut() -> None:
     assert quoted("word " * 10_000).endswith("…")
     assert len(quoted("word " * 10_000)) <= 160
     assert len(str(error_of(500, body("x" * 100_000).encode(), {}, OPENAI))) < 400
-    # A key that is cut off at the end of what is shown is still a key.
+    # A key cut off at the end of the message is still hidden.
     assert "sk-admin-Z" not in quoted("x" * 150 + " " + KEY)
 
 
@@ -218,7 +218,7 @@ def openai() -> Iterator[OpenAI]:
         yield OpenAI(simulator, base_url)
 
 
-# A busy machine must not turn a slow answer into a time-out.
+# A busy machine must not turn a slow response into a time-out.
 PATIENT = replace(QUICK, timeout_seconds=20, request_seconds=20, retry_seconds=20)
 HASTY = replace(PATIENT, retry_seconds=0.05)
 
@@ -232,7 +232,7 @@ def with_client(openai: OpenAI, use: Callable[[OpenAIAdminClient], Awaitable[T]]
 
 
 def requests_until(openai: OpenAI, fault: Fault, limits: Limits) -> tuple[int, OpenAIAdminError | None]:
-    """How often a day of costs was asked for under a fault, and the error at the end."""
+    """Return the number of requests for a day of costs under a fault, and the final error."""
     openai.simulator.requests.clear()
     openai.simulator.clear_faults()
     openai.simulator.add_fault(openai.organizations[0], fault)
@@ -253,7 +253,7 @@ def requests_until(openai: OpenAI, fault: Fault, limits: Limits) -> tuple[int, O
 @pytest.mark.parametrize(
     ("status", "sent", "requests"),
     [
-        # The key's fault, or a reason that OpenAI explains: once.
+        # A bad key, or a reason that OpenAI explains: one request.
         (401, body("Incorrect API key provided.", "invalid_api_key"), 1),
         (403, body(SCOPES), 1),
         (401, body("Not authorized.", "ip_not_authorized"), 1),
@@ -262,7 +262,7 @@ def requests_until(openai: OpenAI, fault: Fault, limits: Limits) -> tuple[int, O
         (403, body("No.", "unsupported_country_region_territory"), 1),
         (429, body("Empty.", "credit_balance_exhausted"), 1),
         (400, body("Not supported."), 1),
-        # A reason that is not known: twice more.
+        # An unknown reason: two retries.
         (403, body("Your organization does not have access to this feature."), 3),
         (401, "", 3),
         (418, "", 3),

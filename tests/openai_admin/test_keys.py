@@ -1,4 +1,4 @@
-"""Admin keys: what is taken from a pasted text, what is refused and how, and that nothing shows a key."""
+"""Admin keys: extraction from pasted text, refusal, and secrecy."""
 
 import copy
 import pickle
@@ -13,7 +13,7 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 KEY = "sk-admin-Zk3_9xQw-7LmN2pRtVbY4cD1"
 SECRET = KEY.removeprefix(PREFIX)[:-4]
 
-# The same examples in every run, on however busy a machine.
+# The same examples in every run, without a time limit on a busy machine.
 REPEATABLE = settings(derandomize=True, deadline=None)
 
 admin_keys = st.text(ALPHABET, min_size=16, max_size=200).map(PREFIX.__add__)
@@ -158,7 +158,7 @@ def test_no_text_keeps_a_key_through_redact(key: str, before: str, after: str) -
 @REPEATABLE
 @given(
     key=admin_keys,
-    # Characters that no key has, in the middle of one or in place of the rest of it.
+    # Characters invalid in a key, in its middle or at its end.
     rubbish=st.text(st.characters(exclude_characters=ALPHABET), min_size=1).map("{}?".format),
     whole=st.booleans(),
 )

@@ -1,4 +1,4 @@
-"""How long and how much: deadlines, sizes, and that one organization's trouble slows no other."""
+"""Deadlines, size limits, and isolation of one organization's trouble from others."""
 
 import asyncio
 import gzip
@@ -79,7 +79,7 @@ def read(openai: OpenAI, limits: Limits, fault: Fault | None = None) -> list[Pag
 
 
 def test_a_dripping_body_ends_at_the_requests_time_limit(openai: OpenAI) -> None:
-    # Each byte comes well within the time for silence; all of them would take minutes.
+    # Each byte arrives within the read time-out; all together would take minutes.
     drip = Fault(FaultKind.DRIP, seconds=0.02)
     with pytest.raises(TimedOut, match=r"did not answer within 0\.3 s \(127\.0\.0\.1:\d+\)"):
         read(openai, replace(ONCE, request_seconds=0.3), drip)
@@ -87,7 +87,7 @@ def test_a_dripping_body_ends_at_the_requests_time_limit(openai: OpenAI) -> None
 
 def test_a_retry_ends_at_the_time_limit_too(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SERVER_ERROR, times=1))
-    # The first repeat has only what is left of the time for retries, or for silence.
+    # The first retry has only the rest of the time for retries, or the read time-out.
     limits = replace(PATIENT, request_seconds=600, retry_seconds=0.3, timeout_seconds=0.3)
     with pytest.raises(TimedOut):
         read(openai, limits, Fault(FaultKind.DRIP, seconds=0.02))
@@ -100,7 +100,7 @@ def test_an_answer_of_too_many_bytes_is_not_read_to_its_end(openai: OpenAI) -> N
     assert read(openai, replace(PATIENT, body_bytes=size))[0].body == page.body
     with pytest.raises(AnswerTooLarge, match="in one answer"):
         read(openai, replace(PATIENT, body_bytes=size - 1))
-    # Once: it would be as long again.
+    # One request: the body would be as long again.
     assert openai.simulator.requests["costs"] == 3
 
 
@@ -252,7 +252,7 @@ def test_requests_in_flight_never_exceed_the_concurrency(openai: OpenAI) -> None
         in_flight += 1
         most = max(most, in_flight)
         await asyncio.sleep(0.01)
-        # Before the answer: the client may go on as soon as it has it.
+        # Before the response: the client may continue as soon as it arrives.
         in_flight -= 1
         await openai.simulator(scope, receive, send)
 
@@ -271,7 +271,7 @@ def test_requests_in_flight_never_exceed_the_concurrency(openai: OpenAI) -> None
 
 
 def test_a_pause_before_a_retry_holds_no_slot(openai: OpenAI) -> None:
-    # One place for all: a pause with it would keep the others from being read.
+    # One slot for all: a pause that holds it would block the others.
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=3))
     limits = replace(PATIENT, concurrency=1, per_organization=1, retry_seconds=30)
 
@@ -282,7 +282,7 @@ def test_a_pause_before_a_retry_holds_no_slot(openai: OpenAI) -> None:
             await asyncio.sleep(0.001)
         for other in others:
             assert len(await other.read(COSTS, today(openai))) == 1
-        # The same organization's other endpoints go on as well.
+        # The same organization's other endpoints continue, too.
         openai.simulator.clear_faults()
         assert len(await stuck.read(ENDPOINTS["embeddings"], today(openai))) == 1
         assert not paused.done()
@@ -311,7 +311,7 @@ def test_a_far_network_is_simulated(openai: OpenAI) -> None:
 
 
 def test_waiting_for_a_slot_does_not_use_up_the_retry_limit(openai: OpenAI) -> None:
-    """A request that waits long for its turn has as many repeats as any other."""
+    """A request that waits long for a slot has as many retries as others."""
     openai.simulator.add_fault(openai.organizations[1], Fault(FaultKind.SERVER_ERROR, times=1))
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SLOW, seconds=0.3))
     limits = replace(PATIENT, concurrency=1, retry_seconds=0.25)

@@ -1,4 +1,4 @@
-"""The client on a company's network: proxies, certificates, and which host a key may reach at all."""
+"""The client on a company's network: proxies, certificates, and hosts that may get a key."""
 
 import asyncio
 import base64
@@ -36,7 +36,7 @@ from tests.conftest import QUICK
 
 KEY = AdminKey("sk-admin-Zk3_9xQw-7LmN2pRtVbY4cD1")
 DAY = Window(date(2026, 6, 14), date(2026, 6, 15))
-# A name that no DNS has, so that only a proxy can lead there.
+# A name without DNS entry, so that only a proxy reaches it.
 NAME = "openai.invalid"
 ONCE = replace(QUICK, timeout_seconds=20, request_seconds=20, retry_seconds=0)
 VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -61,7 +61,7 @@ def page() -> bytes:
 
 @dataclass
 class Certificates:
-    """A private authority and a server's certificate that it signed."""
+    """A private authority and a server certificate signed by it."""
 
     authority: Path
     server: Path
@@ -108,7 +108,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @asynccontextmanager
 async def tls_server(certificates: Certificates, heard: list[bytes]) -> AsyncIterator[int]:
-    """OpenAI behind TLS; yields its port."""
+    """Serve OpenAI behind TLS; yield its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates.server)
 
@@ -125,7 +125,7 @@ async def tls_server(certificates: Certificates, heard: list[bytes]) -> AsyncIte
 
 @dataclass
 class ConnectProxy:
-    """What a proxy was asked for; `answer` stands in for its own."""
+    """Requests that a proxy received; `answer` replaces its own response."""
 
     answer: bytes = b""
     heard: list[bytes] = field(default_factory=list)
@@ -133,7 +133,7 @@ class ConnectProxy:
 
 @asynccontextmanager
 async def connect_proxy(proxy: ConnectProxy, target: int) -> AsyncIterator[str]:
-    """A proxy that leads every name to one port of this machine; yields its address."""
+    """Serve a proxy that leads every name to one local port; yield its address."""
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -167,7 +167,7 @@ async def read_costs(base_url: str, bound_to: str | None = None) -> int:
 
 
 def failure(base_url: str) -> OpenAIAdminError:
-    """The error of a read, which names no key, no password and no driver."""
+    """Return the error of a fetch, which names no key, password or driver."""
     with pytest.raises(OpenAIAdminError) as caught:
         asyncio.run(read_costs(base_url))
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
@@ -182,7 +182,7 @@ def failure(base_url: str) -> OpenAIAdminError:
 def through_proxy(
     proxy: ConnectProxy, certificates: Certificates, monkeypatch: pytest.MonkeyPatch, user: str = ""
 ) -> list[bytes]:
-    """Reads from a host that only the proxy reaches; what the host heard."""
+    """Fetch from a host that only the proxy reaches; return what the host received."""
     heard: list[bytes] = []
 
     async def run() -> None:
@@ -276,7 +276,7 @@ def test_unreadable_certificates_raise_one_sentence(monkeypatch: pytest.MonkeyPa
     assert variable in str(error)
     with pytest.raises(NetworkError):
         trusted_certificates()
-    # Without TLS there is nothing to trust.
+    # Without TLS no certificate is needed.
     assert isinstance(failure("http://127.0.0.1:9/v1"), ConnectionRefused)
 
 
@@ -379,7 +379,7 @@ OPENAI = parse_address("https://api.openai.com/v1")
         ),
         ({"HTTPS_PROXY": "http://p", "NO_PROXY": "10.0.0.0/8"}, parse_address("https://10.1.2.3/v1"), None),
         ({"HTTPS_PROXY": "http://p", "NO_PROXY": "10.0.0.0/8"}, parse_address("https://11.1.2.3/v1"), "p:80"),
-        # This machine is never asked through a proxy.
+        # Requests to this machine never use a proxy.
         ({"HTTP_PROXY": "http://p", "ALL_PROXY": "http://p"}, parse_address("http://127.0.0.1:1/v1"), None),
         ({"HTTPS_PROXY": "http://p"}, parse_address("https://localhost/v1"), None),
     ],

@@ -1,4 +1,4 @@
-"""Windows that OpenAI refuses: all newest days that it gives are read, and which they are is known."""
+"""Windows that OpenAI refuses: the newest days it returns are fetched and recorded."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from finora_pipeline.openai_simulator import (
 from tests.conftest import QUICK, OpenAI
 
 PATIENT = replace(QUICK, timeout_seconds=20, request_seconds=20, retry_seconds=20)
-# The real today, as the client's own clock is, at three in the afternoon.
+# 15:00 of the real today, since the client uses the real clock.
 TODAY = datetime.now(UTC).date()
 TOMORROW = TODAY + timedelta(days=1)
 COMPLETIONS = ENDPOINTS["completions"]
@@ -80,7 +80,7 @@ def test_a_window_openai_accepts_is_fetched_unchanged(openai: OpenAI) -> None:
 @pytest.mark.parametrize("endpoint", [COSTS, COMPLETIONS], ids=lambda endpoint: endpoint.name)
 @pytest.mark.parametrize("limit", [1, 2, 30, 179, 180, 181, 366])
 def test_all_days_openai_returns_are_fetched(openai: OpenAI, endpoint: Endpoint, limit: int) -> None:
-    # A window must begin within so many days before now: the first whole one is that many days before today.
+    # A window must begin within so many days before now, so the first whole day is that old.
     pages, given = read_newest(openai, last(500), Fault(FaultKind.NO_HISTORY, days=limit), endpoint=endpoint)
     assert given == Window(TODAY - timedelta(days=limit - 1), TOMORROW)
     assert days_of(pages) == each_day(given)
@@ -96,7 +96,7 @@ def test_usage_is_fetched_for_the_days_of_the_costs(openai: OpenAI) -> None:
 
 
 def test_a_refused_future_ends_now(openai: OpenAI) -> None:
-    # The simulator's clock stands after the real one here, so that now is not in its future.
+    # The simulator's clock is ahead, so that the real now is not in its future.
     openai.simulator.frozen_now = datetime.now(UTC) + timedelta(seconds=5)
     pages, given = read_newest(openai, last(10), Fault(FaultKind.NO_FUTURE))
     assert given == last(10)
@@ -144,7 +144,7 @@ def test_an_error_about_other_things_than_days_raises_at_once(openai: OpenAI) ->
     with pytest.raises(InvalidKey):
         read_newest(openai, last(5))
     openai.simulator.set_key_state(openai.organizations[0].admin_key, KeyState.ACTIVE)
-    # Older days that fail otherwise leave nothing half-read.
+    # Another failure on older days returns no partial result.
     faults = (
         Fault(FaultKind.NO_HISTORY, days=366, times=3),
         Fault(FaultKind.STATUS, status=500, seconds=3600, after=1),

@@ -1,4 +1,4 @@
-"""Pages of costs and usage: what is accepted, what is refused, and that no digit of money is lost."""
+"""Pages of costs and usage: accepted and refused bodies; no digit of money is lost."""
 
 import json
 import signal
@@ -35,12 +35,12 @@ EXAMPLES = sorted(path.name for path in FIXTURES.glob("official_get_usage_*.json
 COMPLETIONS = ENDPOINTS["completions"]
 DAY = 1_781_395_200
 
-# The same examples in every run, on however busy a machine.
+# The same examples in every run, without a time limit on a busy machine.
 REPEATABLE = settings(derandomize=True, deadline=None)
 
 
 def captured(name: str) -> bytes:
-    """A captured page; some were published as their buckets alone, and get their page back."""
+    """Return a captured page; published buckets without a page are wrapped in one."""
     body = (FIXTURES / name).read_bytes()
     if not body.lstrip().startswith(b"["):
         return body
@@ -48,13 +48,13 @@ def captured(name: str) -> bytes:
 
 
 def row(value: str = '"1.50"', **more: Any) -> str:
-    """One result of costs; `value` is JSON, so that each test says exactly what is sent."""
+    """Return a result of costs; `value` is JSON, so that each test controls the exact bytes."""
     rest = {"object": "organization.costs.result", "project_id": "proj_a", "line_item": "gpt-5, input"} | more
     return f'{{"amount": {{"value": {value}, "currency": "usd"}}, {json.dumps(rest)[1:]}'
 
 
 def page(*rows: str, start: int = DAY) -> bytes:
-    """A page of one day with these results."""
+    """Return a page of one day with these results."""
     bucket = (
         f'{{"object":"bucket","start_time":{start},"end_time":{start + 86_400},"results":[{",".join(rows)}]}}'
     )
@@ -62,7 +62,7 @@ def page(*rows: str, start: int = DAY) -> bytes:
 
 
 def amounts_of(body: bytes) -> list[Decimal]:
-    """The amounts of a page, by another reader than the one under test."""
+    """Return the amounts of a page, parsed independently of the code under test."""
     return [
         Decimal(result["amount"]["value"])
         for bucket in json.loads(body, parse_float=Decimal)["data"]
@@ -96,7 +96,7 @@ def test_pages_seen_live_are_accepted(name: str, days: int | None, is_canonical:
 def test_usage_seen_live_is_accepted_but_for_its_clipped_day() -> None:
     body = captured("captured_usage_completions.json")
 
-    # It was asked for from within a day, which a refresh never does.
+    # It was requested from within a day, which a refresh never does.
     with pytest.raises(UnreadableResponse, match="starts within a day"):
         check_page(COMPLETIONS, body)
     whole = json.loads(body)
@@ -142,7 +142,7 @@ def test_undocumented_keys_are_ignored() -> None:
 
 
 def changed(path: list[str | int], value: Any) -> bytes:
-    """A good page with one value replaced."""
+    """Return a valid page with one value replaced."""
     sent = json.loads(page(row()))
     place = sent
     for step in path[:-1]:
@@ -235,7 +235,7 @@ def test_refusal_is_one_short_sentence(path: list[str | int]) -> None:
 
 @contextmanager
 def processor_seconds(most: float) -> Iterator[None]:
-    """Ends a computation that never would, by this process's own time and not by a busy machine's clock."""
+    """Stop an endless computation after so much processor time, independent of other load."""
 
     def end(*_: object) -> None:
         raise TimeoutError(f"still busy after {most:g} s")
@@ -262,7 +262,7 @@ def test_one_odd_amount_after_many_plain_ones_is_found_at_once(odd: str) -> None
 
 
 def usage(**fields: str) -> bytes:
-    """A page with a single row of use; each value is JSON, so that each test says exactly what is sent."""
+    """Return a page with a single usage row; each value is JSON text."""
     return page("{" + ",".join(f'"{name}": {value}' for name, value in fields.items()) + "}")
 
 
@@ -294,7 +294,7 @@ def test_whole_counts_are_accepted_in_any_notation(sent: str) -> None:
         ("input_tokens", "true"),
         ("input_tokens", "[7]"),
         ("input_tokens", '{"tokens": 7}'),
-        # SQL would take what no column holds for no use at all.
+        # SQL would load a value too large for the column as NULL.
         ("input_tokens", str(2**63)),
         ("input_tokens", "1e400"),
         ("usage_bytes", str(10**15 + 1)),
@@ -376,7 +376,7 @@ def test_unneeded_fields_may_hold_anything(extra: str) -> None:
 
 
 def read_by_sql(memory: duckdb.DuckDBPyConnection, text: bytes, field: str, kind: str) -> list[Any]:
-    """What the warehouse's way to read a page makes of a field of its results."""
+    """Return a field of a page's results as the warehouse's SQL reads it."""
     path = field.replace(".", '": {"') if "." in field else field
     shape = f'{{"data": [{{"results": [{{"{path}": "{kind}"{"}" if "." in field else ""}}}]}}]}}'
     buckets = f"SELECT unnest(from_json(?, '{shape}').data) AS bucket"

@@ -1,4 +1,4 @@
-"""A simulated organization whose names and members change: what its lists show, and what its rows keep."""
+"""A simulated organization whose names and members change: its lists and its rows."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ EVERYTHING = OrganizationSpec(
 
 @contextmanager
 def sdk_on(simulator: Simulator) -> Iterator[OpenAI]:
-    """The official SDK, told to refuse what its types do not allow."""
+    """Open the official SDK with strict response validation."""
     with (
         running(simulator) as base_url,
         OpenAI(
@@ -84,7 +84,7 @@ def before_the_change(simulator: Simulator) -> Iterator[None]:
 
 
 def rows_of(sdk: OpenAI, name: str, *group_by: str) -> list[tuple[date, Any]]:
-    """Every row of the ten days with its day."""
+    """Return every row of the ten days with its day."""
     page = getattr(sdk.admin.organization.usage, name)(
         start_time=unix_seconds(FIRST),
         end_time=unix_seconds(TOMORROW),
@@ -99,12 +99,12 @@ def rows_of(sdk: OpenAI, name: str, *group_by: str) -> list[tuple[date, Any]]:
 
 
 def last_days(sdk: OpenAI, name: str, dimension: str) -> dict[str | None, date]:
-    """The last day of each value of the dimension."""
+    """Return the last day of each value of the dimension."""
     return {getattr(row, dimension): day for day, row in rows_of(sdk, name, dimension)}
 
 
 def in_project(sdk: OpenAI, kind: str, organization: SimulatedOrganization, **params: Any) -> dict[str, Any]:
-    """The objects of this kind of all projects, by id."""
+    """Return the objects of this kind of all projects, by id."""
     listing = getattr(sdk.admin.organization.projects, kind)
     return {item.id: item for project in organization.projects for item in listing.list(project.id, **params)}
 

@@ -1,4 +1,4 @@
-"""The simulator as the official SDK sees it: every answer is typed, paged and refused as OpenAI's are."""
+"""The simulator through the official SDK: responses are typed, paged and refused as OpenAI's."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -49,7 +49,7 @@ def shared() -> Iterator[conftest.OpenAI]:
 
 @pytest.fixture
 def simulated(shared: conftest.OpenAI) -> Iterator[conftest.OpenAI]:
-    """One organization of ten days at a frozen moment, in which everything is well."""
+    """One organization of ten days at a frozen moment, without faults."""
     yield shared
     shared.simulator.frozen_now = NOW
     shared.simulator.clear_faults()
@@ -68,14 +68,14 @@ def sdk_of(simulated: conftest.OpenAI, key: str | None = None) -> OpenAI:
 
 @pytest.fixture(scope="module")
 def shared_sdk(shared: conftest.OpenAI) -> Iterator[OpenAI]:
-    """One client for the module: opening one takes longer than most tests."""
+    """One client for the module: creating one takes longer than most tests."""
     with sdk_of(shared) as client:
         yield client
 
 
 @pytest.fixture
 def sdk(simulated: conftest.OpenAI, shared_sdk: OpenAI) -> OpenAI:  # noqa: ARG001
-    """The official SDK, told to refuse what its types do not allow, on an OpenAI in which all is well."""
+    """The official SDK with strict response validation, on a simulator without faults."""
     return shared_sdk
 
 
@@ -84,19 +84,19 @@ def whole_window(**more: Any) -> dict[str, Any]:
 
 
 def ask(sdk: OpenAI, name: str, **params: Any) -> Any:
-    """The SDK's answer of a costs or usage endpoint, whose methods are named like our endpoints."""
+    """Call the SDK's method of a costs or usage endpoint, named as ours are."""
     return getattr(sdk.admin.organization.usage, name)(**params)
 
 
 def costs_text(sdk: OpenAI, **more: Any) -> dict[str, Any]:
-    """A page of costs from its text, so that no float is made of an amount."""
+    """Parse a page of costs from its text, so that no amount becomes a float."""
     params = whole_window(group_by=["project_id", "line_item"], **more)
     raw = sdk.admin.organization.usage.with_raw_response.costs(**params)
     return json.loads(raw.http_response.text, parse_float=Decimal)
 
 
 def costs_by_row(sdk: OpenAI) -> dict[tuple[date, str, str], Decimal]:
-    """Every amount by day, project and line item."""
+    """Return every amount by day, project and line item."""
     return {
         (datetime.fromtimestamp(bucket["start_time"], UTC).date(), row["project_id"], row["line_item"]): (
             Decimal(row["amount"]["value"])
@@ -322,7 +322,7 @@ def test_today_is_partial(simulated: conftest.OpenAI, sdk: OpenAI) -> None:
 
 
 def test_two_queries_at_the_same_moment_agree(simulated: conftest.OpenAI, sdk: OpenAI) -> None:
-    # A second simulator has no cache of the first one's answers.
+    # A second simulator does not share the first one's cached responses.
     again = Simulator([OrganizationSpec(0, since=FIRST)], now=NOW)
     with running(again) as base_url, sdk_of(conftest.OpenAI(again, base_url)) as other:
         assert costs_text(sdk) == costs_text(sdk) == costs_text(other)
@@ -472,7 +472,7 @@ def test_archived_projects_are_listed_on_request(simulated: conftest.OpenAI, sdk
     projects = simulated.organizations[0].projects
     original = projects[1]
     projects[1] = replace(original, archived_at=unix_seconds(TODAY))
-    # The clock moves with the change, since answers are kept for as long as it stands.
+    # The clock moves with the change, since responses are cached while it stands still.
     simulated.simulator.frozen_now = NOW + timedelta(minutes=1)
     try:
         shown = [p.id for p in sdk.admin.organization.projects.list()]

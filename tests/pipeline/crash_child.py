@@ -72,7 +72,7 @@ def main(point: str) -> None:
 
 
 def serve() -> None:
-    """Forks for each line of the standard input."""
+    """Fork for each line of the standard input."""
     for line in sys.stdin:
         told = json.loads(line)
         child = os.fork()
@@ -81,7 +81,7 @@ def serve() -> None:
             try:
                 main(told["point"])
             finally:
-                # Without the clean-up of a process that is a copy.
+                # A forked copy must not run its parent's clean-up.
                 os._exit(0)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

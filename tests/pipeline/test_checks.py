@@ -1,4 +1,4 @@
-"""Asset checks: what they say of an ordinary run, and that each fails where it should."""
+"""Asset checks: all pass for an ordinary run, and each fails where it should."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,7 @@ def installation(install_loaded) -> Installation:
 
 
 def evaluation(installation: Installation, asset: str, check: str) -> dg.AssetCheckEvaluation:
-    """The newest result of a check, as the UI shows it."""
+    """Return the newest result of a check, as the UI shows it."""
     prepare_instance(installation.settings)
     key = dg.AssetCheckKey(dg.AssetKey(asset), check)
     with dg.DagsterInstance.get() as instance:
@@ -56,7 +56,7 @@ def test_an_ordinary_run_passes_every_check(installation: Installation):
 
 
 def test_duplicate_rows_are_counted(installation: Installation):
-    """As no load can make them: the newest rows once more, before the run's result is told."""
+    """Insert the newest rows twice, which no load does, before the run returns."""
     warehouse = Warehouse(installation.settings.home)
     with warehouse.writing() as connection:
         connection.execute("INSERT INTO daily_costs FROM daily_costs WHERE date = ?", [installation.today])
@@ -89,7 +89,7 @@ def test_unparsed_line_items_are_listed_with_their_costs(tmp_path: Path):
 def test_a_changed_final_day_is_reported(installation: Installation):
     day = installation.today - timedelta(days=12)
     with Warehouse(installation.settings.home).writing() as connection:
-        # As if OpenAI had said a cent less when the day was read first.
+        # As if the first fetch of the day had shown a cent less.
         connection.execute(
             "UPDATE daily_costs SET amount_usd = amount_usd - 0.01 WHERE date = $day AND line_item = "
             "(SELECT min(line_item) FROM daily_costs WHERE date = $day AND amount_usd > 0.01)",

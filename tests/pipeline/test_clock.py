@@ -1,4 +1,4 @@
-"""A clock that once ran three days ahead leaves nothing behind after the next refresh by a right one."""
+"""A clock once three days ahead has no lasting effect after a refresh by a right one."""
 
 import json
 from dataclasses import replace
@@ -47,14 +47,14 @@ def window_at(connection: Connection, today: date) -> Window:
 
 
 def seen(installation: Installation, cursor: str | None) -> object:
-    """What the sensor of changed connections says."""
+    """Evaluate the sensor of changed connections."""
     resources = {"accounts": installation.accounts}
     with dg.DagsterInstance.ephemeral() as instance:
         return connection_changes(dg.build_sensor_context(instance, cursor=cursor, resources=resources))
 
 
 def run_ahead(installation: Installation) -> None:
-    """What a whole refresh under a clock three days ahead records of the accounts."""
+    """Record what a refresh under a clock three days ahead stores in the accounts."""
     accounts, connection = installation.accounts, connection_of(installation)
     window = trailing_window(AHEAD.date())
     read = Refresh(
@@ -138,7 +138,7 @@ def costs(warehouse: Warehouse) -> dict[date, Decimal]:
 
 
 def refreshed(warehouse: Warehouse, now: datetime, run_id: str, amounts: dict[int, str]) -> None:
-    """A refresh at a moment: costs by day, counted from today."""
+    """Refresh at a moment; return costs by day, counted from today."""
     days = [cost_day([cost_row(f'"{usd}"')], TODAY + timedelta(days=n)) for n, usd in amounts.items()]
     window = Window(TODAY + timedelta(days=min(amounts)), TODAY + timedelta(days=max(amounts) + 1))
     land(warehouse, page_of(*days), window=window, fetched_at=now, run_id=run_id)

@@ -1,4 +1,4 @@
-"""Dagster as an operator finds it: graph, jobs, schedules, sensor, partitions, nothing secret."""
+"""Dagster as an operator sees it: graph, jobs, schedules, sensor, partitions, no secrets."""
 
 import os
 import sqlite3
@@ -98,10 +98,10 @@ def a_user_of_each_plan(start_openai, install) -> Installation:
 def tick(
     definitions: dg.Definitions, instance: dg.DagsterInstance, plan: str, moment: datetime | None = None
 ) -> Any:
-    """What the plan's schedule does at a moment, by default in a day, when everybody is due."""
+    """Evaluate the plan's schedule at a moment, by default in a day, when all users are due."""
     resources = definitions.resources or {}
     schedule = definitions.get_repository_def().get_schedule_def(f"refresh_{plan}")
-    # Left open, its instance would be taken for the process's one after it has gone.
+    # Left open, its instance would be used as the process's instance after it closed.
     with dg.build_schedule_context(
         instance=instance,
         scheduled_execution_time=moment or datetime.now(UTC) + timedelta(days=1),
@@ -177,7 +177,7 @@ def test_a_tick_is_not_skipped_during_a_manual_backfill(definitions: dg.Definiti
 
 @pytest.mark.usefixtures("a_user_of_each_plan")
 def test_a_tick_ends_a_run_whose_process_died(definitions: dg.Definitions, instance, monkeypatch, tmp_path):
-    """As after a power failure: Dagster would believe it to be going for hours."""
+    """As after a power failure: Dagster would consider the run in progress for hours."""
     monkeypatch.setattr(refresh, "START_SECONDS", 0)
     job = definitions.resolve_job_def("refresh")
     living, dead = (instance.create_run_for_job(job, tags={PLAN_TAG: plan}) for plan in ("scale", "growth"))
@@ -235,7 +235,7 @@ def test_the_sensor_loads_new_connections_and_refreshes_updated_ones(start_opena
     assert request.tags["dagster/asset_partition_range_end"] == "user-2"
     assert isinstance(evaluate_sensor(installation, instance, first.cursor), dg.SkipReason)
 
-    # Once read, a new key means a refresh; a removed connection means nothing.
+    # Once fetched, a new key requests a refresh; a removed connection requests nothing.
     instance.add_dynamic_partitions(USERS_NAME, list(added.partition_keys))
     installation.run()
     organization = installation.openai.organizations[1]
@@ -275,7 +275,7 @@ def test_users_fetched_before_the_sensor_can_be_chosen_in_the_ui(start_openai, i
     installation.connect(plan="trial")
     told = evaluate_sensor(installation, instance, None)
     assert isinstance(told, dg.SensorResult)
-    # The range of a run's partitions may hold nobody else.
+    # The range of a run's partitions must hold no other user.
     assert [request.partition_key for request in told.run_requests or []] == ["user-2"]
     (added,) = told.dynamic_partitions_requests or []
     assert list(added.partition_keys) == ["user-2", "user-0", "user-1"]
@@ -303,7 +303,7 @@ def test_the_sensor_sees_changes_committed_out_of_order(start_openai, install, i
 
 
 def metadata_of(instance: dg.DagsterInstance, asset: str) -> dict[str, Any]:
-    """What the asset's latest materialization shows."""
+    """Return the metadata of the asset's latest materialization."""
     event = instance.get_latest_materialization_event(dg.AssetKey(asset))
     assert event is not None
     assert event.asset_materialization is not None
@@ -342,7 +342,7 @@ def test_one_users_history_is_fetched_again(start_openai, install):
     installation = install(openai)
     installation.connect(plan="growth")
     installation.run()
-    # Something older than the trailing days is restated, which only a history load sees.
+    # A day before the trailing days is restated, which only a history fetch sees.
     openai.organizations[0].spec = openai.organizations[0].spec.__class__(
         0, since=openai.organizations[0].spec.since, daily_requests=61
     )
@@ -383,7 +383,7 @@ print(dg.serialize_value(RepositorySnap.from_def(defs.get_repository_def())))"""
 
 
 def test_the_kept_event_log_is_dagsters_own(tmp_path: Path):
-    """More databases than are kept open; written by the one class and read by the other."""
+    """More databases than are kept open, written by one class and read by the other."""
     runs_written = KEPT_DATABASES + 3
     kept = KeptEventLogStorage(str(tmp_path))
     for turn in range(2):
@@ -446,7 +446,7 @@ def test_events_stored_in_a_batch_equal_single_stores(tmp_path: Path):
 
 
 def rows_of(database: Path) -> dict[str, list[dict[str, Any]]]:
-    """All rows of an SQLite database by table, but for the moments at which they were written."""
+    """Return all rows of an SQLite database by table, without their write times."""
     moments = ("create_timestamp", "migration_completed")
     with closing(sqlite3.connect(database)) as connection:
         connection.row_factory = sqlite3.Row

@@ -1,4 +1,4 @@
-"""Names beside ids: of projects, members and API keys, also of those that OpenAI lists no more."""
+"""Names of projects, members and API keys, also of those OpenAI no longer lists."""
 
 from datetime import timedelta
 
@@ -15,7 +15,7 @@ def names(installation: Installation, table: str) -> list[tuple[object, ...]]:
 
 
 def read_again(installation: Installation) -> None:
-    """As a day later: the directory is due again."""
+    """Fetch as a day later, when the directory is due again."""
     connection = installation.accounts.connections.get("user-0")
     assert connection is not None
     with installation.accounts.database.write() as database:
@@ -32,7 +32,7 @@ def test_names_stay_after_their_objects_are_deleted(start_openai, install):
     installation.connect(plan="growth")
     assert installation.refresh().failed_users == []
     organization = openai.organizations[0]
-    # A service account is a member, too: here it is known as the owner of a key.
+    # A service account counts as a member: here it is known as the owner of a key.
     owners = {m.name for m in organization.members} | {"Service account 1"}
     assert {name for name, _ in names(installation, "members")} == owners
     assert {
@@ -50,7 +50,7 @@ def test_names_stay_after_their_objects_are_deleted(start_openai, install):
         ("service_account",),
         ("user",),
     ]
-    # Every id of a fact has a name, of those who are gone, too.
+    # Every id of a fact has a name, also of deleted objects.
     for view, columns in (
         ("named_usage", ("project_name", "member_name", "member_email", "api_key_name")),
         ("named_member_costs", ("project_name", "member_name")),
@@ -101,7 +101,7 @@ def test_an_odd_directory_list_fails_no_refresh(start_openai, install, kind):
     assert installation.refresh().failed_users == []
     assert len(names(installation, "members")) == len(openai.organizations[0].members)
     assert installation.sql("SELECT count(DISTINCT user_id) FROM daily_costs") == [(2,)]
-    # A moment that is none is no reason to do without the names.
+    # An invalid time does not drop the names.
     has_names = kind is FaultKind.NANOSECONDS
     for table, moment in (("projects", "created_at"), ("members", "added_at"), ("api_keys", "created_at")):
         found = installation.sql(

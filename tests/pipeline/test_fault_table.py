@@ -25,7 +25,7 @@ from tests.small_openai import small_openai
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "faults.md").read_text()
 
-# What becomes of the data, in the document's words.
+# The effect on the data, in the document's words.
 KEPT, TRUE = "is unchanged", "is correct"
 NO_AMOUNTS = "is correct, the new amounts are unknown (NULL)"
 COSTS_ONLY = "costs are correct, that usage is unchanged"
@@ -44,7 +44,7 @@ TOKENS = "OpenAI kept refusing its own page tokens; this usually passes."
 
 @dataclass(frozen=True)
 class Row:
-    """`what` and `data` are words of the document; `sentence` is what the user reads, None for nothing."""
+    """`what` and `data` quote the document; `sentence` is shown to the user, None for nothing."""
 
     what: str
     sentence: str | None
@@ -151,15 +151,15 @@ ROWS = [
         body='"value":"12,5"',
     ),
     fault("`results` is null", NO_PAGE, FaultKind.NULL_RESULTS),
-    # Legal by OpenAI's schema: the amount is unknown, which is not zero.
+    # Valid by OpenAI's schema: the amount is unknown, not zero.
     fault("Rows without `amount`", None, FaultKind.NO_AMOUNT, data=NO_AMOUNTS),
     fault("Another currency", "OpenAI sent an amount in 'eur'", FaultKind.FOREIGN_CURRENCY),
     fault("More pages, but no page token, for ever", MORE + "gave no", FaultKind.NO_CURSOR),
     fault("The same page token again", MORE + "repeated", FaultKind.SAME_CURSOR),
-    # A week fits one page, which has no cursor. This fault hands one out, which the simulator then refuses.
+    # A week fits one page without a cursor; this fault returns one that is then refused.
     fault("A page token is refused, once", None, FaultKind.SAME_CURSOR, times=1),
     fault("Page tokens are refused for ever", TOKENS, FaultKind.PAGE_TOKEN, Fault(FaultKind.SAME_CURSOR)),
-    # Said of all pages together: the window is asked for again.
+    # Checked over all pages together: the window is fetched again.
     fault("More pages, but no page token, once", None, FaultKind.NO_CURSOR, times=1),
     fault("A day is left out, once", None, FaultKind.LEFT_OUT, times=1),
     fault("A day is left out, for ever", LEFT_OUT, FaultKind.LEFT_OUT),
@@ -170,7 +170,7 @@ ROWS = [
 
 # Cost facts by row, and tokens by model.
 Facts = tuple[dict[Any, Any], dict[str, tuple[int, int]]]
-# What is published of a user after a refresh, what is true then, and what the user reads.
+# A user's published facts after a refresh, the truth then, and the shown message.
 Seen = tuple[Facts, Facts, str | None]
 
 
@@ -191,7 +191,7 @@ def truth_of(installation: Installation, number: int = 0, now: datetime | None =
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory):
-    """What is seen of each row before the faults, during them and after them."""
+    """Observations of each row before, during and after the faults."""
     home = tmp_path_factory.mktemp("faults") / "home"
     with small_openai(len(ROWS), days=5) as openai, pytest.MonkeyPatch.context() as environment:
         environment.setenv("DAGSTER_HOME", str(home / "dagster"))
@@ -207,7 +207,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory):
 
         def refresh() -> list[Seen]:
             window = trailing_window(installation.today)
-            # Named, a user whose key was refused is tried at once.
+            # A user with a refused key is fetched at once when named.
             result = runs.refresh(installation.settings, window, users=user_ids, openai_admin=patient)
             assert result.succeeded, result.errors
             failures = installation.accounts.refreshes.last_failures(user_ids)
@@ -265,7 +265,7 @@ def test_the_document_has_a_row_for_each_fault() -> None:
 
 @pytest.fixture
 def installation(start_openai: Callable[..., OpenAI], install: Callable[[OpenAI], Installation]):
-    """A user after a refresh two hours before today's UTC midnight."""
+    """An installation with a user, refreshed two hours before today's UTC midnight."""
     midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
     openai = start_openai(days=4, now=midnight - timedelta(hours=2), services=False, projects=1)
     made = install(openai)
@@ -297,12 +297,12 @@ def test_midnight_passes_during_a_refresh(
     simulator, today = installation.openai.simulator, installation.today
     midnight = datetime.combine(today, time(), UTC)
     before, after = midnight - timedelta(seconds=30), midnight + timedelta(minutes=30)
-    # The pipeline's own clock is the real one: this is the window that it asks for before midnight.
+    # The pipeline uses the real clock: this is the window it requests before midnight.
     simulator.frozen_now = before
     installation.refresh(trailing_window(today - timedelta(days=1)))
     assert facts_of(installation) == truth_of(installation)
 
-    # The costs are read first; when they have been, the new day begins.
+    # Costs are fetched first; then the new day begins.
     simulator.requests.clear()
     with monkeypatch.context() as patch:
         patch.setattr(

@@ -1,4 +1,4 @@
-"""One organization's failure never fails another's, and says what to do."""
+"""One organization's failure never affects another, and its message gives advice."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_four_failing_users_of_twenty_leave_sixteen_exact(start_openai, install)
     for number, (_, words) in BAD.items():
         row = by_user[user_ids[number]]
         assert words in (row["status_reason"] or row["last_failure"])
-    # Only a person can help the first two; the others are tried again at the next refresh.
+    # The first two need a person; the others are retried at the next refresh.
     states = [by_user[user_ids[number]]["status"] for number in BAD]
     assert states == ["needs attention", "needs attention", "active", "active"]
     assert sum(row["last_failure"] is None for row in by_user.values()) == 16
@@ -62,7 +62,7 @@ def test_a_refused_key_is_not_retried_until_it_works_again(start_openai, install
     assert nobody.refreshes == []
     assert openai.simulator.requests.total() == asked
     openai.simulator.set_key_state(key, KeyState.ACTIVE)
-    # Named, it is tried at once.
+    # Named, it is fetched at once.
     installation.refresh(users=["user-0"])
     assert installation.accounts.connections.get("user-0").status == "active"
     installation.assert_exact("user-0", 0, installation.history(7))

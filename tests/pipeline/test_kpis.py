@@ -1,4 +1,4 @@
-"""The documentation's worked examples give the published figures again."""
+"""The documentation's worked examples reproduce the published figures."""
 
 import re
 from decimal import Decimal
@@ -50,7 +50,7 @@ def test_each_worked_example_equals_the_published_figure(metric: str, query: str
     assert by_hand == published
     assert published != 0
     assert len(spark) == 14
-    # Growth before would need three periods of data.
+    # The previous growth would need three periods of data.
     assert (previous is None) == (metric == "month_over_month")
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves for machines: lines of JSON with run and user, and the requests by how they ended."""
+"""A run's logs for machines: JSON lines with run and user, and requests by outcome."""
 
 import json
 from datetime import UTC, datetime, timedelta

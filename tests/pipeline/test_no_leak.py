@@ -1,4 +1,4 @@
-"""No Admin key is ever written anywhere, in clear, base64 or URL-encoded."""
+"""No Admin key is written anywhere, in clear, base64 or URL-encoded."""
 
 import asyncio
 import base64
@@ -20,14 +20,14 @@ from tests.conftest import QUICK, Installation
 
 
 def forms(key: str) -> list[bytes]:
-    """A key as it might be written: plain, URL-encoded, and in base64 at any offset within other text."""
+    """Return forms of a key: plain, URL-encoded, and base64 at any offset."""
     raw = key.encode()
     encoded = [base64.b64encode(b"x" * offset + raw)[4:-4] for offset in range(3)]
     return [raw, quote(key, safe="").encode(), quote(key, safe="").replace("-", "%2D").encode(), *encoded]
 
 
 def contents(home: Path) -> Iterator[tuple[Path, bytes]]:
-    """Every file's bytes, and what compressed files hold."""
+    """Return every file's bytes, decompressed where compressed."""
     for path in home.rglob("*"):
         if not path.is_file():
             continue

@@ -1,4 +1,4 @@
-"""A user moves to another organization: one history, no day of two."""
+"""A user moves to another organization: one history, each day of one organization."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +45,7 @@ def test_the_new_organization_continues_the_old_ones_days(start_openai, install)
 
 
 def replace_organization(installation: Installation, number: int) -> None:
-    """Saves the key of another organization for user-0."""
+    """Save the key of another organization for user-0."""
     update_key(
         installation, "user-0", installation.openai.organizations[number].admin_key, replace_organization=True
     )
@@ -100,7 +100,7 @@ def test_pages_fetched_with_the_old_key_are_dropped(start_openai, install):
     installation.connect(plan="growth", users=["user-0"])
 
     def replace_it(*_: int) -> None:
-        """All of user-0 has been read, and nothing of it has landed."""
+        """Called when user-0 is fetched and no page of it has landed."""
         with ThreadPoolExecutor(1) as elsewhere:
             elsewhere.submit(replace_organization, installation, 1).result()
 

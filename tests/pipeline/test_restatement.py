@@ -1,4 +1,4 @@
-"""OpenAI restates days: facts follow, whole days at a time."""
+"""Restatements: facts follow OpenAI, whole days at a time."""
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
@@ -51,7 +51,7 @@ def test_costs_as_of_an_earlier_moment_are_returned(start_openai, install):
         assert {(day, project, item): amount for day, project, item, amount in rows} == costs
     assert installation.sql(query, before_all) == []
 
-    # What vanished is among the revisions.
+    # The vanished line item is among the revisions.
     kinds = installation.sql("SELECT DISTINCT was_there, is_there FROM cost_revisions ORDER BY ALL")
     assert kinds == [(True, False), (True, True)]
     changed = installation.sql(
@@ -78,7 +78,7 @@ def test_the_previous_month_is_fetched_daily_until_the_seventh(day: int, start_o
     window = window_of(yesterday, trailing_window(today), today)
     assert window is not None
     assert window.start == expected
-    # What failed today, or read past days alone, has not closed the month.
+    # A failed fetch, or one of past days alone, does not close the month.
     tried = replace(yesterday, last_attempt_at=datetime.combine(today, time(1), UTC))
     assert window_of(tried, trailing_window(today), today) == window
     already = replace(tried, read_until=today + timedelta(days=1))
@@ -88,11 +88,11 @@ def test_the_previous_month_is_fetched_daily_until_the_seventh(day: int, start_o
 @pytest.mark.parametrize(
     ("last", "first"),
     [
-        # The last complete read was made on this day; it was too early to close the month before its own.
+        # The last complete fetch was on this day, too early to close the previous month.
         (date(2026, 10, 30), date(2026, 10, 1)),
         (date(2026, 11, 6), date(2026, 10, 1)),
         (date(2026, 9, 30), date(2026, 9, 1)),
-        # It closed the month before, and November goes on.
+        # It closed the previous month, and November continues.
         (date(2026, 11, 7), date(2026, 11, 5)),
         (date(2026, 11, 11), date(2026, 11, 9)),
     ],
@@ -152,7 +152,7 @@ def test_an_unlimited_plan_fetches_the_whole_history(start_openai, install):
 
 
 def test_an_organization_without_recent_costs_keeps_its_old_costs(start_openai, install):
-    """Its last costs are more than two of OpenAI's longest pages ago."""
+    """Its last costs are older than two of OpenAI's longest pages."""
     last = datetime.now(UTC).date() - timedelta(days=395)
     installation = install(start_openai(days=400, until=last, services=False, keys_per_project=1))
     installation.connect(plan="enterprise")
@@ -169,12 +169,12 @@ def test_days_missed_in_a_long_pause_are_fetched_by_the_next_refresh(start_opena
     installation = install(openai)
     installation.connect(plan="growth")
     installation.refresh()
-    # As if nothing had been read for twelve days.
+    # As if nothing had been fetched for twelve days.
     pause_from = installation.today - timedelta(days=12)
     with installation.accounts.database.write() as database:
         database.execute(update(connections).values(read_until=pause_from + timedelta(days=1)))
     (row,) = installation.refresh().refreshes
-    # The days that were not final when they were read last belong to it.
+    # It includes the days not final at their last fetch.
     assert row.window_start == pause_from - timedelta(days=2)
     (row,) = installation.refresh().refreshes
     assert row.window_start == installation.today - timedelta(days=3)
@@ -182,7 +182,7 @@ def test_days_missed_in_a_long_pause_are_fetched_by_the_next_refresh(start_opena
 
 @pytest.mark.parametrize("plan", ["growth", "enterprise"])
 def test_past_days_fetched_after_a_pause_leave_no_gap(plan: str, start_openai, install):
-    """As of a tick before midnight whose run starts after it, or of a backfill."""
+    """As for a tick before midnight whose run starts after it, or a backfill."""
     installation = install(start_openai(days=20, services=False, projects=1))
     installation.connect(plan=plan)
     installation.refresh()
@@ -199,9 +199,9 @@ def test_past_days_fetched_after_a_pause_leave_no_gap(plan: str, start_openai, i
 @pytest.mark.parametrize(
     ("days", "expected"),
     [
-        # Days that were not final yet are read as long as they are shown, beyond the seven of the plan.
+        # Days not final yet are fetched while they are shown, beyond the plan's seven.
         (8, 10),
-        # After a pause that is longer than that, history begins anew.
+        # After a longer pause, the history starts again.
         (25, 13),
     ],
 )
@@ -211,7 +211,7 @@ def test_after_a_pause_days_are_fetched_while_the_plan_shows_them(
     installation = install(start_openai(days=30, services=False))
     installation.connect(plan="trial")
     installation.refresh()
-    # As if the last refresh had been so many days ago.
+    # Move the last refresh so many days back.
     read_until = installation.today - timedelta(days=days - 1)
     with installation.accounts.database.write() as database:
         database.execute(update(connections).values(read_until=read_until))

@@ -1,4 +1,4 @@
-"""Back-up and restore as docs/operations.md says, into an empty data folder."""
+"""Back-up and restore into an empty data folder, as docs/operations.md describes."""
 
 import shutil
 import sqlite3

@@ -1,4 +1,4 @@
-"""What is kept, what is removed, and that the facts can always be built again from the raw pages."""
+"""Retention: kept and deleted days; facts can always be rebuilt from the raw pages."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -48,7 +48,7 @@ def first_days(installation: Installation) -> dict[str, Any]:
 
 
 def nightly(installation: Installation) -> dict[str, object]:
-    """What the retention job says that it removed."""
+    """Run the retention job; return its metadata."""
     prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         job = build_defs(installation.settings).resolve_job_def("upkeep")
@@ -60,7 +60,7 @@ def nightly(installation: Installation) -> dict[str, object]:
 
 def test_each_night_orders_the_months_rows_by_user(installation: Installation):
     tables = ("daily_costs", "daily_usage", "daily_model_costs", "daily_member_costs", "daily_key_costs")
-    # Written day by day, as refreshes do.
+    # Loaded day by day, as refreshes do.
     for number in (2, 1, 0):
         installation.openai.simulator.frozen_now = later(installation, 1)
         installation.refresh(installation.history(number + 1))
@@ -97,7 +97,7 @@ def test_a_smaller_plan_takes_effect_after_a_week(installation: Installation):
     installation.assert_exact("user-1", 1, installation.history(90))
     ((oldest,),) = installation.sql("SELECT min(date) FROM daily_member_costs WHERE user_id = 'user-0'")
     assert oldest == after["user-0"]
-    # The raw files hold the days that went, beside those of the other user.
+    # The raw files hold the deleted days together with another user's.
     assert CliRunner().invoke(main, ["rebuild", "--replace"]).exit_code == 0
     assert first_days(installation) == after
 
@@ -147,7 +147,7 @@ def test_replaced_raw_pages_are_thinned_and_the_facts_can_be_built_again(install
 
 def test_unchanged_pages_are_not_landed_again(installation: Installation):
     facts = "SELECT * EXCLUDE (raw_file, fetched_at) FROM daily_costs ORDER BY ALL"
-    # From here on the trailing days alone are read.
+    # From here on only the trailing days are fetched.
     installation.refresh()
     size, before = raw_bytes(installation), installation.sql(facts)
     asked = installation.openai.simulator.requests.total()
@@ -158,7 +158,7 @@ def test_unchanged_pages_are_not_landed_again(installation: Installation):
     assert installation.sql(facts) == before
     assert {row.outcome for row in again.refreshes} == {"complete"}
 
-    # What changes is stored and counts, also when it changes back.
+    # A change is stored and counts, also when it is reverted.
     installation.openai.simulator.frozen_now = later(installation, 3)
     installation.refresh()
     assert raw_bytes(installation) > size
@@ -211,7 +211,7 @@ def test_old_directory_lists_stay_if_only_they_hold_a_name(start_openai, install
     }
     assert lists() == 4
     retention.thin(warehouse, installation.today + timedelta(days=1))
-    # The newest, and the last one with the member and the key that are gone.
+    # The newest list, and the last one with the deleted member and key.
     assert lists() == 2
     assert CliRunner().invoke(main, ["rebuild", "--replace"]).exit_code == 0
     assert {table: installation.sql(f"FROM {table} ORDER BY ALL") for table in named} == named
@@ -314,7 +314,7 @@ def test_a_user_purged_during_a_run_leaves_no_trace(start_openai, install):
     installation.connect(plan="trial")
 
     def purge(done: int, *_: int) -> None:
-        """When everybody has been read and nothing has landed."""
+        """Called when all users are fetched and nothing has landed."""
         if done == 2:
             with ThreadPoolExecutor(1) as elsewhere:
                 purged = elsewhere.submit(CliRunner().invoke, main, ["purge", "--user", "user-0", "--yes"])

@@ -1,4 +1,4 @@
-"""What a notebook gets from the published file: exact amounts, one copy, no waiting, no secrets."""
+"""The reading API: exact amounts, one snapshot, no waiting, no secrets."""
 
 import csv
 import json
@@ -28,10 +28,10 @@ DAYS = 5
 
 @pytest.fixture(scope="module")
 def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """An installation with two users whose organizations have been read."""
+    """An installation with two refreshed users."""
     with small_openai(organizations=2, days=DAYS) as openai, pytest.MonkeyPatch.context() as environment:
         home = tmp_path_factory.mktemp("reading") / "home"
-        # A refresh points the process to its Dagster instance; the next module has its own.
+        # A refresh sets the process's Dagster instance; the next module has its own.
         environment.setenv("DAGSTER_HOME", str(home / "dagster"))
         installation = Installation(home, openai)
         installation.connect(plan="trial", users=["acme", "globex"])
@@ -41,21 +41,21 @@ def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation
 
 @pytest.fixture
 def installation(refreshed: Installation, monkeypatch: pytest.MonkeyPatch) -> Installation:
-    """The same, as the one that `FINORA_HOME` names."""
+    """The same installation, with `FINORA_HOME` set to it."""
     monkeypatch.setenv("FINORA_HOME", str(refreshed.settings.home))
     monkeypatch.setenv("DAGSTER_HOME", str(refreshed.settings.dagster_home))
     return refreshed
 
 
 def spent(connection: duckdb.DuckDBPyConnection) -> Decimal:
-    """What acme has spent, as this connection shows it."""
+    """Return acme's total cost in USD, as this connection shows it."""
     return connection.execute("SELECT sum(amount_usd) FROM daily_costs WHERE user_id = 'acme'").fetchall()[0][
         0
     ]
 
 
 def total(frame: pd.DataFrame) -> Decimal:
-    """The exact sum of a frame's amounts."""
+    """Return the exact sum of a frame's amounts in USD."""
     return sum(frame["amount_usd"].tolist(), Decimal(0))
 
 
@@ -157,7 +157,7 @@ def test_a_filter_without_matches_gives_an_empty_table_with_columns():
     nothing = finora_pipeline.read("daily_costs", user_id="nobody", since=date(2026, 1, 1))
     assert len(nothing) == 0
     assert list(nothing.columns) == list(finora_pipeline.read("daily_costs").columns)
-    # A user id is a value, whatever it looks like.
+    # A user id is a value, never SQL.
     assert len(finora_pipeline.read("daily_costs", user_id="' OR true --")) == 0
 
 
@@ -169,7 +169,7 @@ def test_an_unknown_table_error_lists_the_tables():
         finora_pipeline.read("costs")
     with pytest.raises(ValueError, match="There is no table"):
         finora_pipeline.read("daily_costs; DROP TABLE daily_costs")
-    # The pipeline's own bookkeeping is no published table.
+    # The pipeline's bookkeeping tables are not published.
     with pytest.raises(ValueError, match="There is no table “loaded_files”"):
         finora_pipeline.read("loaded_files")
 
@@ -256,7 +256,7 @@ def test_a_reader_keeps_its_snapshot_and_blocks_no_refresh(installation):
     simulator = installation.openai.simulator
     with finora_pipeline.connect() as reader:
         before = spent(reader)
-        # An hour later OpenAI has booked more of today.
+        # An hour later OpenAI has charged more for today.
         simulator.frozen_now += timedelta(hours=1)
         refreshed = installation.refresh()
         assert refreshed.succeeded
@@ -289,7 +289,7 @@ def test_no_published_file_holds_a_secret(installation):
 
 @pytest.mark.usefixtures("installation")
 def test_no_published_value_looks_like_a_key():
-    # The file's bytes are compressed, so the values are looked through as well.
+    # The file's bytes are compressed, so the values are searched as well.
     with finora_pipeline.connect() as connection:
         tables = connection.execute(
             "SELECT schema_name || '.' || table_name FROM duckdb_tables() WHERE database_name = 'finora'"
@@ -300,7 +300,7 @@ def test_no_published_value_looks_like_a_key():
             assert connection.execute(query).fetchall() == [(0,)], table
 
 
-# What SQL reaches
+# Access of SQL
 
 
 CLOSED = [

@@ -1,4 +1,4 @@
-"""The documentation as `finora up` serves it: pages at /docs, nothing outside the site, no other host."""
+"""The documentation as `finora up` serves it: pages at /docs, no other files or hosts."""
 
 import socket
 import threading
@@ -23,7 +23,7 @@ PAGE = f"""<!doctype html><title>no script ran</title>
 
 @contextmanager
 def serving(site: Path) -> Iterator[str]:
-    """The base URL of a server of the documentation alone."""
+    """Serve the documentation alone; yield the base URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -123,7 +123,7 @@ def test_a_rebuilt_page_gets_its_new_hash(site: Path, client: httpx.Client):
 )
 def test_nothing_outside_the_site_is_served(path: bytes, site: Path, client: httpx.Client):
     (site / "link").symlink_to(site.parent)
-    # Sent as it is: a client would take the dots out.
+    # Sent unchanged: a client would resolve the dots.
     host, port = client.base_url.host, client.base_url.port
     assert port is not None
     with socket.create_connection((host, port), timeout=10) as connection:

@@ -61,7 +61,7 @@ def connected(url: str) -> Iterator[socket.socket]:
 
 
 def received(client: socket.socket) -> bytes:
-    """All that comes until the server closes the connection."""
+    """Receive until the server closes the connection."""
     parts = []
     try:
         while part := client.recv(1 << 16):
@@ -91,7 +91,7 @@ def impatient() -> Iterator[str]:
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n", 0),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf", 0),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", 0),
-        # What came before is answered, whether half of the next came with it or not.
+        # The complete request is answered, with or without half of the next.
         (GET + b"GET / HT", 1),
         (GET + b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf", 1),
         (GET + GET + b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf", 2),
@@ -133,7 +133,7 @@ def test_idle_connections_close_for_new_ones():
         for _ in range(3):
             with httpx.Client(timeout=PATIENCE) as client:
                 assert client.get(url).text == "ok"
-        # The oldest made room.
+        # The oldest connection was closed.
         assert received(idle[0]) == b""
 
 
@@ -151,7 +151,7 @@ def test_the_limit_of_open_files_is_raised_to_the_machines():
     assert raise_file_limit() >= soft
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard
     assert (most_connections(256), most_connections(64), most_connections(10_000)) == (156, 16, 1_000)
-    # In a process of its own, whose limit was lowered.
+    # In another process with a lowered limit.
     program = (
         "import resource; from finora_pipeline.dashboard.http_server import raise_file_limit; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 512)); print(raise_file_limit(), "

@@ -1,4 +1,4 @@
-"""The pages and Dagster's UI behind nginx: as the documentation sets it up, and as nginx comes."""
+"""The pages and Dagster's UI behind nginx, as documented and with nginx's defaults."""
 
 import os
 import re
@@ -64,7 +64,7 @@ def make_certificate(folder: Path) -> None:
 
 @contextmanager
 def running_nginx(folder: Path, servers: str, port: int) -> Iterator[None]:
-    """nginx with these server blocks, until the end of the block."""
+    """Run nginx with these server blocks for the length of the block."""
     assert NGINX is not None
     folder.mkdir(exist_ok=True)
     temporary = "".join(
@@ -119,7 +119,7 @@ def test_strangers_behind_a_default_nginx_get_no_operator_access(start_openai, i
                     answer = stranger.get(path)
                     assert answer.status_code in (303, 401), path
                     assert answer.headers.get("location", "/sign-in").startswith("/sign-in")
-                # With an Origin of their choice, too: nginx passes on the address that it asks.
+                # With a forged Origin, too: by default nginx sends the upstream's address as Host.
                 own = {"Origin": served.address(name)}
                 for path in ("/users/acme/plan", "/graphql"):
                     answer = stranger.post(path, data={"plan": "scale"}, headers=own)
@@ -176,7 +176,7 @@ def test_the_documented_nginx_serves_both_uis_after_sign_in(public: tuple[Served
         client.cookies.clear()
         return {"Cookie": answer.headers["set-cookie"].partition(";")[0]}
 
-    # Strangers, whatever they claim, see the sign-in.
+    # Strangers see the sign-in, whatever headers they send.
     for path in ("/", "/users", "/dagster", "/dagster/", "/dagster/runs"):
         for headers in (
             {},
@@ -198,7 +198,7 @@ def test_the_documented_nginx_serves_both_uis_after_sign_in(public: tuple[Served
     page = client.get("/dagster/runs", headers=operator)
     assert page.status_code == 200
     assert "max-age" in page.headers["strict-transport-security"]
-    # The page finds its parts under the same path.
+    # The page loads its assets under the same path.
     (script,) = re.findall(r'src="(/dagster/[^"]*main[^"]*\.js|/dagster/[^"]*webpack[^"]*\.js)"', page.text)[
         :1
     ]

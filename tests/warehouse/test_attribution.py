@@ -1,4 +1,4 @@
-"""Cost by member and by API key: as OpenAI bills it, else by use; always the whole bill."""
+"""Costs by member and API key: billed by OpenAI, else allocated by usage; complete."""
 
 import itertools
 from collections import defaultdict
@@ -55,7 +55,7 @@ def test_costs_openai_does_not_split_are_allocated_by_usage(table, column, start
     assert methods(installation, table) == {"allocated"}
     bill = sums(installation, "daily_costs", "project_id")
     assert sums(installation, table, "project_id") == bill
-    # Every charge of a model that somebody used is somebody's.
+    # Every charge of a used model has a member.
     by_id = installation.sql(
         f"SELECT model, sum(amount_usd) FROM {table} WHERE {column} IS NULL GROUP BY model ORDER BY model"
     )
@@ -68,7 +68,7 @@ def test_a_refused_split_is_requested_again_once_a_day(start_openai, install):
     openai = start_openai(days=4, cost_groupings=("user_id",))
     installation = install(openai)
     installation.connect(plan="trial")
-    # The bill, its total, and the two splits; then without the one that was refused.
+    # Costs, their total and the two splits; then without the refused one.
     for asked in (4, 3):
         openai.simulator.requests.clear()
         assert installation.refresh().failed_users == []
@@ -128,7 +128,7 @@ def test_parts_equal_the_largest_remainder_split_exactly(amount: Decimal, tokens
 
 
 def expected_split(amount: Decimal, tokens: list[int]) -> dict[str | None, Decimal]:
-    """The same by Python's whole numbers."""
+    """Compute the split with Python integers."""
     units = int(abs(amount).scaleb(18))
     whole = sum(tokens)
     parts: dict[str | None, int] = defaultdict(int)

@@ -1,4 +1,4 @@
-"""Whatever another program has done to the published files, the next publish is right and reports it."""
+"""After any foreign change of the published files the next publish is right and reports it."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
 TODAY = datetime.now(UTC).date()
 PARQUET = f"parquet/daily_costs/month={TODAY:%Y-%m}/daily_costs.parquet"
-# Changes the published file and dies before it is closed, which leaves a write-ahead log.
+# Changes the published file and dies before closing it, which leaves a write-ahead log.
 DIES = """
 import duckdb, os, signal, sys
 connection = duckdb.connect(sys.argv[1])
@@ -53,7 +53,7 @@ def record_of(warehouse: Warehouse) -> PublishedRecord:
 
 
 def repaired_files(warehouse: Warehouse) -> tuple[str, ...]:
-    """What a publishing run has put right."""
+    """Publish; return the files that it repaired."""
     repair = published(warehouse).repair
     return repair.files if repair else ()
 
@@ -69,7 +69,7 @@ def dies_after(warehouse: Warehouse, *statements: str) -> None:
 
 
 def assert_right(warehouse: Warehouse) -> None:
-    """Every way to read shows the warehouse's figures, and nothing is left beside the files."""
+    """Assert that all readers see the warehouse's figures, and no extra files exist."""
     with connect(warehouse.published_database) as connection:
         assert connection.execute("SELECT amount_usd FROM daily_costs").fetchall() == [(Decimal(2),)]
     with duckdb.connect(warehouse.published_database, read_only=True) as connection:

@@ -1,4 +1,4 @@
-"""Lists of the directory, each an outcome of its own: what is read of them, in whatever parts they come."""
+"""Directory lists, each with its own outcome, loaded in any order and parts."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -41,7 +41,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 
 def read(warehouse: Warehouse, lists: dict[tuple[Listing, str], list[Row]], at: datetime = NOON) -> None:
-    """Lands and loads what one read of the directory got: the rows of each list, by listing and project."""
+    """Land and load one fetch of the directory: rows by list and project."""
     window = Window(DAY, DAY + timedelta(days=1))
     pages = [
         Page(
@@ -78,7 +78,7 @@ def test_a_service_account_is_known_by_its_key_without_a_list(warehouse: Warehou
     lists = {(PROJECTS, ""): [project("alpha")], (MEMBERS, ""): [ONE]}
     read(warehouse, lists | {(API_KEYS, "alpha"): [key("ci", account("user-svc")), key("prod", ONE)]})
     assert members(warehouse)[1:] == [("user-svc", "CI runner", None, True)]
-    # A list that has the account without a name does not take the name away.
+    # A list with the account but without its name keeps the name.
     more = {(SERVICE_ACCOUNTS, "alpha"): [account("user-svc", None)]}
     read(warehouse, lists | more | {(API_KEYS, "alpha"): [key("ci", account("user-svc"))]}, LATER)
     assert members(warehouse)[1:] == [("user-svc", "CI runner", None, True)]

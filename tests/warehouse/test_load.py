@@ -1,4 +1,4 @@
-"""Loading: exactly once, newest wins, whole days, also empty ones."""
+"""Loading: exactly once, the newest fetch counts, whole days, also empty ones."""
 
 import os
 import subprocess
@@ -217,7 +217,7 @@ def test_pages_of_a_large_organization_fit_into_the_memory_limit(warehouse: Ware
 
 
 def test_the_fetch_time_of_a_set_is_its_oldest_pages(warehouse: Warehouse):
-    """Pieces of a long window are read at the same time, and one of them may be repeated."""
+    """Pieces of a long window are fetched concurrently, and one of them may be retried."""
     land(warehouse, page_of(cost_day([cost_row('"2.00"')])), fetched_at=NOON + timedelta(seconds=30))
     load(warehouse)
     pieces = []

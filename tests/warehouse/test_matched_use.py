@@ -1,4 +1,4 @@
-"""Which use a charge is split by: names that differ, cache writes by kind, services, fine-tunes, training."""
+"""Usage that splits a charge: differing names, cache writes, services, fine-tunes."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ def use(member: int | None, model: str | None, **measures: Any) -> dict[str, Any
 
 @pytest.fixture(scope="module")
 def refreshed(tmp_path_factory) -> Refreshed:
-    """Refreshes a warehouse that holds these charges and this use, by endpoint, on one day or on several."""
+    """Load charges and usage by endpoint, for one or several days, and compute metrics."""
 
     def refresh(*days: tuple[Sequence[str], dict[str, Sequence[dict[str, Any]]]]) -> Warehouse:
         warehouse = Warehouse(tmp_path_factory.mktemp("matched"))
@@ -64,7 +64,7 @@ def refreshed(tmp_path_factory) -> Refreshed:
 def by_member(
     warehouse: Warehouse, *, day: date = DAY, model: str | None = None
 ) -> dict[str | None, Decimal]:
-    """What each member bears on a day, which is what each key does: they are numbered alike."""
+    """Return each member's cost on a day, equal to its key's: both are numbered alike."""
     where = f"WHERE date = '{day}'" + ("" if model is None else f" AND model = '{model}'")
     members, keys = (
         dict(rows(warehouse, f"SELECT {column}, sum(amount_usd) FROM {table} {where} GROUP BY ALL"))
@@ -116,12 +116,12 @@ def test_cache_writes_are_split_by_their_own_measure(twelve_hours: str, refreshe
 
 BOTH_KINDS = [{"input_cache_write_30m_tokens": 40}, {"input_cache_write_12h_tokens": 80}]
 WITHOUT_COUNTER = [
-    # Older pages have no counter of the 30 minutes, or none of either kind.
+    # Older pages lack the measure of 30 minutes, or both measures.
     ("cache writes", [{"input_cache_write_12h_tokens": 0}, {"input_cache_write_12h_tokens": 60}], "42"),
     ("cache writes", [{}, {}], "24"),
     ("cache writes - 12hr", [{}, {}], "24"),
     ("cache writes - 12hr", [{"input_cache_write_30m_tokens": n} for n in (40, 60)], "06"),
-    # Of both kinds, or of a kind that use does not know.
+    # Of both kinds, or of a kind unknown to usage.
     ("input_cache_write_tokens", BOTH_KINDS, "24"),
     ("cache writes - 24hr", BOTH_KINDS, "24"),
 ]
@@ -167,7 +167,7 @@ def test_a_service_is_one_row_split_by_its_own_usage(refreshed: Refreshed):
 
 
 PAIRS = [
-    # line item, endpoint, what use calls it, a measure
+    # line item, endpoint, name in usage, a measure
     ("Whisper", "audio_transcriptions", "whisper-1", "seconds"),
     ("priority | whisper", "audio_transcriptions", "whisper-1", "seconds"),
     ("whisper-1, audio", "audio_transcriptions", "whisper-1", "seconds"),
@@ -195,7 +195,7 @@ PAIRS = [
     ("ultrafast | gpt-6-astra, output", "completions", "gpt-6-astra", "output_tokens"),
     ("Night Shift | gpt-6-astra hologram, output", "completions", "gpt-6-astra-2026-07-01", "output_tokens"),
     ("gpt-6-astra, output, in the dark", "completions", "gpt-6-astra", "output_tokens"),
-    # Only use says how far the model's name reaches.
+    # Only usage shows where the model's name ends.
     ("o3 deep research, output", "completions", "o3-deep-research", "output_tokens"),
     ("o3 Deep Research hologram, output", "completions", "o3-deep-research-2025-06-26", "output_tokens"),
     ("Realtime minutes of chat-latest", "completions", "chat-latest", "num_model_requests"),
@@ -206,7 +206,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def paired(refreshed: Refreshed) -> Warehouse:
-    """Each of the pairs on a day of its own, with use of another model by another member."""
+    """Load each pair on its own day, with usage of another model by another member."""
     days = []
     for line_item, endpoint, name, measure in PAIRS:
         used = {
@@ -250,7 +250,7 @@ def test_tiers_are_split_by_their_own_usage(refreshed: Refreshed):
     in_batch = use(4, "gpt-6-astra", batch=True, num_model_requests=1, input_tokens=0, output_tokens=100)
     plain = charge("1.00", "gpt-6-astra, output")
     fast = [charge("2.00", "fast | gpt-6-astra, output"), charge("6.00", "ULTRAFAST | gpt-6-astra, output")]
-    # A tier that use does not have is split by all use; so are calls by the call.
+    # A tier without usage is split by all usage; so are calls.
     other = charge("3.00", "evals | gpt-6-astra, output")
     named = charge("5.00", "batch | gpt-6-astra, output")
     warehouse = refreshed(

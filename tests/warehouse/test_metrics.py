@@ -1,4 +1,4 @@
-"""Metrics: each figure is what a person adds up from the facts."""
+"""Metrics: each figure equals a sum made by hand from the facts."""
 
 from datetime import date, timedelta
 from decimal import ROUND_DOWN, Decimal, localcontext
@@ -44,7 +44,7 @@ def test_metrics_equal_sums_made_by_hand(refreshed: Installation):
         average = metrics["average_daily_cost", period][0]
         with localcontext(prec=60):
             assert average == (value / days).quantize(Decimal("1e-18"), rounding=ROUND_DOWN)
-    # The data does not reach back to the 90 days before these 90.
+    # No data is known for the previous period of 90 days.
     assert metrics["total_spend", "90d"][1] is None
     assert metrics["total_spend", "90d"][0] == sum(costs.values(), Decimal(0))
 
@@ -66,7 +66,7 @@ def test_cost_per_1k_tokens_is_token_priced_cost_by_tokens(refreshed: Installati
     (row,) = refreshed.sql(
         "SELECT value, covered_share FROM user_metrics WHERE metric = 'cost_per_1k_tokens' AND period = '30d'"
     )
-    # The image model is priced by the token, too, but its usage is told in images.
+    # The image model is priced by token, but its usage counts images.
     models = set(truth.tokens_by_model) | {"gpt-4o-2024-08-06", "text-embedding-3-small", "gpt-6-astra"}
     covered = sum(
         (
@@ -87,12 +87,12 @@ def test_models_add_up_to_total_cost_and_match_their_usage(refreshed: Installati
     assert by_day == refreshed.sql(
         "SELECT date, sum(amount_usd) FROM daily_model_costs GROUP BY date ORDER BY date"
     )
-    # Usage names it gpt-4o, costs gpt-4o-2024-08-06: one row holds both.
+    # Usage has gpt-4o, costs gpt-4o-2024-08-06: one row holds both.
     query = "SELECT count(*), count(input_tokens), min(amount_usd) > 0 FROM daily_model_costs WHERE model = ?"
     assert refreshed.sql(query, "gpt-4o") == [(0, 0, None)]
     ((days, with_tokens, costly),) = refreshed.sql(query, "gpt-4o-2024-08-06")
     assert (days, costly) == (with_tokens, True)
-    # What names no model stands under its own text.
+    # A charge without a model is listed under its line item.
     assert refreshed.sql("SELECT count(*) > 0 FROM daily_model_costs WHERE model = 'web search tool calls'")[
         0
     ][0]
@@ -102,11 +102,11 @@ def test_a_ratio_without_a_denominator_has_no_value(start_openai, install):
     installation = install(start_openai(days=3))
     installation.connect(plan="trial")
     installation.refresh()
-    # Three days of data have no month before them.
+    # Three days of data have no previous month.
     query = "SELECT value, previous_value, change FROM user_metrics WHERE metric = ? AND period = 'month'"
     assert installation.sql(query, "month_over_month") == [(None, None, None)]
     ((value, previous, change),) = installation.sql(query, "total_spend")
     assert (value > 0, previous, change) == (True, None, None)
-    # A search is not priced by the token.
+    # A search is not priced by token.
     query = "SELECT DISTINCT cost_per_1k_tokens FROM daily_model_costs WHERE model = 'web search tool calls'"
     assert installation.sql(query) == [(None,)]

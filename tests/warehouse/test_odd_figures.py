@@ -1,4 +1,4 @@
-"""Figures from odd data: one user's must neither be wrong by a digit nor stop everybody's."""
+"""Figures from odd data: none may be wrong by a digit or stop other users' figures."""
 
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -78,7 +78,7 @@ def test_a_price_too_large_for_its_column_is_null(warehouse: Warehouse):
 
 
 def test_amounts_too_large_for_a_ratio_have_none(warehouse: Warehouse):
-    # As an earlier version took it in: today's pages with such an amount are refused.
+    # As an older version loaded it: such amounts are refused today.
     amount = "234567890123456789.123456789012345678"
     land(warehouse, page_of(cost_day([cost_row('"1.00"')])), fetched_at=NOON)
     before = page_of(cost_day([cost_row('"0.000000000000000001"')], DAY - timedelta(days=7)))
@@ -98,7 +98,7 @@ def test_amounts_too_large_for_a_ratio_have_none(warehouse: Warehouse):
     ("usd", "top"),
     [
         ({f"model-{n}": "1.00" if n == 10 else "5.00" for n in range(30, 9, -1)}, "model-11"),
-        # Nothing is spent on the whole, or less: no share, so no model that has it.
+        # The total is zero or less: no share, so no top model.
         ({"gpt-4o": "0.00", "o3": "0.00"}, None),
         ({"gpt-4o": "1.00", "o3": "-2.00"}, None),
         ({"gpt-4o": None}, None),
@@ -159,7 +159,7 @@ def test_a_final_day_that_becomes_empty_is_a_restatement(warehouse: Warehouse):
 def test_a_price_that_changed_shows_once_the_day_is_final(warehouse: Warehouse):
     today = datetime.now(UTC).date()
     first = today - timedelta(days=4)
-    # On the last of these days, which is not final when it is read, the price is three times as high.
+    # The last day, not final when fetched, has a price three times as high.
     usd = {first + timedelta(days=n): "30.00" if n == 3 else "10.00" for n in range(4)}
     land(warehouse, page_of(*(cost_day([priced(amount, "1000.0")], day) for day, amount in usd.items())))
     load(warehouse)
@@ -168,7 +168,7 @@ def test_a_price_that_changed_shows_once_the_day_is_final(warehouse: Warehouse):
     query = f"SELECT price_residual_usd FROM ({{}}) WHERE date = '{today - timedelta(days=1)}'"
     view = created[created.index("SELECT") :].rstrip(";")
     assert rows(warehouse, query.format(view)) == [(None,)]
-    # Nothing is read or computed any more until then.
+    # Nothing is fetched or computed until then.
     later = view.replace("now()", "(now() + INTERVAL 2 DAY)")
     assert later != view
     assert rows(warehouse, query.format(later)) == [(Decimal(20),)]
@@ -201,7 +201,7 @@ def test_prices_are_compared_with_days_fetched_later(reread: bool, warehouse: Wa
     query = "SELECT date, price_residual_usd FROM pipeline.reconciled_days WHERE user_id = '{}' ORDER BY date"
     assert rows(warehouse, query.format("acme"))[0] == (DAY, None)
 
-    # A better plan or a backfill: with the days that are known already, or without them.
+    # A larger plan or a backfill, with or without the known days.
     older = [days[first], days[DAY - timedelta(days=1)]]
     read = page_of(*older, *(kept if reread else []))
     land(warehouse, read, run_id="run-2", fetched_at=NOON + timedelta(hours=1))
@@ -250,7 +250,7 @@ def test_usage_of_a_model_snapshot_is_not_anothers(warehouse: Warehouse):
         ("gpt-4o-2024-08-06", Decimal(10), 100),
         ("gpt-4o-2024-11-20", Decimal(0), 900),
     ]
-    # Nobody has used another snapshot on what is charged for this one.
+    # No usage of another model snapshot explains this one's charge.
     land(warehouse, page_of(bucket(use[1:])), endpoint=ENDPOINTS["completions"], run_id="run-2")
     load(warehouse, "completions", run_id="run-2")
     refresh_metrics(warehouse, ["acme"], DAY)
@@ -285,7 +285,7 @@ def test_the_split_of_a_replaced_organization_is_not_the_new_ones(
     by_member = EXTRA_ENDPOINTS["costs_by_member"]
     old = [cost_row('"1.00"', project="proj_old")]
     new = [cost_row('"7.00"')]
-    # Both organizations may have costs that are of no project.
+    # Both organizations may have costs without a project.
     if without_project:
         old.append(cost_row('"5.00"', project=None))
         new.append(cost_row('"2.00"', project=None))

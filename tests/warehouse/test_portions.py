@@ -1,4 +1,4 @@
-"""Pages that cannot be loaded are set aside; everything else is loaded, in portions that fit into memory."""
+"""Pages that cannot be loaded are quarantined; the rest is loaded in portions."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -27,7 +27,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 
 def page_set(user_id: str, amount_json: str, fetched_at: datetime = NOON) -> PageSet:
-    """One page of one day that its check let through, whatever its amount is."""
+    """Return an accepted page of one day with any amount."""
     body = page_of(cost_day([cost_row(amount_json)])).encode()
     head = PageHead(False, None, [unix_seconds(DAY)], line_items=frozenset(["gpt-4o, input"]))
     window = Window(DAY, DAY + timedelta(days=1))
@@ -103,7 +103,7 @@ def test_an_interrupted_split_loads_every_page_set_once(warehouse: Warehouse):
     (file,) = raw.pending()
     content = file.path.read_bytes()
     assert len(raw.split(file)) == 2
-    # The process died before it removed the file that it had split.
+    # The process died before deleting the file that it had split.
     file.path.write_bytes(content)
     load(warehouse)
     assert rows(warehouse, "SELECT count(*), sum(amount_usd) FROM daily_costs") == [(4, Decimal(4))]

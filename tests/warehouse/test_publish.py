@@ -1,4 +1,4 @@
-"""The published copy: of one moment, whatever other runs are doing."""
+"""The snapshot is consistent, whatever other runs are doing."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -87,7 +87,7 @@ def test_a_day_that_does_not_add_up_is_not_published_later(warehouse, monkeypatc
     load(warehouse, run_id="run-2")
     unequal = [("acme", TODAY)]
     assert refresh_metrics(warehouse, ["acme"], TODAY).unequal == unequal
-    # The day that does add up is done.
+    # The day that adds up is complete.
     again = refresh_metrics(warehouse, ["acme"], TODAY)
     assert (again.days, again.unequal) == (1, unequal)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What lies in quarantine: it does not pile up, is not lost from sight, and goes with its user."""
+"""Quarantine: it does not grow, stays visible, and is purged with its user."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -25,13 +25,13 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 
 def names(body: bytes, fetched_at=NOON) -> PageSet:
-    """A list of projects, whatever its text is."""
+    """Return a list of projects with any body."""
     window = Window(DAY, DAY + timedelta(days=1))
     return PageSet("acme", [Page(PROJECTS, window, ("",), 1, fetched_at, body, PageHead(False, None, []))])
 
 
 def of_projects(warehouse: Warehouse, run_id: str, page_set: PageSet) -> int:
-    """Lands and loads a list; how many files are in quarantine then."""
+    """Land and load a list; return the number of quarantined files."""
     RawPages(warehouse.raw).writer(run_id).land([page_set])
     load_pending(warehouse, [PROJECTS.kind], run_id)
     return len(RawPages(warehouse.raw).quarantined())

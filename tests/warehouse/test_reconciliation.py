@@ -1,4 +1,4 @@
-"""What we hold against what OpenAI says otherwise."""
+"""Our costs against OpenAI's own totals."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -23,7 +23,7 @@ def test_every_day_reconciles_with_openais_total(start_openai, install):
         "GROUP BY severity"
     )
     assert days == [("ok", 90, Decimal(0), 90)]
-    # The simulator's prices never change; what it bills by the token it also counts as used, but for images.
+    # The simulator's prices are constant; usage covers all token charges except images.
     ((most,),) = installation.sql("SELECT max(price_residual_usd) FROM reconciliation")
     assert most < Decimal("1e-6")
     billed = installation.sql(
@@ -80,7 +80,7 @@ def test_lines_without_an_amount_never_reconcile(tmp_path):
     assert found == [("error", 2)]
 
 
-# At any moment it is another day in one of them than in UTC.
+# At any moment one of them has another date than UTC.
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12"])
 def test_a_day_is_final_by_utc_in_any_time_zone(zone: str, tmp_path):
     from finora_pipeline.warehouse.database import Warehouse

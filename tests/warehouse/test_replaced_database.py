@@ -1,4 +1,4 @@
-"""A database is put in the warehouse's place: what stood in the old one's log alone stays out."""
+"""A database replaces the warehouse: changes only in the old one's log stay out."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ USERS = "SELECT user_id FROM pipeline.stale_users ORDER BY user_id"
 
 @pytest.fixture
 def warehouse(tmp_path: Path) -> Warehouse:
-    """As one whose writer was killed after a commit: what it wrote stands in the log alone."""
+    """A warehouse whose writer was killed after a commit: the change is only in the log."""
     warehouse = Warehouse(tmp_path)
     with warehouse.writing():
         pass

@@ -1,4 +1,4 @@
-"""Warehouses of earlier versions are brought up to date in place or, where that fails, built again."""
+"""Warehouses of older versions are migrated in place or, where that fails, rebuilt."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ VERSION = "SELECT number FROM pipeline.schema_version"
 
 @pytest.fixture
 def warehouse(tmp_path: Path) -> Warehouse:
-    """One cost row of one user, loaded."""
+    """A warehouse with a single cost row."""
     warehouse = Warehouse(tmp_path)
     land(warehouse, page_of(cost_day([cost_row('"1.25"')])))
     load(warehouse)
@@ -31,7 +31,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 
 def reworded(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
-    """The program with another text in the definitions of its tables."""
+    """Change comments in the table definitions of the program."""
     original = schema.section
 
     def changed(table: str, name: str) -> str:

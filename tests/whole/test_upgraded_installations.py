@@ -1,4 +1,4 @@
-"""Data folders of earlier versions, kept as fixtures, keep working after an upgrade without any help."""
+"""Data folders of older versions, stored as fixtures, keep working after an upgrade."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def run(environment: dict[str, str], *arguments: str, code: int = 0) -> str:
 
 
 def by_day(environment: dict[str, str]) -> dict[str, dict[date, Decimal]]:
-    """What readers see: each user's dollars by UTC day."""
+    """Return each user's published costs in USD by UTC day."""
     found: dict[str, dict[date, Decimal]] = {}
     for row in json.loads(run(environment, "sql", BY_DAY, "--json")):
         found.setdefault(row["user_id"], {})[date.fromisoformat(row["date"])] = Decimal(row["usd"])
@@ -59,7 +59,7 @@ def test_a_folder_of_an_older_version_keeps_working(version: str, tmp_path: Path
         status = json.loads(run(environment, "status", "--json"))
         assert [row["status"] for row in status] == ["active", "active"]
         assert [row["base_url"] for row in status] == ["http://127.0.0.1/v1"] * 2
-        # Readers see the copy of the old version until the next refresh.
+        # Readers see the old version's snapshot until the next refresh.
         kept = by_day(environment)
         assert {user: sum(days.values()) for user, days in kept.items()} == before
 

@@ -43,11 +43,11 @@ from tests.small_openai import fresh_key
 
 DAYS = 400
 BILLED, ALLOCATED = "billed", "allocated"
-# Users by the number of their organization.
+# User ids in the order of their organizations.
 USERS = (BILLED, ALLOCATED)
-# Still within what the smallest plan shows at the end, so that names are proved then, too.
+# Still shown by the smallest plan at the end, so that names are checked then, too.
 GONE_DAYS_AGO = 11
-# The grain of daily_usage, in the order of the side door's keys.
+# The grain of daily_usage, in the order of the simulator's keys.
 USAGE_GRAIN = (
     "date",
     "service",
@@ -58,14 +58,14 @@ USAGE_GRAIN = (
     "batch",
     "service_tier",
 )
-# Measures that our tables name otherwise than OpenAI.
+# Measures whose column differs from OpenAI's name.
 COLUMNS = {"num_model_requests": "requests", "num_requests": "calls", "num_sessions": "sessions"}
-# Costs and usage name one of the models differently.
+# A model whose name differs between costs and usage.
 COST_NAMES = {model.usage_name: model.name for model in MODELS}
 
 
 def joined(parts: Iterable[object]) -> str:
-    """A key of several parts as the side door writes it."""
+    """Join the parts of a key as the simulator writes it."""
     return "|".join(["" if part is None else str(part) for part in parts])
 
 
@@ -74,7 +74,7 @@ def amounts(told: Mapping[str, str]) -> dict[str, Decimal]:
 
 
 def added(bill: Mapping[str, Decimal], key: Callable[[str, str, str], str]) -> dict[str, Decimal]:
-    """The side door's rows by day, project and line item, added up by what `key` makes of the three."""
+    """Add up the simulator's rows by `key` of day, project and line item."""
     sums: dict[str, Decimal] = defaultdict(Decimal)
     for row, amount in bill.items():
         # A line item may hold the separator.
@@ -85,13 +85,13 @@ def added(bill: Mapping[str, Decimal], key: Callable[[str, str, str], str]) -> d
 
 @cache
 def model_of(line_item: str) -> str:
-    """The model that a person reads in a line item; the text itself where it names none."""
+    """Return the model in a line item, or the line item where it names none."""
     name = line_item.removeprefix("priority | ").split(",")[0].strip()
     return name.removesuffix(" image").removesuffix(" speech synthesis")
 
 
 def unequal(found: Mapping[str, object], expected: Mapping[str, object]) -> dict[str, tuple[object, object]]:
-    """What differs, and what is on one side only: two whole histories would be no readable message."""
+    """Return differing and one-sided entries: two whole histories would be unreadable."""
     return {
         key: (found.get(key), expected.get(key))
         for key in found.keys() | expected.keys()
@@ -100,7 +100,7 @@ def unequal(found: Mapping[str, object], expected: Mapping[str, object]) -> dict
 
 
 class Life:
-    """An installation whose two users' organizations live through simulated days up to the real today."""
+    """An installation with two users over simulated days up to the real today."""
 
     def __init__(self, installation: Installation) -> None:
         self.installation = installation
@@ -122,17 +122,17 @@ class Life:
         return answer.json()
 
     def turn_clock(self, days_ago: int, hour: int) -> datetime:
-        """Lets the simulator's days pass until an hour of a day."""
+        """Advance the simulator's clock to an hour of a day."""
         moment = datetime.combine(self.day(days_ago), time(hour), UTC)
         self.side_door("clock", now=moment.isoformat())
         return moment
 
     def refresh(self, days_ago: int, hour: int) -> None:
-        """What a run of the refresh job does, on a day of the simulator's clock."""
+        """Refresh as the job does, on a day of the simulator's clock."""
         moment = self.turn_clock(days_ago, hour)
         today, run_id = moment.date(), f"{moment:%Y-%m-%d}"
 
-        # With the limits of production: a busy machine must not turn a slow answer into a failure.
+        # With production limits: a busy machine must not turn a slow response into a failure.
         resource = OpenAIAdmin.of(self.settings)
         plan = FetchPlan.of(
             self.accounts.connections.all(),
@@ -146,7 +146,7 @@ class Life:
         computed = refresh_metrics(self.warehouse, self.accounts.users.ids(), today)
         assert (computed.unequal, computed.residuals) == ([], {})
         publish_refreshes(self.accounts, self.warehouse)
-        # Noted by the machine's clock, on which no day has passed since the last refresh.
+        # Recorded by the real clock, on which no day has passed since the last refresh.
         with self.accounts.database.write() as database:
             database.execute(update(connections).values(last_attempt_at=moment, directory_read_at=moment))
 
@@ -157,7 +157,7 @@ class Life:
             database.execute(update(users).where(users.c.user_id == user).values(plan_since=moment))
 
     def rotate_keys(self) -> None:
-        """Each user stores a fresh key; then the old one is deleted at OpenAI."""
+        """Store a new key of each user, then delete the old one at OpenAI."""
 
         async def store(user: str, number: int) -> None:
             async with open_client(self.settings.openai_base_url) as client:
@@ -177,7 +177,7 @@ class Life:
         return {joined(key): amount for *key, amount in self.sql(query, user)}
 
     def sql(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        """Rows of the published file as it was at the start of the comparison."""
+        """Return rows of the snapshot opened at the start of the comparison."""
         return self._published.execute(query, list(values)).fetchall()
 
     def usage(self, user: str) -> dict[str, dict[str, int]]:
@@ -192,9 +192,9 @@ class Life:
         return told
 
     def assert_exact(self, **first_days: date) -> None:
-        """All that is published of each user is the truth of the days from the user's first on."""
+        """Assert that all published data of each user equals the truth from its first day on."""
         end = self.openai.simulator.now.date() + timedelta(days=1)
-        # Opened once: there are some thirty questions to a user.
+        # Opened once: each user takes some thirty queries.
         with connect_reader(self.settings.published_database, external_access=True) as self._published:
             for user, first in first_days.items():
                 window = {"start": first.isoformat(), "end": end.isoformat()}
@@ -224,13 +224,13 @@ class Life:
             (("date", "project_id", "line_item"), bill),
         ):
             assert unequal(self.sums(user, "daily_costs", *columns), expected) == {}, columns
-        # The months' files that others read say the same.
+        # The months' Parquet files hold the same.
         files = self.settings.published_database.parent / "parquet" / "daily_costs"
         table = f"read_parquet('{files}/**/*.parquet')"
         assert unequal(self.sums(user, table, "date", "project_id", "line_item"), bill) == {}
 
     def _assert_billed(self, told: Any) -> None:
-        """Members and keys cost what OpenAI says; a key is of one project and of one member."""
+        """Assert billed costs by member and key; each key has one project and one member."""
         by_key = amounts(told["by_key"])
         of_key = {
             key.id: (key.project.id, key.member_id)
@@ -248,9 +248,9 @@ class Life:
             assert unequal(self.sums(BILLED, table, "date", column), expected) == {}, (table, column)
 
     def _assert_parts(self, user: str, bill: dict[str, Decimal]) -> None:
-        """Models, members and keys add up to the bill wherever one can look."""
+        """Assert that models, members and keys add up to the total in every table."""
         by_model = added(bill, lambda day, _, item: f"{day}|{model_of(item)}")
-        # Use that nothing is charged for has rows, too.
+        # Usage without charges has rows, too.
         found = {
             row: amount
             for row, amount in self.sums(user, "daily_model_costs", "date", "model").items()
@@ -266,7 +266,7 @@ class Life:
     def _assert_share(self, user: str, told: Any) -> None:
         """Members and keys bear what they used of a model with one price, billed or allocated: its truth is
         the use times the price."""
-        # The other model is sold at a second price, too.
+        # The other model also has a second price.
         model = MODELS[1]
         of_members: dict[str, Decimal] = defaultdict(Decimal)
         of_keys: dict[str, Decimal] = defaultdict(Decimal)
@@ -294,7 +294,7 @@ class Life:
         )
         found = {model: counts for model, *counts in self.sql(query, user)}
         expected = {COST_NAMES.get(model, model): counts for model, counts in told.items()}
-        # The side door counts the tokens of completions; other services have models of their own.
+        # The simulator counts tokens of completions; other services have their own models.
         assert {model: found.get(model) for model in expected} == expected
 
     def _assert_spend(self, user: str, by_day: dict[str, Decimal]) -> None:
@@ -309,7 +309,7 @@ class Life:
             assert value == sum(spent, Decimal(0)), period
 
     def _assert_named(self, user: str) -> None:
-        """Every project, member and key stands under its name, also those who are gone."""
+        """Assert a name for every project, member and key, also deleted ones."""
         organization = self.openai.organizations[USERS.index(user)]
         projects = {(project.id, project.name) for project in organization.projects}
         members = {(member.id, member.name) for member in organization.members}
@@ -330,7 +330,7 @@ class Life:
             assert set(self.sql(query, user)) == expected, view
 
     def gone(self, user: str) -> dict[str, int]:
-        """How many OpenAI shows no more, or as archived."""
+        """Count objects that OpenAI no longer lists, or lists as archived."""
         counts = {}
         for table, condition in (
             ("projects", "status = 'archived'"),
@@ -342,13 +342,13 @@ class Life:
         return counts
 
     def restated(self, user: str) -> set[str]:
-        """What OpenAI did to charges that had been read."""
+        """Return the kinds of restatement among loaded charges."""
         query = "SELECT DISTINCT is_there FROM cost_revisions WHERE user_id = ? AND was_there"
         kinds = self.installation.sql(query, user)
         return {"changed" if is_there else "vanished" for (is_there,) in kinds}
 
     def oldest(self, user: str) -> dict[str, date]:
-        """The first day of the user in each table that has days."""
+        """Return the user's first day in each table with days."""
         tables = self.sql(
             "SELECT schema_name || '.' || table_name FROM duckdb_columns() SEMI JOIN duckdb_tables() "
             "USING (database_name, schema_name, table_name) WHERE column_name = 'date' "
@@ -364,7 +364,7 @@ class Life:
 
 @pytest.fixture
 def life(install: Callable[[OpenAI], Installation]) -> Iterator[Life]:
-    """Two organizations that differ in who they are and in whether OpenAI splits their costs."""
+    """Two different organizations, of which OpenAI splits one's costs."""
     now = now_in_the_middle_of_today()
     specs = [
         OrganizationSpec(
@@ -395,21 +395,21 @@ def test_every_total_equals_the_truth_through_all_changes(life: Life) -> None:
     life.refresh(28, 10)
     life.assert_exact(billed=life.day(28 + 89), allocated=life.day(28 + 6))
 
-    # The next night both are on a better plan, with another key, and the days just read are restated.
+    # The next night: a larger plan, a new key, and restated days.
     for user in USERS:
         life.set_plan(user, "enterprise")
     life.rotate_keys()
     life.refresh(27, 3)
     life.assert_exact(billed=life.since, allocated=life.since)
 
-    # Weeks without a refresh, in which a project, two members and a key went.
+    # Weeks without a refresh, in which a project, two members and a key were deleted.
     life.refresh(8, 8)
     life.assert_exact(billed=life.since, allocated=life.since)
     for user in USERS:
         assert life.gone(user) == {"projects": 1, "members": 2, "api_keys": 1}
         assert life.restated(user) >= {"changed", "vanished"}
 
-    # A smaller plan, and the second rotation, within whose week of grace nothing goes.
+    # A smaller plan and a second rotation; no day is deleted in the week of grace.
     life.rotate_keys()
     life.turn_clock(8, 9)
     life.set_plan(BILLED, "trial")
@@ -417,7 +417,7 @@ def test_every_total_equals_the_truth_through_all_changes(life: Life) -> None:
     life.refresh(4, 12)
     assert prune(life.warehouse, lambda: life.accounts.users.kept_from(life.openai.simulator.now)).rows == {}
 
-    # The last day in Dagster's own jobs, which go by the machine's clock.
+    # The last day in Dagster's own jobs, which use the real clock.
     life.turn_clock(0, 15)
     result = runs.refresh(life.settings, trailing_window(life.installation.today))
     assert (result.succeeded, result.failed_users) == (True, [])
