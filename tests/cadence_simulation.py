@@ -1,7 +1,7 @@
-"""Days of an installation without waiting for them: real schedules, sensor and accounts, by a clock of ours.
+"""Simulated days of an installation: real schedules, sensor and accounts, a simulated clock.
 
-Runs are not executed: each takes as long as it is said to and records what a run that read everybody it chose
-would have recorded. Time goes by the minute.
+Runs are not executed: each takes a given time and records the outcome of a run that fetched all its users.
+The clock advances by minutes.
 """
 
 from collections.abc import Callable
@@ -136,8 +136,8 @@ class Days:
 
     def _tick(self, plan: str) -> None:
         self._context._scheduled_execution_time = self.now
-        told = self._repository.get_schedule_def(f"refresh_{plan}").evaluate_tick(self._context)
-        for request in told.run_requests or []:
+        result = self._repository.get_schedule_def(f"refresh_{plan}").evaluate_tick(self._context)
+        for request in result.run_requests or []:
             self._queue("refresh", request)
 
     def _sense(self) -> None:
@@ -153,11 +153,11 @@ class Days:
             repository_def=self._repository,
             resources={"accounts": resources["accounts"]},
         ) as context:
-            told = self._repository.get_sensor_def("connection_changes").evaluate_tick(context)
-        self._cursor = told.cursor
-        for added in told.dynamic_partitions_requests or []:
+            result = self._repository.get_sensor_def("connection_changes").evaluate_tick(context)
+        self._cursor = result.cursor
+        for added in result.dynamic_partitions_requests or []:
             self._instance.add_dynamic_partitions(USERS_NAME, list(added.partition_keys))
-        for request in told.run_requests or []:
+        for request in result.run_requests or []:
             self._queue(request.job_name or "refresh", request)
 
     def _queue(self, job: str, request: dg.RunRequest) -> None:

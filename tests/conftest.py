@@ -86,7 +86,7 @@ TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sets markers by folder, module and fixture; fails where `MODULES_OF` names a missing module."""
+    """Set markers by folder, module and fixture; fail for a missing module in `MODULES_OF`."""
     marker_of = {TESTS / f"{module}.py": marker for marker, names in MODULES_OF.items() for module in names}
     assert not [path for path in marker_of if not path.exists()]
     for item in items:
@@ -180,8 +180,10 @@ class Installation:
         self.today: date = datetime.now(UTC).date()
 
     def connect(self, plan: str = "growth", users: Sequence[str] | None = None) -> list[str]:
-        """Connects a user to each simulated organization, `user-0` to the first, and returns their ids; those
-        who are connected stay as they are."""
+        """Connect a user to each simulated organization, `user-0` to the first; return their ids.
+
+        Connected users stay unchanged.
+        """
         known = {connection.user_id for connection in self.accounts.connections.all()}
         organizations = self.openai.organizations
         user_ids = list(users or [f"user-{n}" for n in range(len(organizations))])
@@ -207,8 +209,10 @@ class Installation:
     def refresh(
         self, window: Window | None = None, *, plan: str | None = None, users: Sequence[str] = ()
     ) -> runs.RunResult:
-        """What the steps of a refresh do, one after the other and without Dagster, whose own part of a run
-        takes as long: for tests of what comes out. `run` is a real run."""
+        """Run the steps of a refresh one after another, without Dagster, which takes as long again.
+
+        `run` is a real run.
+        """
         run_id = str(uuid4())
         warehouse = Warehouse(self.settings.home)
         chosen = select_connections(self.accounts, plan=plan, user_ids=users, skip_missing=True)
@@ -313,8 +317,11 @@ def install_loaded(
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Installation]:
-    """As `install`, with a user of the plan connected to each organization and refreshed once: made by the
-    first test of a module that asks for it, copied for the others. `by_run` refreshes by a real run."""
+    """As `install`, with a user of the plan connected to each organization and refreshed once.
+
+    The first test of a module with the same arguments builds the data folder; others get a copy. With
+    `by_run` the refresh is a real Dagster run.
+    """
 
     def make(plan: str, *, by_run: bool = False, **spec: Any) -> Installation:
         openai, home = start_openai(**spec), tmp_path / "home"
@@ -335,8 +342,10 @@ def install_loaded(
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A Postgres of this test run. Without its binaries the tests that ask for it are skipped, or fail where
-    FINORA_TEST_EVERYTHING is set."""
+    """A Postgres server for the session.
+
+    Tests that use it are skipped without its binaries; with FINORA_TEST_EVERYTHING they fail.
+    """
     binaries = postgres_binaries()
     if binaries is None:
         reason = "There is no Postgres on this machine: install Debian's package postgresql."

@@ -14,8 +14,8 @@ from urllib.parse import quote, unquote
 import psycopg2
 from psycopg2.extensions import connection as DriverConnection
 
-# Nothing that tests write has to survive. The zone is one with summer time: whoever takes a stored moment for
-# local time is found out.
+# Test data need not survive a crash. The zone has summer time, which reveals code that takes a stored moment
+# for local time.
 OPTIONS = {
     "listen_addresses": "",
     "fsync": "off",
@@ -36,8 +36,10 @@ class PostgresServer:
         self._numbers = count(1)
 
     def new_url(self, *settings: str) -> str:
-        """The SQLAlchemy URL of an empty schema, which is made sooner than a database; settings of Postgres
-        are its sessions'."""
+        """Return the SQLAlchemy URL of a new empty schema, created sooner than a database.
+
+        Settings of Postgres apply to its sessions.
+        """
         schema = f"test_{next(self._numbers)}"
         self.sql(f"CREATE SCHEMA {schema}")
         own = (f"search_path={schema}", f"application_name={schema}")
@@ -50,7 +52,7 @@ class PostgresServer:
             cursor.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
-    def somebody_waits(self) -> bool:
+    def is_session_waiting(self) -> bool:
         """Return whether a session waits for another one's lock."""
         return bool(self.sql("SELECT 1 FROM pg_locks WHERE NOT granted"))
 

@@ -1,4 +1,4 @@
-"""A small simulated OpenAI for a whole test module: a few organizations, completions only, a frozen clock."""
+"""A small simulated OpenAI for a test module: few organizations, completions, frozen clock."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

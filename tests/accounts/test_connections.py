@@ -674,7 +674,7 @@ def test_the_gapless_span_grows_only_by_adjoining_fetches(home, openai):
     home.accounts.refreshes.record("run-1", [whole])
     first, end = whole.window_start, whole.window_end
     reads = [
-        # A gap of one day lies between the fetched days and these.
+        # A gap of a day lies between the fetched days and these.
         ((end + timedelta(days=1), end + timedelta(days=3)), (first, end)),
         ((end, end + timedelta(days=2)), (first, end + timedelta(days=2))),
         ((first - timedelta(days=9), first - timedelta(days=2)), (first, end + timedelta(days=2))),

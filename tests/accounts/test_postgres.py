@@ -1,6 +1,6 @@
-"""What is Postgres's own about the accounts: processes that meet, a server that restarts, its time zone.
+"""Accounts in Postgres: concurrent processes, a restarting server, its time zone.
 
-That the rest works there as in SQLite is shown by test_connections.py, which runs on both.
+test_connections.py runs the rest on SQLite and Postgres alike.
 """
 
 from collections.abc import Callable, Iterator
@@ -69,15 +69,17 @@ def a_read(of: Connection, reason: str | None = None) -> Refresh:
 def as_the_first_commits(
     postgres: PostgresServer, first: Callable[[], object], second: Callable[[], T]
 ) -> Future[T]:
-    """Begins the second in the moment before the first is committed, which goes on when the second waits for
-    it or is done; how the second ended."""
+    """Begin the second right before the first commits; return how the second ended.
+
+    The first commits once the second waits for it or is done.
+    """
     to_begin, begun = [second], []
     with ThreadPoolExecutor(1) as another_process:
 
         def begin_second(_: object) -> None:
             if to_begin:
                 begun.append(another_process.submit(to_begin.pop()))
-                while not begun[0].done() and not postgres.somebody_waits():
+                while not begun[0].done() and not postgres.is_session_waiting():
                     pass
 
         event.listen(Engine, "commit", begin_second)

@@ -16,7 +16,7 @@ from finora_pipeline.accounts.vault import Sealed, Vault, VaultError, load_vault
 
 VARIABLE = "FINORA_MASTER_KEY"
 OLD, NEW = b"o" * 32, b"n" * 32
-SECRET = "sk-admin-a-secret-that-nobody-may-see"
+SECRET = "sk-admin-a-secret-for-tests-only"
 IDENTITY = "finora/openai/1/acme"
 
 # Waits for a line, so that two of these reach the missing file at the same time.

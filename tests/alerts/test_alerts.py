@@ -64,8 +64,8 @@ def webhook() -> Iterator[Sink]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if not sink.is_broken:
-                told = json.loads(body)
-                sink.messages.append(f"{told['title']}\n{told['message']}")
+                message = json.loads(body)
+                sink.messages.append(f"{message['title']}\n{message['message']}")
             self.send_response(500 if sink.is_broken else 200)
             self.end_headers()
 
@@ -104,7 +104,7 @@ def mail() -> Iterator[Sink]:
         yield sink
 
 
-def look(installation: Installation) -> str:
+def evaluate_alerts(installation: Installation) -> str:
     """Evaluate the alerts sensor now; return its skip message."""
     prepare_instance(installation.settings)
     definitions = build_defs(installation.settings)
@@ -117,9 +117,9 @@ def look(installation: Installation) -> str:
             resources={name: (definitions.resources or {})[name] for name in ("accounts", "warehouse")},
         ) as context,
     ):
-        told = repository.get_sensor_def("alarms").evaluate_tick(context)
-    assert told.run_requests == []
-    return told.skip_message or ""
+        result = repository.get_sensor_def("alarms").evaluate_tick(context)
+    assert result.run_requests == []
+    return result.skip_message or ""
 
 
 @pytest.fixture
@@ -134,12 +134,12 @@ def test_a_revoked_key_notifies_once_and_once_when_it_works_again(
     installation: Installation, webhook: Sink, mail: Sink, monkeypatch
 ):
     monkeypatch.setenv("FINORA_NOTIFY", f"{webhook.address}  {mail.address}")
-    assert look(installation) == "Nothing new; 0 open."
+    assert evaluate_alerts(installation) == "Nothing new; 0 open."
     simulator, key = installation.openai.simulator, installation.openai.organizations[0].admin_key
     simulator.set_key_state(key, KeyState.REVOKED)
     installation.run()
-    assert "told by: json, mailto" in look(installation)
-    assert look(installation) == "Nothing new; 1 open."
+    assert "told by: json, mailto" in evaluate_alerts(installation)
+    assert evaluate_alerts(installation) == "Nothing new; 1 open."
     (message,) = webhook.messages
     assert message.startswith("finora: 1 new\n• The OpenAI connection of user-0 needs attention: ")
     assert "user-0 needs attention" in mail.messages[0].replace("=\n", "").replace("\r\n", " ")
@@ -148,9 +148,9 @@ def test_a_revoked_key_notifies_once_and_once_when_it_works_again(
 
     simulator.set_key_state(key, KeyState.ACTIVE)
     installation.run(users=["user-0"])
-    assert "1 over" in look(installation)
+    assert "1 over" in evaluate_alerts(installation)
     assert "✓ Over since" in webhook.messages[1]
-    assert look(installation) == "Nothing new; 0 open."
+    assert evaluate_alerts(installation) == "Nothing new; 0 open."
     assert len(webhook.messages) == len(mail.messages) == 2
     everything = "".join(webhook.messages + mail.messages)
     assert key not in everything
@@ -161,12 +161,12 @@ def test_an_unsent_message_is_sent_by_the_next_check(installation: Installation,
     monkeypatch.setenv("FINORA_NOTIFY", webhook.address)
     sync_alerts(installation.accounts.database, [REVOKED], NOW)
     webhook.is_broken = True
-    told = look_at([REVOKED], installation, monkeypatch)
-    assert "No notification reached 1 of the addresses in FINORA_NOTIFY (json)" in told
-    assert "a-password" not in told
+    output = evaluate_with([REVOKED], installation, monkeypatch)
+    assert "No notification reached 1 of the addresses in FINORA_NOTIFY (json)" in output
+    assert "a-password" not in output
     assert webhook.messages == []
     webhook.is_broken = False
-    assert "finora: 1 new" in look_at([REVOKED], installation, monkeypatch)
+    assert "finora: 1 new" in evaluate_with([REVOKED], installation, monkeypatch)
     assert len(webhook.messages) == 1
 
 
@@ -175,32 +175,32 @@ def test_a_bad_address_does_not_resend_to_the_others(
 ):
     monkeypatch.setenv("FINORA_NOTIFY", f"{webhook.address} {mail.address}")
     webhook.is_broken = True
-    told = look_at([REVOKED], installation, monkeypatch)
-    assert "finora: 1 new (told by: mailto)" in told
-    assert "No notification reached 1 of the addresses in FINORA_NOTIFY (json)" in told
-    assert "a-password" not in told
-    assert look(installation) == "Nothing new; 1 open."
+    output = evaluate_with([REVOKED], installation, monkeypatch)
+    assert "finora: 1 new (told by: mailto)" in output
+    assert "No notification reached 1 of the addresses in FINORA_NOTIFY (json)" in output
+    assert "a-password" not in output
+    assert evaluate_alerts(installation) == "Nothing new; 1 open."
     assert len(mail.messages) == 1
     assert CliRunner().invoke(main, ["alarms", "--test"]).exit_code == 1
 
 
-def look_at(conditions: list[Condition], installation: Installation, monkeypatch) -> str:
+def evaluate_with(conditions: list[Condition], installation: Installation, monkeypatch) -> str:
     monkeypatch.setattr(alarms, "of_connections", lambda *_: conditions)
-    return look(installation)
+    return evaluate_alerts(installation)
 
 
 def test_an_unusable_address_is_reported_without_its_password(monkeypatch):
     monkeypatch.setenv("FINORA_NOTIFY", "nosuch://user:secret-password@host")
-    told = CliRunner().invoke(main, ["alarms", "--test"])
-    assert told.exit_code == 1
-    assert "(nosuch)" in told.output
-    assert "secret-password" not in told.output
+    result = CliRunner().invoke(main, ["alarms", "--test"])
+    assert result.exit_code == 1
+    assert "(nosuch)" in result.output
+    assert "secret-password" not in result.output
     # An address without a scheme is a secret as a whole.
     monkeypatch.setenv("FINORA_NOTIFY", "hooks.example.com/services/secret-token mail:secret-password@host")
-    told = CliRunner().invoke(main, ["alarms", "--test"])
-    assert told.exit_code == 1
-    assert "(one without ://, one without ://)" in told.output
-    assert "secret" not in told.output
+    result = CliRunner().invoke(main, ["alarms", "--test"])
+    assert result.exit_code == 1
+    assert "(one without ://, one without ://)" in result.output
+    assert "secret" not in result.output
     monkeypatch.delenv("FINORA_NOTIFY")
     assert "FINORA_NOTIFY is empty" in CliRunner().invoke(main, ["alarms", "--test"]).output
 
@@ -291,16 +291,16 @@ def test_a_failed_history_fetch_is_over_once_its_users_are_fetched(
         failed = dg.DagsterRun(job_name="load_user_history", tags=tags, status=dg.DagsterRunStatus.FAILURE)
         instance.add_run(failed)
 
-        def told() -> list[str]:
+        def conditions() -> list[str]:
             found = failed_runs(instance, installation.accounts.connections.all(), datetime.now(UTC))
             return [condition.key for condition in found]
 
         what = tags.get("dagster/partition", "user-0 to user-1")
-        assert told() == [f"run/load_user_history/{what}"]
+        assert conditions() == [f"run/load_user_history/{what}"]
         installation.refresh(users=user_ids[1:])
-        assert told() == [f"run/load_user_history/{what}"]
+        assert conditions() == [f"run/load_user_history/{what}"]
         installation.refresh(users=user_ids[:1])
-        assert told() == []
+        assert conditions() == []
 
 
 def test_a_failed_history_fetch_of_a_purged_user_is_over(installation: Installation):
@@ -311,13 +311,13 @@ def test_a_failed_history_fetch_of_a_purged_user_is_over(installation: Installat
             status = dg.DagsterRunStatus.FAILURE
             instance.add_run(dg.DagsterRun(job_name="load_user_history", tags=tags, status=status))
 
-        def told() -> list[str]:
+        def conditions() -> list[str]:
             found = failed_runs(instance, installation.accounts.connections.all(), datetime.now(UTC))
             return [condition.key for condition in found]
 
-        assert told() == ["run/load_user_history/gone to user-0"]
+        assert conditions() == ["run/load_user_history/gone to user-0"]
         installation.refresh()
-        assert told() == []
+        assert conditions() == []
 
 
 def test_a_failed_backfill_is_an_alert_until_it_succeeds(tmp_path):

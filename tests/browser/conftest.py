@@ -44,7 +44,7 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-class Looker:
+class PageChecker:
     """Checks pages on desktop and phone, light and dark; saves screenshots."""
 
     def __init__(self, browser: Browser, served: Served, pictures: Path | None) -> None:
@@ -66,15 +66,20 @@ class Looker:
         # Violations of the policy appear on the console; a 422 is an expected response.
         self.page.on(
             "console",
-            lambda told: (
-                self.complaints.append(told.text) if told.type == "error" and "422" not in told.text else None
+            lambda message: (
+                self.complaints.append(message.text)
+                if message.type == "error" and "422" not in message.text
+                else None
             ),
         )
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
-    def look(self, name: str, *, thoroughly: bool = False) -> None:
-        """Nothing is wider than the screen, and axe finds nothing serious: on a desk or on a phone, one after
-        the other, on both if `thoroughly`, and in every colour where pictures are wanted."""
+    def check(self, name: str, *, thoroughly: bool = False) -> None:
+        """Assert that nothing is wider than the screen and axe finds nothing serious.
+
+        Desktop and phone alternate from call to call; `thoroughly` checks both. All colour schemes are
+        checked where screenshots are wanted.
+        """
         path = self.page.url.removeprefix(self._base_url)
         page = self._context.new_page()
         self._looks += 1
@@ -105,10 +110,10 @@ def serious(page: Page) -> list[tuple[str, list[Any]]]:
         warnings.warn("The pages are not checked for accessibility: axe-core is missing.", stacklevel=1)
         return []
     page.add_script_tag(path=AXE)
-    told = page.evaluate("axe.run()")
+    results = page.evaluate("axe.run()")
     return [
         (found["id"], [node["target"] for node in found["nodes"]])
-        for found in told["violations"]
+        for found in results["violations"]
         if found["impact"] in ("serious", "critical")
     ]
 

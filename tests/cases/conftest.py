@@ -162,8 +162,10 @@ def served(home: Path, texts: Mapping[str, str]) -> Iterator[Case]:
 
 @pytest.fixture
 def play(tmp_path: Path) -> Iterator[Callable[..., Case]]:
-    """Plays a file of this folder, or organizations by the user's name: `play("null_project")`,
-    `play(one=text, other=text)`."""
+    """Play a file of this folder, or organizations by user id.
+
+    `play("null_project")`, `play(one=text, other=text)`.
+    """
     with ExitStack() as stack:
 
         def start(name: str = "", **texts: str) -> Case:

@@ -1,4 +1,4 @@
-"""A company's network for tests: one web proxy that leads out, and a server with a private certificate."""
+"""A company's network for tests: a web proxy, and a server with a private certificate."""
 
 import asyncio
 import ssl

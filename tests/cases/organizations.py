@@ -1,4 +1,4 @@
-"""The usual organization of the cases as a text to vary: $2.00 yesterday, all of it by one member and key."""
+"""The usual organization as text to vary: $2.00 yesterday, all by one member and key."""
 
 import json
 from typing import Any

@@ -15,7 +15,7 @@ A file is one object. All of its parts may be missing:
     _refuse_future_end    an `end_time` after this moment is a 400
 
 Rows are sent with the spelling of the file: `10.0` stays `10.0`, `\\ud83d` stays an escape, a field given
-twice is sent twice. Only rows that a request does not tell apart are added up, exactly.
+twice is sent twice. Only rows of a request's same group are added up, exactly.
 """
 
 import json

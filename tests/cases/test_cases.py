@@ -1,5 +1,7 @@
-"""Given an organization that answers oddly, when it is connected and refreshed by the real commands, then the
-figures are right and every sentence is true. One file a kind; what stands in it: server.py."""
+"""Odd organizations, connected and refreshed by the real commands: figures and messages.
+
+One file for each kind; server.py describes the format.
+"""
 
 import csv
 import io

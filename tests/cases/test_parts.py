@@ -1,5 +1,7 @@
-"""Each part of what OpenAI is asked for has its own outcome: one that fails is missing and named in the
-status, and changes neither the connection's state nor its pace."""
+"""Each part of a fetch has its own outcome.
+
+A failed part is missing and named in the status; the connection's state and pace do not change.
+"""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -52,8 +54,7 @@ def faults(path: str, answer: str) -> list[Fault]:
 
 @pytest.fixture(scope="module")
 def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    """A user for each endpoint of use and each way of not answering, and one without a fault, after the first
-    refresh."""
+    """A user for each usage endpoint and kind of failure, and one without, after a refresh."""
     texts = dict.fromkeys(("whole", *USE_USERS.values()), usual())
     with served(tmp_path_factory.mktemp("endpoints") / "home", texts) as case:
         connected = case.connect_all("enterprise")

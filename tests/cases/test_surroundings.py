@@ -1,5 +1,4 @@
-"""What surrounds an installation: other programs at its files, a company's network, settings of other tools,
-keys of other providers, a machine in another time zone."""
+"""Other programs at an installation's files, networks, foreign settings, time zones."""
 
 import json
 import os

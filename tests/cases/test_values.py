@@ -215,7 +215,7 @@ def test_an_odd_line_item_keeps_its_money(play: Play, line_item: str):
 
 
 def priced(*values: str, offset: int = -1) -> str:
-    """Return rows of one day with these amounts, each with its own line item."""
+    """Return rows of a day with these amounts, each with its own line item."""
     texts = []
     for number, value in enumerate(values):
         row = changed(INPUT, '"value":"1.250000000000000000000000000000000"', f'"value":{value}')

@@ -30,7 +30,7 @@ TODAY = datetime.now(UTC).date()
 PROJECT_KEY = "sk-proj-abcdefghijklmnopqrstuvwxyz"
 KEYS = re.compile(r"sk-[A-Za-z0-9_-]{12,}")
 USERS = {"acme": "growth", "globex": "trial", "hooli": "trial"}
-EVERYBODY = [argument for user in USERS for argument in ("--user", user)]
+ALL_USERS = [argument for user in USERS for argument in ("--user", user)]
 
 
 @dataclass(frozen=True)
@@ -174,18 +174,20 @@ def test_connect_reads_the_key_from_the_standard_input(fresh):
 
 
 def test_connect_as_json(fresh):
-    told = fresh.json(
+    connection = fresh.json(
         "connect", "--user", "acme", "--plan", "SCALE", "--email", "cfo@acme.example", stdin=fresh.key()
     )
-    assert told["user_id"] == "acme"
-    assert told["email"] == "cfo@acme.example"
-    assert told["plan"] == "scale"
-    assert told["status"] == "active"
-    assert told["key_hint"] == f"sk-admin-…{fresh.key()[-4:]}"
-    assert told["organization_id"] == fresh.openai.organizations[0].id
-    assert told["history_from"] is None
-    assert told["last_refresh_at"] is None
-    assert datetime.fromisoformat(told["next_refresh_at"]) > datetime.fromisoformat(told["connected_at"])
+    assert connection["user_id"] == "acme"
+    assert connection["email"] == "cfo@acme.example"
+    assert connection["plan"] == "scale"
+    assert connection["status"] == "active"
+    assert connection["key_hint"] == f"sk-admin-…{fresh.key()[-4:]}"
+    assert connection["organization_id"] == fresh.openai.organizations[0].id
+    assert connection["history_from"] is None
+    assert connection["last_refresh_at"] is None
+    assert datetime.fromisoformat(connection["next_refresh_at"]) > datetime.fromisoformat(
+        connection["connected_at"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,14 +276,16 @@ def test_connect_many_numbers_bad_lines_and_connects_the_rest(fresh):
     result = fresh.run("connect", "--many", "--json", stdin="\n".join(lines))
     assert result.exit_code == 1
     assert result.stderr == "1 connected, 5 left out.\n"
-    told = {row["line"]: row for row in json.loads(result.stdout)}
-    assert [told[n]["outcome"] for n in range(1, 7)] == ["connected"] + ["failed"] * 5
-    assert [told[n]["user"] for n in range(1, 7)] == ["acme", "globex", "?", "?", "hooli", "acme"]
-    assert "There is no plan “gold”" in told[2]["detail"]
-    assert told[3]["detail"] == told[4]["detail"] == "A line must be user,plan,key with just two commas."
-    assert "This is a project key" in told[5]["detail"]
-    assert "which starts with sk-admin-, under Settings" in told[5]["detail"]
-    assert told[6]["detail"] == "User acme is named twice; only the first line counts."
+    by_line = {row["line"]: row for row in json.loads(result.stdout)}
+    assert [by_line[n]["outcome"] for n in range(1, 7)] == ["connected"] + ["failed"] * 5
+    assert [by_line[n]["user"] for n in range(1, 7)] == ["acme", "globex", "?", "?", "hooli", "acme"]
+    assert "There is no plan “gold”" in by_line[2]["detail"]
+    assert (
+        by_line[3]["detail"] == by_line[4]["detail"] == "A line must be user,plan,key with just two commas."
+    )
+    assert "This is a project key" in by_line[5]["detail"]
+    assert "which starts with sk-admin-, under Settings" in by_line[5]["detail"]
+    assert by_line[6]["detail"] == "User acme is named twice; only the first line counts."
     assert fresh.accounts.users.ids() == ["acme"]
 
 
@@ -304,8 +308,8 @@ def test_connect_many_repeats_no_key_of_a_wrong_column(fresh, columns):
 
 
 def test_connect_many_understands_a_spreadsheets_csv(fresh):
-    told = fresh.json("connect", "--many", stdin=f"\ufeffuser,plan,key\r\nacme,growth,{fresh.key()}\r\n")
-    assert [(row["user"], row["outcome"]) for row in told] == [("acme", "connected")]
+    outcomes = fresh.json("connect", "--many", stdin=f"\ufeffuser,plan,key\r\nacme,growth,{fresh.key()}\r\n")
+    assert [(row["user"], row["outcome"]) for row in outcomes] == [("acme", "connected")]
 
 
 @pytest.mark.parametrize(
@@ -318,9 +322,9 @@ def test_connect_many_understands_a_spreadsheets_csv(fresh):
 def test_connect_many_stores_nothing_of_a_line_of_wrong_length(fresh, line, says):
     lines = f"{line.format(key=fresh.key(1))}\nacme,growth,{fresh.key()}\n"
     result = fresh.run("connect", "--many", "--json", stdin=lines)
-    told = [(one["outcome"], one["detail"]) for one in json.loads(result.stdout)]
-    assert (told[0][0], told[1][0]) == ("failed", "connected")
-    assert says in told[0][1]
+    outcomes = [(one["outcome"], one["detail"]) for one in json.loads(result.stdout)]
+    assert (outcomes[0][0], outcomes[1][0]) == ("failed", "connected")
+    assert says in outcomes[0][1]
     assert [row["user_id"] for row in fresh.json("status")] == ["acme"]
     assert fresh.accounts.users.ids() == ["acme"]
 
@@ -363,18 +367,20 @@ def test_status_shows_a_row_for_each_connection(finora):
 
 
 def test_status_of_a_user_as_json(finora):
-    (told,) = finora.json("status", "--user", "globex")
-    assert told["user_id"] == "globex"
-    assert told["history_from"] == str(TODAY - timedelta(days=6))
-    assert told["last_failure"] is None
-    assert told["status_reason"] is None
-    refreshed, due = (datetime.fromisoformat(told[name]) for name in ("last_refresh_at", "next_refresh_at"))
+    (connection,) = finora.json("status", "--user", "globex")
+    assert connection["user_id"] == "globex"
+    assert connection["history_from"] == str(TODAY - timedelta(days=6))
+    assert connection["last_failure"] is None
+    assert connection["status_reason"] is None
+    refreshed, due = (
+        datetime.fromisoformat(connection[name]) for name in ("last_refresh_at", "next_refresh_at")
+    )
     assert due - refreshed == timedelta(days=1)
 
 
 def test_all_times_in_json_have_one_format(finora):
-    (told,) = finora.json("status", "--user", "globex")
-    moments = [text for name, text in told.items() if text and name.endswith(("_at", "_since"))]
+    (connection,) = finora.json("status", "--user", "globex")
+    moments = [text for name, text in connection.items() if text and name.endswith(("_at", "_since"))]
     assert len(moments) == 4
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00", text) for text in moments)
 
@@ -422,8 +428,12 @@ def test_remove_deletes_the_key_once_confirmed(fresh):
 
 def test_remove_as_json_does_not_ask_with_yes(fresh):
     fresh.ok("connect", "--user", "acme", stdin=fresh.key())
-    told = fresh.json("remove", "--user", "acme", "--yes")
-    assert (told["status"], told["key_hint"], told["next_refresh_at"]) == ("removed", None, None)
+    connection = fresh.json("remove", "--user", "acme", "--yes")
+    assert (connection["status"], connection["key_hint"], connection["next_refresh_at"]) == (
+        "removed",
+        None,
+        None,
+    )
 
 
 def test_reconnecting_without_a_plan_keeps_the_users_plan(fresh):
@@ -450,10 +460,10 @@ def test_refresh_fetches_all_users_and_prints_a_table(refreshed):
 
 def test_refresh_of_a_range_of_days_for_a_single_user(finora):
     first, last = str(TODAY - timedelta(days=3)), str(TODAY - timedelta(days=2))
-    told = finora.json("refresh", "--user", "acme", "--plan", "growth", "--from", first, "--to", last)
-    assert told["succeeded"] is True
-    assert told["errors"] == []
-    (user,) = told["users"]
+    report = finora.json("refresh", "--user", "acme", "--plan", "growth", "--from", first, "--to", last)
+    assert report["succeeded"] is True
+    assert report["errors"] == []
+    (user,) = report["users"]
     assert (user["user"], user["from"], user["to"]) == ("acme", first, last)
     assert (user["outcome"], user["reason"], user["message"]) == ("complete", None, None)
     assert user["pages"] > 0
@@ -465,8 +475,8 @@ def test_expired_days_are_not_reported_as_fetched(finora):
     assert result.exit_code == 1
     assert "0 of 1 users failed." in result.stderr
     assert "1 of 2 users were not read: " in result.stderr
-    told = json.loads(finora.run("refresh", "--user", "globex", *days, "--json").stdout)
-    assert (told["users"], told["not_read"]) == ([], ["globex"])
+    report = json.loads(finora.run("refresh", "--user", "globex", *days, "--json").stdout)
+    assert (report["users"], report["not_read"]) == ([], ["globex"])
 
 
 def test_a_backfill_that_fetched_no_user_fails(finora, monkeypatch):
@@ -481,25 +491,25 @@ def test_a_backfill_that_fetched_no_user_fails(finora, monkeypatch):
 
 
 def test_refresh_of_a_plan_fetches_its_users_only(finora):
-    told = finora.json("refresh", "--plan", "trial")
-    assert [user["user"] for user in told["users"]] == ["globex", "hooli"]
-    assert {user["from"] for user in told["users"]} == {str(TODAY - timedelta(days=3))}
+    report = finora.json("refresh", "--plan", "trial")
+    assert [user["user"] for user in report["users"]] == ["globex", "hooli"]
+    assert {user["from"] for user in report["users"]} == {str(TODAY - timedelta(days=3))}
 
 
 def test_refresh_of_histories_fetches_all_days_the_plans_keep(finora):
-    told = finora.json("refresh", "--history", *EVERYBODY)
-    assert {user["user"]: user["from"] for user in told["users"]} == {
+    report = finora.json("refresh", "--history", *ALL_USERS)
+    assert {user["user"]: user["from"] for user in report["users"]} == {
         "acme": str(TODAY - timedelta(days=89)),
         "globex": str(TODAY - timedelta(days=6)),
         "hooli": str(TODAY - timedelta(days=6)),
     }
-    assert {user["to"] for user in told["users"]} == {str(TODAY)}
+    assert {user["to"] for user in report["users"]} == {str(TODAY)}
 
 
 def test_refresh_of_two_histories_fetches_those_two_only(finora):
-    finora.ok("refresh", "--history", *EVERYBODY)
-    told = finora.json("refresh", "--history", "--user", "acme", "--user", "hooli")
-    assert [user["user"] for user in told["users"]] == ["acme", "hooli"]
+    finora.ok("refresh", "--history", *ALL_USERS)
+    report = finora.json("refresh", "--history", "--user", "acme", "--user", "hooli")
+    assert [user["user"] for user in report["users"]] == ["acme", "hooli"]
 
 
 def test_refresh_fails_when_a_user_fails_and_gives_advice(finora):
@@ -517,9 +527,9 @@ def test_refresh_fails_when_a_user_fails_and_gives_advice(finora):
     assert "1 of 2 users failed." in result.stderr
     assert key not in result.output
 
-    (told,) = finora.json("status", "--attention")
-    assert (told["user_id"], told["status"]) == ("initech", "needs attention")
-    assert told["status_reason"] == told["last_failure"]
+    (connection,) = finora.json("status", "--attention")
+    assert (connection["user_id"], connection["status"]) == ("initech", "needs attention")
+    assert connection["status_reason"] == connection["last_failure"]
     assert "Create a fresh Admin key" in finora.ok("status", "--attention")
     assert "tried within a day: finora status says why" in finora.fails("refresh", "--plan", "scale")
     # Once repaired, no connection needs attention.
@@ -744,7 +754,7 @@ def test_impossible_ports_and_days_are_refused(fresh, command, says):
 
 
 def test_a_password_no_browser_can_send_is_refused(fresh):
-    result = fresh.run("login", "add", "ada@acme.example", "--operator", stdin=b"pa\xdfword of somebody\n")
+    result = fresh.run("login", "add", "ada@acme.example", "--operator", stdin=b"pa\xdfword of ada\n")
     assert result.exit_code == 1
     assert "Error: The password is not a text in UTF-8" in result.stderr
     assert fresh.json("login", "list") == []

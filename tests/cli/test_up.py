@@ -161,7 +161,7 @@ def test_up_serves_supervises_and_shuts_down(start_openai, install):
         again = client.get("/health", params={"wait": PATIENCE})
         assert again.status_code == 200
         after = again.json()["processes"]
-        assert {name: told["starts"] for name, told in after.items()} == {
+        assert {name: child_state["starts"] for name, child_state in after.items()} == {
             "code-server": 1,
             "daemon": 2,
             "webserver": 1,
@@ -169,9 +169,9 @@ def test_up_serves_supervises_and_shuts_down(start_openai, install):
         }
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
-    for told in after.values():
+    for child_state in after.values():
         with pytest.raises(ProcessLookupError):
-            os.kill(told["pid"], 0)
+            os.kill(child_state["pid"], 0)
     logs = sorted(path.name for path in (installation.settings.home / "logs").glob("[a-z]*"))
     assert logs == ["code-server.log", "daemon.log", "dashboard.log", "runs.log", "webserver.log"]
 
@@ -193,9 +193,9 @@ def test_a_port_in_use_is_reported(start_openai, install):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         line, environment = command(installation, "--port", taken.getsockname()[1], "--health-port", 0)
-        told = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-    assert told.returncode == 1
-    assert "is in use: end what uses it, or choose another." in told.stderr
+        ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "is in use: end what uses it, or choose another." in ended.stderr
 
 
 def test_one_port_for_two_servers_is_refused(start_openai, install):
@@ -204,8 +204,8 @@ def test_one_port_for_two_servers_is_refused(start_openai, install):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     line, environment = command(installation, "--port", port, "--health-port", port)
-    told = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-    assert (told.returncode, "must differ" in told.stderr) == (1, True)
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "must differ" in ended.stderr) == (1, True)
 
 
 def test_a_child_that_cannot_start_is_retried(tmp_path, monkeypatch, caplog):

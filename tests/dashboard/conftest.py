@@ -1,4 +1,4 @@
-"""One refreshed installation for all tests of the dashboard, served without and with sign-in."""
+"""One refreshed installation for all dashboard tests, served without and with sign-in."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.conftest import Installation
-from tests.dashboard.served import PUBLIC_URL, Served, dashboard, furnished
+from tests.dashboard.served import PUBLIC_URL, Served, dashboard, refreshed_installation
 
 PASSWORD = "correct horse battery"
 LOGINS = {"ops@finora.example": None, "ada@acme.example": "acme", "bob@bolt.example": "bolt"}
@@ -16,7 +16,7 @@ LOGINS = {"ops@finora.example": None, "ada@acme.example": "acme", "bob@bolt.exam
 
 @pytest.fixture(scope="session")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    with furnished(tmp_path_factory.mktemp("dashboard") / "home") as installation:
+    with refreshed_installation(tmp_path_factory.mktemp("dashboard") / "home") as installation:
         yield installation
 
 

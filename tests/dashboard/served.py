@@ -129,7 +129,7 @@ def dashboard(
 
 
 @contextmanager
-def furnished(home: Path) -> Iterator[Installation]:
+def refreshed_installation(home: Path) -> Iterator[Installation]:
     """Yield an installation with each user of `PLANS_OF`, refreshed once."""
     now = now_in_the_middle_of_today()
     specs = [

@@ -178,12 +178,12 @@ def assert_chart(page: Node, truth: dict[Row, Decimal], days: Days) -> None:
         of_day = {key: amount for key, amount in truth.items() if key[0].isoformat() == row[0]}
         expected = added(of_day, lambda key: key[2] if key[2] in named else "others")
         assert row[1] == rounded(sum(of_day.values(), Decimal(0)))
-        for name, told in zip(names[2:], row[2:], strict=True):
+        for name, text in zip(names[2:], row[2:], strict=True):
             amount = expected.get(name, Decimal(0))
             if not amount or amount >= Decimal("0.01"):
-                assert told == rounded(amount)
+                assert text == rounded(amount)
             else:
-                assert abs(Decimal(told.removeprefix("$")) / amount - 1) < Decimal("0.01")
+                assert abs(Decimal(text.removeprefix("$")) / amount - 1) < Decimal("0.01")
 
 
 @pytest.mark.parametrize("period", ["7d", "30d", "90d", "month"])
@@ -201,11 +201,11 @@ def test_tiles_agree_with_the_published_metrics(
     shown = tiles(local.page(f"/users/acme/overview?period={period}"))
     for label, metric in METRICS.items():
         expected, change, _, _ = published[metric]
-        told = value(shown[label])
+        figure = value(shown[label])
         if metric == "top_model_share":
-            assert told is not None
-            told = told.quantize(Decimal("1e-12"), ROUND_HALF_UP)
-        assert told == expected
+            assert figure is not None
+            figure = figure.quantize(Decimal("1e-12"), ROUND_HALF_UP)
+        assert figure == expected
         assert shown[label].one("p", class_="change").text.startswith(percent(change))
     covered = published["cost_per_1k_tokens"][3]
     assert note(shown["Cost per 1k tokens"]) == f"covers {percent(covered).lstrip('+')} of the spend"
@@ -215,10 +215,10 @@ def test_tiles_agree_with_the_published_metrics(
             "AND period = 'month'"
         )
     ]  # fmt: skip
-    told = value(shown["Month over month"])
+    figure = value(shown["Month over month"])
     assert growth is not None
-    assert told is not None
-    assert told.quantize(Decimal("1e-12"), ROUND_HALF_UP) == growth
+    assert figure is not None
+    assert figure.quantize(Decimal("1e-12"), ROUND_HALF_UP) == growth
 
 
 def percent(share: Decimal | None) -> str:
@@ -309,7 +309,7 @@ def test_long_periods_are_drawn_by_week_and_month(
         return day - timedelta(day.weekday()) if bucket == "week" else day.replace(day=1)
 
     sums = added(truth, lambda row: start(row[0]).isoformat())
-    assert {at: told for at, told in rows.items() if told != "$0.00"} == {
+    assert {at: text for at, text in rows.items() if text != "$0.00"} == {
         at: rounded(amount) for at, amount in sums.items()
     }
     assert value(tiles(page)["Total spend"]) == sum(truth.values())
@@ -320,8 +320,8 @@ def test_a_plan_shows_its_retention(installation: Installation, local: Served) -
     week = Days("", today - timedelta(6), today)
     page = local.page("/users/tiny/overview?period=30d")
     assert value(tiles(page)["Total spend"]) == sum(truth_of(installation, "tiny", week).values())
-    told = [one.text for one in page.all("p", class_="note")]
-    assert f"The trial plan keeps 7 days: days before {week.first} are not shown." in told
+    notes = [one.text for one in page.all("p", class_="note")]
+    assert f"The trial plan keeps 7 days: days before {week.first} are not shown." in notes
     custom = local.page(f"/users/tiny/overview?from={today - timedelta(20)}&to={today - timedelta(2)}")
     kept = Days("", week.first, today - timedelta(2))
     assert value(tiles(custom)["Total spend"]) == sum(truth_of(installation, "tiny", kept).values())
@@ -357,7 +357,7 @@ def test_days_without_costs_say_so(installation: Installation, local: Served) ->
 
 
 @pytest.mark.parametrize(
-    ("query", "told"),
+    ("query", "sentence"),
     [
         ("period=1y", "“1y” is no period: take 7d, 30d, 90d, month, or from and to."),
         ("from=yesterday", "“yesterday” is no day: write it like 2026-11-24."),
@@ -373,7 +373,7 @@ def test_days_without_costs_say_so(installation: Installation, local: Served) ->
 )
 @pytest.mark.parametrize("page", ["overview", "overview.csv", "model"])
 def test_an_invalid_period_is_refused(
-    page: str, query: str, told: str, installation: Installation, local: Served
+    page: str, query: str, sentence: str, installation: Installation, local: Served
 ) -> None:
     today = installation.today
     words = {"today": today, "yesterday": today - timedelta(1), "tomorrow": today + timedelta(1),
@@ -382,7 +382,7 @@ def test_an_invalid_period_is_refused(
     assert answer.status_code == 400
     card = read_html(answer.text).one("section", class_="card")
     assert card.one("h1").text == "These days cannot be shown"
-    assert card.all("p")[0].text == told.format(**words)
+    assert card.all("p")[0].text == sentence.format(**words)
 
 
 EXTREME = Decimal("6789012345.123456789012345678")
@@ -392,7 +392,7 @@ SMALL = Decimal("0.000001")
 MODELS = 3000
 
 
-def name_nobody(published: duckdb.DuckDBPyConnection, today: date) -> None:
+def clear_names(published: duckdb.DuckDBPyConnection, today: date) -> None:
     """Load a user whose projects, keys and members have empty names."""
     of = "'nameless' AS user_id, 'openai' AS provider"
     cost = f"{of}, ?::DATE AS date, 'gpt-4o' AS model, false AS is_sample"
@@ -459,7 +459,7 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             "FROM range(180) AS days(day), range(?) AS models(n)",
             [today, MODELS],
         )
-        name_nobody(published, today)
+        clear_names(published, today)
     with dashboard(settings) as served:
         for user_id in ("acme", "many", "nameless", "credited", "given"):
             served.accounts.users.add(user_id, "growth")
@@ -502,8 +502,8 @@ def test_thousands_of_models_fit_and_add_up(period: str, days: int, extremes: Se
     assert [cell.text[-17:] for cell in table.one("thead").all("th")[2:]] == [
         *(f"support-{MODELS - 1 - n}:BxYz" for n in range(6)), "others",
     ]  # fmt: skip
-    told = [[cell.text for cell in row.all("td")] for row in table.one("tbody").all("tr")]
-    assert told == [["$3,000.00", *["$1.00"] * 6, "$2,994.00"]] * days
+    cells = [[cell.text for cell in row.all("td")] for row in table.one("tbody").all("tr")]
+    assert cells == [["$3,000.00", *["$1.00"] * 6, "$2,994.00"]] * days
 
 
 def test_a_page_out_of_memory_is_built_again_alone_with_more(
@@ -527,8 +527,8 @@ def test_a_page_that_never_fits_asks_for_a_later_visit(
         assert narrow.get("/users/acme/overview").status_code == 200
         answer = narrow.get("/users/many/overview?period=90d")
         assert answer.status_code == 503
-        told = read_html(answer.text).one("section", class_="card").all("p")[0].text
-        assert told == "Too much is asked at once: try again in a moment, or ask for fewer days."
+        text = read_html(answer.text).one("section", class_="card").all("p")[0].text
+        assert text == "Too much is asked at once: try again in a moment, or ask for fewer days."
         assert narrow.get("/users/acme/overview").status_code == 200
 
 

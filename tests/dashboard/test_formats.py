@@ -30,66 +30,66 @@ def read(text: str) -> Fraction:
     return Fraction(text.rstrip("KMBT")) * unit
 
 
-def assert_rounds(told: str, exact: Fraction, share: Fraction, least: Fraction = Fraction(0)) -> None:
+def assert_rounds(text: str, exact: Fraction, share: Fraction, least: Fraction = Fraction(0)) -> None:
     """Assert that rounding is within a share of the figure, or within its last shown digit."""
-    assert abs(read(told) - exact) <= max(abs(exact) * share, least)
-    assert read(told) * exact >= 0
+    assert abs(read(text) - exact) <= max(abs(exact) * share, least)
+    assert read(text) * exact >= 0
 
 
 @REPEATABLE
 @given(amount=AMOUNTS)
 def test_dollars(amount: Decimal) -> None:
-    told = formats.usd(amount)
+    text = formats.usd(amount)
     exact = Fraction(amount)
     if abs(exact) >= Fraction(1, 100):
-        assert_rounds(told, exact, Fraction(0), Fraction(1, 200))
-        assert told[-3] == "."
+        assert_rounds(text, exact, Fraction(0), Fraction(1, 200))
+        assert text[-3] == "."
     else:
-        assert_rounds(told, exact, Fraction(1, 200))
-    assert (read(told) == 0) == (amount == 0)
-    assert "E" not in told
+        assert_rounds(text, exact, Fraction(1, 200))
+    assert (read(text) == 0) == (amount == 0)
+    assert "E" not in text
 
 
 @REPEATABLE
 @given(amount=AMOUNTS)
 def test_prices(amount: Decimal) -> None:
-    told = formats.price(amount)
+    text = formats.price(amount)
     exact = Fraction(amount)
-    assert_rounds(told, exact, Fraction(1, 2000))
-    assert abs(read(told) - exact) <= Fraction(1, 200)
-    assert (read(told) == 0) == (amount == 0)
-    assert len(told.partition(".")[2]) >= 2
+    assert_rounds(text, exact, Fraction(1, 2000))
+    assert abs(read(text) - exact) <= Fraction(1, 200)
+    assert (read(text) == 0) == (amount == 0)
+    assert len(text.partition(".")[2]) >= 2
 
 
 @REPEATABLE
 @given(amount=AMOUNTS)
 def test_the_exact_amount_is_exact(amount: Decimal) -> None:
-    told = formats.exact(amount)
-    assert Fraction(told) == Fraction(amount)
-    assert "E" not in told
-    assert not (told.endswith("0") and "." in told)
+    text = formats.exact(amount)
+    assert Fraction(text) == Fraction(amount)
+    assert "E" not in text
+    assert not (text.endswith("0") and "." in text)
 
 
 @REPEATABLE
 @given(share=AMOUNTS, signed=st.booleans())
 def test_percents(share: Decimal, signed: bool) -> None:
-    told = formats.percent(share, signed)
+    text = formats.percent(share, signed)
     exact = Fraction(share) * 100
-    assert_rounds(told, exact, Fraction(1, 2000), Fraction(1, 20))
-    assert told.startswith("+") == (signed and read(told) > 0)
+    assert_rounds(text, exact, Fraction(1, 2000), Fraction(1, 20))
+    assert text.startswith("+") == (signed and read(text) > 0)
 
 
 @REPEATABLE
 @given(number=st.integers(0, 10**16) | st.integers(0, 2000))
 def test_counts(number: int) -> None:
-    told = formats.count(number)
-    assert_rounds(told, Fraction(number), Fraction(1, 200))
-    digits = told.rstrip("KMBT").replace(".", "")
-    assert len(digits) <= 3 or told.endswith("T")
+    text = formats.count(number)
+    assert_rounds(text, Fraction(number), Fraction(1, 200))
+    digits = text.rstrip("KMBT").replace(".", "")
+    assert len(digits) <= 3 or text.endswith("T")
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("text", "expected"),
     [
         (formats.usd(Decimal("0.00996")), "$0.00996"),
         (formats.usd(Decimal("0.009999")), "$0.0100"),
@@ -110,27 +110,29 @@ def test_counts(number: int) -> None:
         (formats.duration(timedelta(seconds=-5)), "less than a minute"),
     ],
 )
-def test_numbers_at_the_edges_of_their_units(told: str, expected: str) -> None:
-    assert told == expected
+def test_numbers_at_the_edges_of_their_units(text: str, expected: str) -> None:
+    assert text == expected
 
 
-@pytest.mark.parametrize("tell", [formats.usd, formats.price, formats.count, formats.percent, formats.moment])
-def test_a_missing_figure_is_a_dash(tell: object) -> None:
-    assert callable(tell)
-    assert tell(None) == "–"
+@pytest.mark.parametrize(
+    "format_value", [formats.usd, formats.price, formats.count, formats.percent, formats.moment]
+)
+def test_a_missing_figure_is_a_dash(format_value: object) -> None:
+    assert callable(format_value)
+    assert format_value(None) == "–"
     assert formats.exact(None) == ""
 
 
 @REPEATABLE
 @given(part=AMOUNTS, whole=st.integers(-5, 10**15), per=st.sampled_from([1, 1000, 1_000_000]))
 def test_a_ratio_is_cut_after_the_18th_decimal(part: Decimal, whole: int, per: int) -> None:
-    told = formats.ratio(part, whole, per)
+    text = formats.ratio(part, whole, per)
     if whole <= 0:
-        assert told is None
+        assert text is None
         return
-    assert told is not None
+    assert text is not None
     units = Fraction(part) * per * 10**18 / whole
-    assert Fraction(told) * 10**18 == int(units)
+    assert Fraction(text) * 10**18 == int(units)
 
 
 DAYS = st.dates(date(2019, 1, 1), date(2027, 1, 1))

@@ -99,8 +99,8 @@ def test_a_body_too_large_is_refused(local: Served) -> None:
 
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     for path in ("/users", "/users/acme/plan", "/users/acme/settings/keys", "/sign-in", "/sign-out"):
-        told = local.post(path, {"user_id": "x" * LONGEST_BODY})
-        assert (told.status_code, told.text) == (413, "That is too large.")
+        refused = local.post(path, {"user_id": "x" * LONGEST_BODY})
+        assert (refused.status_code, refused.text) == (413, "That is too large.")
         untold = local.browser.post(path, content=body(LONGEST_BODY + 800), headers=OWN | form)
         assert "content-length" not in untold.request.headers
         assert (untold.status_code, untold.text) == (413, "That is too large.")

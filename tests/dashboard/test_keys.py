@@ -34,7 +34,7 @@ def save(served: Served, user_id: str, key: str, provider: str = "openai") -> ht
     return served.post(f"/users/{user_id}/settings/keys", {"provider": provider, "key": key})
 
 
-def told(answer: httpx.Response) -> str:
+def message_of(answer: httpx.Response) -> str:
     return read_html(answer.text).one("div", id="key-error").text
 
 
@@ -82,9 +82,9 @@ def test_a_key_that_does_not_work_is_refused_with_a_reason(
     for user_id in ("newcomer", "careful"):
         answer = save(local, user_id, bad_keys[reason])
         assert answer.status_code == 422
-        assert REASONS[reason] in told(answer)
-        assert told(answer).startswith("Validation failed. ")
-        assert told(answer).endswith("The old key keeps working.") == (user_id == "careful")
+        assert REASONS[reason] in message_of(answer)
+        assert message_of(answer).startswith("Validation failed. ")
+        assert message_of(answer).endswith("The old key keeps working.") == (user_id == "careful")
         if len(bad_keys[reason]) > 10:
             assert bad_keys[reason] not in answer.text
     assert accounts.connections.get("newcomer") is None
@@ -98,7 +98,7 @@ def test_an_unreachable_openai_is_reported(installation: Installation) -> None:
     with dashboard(settings) as served:
         answer = save(served, "newcomer", UNKNOWN)
     assert answer.status_code == 422
-    assert "OpenAI" in told(answer)
+    assert "OpenAI" in message_of(answer)
     assert installation.accounts.connections.get("newcomer") is None
 
 
@@ -107,7 +107,7 @@ def test_a_key_of_another_organization_is_refused(installation: Installation, lo
     before = installation.accounts.connections.get("mixed")
     answer = save(local, "mixed", fresh_key(installation.openai, 1))
     assert answer.status_code == 422
-    assert "This key belongs to another OpenAI organization than the one connected" in told(answer)
+    assert "This key belongs to another OpenAI organization than the one connected" in message_of(answer)
     assert installation.accounts.connections.get("mixed") == before
 
 
@@ -123,7 +123,7 @@ def test_another_organization_takes_over_when_confirmed(
     assert box(save(local, user_id, "my key")) == []
     key = fresh_key(installation.openai, 1)
     refused = save(local, user_id, key)
-    assert "--" not in told(refused)
+    assert "--" not in message_of(refused)
     (ticked,) = box(refused)
     assert "checked" not in ticked.attributes
     form = {"provider": "openai", "key": key, ticked.attributes["name"]: ticked.attributes["value"]}
@@ -149,8 +149,8 @@ def test_a_key_refused_by_openai_is_not_shown_as_working(installation: Installat
     page = local.page(f"{settings}?update=yes")
     assert next_refresh(page).startswith("tried again after ")
     assert "The old key" not in page.text
-    assert told(save(local, "deleted", "my key")).startswith("Validation failed. This is not an OpenAI")
-    assert "The old key" not in told(save(local, "deleted", "my key"))
+    assert message_of(save(local, "deleted", "my key")).startswith("Validation failed. This is not an OpenAI")
+    assert "The old key" not in message_of(save(local, "deleted", "my key"))
     for saved in ("connected", "updated", "removed"):
         assert local.page(f"{settings}?saved={saved}").all("section", class_="success") == []
 

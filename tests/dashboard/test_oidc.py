@@ -24,7 +24,7 @@ from finora_pipeline.openai_simulator.server import listen
 from finora_pipeline.settings import Settings
 from tests.dashboard.served import PUBLIC_URL, Served, dashboard, on_loopback, read_html
 
-CLIENT, SECRET = "finora", "a-client-secret-that-nobody-may-see"
+CLIENT, SECRET = "finora", "a-client-secret-for-tests-only"
 ADA = "ada@acme.example"
 NOT_CONFIRMED = "The identity provider did not confirm the sign-in; begin again."
 NOT_REACHED = "The identity provider cannot be reached; try again later."
@@ -33,8 +33,11 @@ NOT_VERIFIED = "The identity provider did not tell a verified e-mail address."
 
 @dataclass
 class Provider:
-    """A small OpenID provider. `claims` change what it says of who signs in, `is_down` makes it fail, and
-    `signed_by` and `algorithm` spoil its signature."""
+    """A small OpenID provider.
+
+    `claims` replace those of the token, `is_down` makes it fail, `signed_by` and `algorithm` break its
+    signature.
+    """
 
     url: str = ""
     claims: dict[str, Any] = field(default_factory=dict)
@@ -148,9 +151,9 @@ def session_of(answer: httpx.Response) -> str | None:
     return next((value.partition(";")[0] for value in values if value.startswith("finora=")), None)
 
 
-def assert_refused(answer: httpx.Response, status: int, told: str) -> None:
+def assert_refused(answer: httpx.Response, status: int, line: str) -> None:
     assert answer.status_code == status
-    assert read_html(answer.text).one("div", class_="error").text == told
+    assert read_html(answer.text).one("div", class_="error").text == line
     assert session_of(answer) is None
 
 
@@ -212,9 +215,9 @@ def test_a_callback_cannot_forge_log_lines(served: Served, caplog: pytest.LogCap
     said = "no%0D%0A2026-11-27 ERROR forged%1B[2J%E2%80%A8end"
     path = f"/sign-in/oidc/callback?error=denied%0A&error_description={said}"
     assert_refused(come(served, path, begin(served)[1]), 401, NOT_CONFIRMED)
-    (told,) = [record.getMessage() for record in caplog.records if record.name == "finora.dashboard"]
-    assert "ERROR forged" in told
-    assert told.isprintable()
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "finora.dashboard"]
+    assert "ERROR forged" in line
+    assert line.isprintable()
 
 
 def test_the_verifier_of_another_sign_in_is_refused(provider: Provider, served: Served) -> None:

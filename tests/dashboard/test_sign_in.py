@@ -608,7 +608,7 @@ def test_many_users_are_listed_page_by_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "public_url", "has_sign_in", "told"),
+    ("host", "public_url", "has_sign_in", "reason"),
     [
         ("0.0.0.0", None, True, "need --public-url"),
         ("0.0.0.0", "http://finora.example.com", True, "need --public-url"),
@@ -620,9 +620,9 @@ def test_many_users_are_listed_page_by_page(tmp_path: Path) -> None:
     ],
 )
 def test_a_public_dashboard_needs_https_and_sign_in(
-    host: str, public_url: str | None, has_sign_in: bool, told: str
+    host: str, public_url: str | None, has_sign_in: bool, reason: str
 ) -> None:
-    with pytest.raises(ExposedWithoutSignIn, match=told):
+    with pytest.raises(ExposedWithoutSignIn, match=reason):
         exposure(host, 8000, public_url, has_sign_in)
 
 
@@ -666,10 +666,10 @@ def test_the_terminal_creates_and_ends_logins() -> None:
         0, f"{ADA} may sign in and sees acme.\n")  # fmt: skip
     assert finora("login", "add", OPERATOR, "--operator", "--no-password")[0] == 0
     for wrong in (["login", "add", "x"], ["login", "add", "x", "--user", "a", "--operator"]):
-        code, told = finora(*wrong, said=PASSWORD)
-        assert (code, "Say --user U or --operator." in told) == (2, True)
-    code, told = finora("login", "add", "x", "--operator", said="short\n")
-    assert (code, "Take a password of 12 to 1000 characters." in told) == (1, True)
+        code, output = finora(*wrong, said=PASSWORD)
+        assert (code, "Say --user U or --operator." in output) == (2, True)
+    code, output = finora("login", "add", "x", "--operator", said="short\n")
+    assert (code, "Take a password of 12 to 1000 characters." in output) == (1, True)
     assert finora("login", "add", " ", "--operator", said=f"{PASSWORD}\n")[0] == 1
     assert finora("login", "add", "x", "--user", "../x", said=f"{PASSWORD}\n")[0] == 1
 
@@ -680,9 +680,9 @@ def test_the_terminal_creates_and_ends_logins() -> None:
     ]
     assert people.by_password(ADA, PASSWORD) == people.get(ADA)
     assert people.by_password(OPERATOR, PASSWORD) is None
-    code, told = finora("login", "list")
+    code, output = finora("login", "list")
     assert code == 0
-    assert "identity provider" in told
+    assert "identity provider" in output
     assert PASSWORD not in finora("login", "list", "--json")[1]
     now = datetime.now(UTC)
     login = people.get(ADA)
@@ -696,6 +696,6 @@ def test_the_terminal_creates_and_ends_logins() -> None:
     assert people.of_session(token, now) is None
     assert finora("login", "remove", ADA)[0] == 0
     assert people.get(ADA) is None
-    code, told = finora("login", "remove", ADA)
-    assert (code, f"There is no login {ADA}." in told) == (1, True)
+    code, output = finora("login", "remove", ADA)
+    assert (code, f"There is no login {ADA}." in output) == (1, True)
     assert finora("dashboard", "--host", "0.0.0.0")[0] == 1

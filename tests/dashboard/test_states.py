@@ -71,17 +71,17 @@ def test_without_a_connection_a_sample_is_shown(local: Served) -> None:
 
 
 def test_figures_without_a_connection_are_not_replaced_by_samples() -> None:
-    (told,) = states.notices(None, None, is_sample=False)
-    assert (told.kind, told.title, told.action) == ("info", "OpenAI is not connected", "Connect OpenAI")
-    assert told.text == "The costs shown here were read before."
+    (shown,) = states.notices(None, None, is_sample=False)
+    assert (shown.kind, shown.title, shown.action) == ("info", "OpenAI is not connected", "Connect OpenAI")
+    assert shown.text == "The costs shown here were read before."
 
 
 def test_the_first_refresh_shows_its_progress(installation: Installation, local: Served) -> None:
     local.connect("fresh", installation.openai.organizations[3].admin_key)
     page = local.page("/users/fresh/overview")
     assert notices(page) == ["First refresh under way", SAMPLE]
-    told = page.one("section", class_="sample").one("p").text
-    assert told == "Your own figures take their place with the first refresh."
+    shown = page.one("section", class_="sample").one("p").text
+    assert shown == "Your own figures take their place with the first refresh."
     steps = [step.text for step in page.one("ol", class_="steps").all("li")]
     assert steps == [
         "Key checked with OpenAI: done",
@@ -102,8 +102,8 @@ def test_the_first_refresh_shows_its_progress(installation: Installation, local:
     published(installation, "fresh", datetime.now(UTC))
     page = local.page("/users/fresh/overview")
     assert notices(page) == ["Nothing charged so far", SAMPLE]
-    told = page.one("section", class_="sample").one("p").text
-    assert told == "Your own figures take their place as soon as OpenAI reports costs."
+    shown = page.one("section", class_="sample").one("p").text
+    assert shown == "Your own figures take their place as soon as OpenAI reports costs."
     assert page.one("p", class_="freshness").text.startswith(
         "Refreshed less than a minute ago, next within 23 h"
     )
@@ -145,8 +145,8 @@ def test_a_transient_failure_shows_when_it_is_retried(installation: Installation
         page.one("section", class_="warning").one("p").text
         == "OpenAI answered 500. The next refresh tries again."
     )
-    told = local.page("/users/unlucky/settings/keys").one("p", class_="warning").text
-    assert told == "The last attempt failed: OpenAI answered 500. The next refresh tries again."
+    shown = local.page("/users/unlucky/settings/keys").one("p", class_="warning").text
+    assert shown == "The last attempt failed: OpenAI answered 500. The next refresh tries again."
     key = {"provider": "openai", "key": installation.openai.organizations[0].admin_key}
     assert local.post("/users/unlucky/settings/keys", key).status_code == 303
     assert notices(local.page("/users/unlucky/overview"))[0] == "First refresh under way"
@@ -160,9 +160,9 @@ def test_a_late_refresh_is_marked(installation: Installation, local: Served) -> 
     since = datetime.now(UTC) - timedelta(hours=30, minutes=5)
     connected(installation, "late", since)
     published(installation, "late", since)
-    told = local.page("/users/late/overview").one("p", class_="freshness")
-    assert told.fits({"class_": "overdue"})
-    assert told.text == "Refreshed 30 h ago, overdue for 6 h"
+    shown = local.page("/users/late/overview").one("p", class_="freshness")
+    assert shown.fits({"class_": "overdue"})
+    assert shown.text == "Refreshed 30 h ago, overdue for 6 h"
     row = next(row for row in local.page("/users").all("tr") if row.text.startswith("late"))
     assert row.one("td", class_="overdue").text == "Refreshed 30 h ago, overdue for 6 h"
 

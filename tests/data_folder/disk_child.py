@@ -1,10 +1,10 @@
-"""Refreshes whose disk is full from one point on, in a mount namespace of its own: run by test_disk_full.py.
+"""Refreshes on a disk that is full from one point on, in a separate mount namespace.
 
     unshare --mount --map-root-user python -m tests.data_folder.disk_child HOME
 
-HOME is a data folder that has been refreshed once; for each point a small tmpfs takes the place of it, or of
-Dagster's folder. Each line of the standard output tells of one point in JSON. Nothing is faked: the real
-functions run, on a disk that a file fills when one of them is called.
+HOME is a data folder refreshed once. For each point a small tmpfs replaces it, or Dagster's folder, and a
+file fills the disk when the point's function is called. Prints a line of JSON for each point. Nothing is
+faked: the real functions run.
 """
 
 import fcntl
@@ -108,11 +108,11 @@ def main(home: Path, point: str, scratch: Path) -> None:
     said_again = refreshed(settings)
     after = published(settings)
     shown = "old" if kept == before else "new" if kept == after else "neither"
-    told = {"point": point, "said": said, "shown": shown, "then": said_again}
+    outcome = {"point": point, "said": said, "shown": shown, "then": said_again}
     left = [str(path.relative_to(data)) for path in data.glob("published/**/.*")]
-    line = json.dumps(told | {"left": left, "rows": after}) + "\n"
+    line = json.dumps(outcome | {"left": left, "rows": after}) + "\n"
     # One call, under a lock, so that lines of several forks do not mix.
-    with Path(home.parent / "told.lock").open("w") as lock:
+    with Path(home.parent / "output.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         sys.stdout.write(line)
         sys.stdout.flush()

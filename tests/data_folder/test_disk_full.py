@@ -41,7 +41,7 @@ def _outcomes(start_openai, install) -> dict[str, Any]:
     except FileNotFoundError as error:
         refused = str(error)
     if refused:
-        reason = f"This machine lets nobody mount a small disk: {refused}"
+        reason = f"A small disk cannot be mounted here: {refused}"
         if os.environ.get("FINORA_TEST_EVERYTHING"):
             pytest.fail(reason)
         pytest.skip(reason)
@@ -56,26 +56,26 @@ def _outcomes(start_openai, install) -> dict[str, Any]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     window = installation.history(DAYS)
-    told = {one["point"]: one for one in map(json.loads, done.stdout.splitlines())}
-    assert told.keys() == POINTS.keys(), done.stderr[-3000:]
-    return told | {"truth": openai.truth(0, window).by_row}
+    found = {one["point"]: one for one in map(json.loads, done.stdout.splitlines())}
+    assert found.keys() == POINTS.keys(), done.stderr[-3000:]
+    return found | {"truth": openai.truth(0, window).by_row}
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_full_disk_is_reported_and_the_next_refresh_heals(
     point: str, outcome: Callable[[str], Any]
 ) -> None:
-    told = outcome(point)
-    (said,) = told["said"]
+    found = outcome(point)
+    (said,) = found["said"]
     assert "The disk of " in said
     assert " is full. Free some space" in said
     assert "Error" not in said
     assert "\n" not in said
     # If the new snapshot was already swapped in, readers see it.
-    assert told["shown"] == ("new" if point == "recording what is published" else "old")
-    assert told["then"] == []
-    assert told["left"] == []
-    rows = told["rows"]
+    assert found["shown"] == ("new" if point == "recording what is published" else "old")
+    assert found["then"] == []
+    assert found["left"] == []
+    rows = found["rows"]
     facts = {(date.fromisoformat(day), project, item): Decimal(usd) for _, day, project, item, usd in rows}
     assert len(facts) == len(rows)
     assert facts == outcome("truth")

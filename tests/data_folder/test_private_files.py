@@ -1,4 +1,4 @@
-"""No other account of the machine opens the data folder's files, except readers what is published."""
+"""File modes: no other account opens the data folder, except readers of published files."""
 
 import grp
 import os
@@ -272,7 +272,7 @@ def test_an_open_lock_of_an_older_version_is_made_private(tmp_path):
 
 
 def test_securing_a_folder_leaves_the_locks_of_its_open_database(tmp_path: Path):
-    """POSIX locks of a process end with any descriptor of the file: SQLite's must not be closed for it."""
+    """Closing any descriptor of a file ends a process's POSIX locks: SQLite's must stay."""
     settings = settings_of(tmp_path / "home")
     accounts = accounts_of(settings)
     assert accounts.users.ids() == []

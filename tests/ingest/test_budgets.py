@@ -1,4 +1,4 @@
-"""Limits of one user in a run: time, bytes, and pages that cannot be loaded."""
+"""Limits of a user in a run: time, bytes, and pages that cannot be loaded."""
 
 from collections.abc import Callable
 from dataclasses import replace

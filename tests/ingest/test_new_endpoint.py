@@ -36,7 +36,7 @@ def test_one_new_row_adds_an_endpoint(start_openai, install):
             "SELECT service, count(*), sum(characters), sum(requests) FROM daily_usage GROUP BY service"
         ).fetchall()
 
-    async def told() -> tuple[int, int]:
+    async def served_totals() -> tuple[int, int]:
         async with open_client(installation.openai.base_url) as client:
             key = installation.openai.organizations[0].admin_key
             pages = await client.organization(AdminKey(key)).read(ROW, window, ())
@@ -44,4 +44,4 @@ def test_one_new_row_adds_an_endpoint(start_openai, install):
         return sum(r.characters or 0 for r in results), sum(r.num_model_requests or 0 for r in results)
 
     assert rows > 0
-    assert found == [("audio_speeches", rows, *asyncio.run(told()))]
+    assert found == [("audio_speeches", rows, *asyncio.run(served_totals()))]

@@ -25,7 +25,7 @@ STORAGE = re.compile(r"^storage:\n(?: .*\n)+", re.MULTILINE)
 def installed(
     request: pytest.FixtureRequest, start_openai, install: Callable[..., Installation], monkeypatch
 ) -> Installation:
-    """Six days of one organization, with Dagster's record and the accounts in either database."""
+    """Six days of an organization, with Dagster's record and the accounts in either database."""
     openai = start_openai(days=6, services=False)
     if request.param == "sqlite":
         return install(openai)
@@ -41,10 +41,10 @@ def move_to_postgres(
     """Move to Postgres as docs/operations.md describes."""
     monkeypatch.setenv("FINORA_ACCOUNTS_URL", installation.settings.accounts_url)
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", server.new_url())
-    told = STORAGE.search(OPERATIONS.read_text())
-    assert told is not None
+    documented = STORAGE.search(OPERATIONS.read_text())
+    assert documented is not None
     file = installation.settings.dagster_home / INSTANCE_FILE
-    text, replaced = STORAGE.subn(told[0], file.read_text())
+    text, replaced = STORAGE.subn(documented[0], file.read_text())
     assert replaced == 1
     file.write_text(text)
     with dg.DagsterInstance.get() as instance:

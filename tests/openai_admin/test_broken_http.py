@@ -172,10 +172,10 @@ def test_only_the_authorization_header_carries_the_key() -> None:
 )
 def test_pages_that_do_not_fit_their_window_are_unreadable(answers: list[bytes], words: str) -> None:
     # The window is requested three times before the fetch fails.
-    told = failure(*answers * 3)
+    error = failure(*answers * 3)
 
-    assert isinstance(told, UnreadableResponse)
-    assert words in str(told)
+    assert isinstance(error, UnreadableResponse)
+    assert words in str(error)
 
 
 def test_pages_that_fit_their_window_are_read() -> None:
@@ -192,10 +192,10 @@ def test_pages_that_fit_their_window_are_read() -> None:
 def test_retry_after_beyond_the_calendar_is_ignored(moment: str) -> None:
     busy = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: %s\r\nContent-Length: 0\r\n\r\n" % moment.encode()
 
-    told = failure(busy)
+    error = failure(busy)
 
-    assert isinstance(told, RateLimited)
-    assert told.retry_after is None
+    assert isinstance(error, RateLimited)
+    assert error.retry_after is None
 
 
 def test_a_deeply_nested_response_is_unreadable() -> None:

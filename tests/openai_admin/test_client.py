@@ -218,29 +218,29 @@ def test_lasting_fault_ends_in_its_error(
 ) -> None:
     openai.simulator.add_fault(openai.organizations[0], replace(fault))
 
-    told = failure(openai, lambda: read(openai, limits=IMPATIENT))
+    raised = failure(openai, lambda: read(openai, limits=IMPATIENT))
 
-    assert type(told) is error
-    assert isinstance(told, TransientError)
-    assert words in str(told)
+    assert type(raised) is error
+    assert isinstance(raised, TransientError)
+    assert words in str(raised)
 
 
 def test_retry_after_beyond_the_retry_limit_is_not_waited_for(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=3600))
 
-    told = failure(openai, lambda: read(openai))
+    raised = failure(openai, lambda: read(openai))
 
-    assert isinstance(told, RateLimited)
-    assert told.retry_after == 3600
+    assert isinstance(raised, RateLimited)
+    assert raised.retry_after == 3600
     assert openai.simulator.requests["costs"] == 1
 
 
 def test_endless_retry_after_zero_is_retried_with_pauses(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=0))
 
-    told = failure(openai, lambda: read(openai, limits=replace(IMPATIENT, retry_seconds=0.3)))
+    raised = failure(openai, lambda: read(openai, limits=replace(IMPATIENT, retry_seconds=0.3)))
 
-    assert isinstance(told, RateLimited)
+    assert isinstance(raised, RateLimited)
     # Pauses that double from a millisecond fit about ten times.
     assert openai.simulator.requests["costs"] < 30
 
@@ -248,21 +248,21 @@ def test_endless_retry_after_zero_is_retried_with_pauses(openai: OpenAI) -> None
 def test_a_silent_server_is_unreachable(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.HANG))
 
-    told = failure(openai, lambda: read(openai, limits=replace(QUICK, timeout_seconds=0.2)))
+    raised = failure(openai, lambda: read(openai, limits=replace(QUICK, timeout_seconds=0.2)))
 
-    assert isinstance(told, Unreachable)
-    assert "did not answer within 0.2 s" in str(told)
+    assert isinstance(raised, Unreachable)
+    assert "did not answer within 0.2 s" in str(raised)
 
 
 def test_a_closed_port_is_unreachable(openai: OpenAI) -> None:
     with socket.socket() as bound:
         # Bound but not listening: the port refuses, and no other process can take it.
         bound.bind(("127.0.0.1", 0))
-        nobody = OpenAI(openai.simulator, f"http://127.0.0.1:{bound.getsockname()[1]}/v1")
-        told = failure(openai, lambda: read(nobody, limits=IMPATIENT))
+        closed_port = OpenAI(openai.simulator, f"http://127.0.0.1:{bound.getsockname()[1]}/v1")
+        raised = failure(openai, lambda: read(closed_port, limits=IMPATIENT))
 
-    assert isinstance(told, Unreachable)
-    assert "could not be reached" in str(told)
+    assert isinstance(raised, Unreachable)
+    assert "could not be reached" in str(raised)
 
 
 def test_a_slow_response_within_the_time_limit_is_accepted(openai: OpenAI) -> None:
@@ -326,10 +326,10 @@ def test_grouping_that_the_organization_lacks_is_refused_at_once(start_openai: S
         reader = client.organization(key_of(openai))
         return await reader.read(COSTS, last_days(openai, 5), group_by=("api_key_id",))
 
-    told = failure(openai, lambda: with_client(openai.base_url, use))
+    raised = failure(openai, lambda: with_client(openai.base_url, use))
 
-    assert isinstance(told, UnsupportedRequest)
-    assert "api_key_id" in str(told)
+    assert isinstance(raised, UnsupportedRequest)
+    assert "api_key_id" in str(raised)
     assert openai.simulator.requests["costs"] == 1
 
 
@@ -379,10 +379,10 @@ def test_rejected_page_token_starts_the_window_again(openai: OpenAI) -> None:
 def test_page_tokens_rejected_for_ever_are_unreadable(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.PAGE_TOKEN))
 
-    told = failure(openai, lambda: read_with_cursor(openai))
+    raised = failure(openai, lambda: read_with_cursor(openai))
 
-    assert isinstance(told, UnreadableResponse)
-    assert "page tokens" in str(told)
+    assert isinstance(raised, UnreadableResponse)
+    assert "page tokens" in str(raised)
 
 
 def test_rejected_page_token_is_tried_three_times(openai: OpenAI) -> None:
@@ -408,10 +408,10 @@ def test_passing_fault_does_not_lose_the_cursor(openai: OpenAI, kind: FaultKind)
 
 
 def test_endless_cursor_ends(openai: OpenAI) -> None:
-    told = failure(openai, lambda: read_with_cursor(openai, limits=replace(PATIENT, most_pages=2)))
+    raised = failure(openai, lambda: read_with_cursor(openai, limits=replace(PATIENT, most_pages=2)))
 
-    assert isinstance(told, UnreadableResponse)
-    assert "2 pages" in str(told)
+    assert isinstance(raised, UnreadableResponse)
+    assert "2 pages" in str(raised)
 
 
 def test_a_fault_on_a_later_page_returns_no_partial_window(openai: OpenAI) -> None:
@@ -507,9 +507,9 @@ def test_a_refused_query_raises_one_sentence(start_openai: StartOpenAI) -> None:
         reader = client.organization(key_of(openai))
         return await reader.read(COSTS, last_days(openai, 5), group_by=("api_key_id",))
 
-    told = failure(openai, lambda: with_client(openai.base_url, use))
+    raised = failure(openai, lambda: with_client(openai.base_url, use))
 
-    assert not str(told).endswith("..")
+    assert not str(raised).endswith("..")
 
 
 def test_foreign_currency_spares_usage(openai: OpenAI) -> None:

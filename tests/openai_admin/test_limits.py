@@ -1,4 +1,4 @@
-"""Deadlines, size limits, and isolation of one organization's trouble from others."""
+"""Deadlines, size limits, and isolation of an organization's trouble from others."""
 
 import asyncio
 import gzip

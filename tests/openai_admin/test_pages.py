@@ -54,7 +54,7 @@ def row(value: str = '"1.50"', **more: Any) -> str:
 
 
 def page(*rows: str, start: int = DAY) -> bytes:
-    """Return a page of one day with these results."""
+    """Return a page of a day with these results."""
     bucket = (
         f'{{"object":"bucket","start_time":{start},"end_time":{start + 86_400},"results":[{",".join(rows)}]}}'
     )
@@ -115,9 +115,9 @@ def test_documented_example_of_usage_is_typed(endpoint: Any) -> None:
     buckets = decode_usage(json.dumps(sent).encode()).data
 
     for result, example in zip(buckets[0].results, sent["data"][0]["results"], strict=True):
-        told = {measure: getattr(result, measure) for measure in endpoint.measures}
-        assert told == {measure: example.get(measure) for measure in endpoint.measures}
-        assert any(told.values())
+        measured = {measure: getattr(result, measure) for measure in endpoint.measures}
+        assert measured == {measure: example.get(measure) for measure in endpoint.measures}
+        assert any(measured.values())
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -281,12 +281,12 @@ def test_the_control_endpoint_returns_the_whole_truth(sdk: OpenAI, truth: Truth)
     address = str(sdk.base_url).removesuffix("/v1/")
     query = {"organization": 0, "start": FIRST.isoformat(), "end": TOMORROW.isoformat()}
 
-    told = httpx.get(f"{address}/_simulator/truth", params=query).json()
+    served = httpx.get(f"{address}/_simulator/truth", params=query).json()
 
-    assert set(told) == {field.name for field in fields(truth)}
-    assert told["by_member"] == {f"{day}|{m or ''}": str(usd) for (day, m), usd in truth.by_member.items()}
-    assert told["by_key"] == {f"{day}|{key}": str(usd) for (day, key), usd in truth.by_key.items()}
-    assert told["usage"] == {
+    assert set(served) == {field.name for field in fields(truth)}
+    assert served["by_member"] == {f"{day}|{m or ''}": str(usd) for (day, m), usd in truth.by_member.items()}
+    assert served["by_key"] == {f"{day}|{key}": str(usd) for (day, key), usd in truth.by_key.items()}
+    assert served["usage"] == {
         "|".join("" if part is None else str(part) for part in row): measures
         for row, measures in truth.usage.items()
     }

@@ -1,4 +1,4 @@
-"""The simulator through the official SDK: responses are typed, paged and refused as OpenAI's."""
+"""The simulator through the official SDK: types, pages and refusals as OpenAI's."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -429,7 +429,7 @@ def test_filter_leaves_what_it_names(sdk: OpenAI, name: str, parameter: str, dim
         ("images", {"sizes": ["256x256"]}),
         ("images", {"sources": ["image.edit"]}),
         ("web_search_calls", {"context_levels": ["low"]}),
-        ("file_search_calls", {"vector_store_ids": ["vs_of_nobody"]}),
+        ("file_search_calls", {"vector_store_ids": ["vs_unknown"]}),
     ],
 )
 def test_filter_that_nothing_fits_leaves_nothing(sdk: OpenAI, name: str, filtered: dict[str, Any]) -> None:
@@ -524,7 +524,7 @@ def test_a_revoked_key_is_refused(simulated: conftest.OpenAI, sdk: OpenAI) -> No
 
 def test_unknown_key_is_refused_like_a_revoked_one(simulated: conftest.OpenAI) -> None:
     with (
-        sdk_of(simulated, "sk-admin-of-nobody-in-particular") as sdk,
+        sdk_of(simulated, "sk-admin-of-no-organization") as sdk,
         pytest.raises(AuthenticationError, match="Incorrect API key"),
     ):
         ask(sdk, "costs", **whole_window())
@@ -586,7 +586,7 @@ def side_door(simulated: conftest.OpenAI, action: str, body: bytes) -> httpx.Res
         ("clock", b'{"now": "0001-01-01T00:00:00+14:00"}'),
         ("keys", b'{"organization": 0}'),
         ("keys", b'{"organization": 0, "state": 1}'),
-        ("keys", b'{"organization": 0, "state": "revoked", "key": "sk-admin-of-nobody"}'),
+        ("keys", b'{"organization": 0, "state": "revoked", "key": "sk-admin-of-no-organization"}'),
         ("keys", b'{"organization": 7, "state": "revoked"}'),
         ("keys", b'{"organization": null, "state": "revoked"}'),
         ("truth", b'{"organization": 0, "start": 1, "end": 2}'),

@@ -48,8 +48,8 @@ def evaluation(installation: Installation, asset: str, check: str) -> dg.AssetCh
 
 
 def test_an_ordinary_run_passes_every_check(installation: Installation):
-    told = {asset: evaluation(installation, asset, check).passed for asset, check in CHECKS.items()}
-    assert told == dict.fromkeys(CHECKS, True)
+    passed = {asset: evaluation(installation, asset, check).passed for asset, check in CHECKS.items()}
+    assert passed == dict.fromkeys(CHECKS, True)
     assert evaluation(installation, "daily_costs", "revisions_within_reason").passed
     assert evaluation(installation, "daily_costs", "line_items_are_parsed").passed
     assert evaluation(installation, "published", "every_promise_kept").passed
@@ -97,10 +97,10 @@ def test_a_changed_final_day_is_reported(installation: Installation):
         )
         connection.execute("DELETE FROM pipeline.loaded_sets")
     installation.run(installation.history(15))
-    told = evaluation(installation, "daily_costs", "revisions_within_reason")
-    assert not told.passed
-    assert told.severity is dg.AssetCheckSeverity.WARN
-    assert f"| user-0 | {day} | $0.0" in str(told.metadata["first"].value)
+    result = evaluation(installation, "daily_costs", "revisions_within_reason")
+    assert not result.passed
+    assert result.severity is dg.AssetCheckSeverity.WARN
+    assert f"| user-0 | {day} | $0.0" in str(result.metadata["first"].value)
 
 
 def test_an_incomplete_snapshot_is_reported(installation: Installation, monkeypatch):

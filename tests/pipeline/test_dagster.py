@@ -123,9 +123,9 @@ def test_a_tick_requests_the_trailing_days_of_its_plan(definitions: dg.Definitio
 
 @pytest.mark.usefixtures("a_user_of_each_plan")
 def test_a_tick_starts_no_run_without_due_connections(definitions: dg.Definitions, instance):
-    told = tick(definitions, instance, "growth", datetime.now(UTC) + timedelta(hours=21))
-    assert told.run_requests == []
-    assert told.skip_message == "No connection of the growth plan is due."
+    skipped = tick(definitions, instance, "growth", datetime.now(UTC) + timedelta(hours=21))
+    assert skipped.run_requests == []
+    assert skipped.skip_message == "No connection of the growth plan is due."
 
 
 def test_a_scheduled_run_fetches_connections_due_soon(start_openai, install):
@@ -163,12 +163,12 @@ def test_a_tick_is_not_skipped_during_a_manual_backfill(definitions: dg.Definiti
     installation.connect(plan="enterprise")
     skipped: list[bool] = []
 
-    def look(*_: int) -> None:
+    def record_tick(*_: int) -> None:
         with dg.DagsterInstance.get() as instance:
             skipped.append(not tick(definitions, instance, "enterprise").run_requests)
 
     for window in (None, installation.history(9), replace(installation.history(9), end=installation.today)):
-        assert installation.run(window, plan="enterprise", on_user_done=look).succeeded
+        assert installation.run(window, plan="enterprise", on_user_done=record_tick).succeeded
     assert skipped == [True, False, False]
     with dg.DagsterInstance.get() as instance:
         found = instance.get_runs(dg.RunsFilter(tags={DAYS_OF_PLAN_TAG: "enterprise"}))
@@ -273,11 +273,11 @@ def test_users_fetched_before_the_sensor_can_be_chosen_in_the_ui(start_openai, i
     installation.connect(plan="trial", users=["user-0", "user-1"])
     installation.run()
     installation.connect(plan="trial")
-    told = evaluate_sensor(installation, instance, None)
-    assert isinstance(told, dg.SensorResult)
+    result = evaluate_sensor(installation, instance, None)
+    assert isinstance(result, dg.SensorResult)
     # The range of a run's partitions must hold no other user.
-    assert [request.partition_key for request in told.run_requests or []] == ["user-2"]
-    (added,) = told.dynamic_partitions_requests or []
+    assert [request.partition_key for request in result.run_requests or []] == ["user-2"]
+    (added,) = result.dynamic_partitions_requests or []
     assert list(added.partition_keys) == ["user-2", "user-0", "user-1"]
 
 
@@ -322,15 +322,15 @@ def test_thirty_days_are_one_run_and_thirty_partitions(start_openai, install):
         for name in DAILY:
             materialized = instance.get_materialized_partitions(dg.AssetKey(name))
             assert len(materialized) == 30
-        told = metadata_of(instance, "raw_openai_cost_pages")
-        assert told["users"] == 2
-        assert told["failed users"] == 1
-        assert told["failures by reason"] == {"invalid_key": 1}
-        assert "user-1" in told["failures"]
-        told = metadata_of(instance, "daily_costs")
+        metadata = metadata_of(instance, "raw_openai_cost_pages")
+        assert metadata["users"] == 2
+        assert metadata["failed users"] == 1
+        assert metadata["failures by reason"] == {"invalid_key": 1}
+        assert "user-1" in metadata["failures"]
+        metadata = metadata_of(instance, "daily_costs")
         total = installation.sql("SELECT sum(amount_usd) FROM daily_costs WHERE NOT is_sample")[0][0]
-        assert told["dollars"].replace(",", "") == f"${total.normalize():f}"
-        assert told["seconds"] >= 0
+        assert metadata["dollars"].replace(",", "") == f"${total.normalize():f}"
+        assert metadata["seconds"] >= 0
         check = dg.AssetCheckKey(dg.AssetKey("raw_openai_cost_pages"), "every_connection_read")
         (record,) = instance.event_log_storage.get_asset_check_execution_history(check, limit=1)
         assert "1 of 2 users failed" in str(record.event)
@@ -502,7 +502,7 @@ def test_a_long_backfill_leaves_a_slot_for_new_users(start_openai, install):
     with dg.DagsterInstance.get() as instance:
         queue = instance.get_concurrency_config().run_queue_config
     assert queue is not None
-    backfill = dg.DagsterRun(job_name="refresh", tags=BATCH_TAG | {BACKFILL_TAG: "everybody"})
+    backfill = dg.DagsterRun(job_name="refresh", tags=BATCH_TAG | {BACKFILL_TAG: "all-users"})
     another = dg.DagsterRun(job_name="refresh", tags=BATCH_TAG | {BACKFILL_TAG: "acme"})
     load = dg.DagsterRun(job_name="load_user_history", tags=BATCH_TAG)
     places = TagConcurrencyLimitsCounter(queue.tag_concurrency_limits, [backfill])

@@ -56,8 +56,10 @@ def test_names_stay_after_their_objects_are_deleted(start_openai, install):
         ("named_member_costs", ("project_name", "member_name")),
         ("named_key_costs", ("project_name", "api_key_name", "owner_name")),
     ):
-        told = ", ".join(f"count(*) FILTER ({column} = 'unknown')" for column in columns)
-        assert installation.sql(f"SELECT count(*) > 0, {told} FROM {view}") == [(True, *[0] * len(columns))]
+        unknowns = ", ".join(f"count(*) FILTER ({column} = 'unknown')" for column in columns)
+        assert installation.sql(f"SELECT count(*) > 0, {unknowns} FROM {view}") == [
+            (True, *[0] * len(columns))
+        ]
     members = dict(installation.sql("SELECT DISTINCT member_id, member_name FROM named_member_costs"))
     assert members[organization.members[-1].id] == organization.members[-1].name
 

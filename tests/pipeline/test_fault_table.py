@@ -1,7 +1,7 @@
-"""The table of faults: what OpenAI does wrong, what the user reads, what becomes of the data.
+"""The table of faults: OpenAI's fault, the shown message, the effect on the data.
 
-Each row has an organization of its own on one simulator, and all are read by three real refreshes: a good
-one, one during the faults and one after them, each three hours later, so that the truth is another each time.
+Each row has its own organization on one simulator. Three real refreshes, three hours apart, fetch all of
+them: before, during and after the faults, so that the truth differs each time.
 """
 
 import json
@@ -198,8 +198,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory):
         installation = Installation(home, openai)
         user_ids = installation.connect(plan="trial")
         simulator = openai.simulator
-        # One patience for all: a busy machine is no fault, and what lasts must not last the test. One process
-        # answers all organizations, and not a hundred requests within two seconds.
+        # Long enough for a busy machine, short enough for lasting faults. One simulator process serves all
+        # organizations, fewer than a hundred requests in two seconds.
         patient = OpenAIAdmin(
             openai.base_url,
             Limits(concurrency=16, timeout_seconds=2, retry_seconds=2, first_pause_seconds=0.001),
@@ -257,9 +257,11 @@ def test_each_fault_has_the_documented_outcome(number: int, seen) -> None:
 
 
 def test_the_document_has_a_row_for_each_fault() -> None:
-    told = [line.strip("| ").split(" | ") for line in DOCUMENT.splitlines() if line.startswith("| ")][1:]
-    assert [(what, data) for what, _, data in told] == [(row.what, row.data) for row in ROWS]
-    for (_, sentence, _), row in zip(told, ROWS, strict=True):
+    documented = [line.strip("| ").split(" | ") for line in DOCUMENT.splitlines() if line.startswith("| ")][
+        1:
+    ]
+    assert [(what, data) for what, _, data in documented] == [(row.what, row.data) for row in ROWS]
+    for (_, sentence, _), row in zip(documented, ROWS, strict=True):
         assert sentence.startswith(row.sentence or "nothing")
 
 

@@ -38,8 +38,8 @@ def test_four_failing_users_of_twenty_leave_sixteen_exact(start_openai, install)
         else:
             installation.assert_exact(user_id, number, installation.history(7))
 
-    told = CliRunner().invoke(main, ["status", "--json"], catch_exceptions=False)
-    by_user = {row.user_id: row for row in json.loads(told.stdout)}
+    status = CliRunner().invoke(main, ["status", "--json"], catch_exceptions=False)
+    by_user = {row.user_id: row for row in json.loads(status.stdout)}
     for number, (_, words) in BAD.items():
         row = by_user[user_ids[number]]
         assert words in (row["status_reason"] or row["last_failure"])
@@ -58,8 +58,8 @@ def test_a_refused_key_is_not_retried_until_it_works_again(start_openai, install
     installation.refresh()
     assert installation.accounts.connections.get("user-0").status == "needs attention"
     asked = openai.simulator.requests.total()
-    nobody = installation.refresh()
-    assert nobody.refreshes == []
+    unnamed = installation.refresh()
+    assert unnamed.refreshes == []
     assert openai.simulator.requests.total() == asked
     openai.simulator.set_key_state(key, KeyState.ACTIVE)
     # Named, it is fetched at once.

@@ -27,10 +27,10 @@ def test_each_fetch_is_a_log_line_with_run_and_user(start_openai, install):
     assert lines["user-1"]["outcome"] == "invalid_key"
     assert lines["user-0"]["plan"] == "trial"
 
-    told = installation.accounts.refreshes.requests_since(datetime.now(UTC) - timedelta(hours=1))
-    assert told["429"] == 1
-    assert told["401"] == 1
-    assert told["200"] > 1
+    requests = installation.accounts.refreshes.requests_since(datetime.now(UTC) - timedelta(hours=1))
+    assert requests["429"] == 1
+    assert requests["401"] == 1
+    assert requests["200"] > 1
 
 
 def test_a_long_log_is_rotated_when_a_run_begins(tmp_path, monkeypatch: pytest.MonkeyPatch):

@@ -71,15 +71,15 @@ def test_no_key_is_left_anywhere(
     asyncio.run(update())
     terminal = CliRunner()
     wrong = "sk-admin-thiskeyisknowntonobody0123456789"
-    told = [
+    messages = [
         terminal.invoke(main, ["connect", "--user", "late", "--plan", "trial"], input=wrong).output,
         terminal.invoke(main, ["connect", "--many"], input=f"{rotated},trial,{wrong}\n").output,
         terminal.invoke(main, ["status", "--json"]).output,
         terminal.invoke(main, ["remove", "--user", "user-3", "--yes"]).output,
     ]
-    assert "does not accept this key" in told[0]
+    assert "does not accept this key" in messages[0]
     captured = capfd.readouterr()
-    written = "\n".join([*told, captured.out, captured.err, caplog.text]).encode()
+    written = "\n".join([*messages, captured.out, captured.err, caplog.text]).encode()
 
     keys = [wrong, rotated, *(organization.admin_key for organization in openai.organizations)]
     found = list(contents(installation.settings.home))

@@ -1,4 +1,4 @@
-"""A user moves to another organization: one history, each day of one organization."""
+"""A user moves to another organization: one history, each day from a single organization."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor

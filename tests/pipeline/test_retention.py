@@ -69,7 +69,7 @@ def test_each_night_orders_the_months_rows_by_user(installation: Installation):
         return installation.sql(f"FROM {table} ORDER BY ALL")
 
     before = {table: rows(table) for table in tables}
-    told = nightly(installation)
+    metadata = nightly(installation)
     first = (installation.today - timedelta(days=retention.SETTLING_DAYS)).replace(day=1)
     kept = 0
     for table in tables:
@@ -77,7 +77,7 @@ def test_each_night_orders_the_months_rows_by_user(installation: Installation):
         lie = installation.sql(f"SELECT user_id FROM {table} WHERE date >= ? ORDER BY rowid", first)
         assert lie == sorted(lie)
         kept += len(lie)
-    assert told["rows put in order"] == kept > 0
+    assert metadata["rows put in order"] == kept > 0
 
 
 def test_a_smaller_plan_takes_effect_after_a_week(installation: Installation):
@@ -231,9 +231,9 @@ def test_a_difference_between_facts_and_raw_pages_is_reported(installation: Inst
     }
     assert rebuild(warehouse, user_id="user-1").differences == []
     assert rebuild(warehouse, last=installation.today - timedelta(days=1)).differences == []
-    told = CliRunner().invoke(main, ["rebuild", "--user", "user-0"])
-    assert told.exit_code == 1
-    assert "1 user-days differ" in told.output
+    shown = CliRunner().invoke(main, ["rebuild", "--user", "user-0"])
+    assert shown.exit_code == 1
+    assert "1 user-days differ" in shown.output
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
@@ -285,7 +285,7 @@ def test_a_user_without_kept_days_has_no_figures(tmp_path):
 
 def test_a_purged_user_leaves_no_trace(installation: Installation):
     organization = installation.openai.organizations[0]
-    told = [organization.id, organization.members[0].email, organization.projects[0].id]
+    traces_of_user = [organization.id, organization.members[0].email, organization.projects[0].id]
     people = installation.accounts.logins
     people.save("ada@acme.example", user_id="user-0", password=None)
     refused = CliRunner().invoke(main, ["purge", "--user", "user-0", "--yes"])
@@ -297,16 +297,16 @@ def test_a_purged_user_leaves_no_trace(installation: Installation):
     assert done.exit_code == 0, done.output
     for path in installation.settings.home.rglob("*.duckdb"):
         content = path.read_bytes()
-        assert not [text for text in told if text.encode() in content], path
+        assert not [text for text in traces_of_user if text.encode() in content], path
     assert set(retention.traces(warehouse_of(installation), "user-0").values()) == {0}
     assert first_days(installation).keys() == {"user-1"}
     installation.assert_exact("user-1", 1, installation.history(90))
     assert installation.accounts.connections.get("user-0") is None
     assert [entry.action for entry in installation.accounts.audit.of_user("user-0")] == ["purge"]
     assert rebuild(warehouse_of(installation)).differences == []
-    nobody = CliRunner().invoke(main, ["purge", "--user", "nobody", "--yes"])
-    assert nobody.exit_code == 1
-    assert "There is no user nobody." in nobody.output
+    unknown = CliRunner().invoke(main, ["purge", "--user", "nobody", "--yes"])
+    assert unknown.exit_code == 1
+    assert "There is no user nobody." in unknown.output
 
 
 def test_a_user_purged_during_a_run_leaves_no_trace(start_openai, install):

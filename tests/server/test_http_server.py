@@ -1,4 +1,4 @@
-"""Clients that send half a request, read nothing or hold connections open do not keep others out."""
+"""Slow, silent and idle clients of the HTTP server do not block others."""
 
 import resource
 import socket

@@ -27,7 +27,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 
 def page_set(user_id: str, amount_json: str, fetched_at: datetime = NOON) -> PageSet:
-    """Return an accepted page of one day with any amount."""
+    """Return an accepted page of a day with any amount."""
     body = page_of(cost_day([cost_row(amount_json)])).encode()
     head = PageHead(False, None, [unix_seconds(DAY)], line_items=frozenset(["gpt-4o, input"]))
     window = Window(DAY, DAY + timedelta(days=1))

@@ -124,8 +124,8 @@ def test_a_killed_upgrade_is_completed_by_the_next_start(warehouse: Warehouse):
     with warehouse.writing() as connection:
         connection.execute("ALTER TABLE daily_costs ADD COLUMN another VARCHAR")
         connection.execute("DROP TABLE pipeline.schema_version")
-    beside = warehouse.home / "rebuild" / "warehouse"
-    beside.mkdir(parents=True)
-    shutil.copyfile(warehouse.database, beside / "warehouse.duckdb")
+    rebuilt = warehouse.home / "rebuild" / "warehouse"
+    rebuilt.mkdir(parents=True)
+    shutil.copyfile(warehouse.database, rebuilt / "warehouse.duckdb")
     assert bring_up_to_date(warehouse)
     assert rows(warehouse, "SELECT count(*) FROM daily_costs") == [(1,)]

@@ -1,7 +1,7 @@
-"""The whole life of two organizations with every service: whatever happens to them, all totals stay exact.
+"""Two organizations with every service through months of changes: all totals stay exact.
 
-At each stage the published facts are held against what the simulator's side door tells of the same moment.
-OpenAI splits the one organization's costs by member and API key itself, and refuses to for the other.
+Each stage compares the published facts with the simulator's truth at the same moment. OpenAI splits one
+organization's costs by member and API key; for the other it refuses to.
 """
 
 import asyncio
@@ -69,8 +69,8 @@ def joined(parts: Iterable[object]) -> str:
     return "|".join(["" if part is None else str(part) for part in parts])
 
 
-def amounts(told: Mapping[str, str]) -> dict[str, Decimal]:
-    return {key: Decimal(text) for key, text in told.items()}
+def amounts(texts: Mapping[str, str]) -> dict[str, Decimal]:
+    return {key: Decimal(text) for key, text in texts.items()}
 
 
 def added(bill: Mapping[str, Decimal], key: Callable[[str, str, str], str]) -> dict[str, Decimal]:
@@ -99,7 +99,7 @@ def unequal(found: Mapping[str, object], expected: Mapping[str, object]) -> dict
     }
 
 
-class Life:
+class Timeline:
     """An installation with two users over simulated days up to the real today."""
 
     def __init__(self, installation: Installation) -> None:
@@ -115,9 +115,9 @@ class Life:
     def day(self, days_ago: int) -> date:
         return self.installation.today - timedelta(days=days_ago)
 
-    def side_door(self, action: str, **told: Any) -> Any:
+    def side_door(self, action: str, **parameters: Any) -> Any:
         address = f"{self.openai.base_url.removesuffix('/v1')}/_simulator/{action}"
-        answer = httpx.post(address, json=told, timeout=60)
+        answer = httpx.post(address, json=parameters, timeout=60)
         assert answer.is_success, answer.text
         return answer.json()
 
@@ -183,13 +183,13 @@ class Life:
     def usage(self, user: str) -> dict[str, dict[str, int]]:
         measures = [COLUMNS.get(measure, measure) for measure in USAGE_MEASURES]
         query = f"SELECT {', '.join((*USAGE_GRAIN, *measures))} FROM daily_usage WHERE user_id = ?"
-        told: dict[str, dict[str, int]] = {}
+        by_key: dict[str, dict[str, int]] = {}
         for row in self.sql(query, user):
             key = joined(row[: len(USAGE_GRAIN)])
-            assert key not in told, "a grain stands twice"
+            assert key not in by_key, "a grain stands twice"
             counts = zip(USAGE_MEASURES, row[len(USAGE_GRAIN) :], strict=True)
-            told[key] = {measure: count for measure, count in counts if count is not None}
-        return told
+            by_key[key] = {measure: count for measure, count in counts if count is not None}
+        return by_key
 
     def assert_exact(self, **first_days: date) -> None:
         """Assert that all published data of each user equals the truth from its first day on."""
@@ -198,27 +198,27 @@ class Life:
         with connect_reader(self.settings.published_database, external_access=True) as self._published:
             for user, first in first_days.items():
                 window = {"start": first.isoformat(), "end": end.isoformat()}
-                told = self.side_door("truth", organization=USERS.index(user), **window)
-                assert len(told["by_day"]) == (end - first).days
-                assert {row.split("|")[1] for row in told["usage"]} == {service.name for service in USAGE}
-                bill = amounts(told["by_row"])
-                self._assert_bill(user, told, bill)
+                truth = self.side_door("truth", organization=USERS.index(user), **window)
+                assert len(truth["by_day"]) == (end - first).days
+                assert {row.split("|")[1] for row in truth["usage"]} == {service.name for service in USAGE}
+                bill = amounts(truth["by_row"])
+                self._assert_bill(user, truth, bill)
                 self._assert_parts(user, bill)
-                self._assert_share(user, told)
+                self._assert_share(user, truth)
                 if user == BILLED:
-                    self._assert_billed(told)
-                assert unequal(self.usage(user), told["usage"]) == {}
-                self._assert_tokens(user, told["tokens_by_model"])
-                self._assert_spend(user, amounts(told["by_day"]))
+                    self._assert_billed(truth)
+                assert unequal(self.usage(user), truth["usage"]) == {}
+                self._assert_tokens(user, truth["tokens_by_model"])
+                self._assert_spend(user, amounts(truth["by_day"]))
                 self._assert_named(user)
                 assert min(self.oldest(user).values()) == first
 
-    def _assert_bill(self, user: str, told: Any, bill: dict[str, Decimal]) -> None:
+    def _assert_bill(self, user: str, truth: Any, bill: dict[str, Decimal]) -> None:
         for columns, expected in (
-            ((), {"": Decimal(told["total"])}),
-            (("date",), amounts(told["by_day"])),
-            (("project_id",), amounts(told["by_project"])),
-            (("line_item",), amounts(told["by_line_item"])),
+            ((), {"": Decimal(truth["total"])}),
+            (("date",), amounts(truth["by_day"])),
+            (("project_id",), amounts(truth["by_project"])),
+            (("line_item",), amounts(truth["by_line_item"])),
             (("date", "project_id"), added(bill, lambda day, project, _: f"{day}|{project}")),
             (("date", "line_item"), added(bill, lambda day, _, item: f"{day}|{item}")),
             (("date", "project_id", "line_item"), bill),
@@ -229,9 +229,9 @@ class Life:
         table = f"read_parquet('{files}/**/*.parquet')"
         assert unequal(self.sums(user, table, "date", "project_id", "line_item"), bill) == {}
 
-    def _assert_billed(self, told: Any) -> None:
+    def _assert_billed(self, truth: Any) -> None:
         """Assert billed costs by member and key; each key has one project and one member."""
-        by_key = amounts(told["by_key"])
+        by_key = amounts(truth["by_key"])
         of_key = {
             key.id: (key.project.id, key.member_id)
             for key in self.openai.organizations[USERS.index(BILLED)].api_keys
@@ -241,7 +241,7 @@ class Life:
             day, key = row.split("|")
             in_projects[joined((day, *of_key[key]))] += amount
         for table, column, expected in (
-            ("daily_member_costs", "member_id", amounts(told["by_member"])),
+            ("daily_member_costs", "member_id", amounts(truth["by_member"])),
             ("daily_key_costs", "api_key_id", by_key),
             ("daily_member_costs", "project_id, member_id", in_projects),
         ):
@@ -263,14 +263,16 @@ class Life:
             methods = self.sql(f"SELECT DISTINCT method FROM {table} WHERE user_id = ?", user)
             assert methods == [(user,)]
 
-    def _assert_share(self, user: str, told: Any) -> None:
-        """Members and keys bear what they used of a model with one price, billed or allocated: its truth is
-        the use times the price."""
+    def _assert_share(self, user: str, truth: Any) -> None:
+        """Assert costs of members and keys for a model with one price, billed or allocated.
+
+        The expected cost is usage times price.
+        """
         # The other model also has a second price.
         model = MODELS[1]
         of_members: dict[str, Decimal] = defaultdict(Decimal)
         of_keys: dict[str, Decimal] = defaultdict(Decimal)
-        for row, counts in told["usage"].items():
+        for row, counts in truth["usage"].items():
             day, service, project, member, key, name, *_ = row.split("|")
             if (service, name) == ("completions", model.usage_name):
                 cost = (
@@ -287,13 +289,13 @@ class Life:
             of_model = f"(FROM {table} WHERE model = '{model.name}')"
             assert unequal(self.sums(user, of_model, "date", "project_id", column), expected) == {}, table
 
-    def _assert_tokens(self, user: str, told: Mapping[str, list[int]]) -> None:
+    def _assert_tokens(self, user: str, tokens: Mapping[str, list[int]]) -> None:
         query = (
             "SELECT model, sum(input_tokens), sum(output_tokens) FROM daily_model_costs "
             "WHERE user_id = ? GROUP BY model"
         )
         found = {model: counts for model, *counts in self.sql(query, user)}
-        expected = {COST_NAMES.get(model, model): counts for model, counts in told.items()}
+        expected = {COST_NAMES.get(model, model): counts for model, counts in tokens.items()}
         # The simulator counts tokens of completions; other services have their own models.
         assert {model: found.get(model) for model in expected} == expected
 
@@ -363,7 +365,7 @@ class Life:
 
 
 @pytest.fixture
-def life(install: Callable[[OpenAI], Installation]) -> Iterator[Life]:
+def timeline(install: Callable[[OpenAI], Installation]) -> Iterator[Timeline]:
     """Two different organizations, of which OpenAI splits one's costs."""
     now = now_in_the_middle_of_today()
     specs = [
@@ -385,43 +387,48 @@ def life(install: Callable[[OpenAI], Installation]) -> Iterator[Life]:
     ]
     simulator = Simulator(specs, now=now)
     with running(simulator) as base_url:
-        yield Life(install(OpenAI(simulator, base_url)))
+        yield Timeline(install(OpenAI(simulator, base_url)))
 
 
-def test_every_total_equals_the_truth_through_all_changes(life: Life) -> None:
-    life.turn_clock(28, 10)
-    life.installation.connect(plan="growth", users=USERS)
-    life.set_plan(ALLOCATED, "trial")
-    life.refresh(28, 10)
-    life.assert_exact(billed=life.day(28 + 89), allocated=life.day(28 + 6))
+def test_every_total_equals_the_truth_through_all_changes(timeline: Timeline) -> None:
+    timeline.turn_clock(28, 10)
+    timeline.installation.connect(plan="growth", users=USERS)
+    timeline.set_plan(ALLOCATED, "trial")
+    timeline.refresh(28, 10)
+    timeline.assert_exact(billed=timeline.day(28 + 89), allocated=timeline.day(28 + 6))
 
     # The next night: a larger plan, a new key, and restated days.
     for user in USERS:
-        life.set_plan(user, "enterprise")
-    life.rotate_keys()
-    life.refresh(27, 3)
-    life.assert_exact(billed=life.since, allocated=life.since)
+        timeline.set_plan(user, "enterprise")
+    timeline.rotate_keys()
+    timeline.refresh(27, 3)
+    timeline.assert_exact(billed=timeline.since, allocated=timeline.since)
 
     # Weeks without a refresh, in which a project, two members and a key were deleted.
-    life.refresh(8, 8)
-    life.assert_exact(billed=life.since, allocated=life.since)
+    timeline.refresh(8, 8)
+    timeline.assert_exact(billed=timeline.since, allocated=timeline.since)
     for user in USERS:
-        assert life.gone(user) == {"projects": 1, "members": 2, "api_keys": 1}
-        assert life.restated(user) >= {"changed", "vanished"}
+        assert timeline.gone(user) == {"projects": 1, "members": 2, "api_keys": 1}
+        assert timeline.restated(user) >= {"changed", "vanished"}
 
     # A smaller plan and a second rotation; no day is deleted in the week of grace.
-    life.rotate_keys()
-    life.turn_clock(8, 9)
-    life.set_plan(BILLED, "trial")
-    life.set_plan(ALLOCATED, "growth")
-    life.refresh(4, 12)
-    assert prune(life.warehouse, lambda: life.accounts.users.kept_from(life.openai.simulator.now)).rows == {}
+    timeline.rotate_keys()
+    timeline.turn_clock(8, 9)
+    timeline.set_plan(BILLED, "trial")
+    timeline.set_plan(ALLOCATED, "growth")
+    timeline.refresh(4, 12)
+    assert (
+        prune(
+            timeline.warehouse, lambda: timeline.accounts.users.kept_from(timeline.openai.simulator.now)
+        ).rows
+        == {}
+    )
 
     # The last day in Dagster's own jobs, which use the real clock.
-    life.turn_clock(0, 15)
-    result = runs.refresh(life.settings, trailing_window(life.installation.today))
+    timeline.turn_clock(0, 15)
+    result = runs.refresh(timeline.settings, trailing_window(timeline.installation.today))
     assert (result.succeeded, result.failed_users) == (True, [])
-    life.assert_exact(billed=life.since, allocated=life.since)
-    nightly(life.installation)
-    assert {connection.key_version for connection in life.accounts.connections.all()} == {3}
-    life.assert_exact(billed=life.day(6 + 7), allocated=life.day(89 + 7))
+    timeline.assert_exact(billed=timeline.since, allocated=timeline.since)
+    nightly(timeline.installation)
+    assert {connection.key_version for connection in timeline.accounts.connections.all()} == {3}
+    timeline.assert_exact(billed=timeline.day(6 + 7), allocated=timeline.day(89 + 7))
