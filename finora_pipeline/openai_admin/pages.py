@@ -163,7 +163,8 @@ def canonical_costs(group_by: tuple[str, ...], body: bytes) -> bytes:
     amounts = round_to_total([_total(r.amount.value for r in grain if r.amount) for grain in grains])
     buckets: dict[int, list[dict[str, object]]] = {}
     for day, grain, amount in zip(days, grains, amounts, strict=True):
-        row = msgspec.structs.asdict(grain[-1]) | {
+        row: dict[str, object] = {
+            **msgspec.structs.asdict(grain[-1]),
             "amount": {"value": _text(amount)},
             "quantity": _text(*round_to_total([_quantities(result.quantity for result in grain)])),
         }

@@ -140,6 +140,7 @@ def test_a_command_runs_without_a_standard_output():
 
 
 def test_an_unknown_command_is_an_error_with_advice(fresh):
+    # codespell:ignore-next-line refesh (mistyped on purpose)
     assert "No such command 'refesh'" in fresh.fails("refesh", code=2)
 
 
