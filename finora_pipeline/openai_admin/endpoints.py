@@ -7,6 +7,8 @@ document. All are GET with `start_time` (inclusive) and `end_time` (exclusive) i
 
 from dataclasses import dataclass, replace
 
+from finora_pipeline.openai_admin.measures import TOKEN_MEASURES
+
 COSTS_RESULT = "organization.costs.result"
 USAGE_KIND = "usage"
 BILLED_KIND = "billed"
@@ -14,24 +16,6 @@ DIRECTORY_KIND = "directory"
 COSTS_DAYS_PER_PAGE = 180
 USAGE_DAYS_PER_PAGE = 31
 
-TOKEN_MEASURES = (
-    "input_tokens",
-    "input_cached_tokens",
-    "input_uncached_tokens",
-    "input_cache_write_tokens",
-    "input_cache_write_30m_tokens",
-    "input_cache_write_12h_tokens",
-    "input_text_tokens",
-    "input_cached_text_tokens",
-    "output_tokens",
-    "output_text_tokens",
-    "input_audio_tokens",
-    "input_cached_audio_tokens",
-    "output_audio_tokens",
-    "input_image_tokens",
-    "input_cached_image_tokens",
-    "output_image_tokens",
-)
 # The dimensions of daily_usage, in the names of OpenAI's `group_by`.
 USAGE_DIMENSIONS = ("project_id", "user_id", "api_key_id", "model", "batch", "service_tier")
 _BY_KEY = ("project_id", "user_id", "api_key_id", "model")

@@ -8,11 +8,13 @@ import msgspec
 
 from finora_pipeline.openai_admin.amounts import AmountError, parse_count
 from finora_pipeline.openai_admin.errors import LossyValue, quoted
+from finora_pipeline.openai_admin.measures import MEASURES
 from finora_pipeline.openai_admin.results import (
     MOST_COUNTED,
     Amount,
     CostPage,
     CostResult,
+    UsageDimensions,
     UsagePage,
     UsageResult,
 )
@@ -135,5 +137,5 @@ def usage_of(row: Row) -> UsageResult:
 
 
 _COST_NAMES = tuple(f for f in CostResult.__struct_fields__ if f not in ("amount", "quantity"))
-_USAGE_NAMES = ("project_id", "user_id", "api_key_id", "model", "service_tier")
-_USAGE_COUNTS = tuple(f for f in UsageResult.__struct_fields__ if f not in (*_USAGE_NAMES, "batch"))
+_USAGE_NAMES = tuple(f for f in UsageDimensions.__struct_fields__ if f != "batch")
+_USAGE_COUNTS = tuple(measure.field for measure in MEASURES)

@@ -1,8 +1,10 @@
 """The documented shape of pages of costs and usage; keys that are not named here are not decoded."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+
+from finora_pipeline.openai_admin.measures import MEASURES
 
 CURRENCY = "usd"
 
@@ -36,8 +38,8 @@ MOST_COUNTED = 10**15
 Count = Annotated[int, msgspec.Meta(ge=-MOST_COUNTED, le=MOST_COUNTED)]
 
 
-class UsageResult(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """One row of any usage endpoint; a measure that the endpoint does not have is None."""
+class UsageDimensions(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What a usage row is grouped by; a dimension that the endpoint does not have is None."""
 
     project_id: str | None = None
     user_id: str | None = None
@@ -45,29 +47,25 @@ class UsageResult(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     model: str | None = None
     batch: bool | None = None
     service_tier: str | None = None
-    num_model_requests: Count | None = None
-    num_requests: Count | None = None
-    input_tokens: Count | None = None
-    input_cached_tokens: Count | None = None
-    input_uncached_tokens: Count | None = None
-    input_cache_write_tokens: Count | None = None
-    input_cache_write_30m_tokens: Count | None = None
-    input_cache_write_12h_tokens: Count | None = None
-    input_text_tokens: Count | None = None
-    input_cached_text_tokens: Count | None = None
-    output_tokens: Count | None = None
-    output_text_tokens: Count | None = None
-    input_audio_tokens: Count | None = None
-    input_cached_audio_tokens: Count | None = None
-    output_audio_tokens: Count | None = None
-    input_image_tokens: Count | None = None
-    input_cached_image_tokens: Count | None = None
-    output_image_tokens: Count | None = None
-    images: Count | None = None
-    seconds: Count | None = None
-    characters: Count | None = None
-    usage_bytes: Count | None = None
-    num_sessions: Count | None = None
+
+
+if TYPE_CHECKING:
+
+    class UsageResult(UsageDimensions, frozen=True):
+        """One row of any usage endpoint; a measure that the endpoint does not have is None."""
+
+        def __getattr__(self, measure: str) -> int | None: ...
+
+else:
+    UsageResult = msgspec.defstruct(
+        "UsageResult",
+        [(measure.field, Count | None, None) for measure in MEASURES],
+        bases=(UsageDimensions,),
+        module=__name__,
+        frozen=True,
+        gc=False,
+        omit_defaults=True,
+    )
 
 
 class CostBucket(msgspec.Struct, frozen=True, gc=False):
