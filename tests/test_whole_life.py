@@ -29,6 +29,7 @@ from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.endpoints import USAGE, USAGE_MEASURES
 from finora_pipeline.openai_admin.errors import InvalidKey
 from finora_pipeline.openai_admin.keys import AdminKey
+from finora_pipeline.openai_admin.measures import MEASURES
 from finora_pipeline.openai_simulator import KeyState, OrganizationSpec, Simulator, running
 from finora_pipeline.openai_simulator.catalog import MODELS
 from finora_pipeline.reading import connect as connect_reader
@@ -59,7 +60,7 @@ USAGE_GRAIN = (
     "service_tier",
 )
 # Measures that our tables name otherwise than OpenAI.
-COLUMNS = {"num_model_requests": "requests", "num_requests": "calls", "num_sessions": "sessions"}
+COLUMNS = {measure.field: measure.column for measure in MEASURES}
 # Costs and usage name one of the models differently.
 COST_NAMES = {model.usage_name: model.name for model in MODELS}
 
@@ -181,7 +182,7 @@ class Life:
         return self._published.execute(query, list(values)).fetchall()
 
     def usage(self, user: str) -> dict[str, dict[str, int]]:
-        measures = [COLUMNS.get(measure, measure) for measure in USAGE_MEASURES]
+        measures = [COLUMNS[measure] for measure in USAGE_MEASURES]
         query = f"SELECT {', '.join((*USAGE_GRAIN, *measures))} FROM daily_usage WHERE user_id = ?"
         told: dict[str, dict[str, int]] = {}
         for row in self.sql(query, user):
