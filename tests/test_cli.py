@@ -206,7 +206,7 @@ def test_connect_with_a_bad_key_says_so_and_stores_nothing(fresh, stdin, says):
 def test_connect_with_the_key_of_a_demoted_owner_says_what_to_do(fresh):
     key = fresh_key(fresh.openai)
     fresh.openai.simulator.set_key_state(key, KeyState.DEMOTED)
-    assert "Create a fresh Admin key" in fresh.fails("connect", "--user", "acme", stdin=key)
+    assert "Create a new Admin key" in fresh.fails("connect", "--user", "acme", stdin=key)
 
 
 def test_connect_twice_points_to_update(fresh):
@@ -521,7 +521,7 @@ def test_refresh_fails_when_a_user_fails_and_says_what_to_do(finora):
     (told,) = finora.json("status", "--attention")
     assert (told["user_id"], told["status"]) == ("initech", "needs attention")
     assert told["status_reason"] == told["last_failure"]
-    assert "Create a fresh Admin key" in finora.ok("status", "--attention")
+    assert "Create a new Admin key" in finora.ok("status", "--attention")
     assert "tried within a day: finora status says why" in finora.fails("refresh", "--plan", "scale")
     # Mended, nobody needs attention any more.
     finora.ok("update", "--user", "initech", stdin=fresh_key(finora.openai, 3))

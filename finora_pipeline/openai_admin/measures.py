@@ -1,4 +1,4 @@
-"""The measures of usage, one row each: OpenAI's name, the column, the unit and the column's comment.
+"""The measures of usage, one row each: OpenAI's name, the column, its unit and its comment.
 
 The decoder's fields (`results.py`), the columns of `daily_usage` with their comments, and the SQL that loads,
 sums and compares them follow from this table.

@@ -1,4 +1,4 @@
-"""The documented shape of pages of costs and usage; keys that are not named here are not decoded."""
+"""The documented shape of pages of costs and usage; other keys are not decoded."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +10,7 @@ CURRENCY = "usd"
 
 
 class Amount(msgspec.Struct, frozen=True, gc=False):
-    """Money as OpenAI writes it: JSON string or number, USD. Both fields are optional in the schema."""
+    """An amount in USD as a JSON string or number. OpenAI's schema makes both fields optional."""
 
     value: msgspec.Raw = msgspec.Raw()
     currency: str | None = CURRENCY
@@ -32,14 +32,13 @@ class CostResult(msgspec.Struct, frozen=True, gc=False):
     quantity_unit: str | None = None
 
 
-# So large that no row of a day has it (a quadrillion tokens, a petabyte), so small that thousands of them add
-# up within the 64 bits of our columns.
+# More than any row of a day has (a petabyte, a quadrillion tokens); thousands of them still fit into 64 bits.
 MOST_COUNTED = 10**15
 Count = Annotated[int, msgspec.Meta(ge=-MOST_COUNTED, le=MOST_COUNTED)]
 
 
 class UsageDimensions(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """What a usage row is grouped by; a dimension that the endpoint does not have is None."""
+    """The dimensions of a usage row; one that the endpoint does not have is None."""
 
     project_id: str | None = None
     user_id: str | None = None
@@ -69,7 +68,7 @@ else:
 
 
 class CostBucket(msgspec.Struct, frozen=True, gc=False):
-    """One UTC day of costs; an empty `results` is a day without spend."""
+    """One UTC day of costs; `results` is empty on a day without spend."""
 
     start_time: int
     results: list[CostResult]

@@ -1,4 +1,4 @@
-"""The columns of usage in SQL, written from the table of measures (`openai_admin/measures.py`).
+"""The columns of usage in SQL, made from the table of measures (`openai_admin/measures.py`).
 
 `SQL_LISTS` holds the texts that stand for `{name}` in the `.sql` files. A measure that a warehouse has no
 column for yet is added at the end of its table, without a schema number of its own.
@@ -61,9 +61,10 @@ SQL_LISTS = {
 
 
 def add_measures(connection: duckdb.DuckDBPyConnection) -> None:
-    """Adds the columns of measures that an earlier version did not know, within the caller's transaction.
+    """Add the columns of measures that an earlier version did not know.
 
-    They are NULL on days loaded before. The table's months are published again, in their new shape.
+    Runs within the caller's transaction. The columns are NULL on days loaded before. The Parquet files of the
+    table are all written again, so that they have the same columns.
     """
     columns = connection.execute(
         "SELECT column_name FROM duckdb_columns() WHERE database_name = current_database() "

@@ -163,7 +163,7 @@ async def connect_proxy(proxy: ConnectProxy, target: int) -> AsyncIterator[str]:
 
 async def read_costs(base_url: str, bound_to: str | None = None) -> int:
     async with open_client(base_url, ONCE) as client:
-        return len(await client.organization(KEY, bound_to).read(COSTS, DAY))
+        return len(await client.organization(KEY, bound_to).fetch(COSTS, DAY))
 
 
 def failure(base_url: str) -> OpenAIAdminError:
@@ -296,7 +296,7 @@ def test_a_proxy_that_wants_a_password_says_so(monkeypatch: pytest.MonkeyPatch) 
     assert proxy in str(error)
     assert "name and password" in str(error)
     error, proxy = asyncio.run(run(refusal.replace(b"407 Proxy Authentication Required", b"403 Forbidden")))
-    assert f"the proxy {proxy} answered 403 and refuses to lead to {NAME}" in str(error)
+    assert f"the proxy {proxy} answered 403 and refuses to connect to {NAME}" in str(error)
 
 
 def test_a_proxy_that_is_not_there_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +306,7 @@ def test_a_proxy_that_is_not_there_is_named_without_its_password(monkeypatch: py
     assert "the proxy 127.0.0.1:9 does not answer" in str(error)
 
     monkeypatch.setenv("HTTPS_PROXY", "http://ada:hunter2@proxy.invalid:3128")
-    assert "the proxy's name proxy.invalid has no address" in str(failure(f"https://{NAME}/v1"))
+    assert "the proxy's name proxy.invalid could not be resolved" in str(failure(f"https://{NAME}/v1"))
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_a_proxy_of_another_kind_is_refused_in_a_sentence(
 def test_each_kind_of_failure_names_its_host() -> None:
     missing = failure(f"https://{NAME}/v1")
     assert isinstance(missing, NameNotFound)
-    assert f"the name {NAME} has no address" in str(missing)
+    assert f"the name {NAME} could not be resolved" in str(missing)
     refused = failure("http://127.0.0.1:9/v1")
     assert isinstance(refused, ConnectionRefused)
     assert "127.0.0.1:9 refused the connection" in str(refused)

@@ -646,7 +646,7 @@ def test_what_is_no_list_is_refused(body: bytes) -> None:
 
 
 def test_window_needs_a_day() -> None:
-    with pytest.raises(ValueError, match="holds no day"):
+    with pytest.raises(ValueError, match="has no day"):
         Window(date(2026, 6, 14), date(2026, 6, 14))
 
 

@@ -1,4 +1,4 @@
-"""The SQL of the warehouse, one file a table; a file's sections are named by lines like `-- [load]`."""
+"""The SQL of the warehouse, one file per table; a line like `-- [load]` begins a section."""
 
 import re
 from functools import lru_cache
