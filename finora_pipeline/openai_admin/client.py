@@ -244,7 +244,7 @@ async def open_client(base_url: str, limits: Limits | None = None) -> AsyncGener
 
 def _transport(tls: ssl.SSLContext, proxy: Proxy | None, most: int) -> AiohttpTransport:
     def session() -> aiohttp.ClientSession:
-        # Cookies of one organization must not reach another's requests; `trust_env` would also use
+        # An organization's cookies must not reach another's requests; `trust_env` would also use
         # passwords from .netrc.
         connector = aiohttp.TCPConnector(limit=most, ssl=tls)
         return aiohttp.ClientSession(

@@ -76,7 +76,7 @@ def _not_connected(error: OSError, host: str) -> TransientError:
         )
     if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN):
         return ConnectionRefused(
-            f"{_LEAD} there is no network route to {host}. Check the network, or set HTTPS_PROXY."
+            f"{_LEAD} this network has no route to {host}. Check the network, or set HTTPS_PROXY."
         )
     return ConnectionRefused(f"{_LEAD} {host} refused the connection. Check the network and the API address.")
 

@@ -7,7 +7,7 @@ class InFlight:
     """A semaphore whose number of places falls while many answers are 429 and rises again after.
 
     A round is as many answers as there are places. The share of 429 among all organizations' answers of a
-    round decides, so that the rate limit of one organization does not slow the others.
+    round decides, so that an organization's own rate limit does not slow the others.
     """
 
     _SHORTEST_ROUND = 16

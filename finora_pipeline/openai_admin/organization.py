@@ -1,4 +1,4 @@
-"""Fetches windows of costs and usage of one organization, and its directory of names.
+"""Fetches windows of costs and usage of an organization, and its directory of names.
 
 1. A window is fetched in pieces of at most the endpoint's page limit, each with its exact `start_time` and
    `end_time`. A cursor is followed with all parameters of its first request, since OpenAI binds it to them

@@ -192,7 +192,7 @@ class Simulator:
                     raise ValueError(f"a fault has no {sorted(unknown)}")
                 self.add_fault(organization, msgspec.convert(params, Fault, strict=False))
             case _:
-                raise ValueError(f"there is no action {action!r}")
+                raise ValueError(f"unknown action {action!r}")
         return {"ok": True}
 
 
