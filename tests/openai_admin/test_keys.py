@@ -1,4 +1,4 @@
-"""Admin keys: what is taken from a pasted text, what is refused and how, and that nothing shows a key."""
+"""Admin keys: extraction from pasted text, refusal, and secrecy."""
 
 import copy
 import pickle
@@ -13,7 +13,7 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 KEY = "sk-admin-Zk3_9xQw-7LmN2pRtVbY4cD1"
 SECRET = KEY.removeprefix(PREFIX)[:-4]
 
-# The same examples in every run, on however busy a machine.
+# The same examples in every run, without a time limit on a busy machine.
 REPEATABLE = settings(derandomize=True, deadline=None)
 
 admin_keys = st.text(ALPHABET, min_size=16, max_size=200).map(PREFIX.__add__)
@@ -45,7 +45,7 @@ admin_keys = st.text(ALPHABET, min_size=16, max_size=200).map(PREFIX.__add__)
         f"My key is {KEY}.",
     ],
 )
-def test_what_surrounds_a_pasted_key_is_dropped(pasted: str) -> None:
+def test_text_around_a_pasted_key_is_dropped(pasted: str) -> None:
     assert AdminKey(pasted).reveal() == KEY
 
 
@@ -83,7 +83,7 @@ def test_what_surrounds_a_pasted_key_is_dropped(pasted: str) -> None:
         ("sk-admin-Zk39xQw7LmN2é", "characters that a key cannot have"),
     ],
 )
-def test_rubbish_is_refused_in_a_sentence_that_never_repeats_it(pasted: str, words: str) -> None:
+def test_an_invalid_key_is_refused_without_repeating_it(pasted: str, words: str) -> None:
     with pytest.raises(KeyFormError) as refused:
         AdminKey(pasted)
 
@@ -158,7 +158,7 @@ def test_no_text_keeps_a_key_through_redact(key: str, before: str, after: str) -
 @REPEATABLE
 @given(
     key=admin_keys,
-    # Characters that no key has, in the middle of one or in place of the rest of it.
+    # Characters invalid in a key, in its middle or at its end.
     rubbish=st.text(st.characters(exclude_characters=ALPHABET), min_size=1).map("{}?".format),
     whole=st.booleans(),
 )
