@@ -135,7 +135,7 @@ async def warm(base_url: str, window: Window) -> None:
     async with open_client(base_url) as client:
         for first in range(0, len(keys), 50):
             reads = [
-                client.organization(key).read(endpoint, window)
+                client.organization(key).fetch(endpoint, window)
                 for key in keys[first : first + 50]
                 for endpoint in READ
             ]
@@ -143,7 +143,7 @@ async def warm(base_url: str, window: Window) -> None:
             if window.days > TRAILING_DAYS + 1:
                 # The request for the first day of a history is cached, too.
                 ever = Window(FIRST_DAY, window.end)
-                walks = [client.organization(key).read(COSTS, ever, ()) for key in keys[first : first + 50]]
+                walks = [client.organization(key).fetch(COSTS, ever, ()) for key in keys[first : first + 50]]
                 await asyncio.gather(*walks)
 
 

@@ -53,10 +53,10 @@ UNFINISHED = [
 ]
 # Parts of command lines that identify an installation's processes.
 PROCESSES = {
-    "daemon": "follower dagster._daemon",
-    "code server": "follower dagster api grpc",
-    "webserver": "follower finora_pipeline.server.dagster_ui",
-    "dashboard": "follower finora_pipeline dashboard",
+    "daemon": "parent_watch dagster._daemon",
+    "code server": "parent_watch dagster api grpc",
+    "webserver": "parent_watch finora_pipeline.server.dagster_ui",
+    "dashboard": "parent_watch finora_pipeline dashboard",
     "a run": "spawn_main",
     "finora up": "finora_pipeline up",
 }

@@ -38,8 +38,8 @@ async def read_all(base_url: str, in_flight: int, keys: list[str]) -> int:
         async def read(key: str) -> None:
             organization = client.organization(AdminKey(key))
             async with room:
-                await organization.read(COSTS, window)
-                await asyncio.gather(*(organization.read(e, window) for e in EXTRA_ENDPOINTS.values()))
+                await organization.fetch(COSTS, window)
+                await asyncio.gather(*(organization.fetch(e, window) for e in EXTRA_ENDPOINTS.values()))
 
         await asyncio.gather(*map(read, keys))
         return client.outcomes.total()

@@ -209,7 +209,7 @@ def test_connect_with_a_bad_key_stores_nothing(fresh, stdin, says):
 def test_connect_with_a_demoted_owners_key_gives_advice(fresh):
     key = fresh_key(fresh.openai)
     fresh.openai.simulator.set_key_state(key, KeyState.DEMOTED)
-    assert "Create a fresh Admin key" in fresh.fails("connect", "--user", "acme", stdin=key)
+    assert "Create a new Admin key" in fresh.fails("connect", "--user", "acme", stdin=key)
 
 
 def test_connect_twice_points_to_update(fresh):
@@ -538,7 +538,7 @@ def test_refresh_fails_when_a_user_fails_and_gives_advice(finora):
     (connection,) = finora.json("status", "--attention")
     assert (connection["user_id"], connection["status"]) == ("initech", "needs attention")
     assert connection["status_reason"] == connection["last_failure"]
-    assert "Create a fresh Admin key" in finora.ok("status", "--attention")
+    assert "Create a new Admin key" in finora.ok("status", "--attention")
     assert "tried within a day: finora status says why" in finora.fails("refresh", "--plan", "scale")
     # Once repaired, no connection needs attention.
     finora.ok("update", "--user", "initech", stdin=fresh_key(finora.openai, 3))

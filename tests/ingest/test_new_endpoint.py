@@ -39,7 +39,7 @@ def test_one_new_row_adds_an_endpoint(start_openai, install):
     async def served_totals() -> tuple[int, int]:
         async with open_client(installation.openai.base_url) as client:
             key = installation.openai.organizations[0].admin_key
-            pages = await client.organization(AdminKey(key)).read(ROW, window, ())
+            pages = await client.organization(AdminKey(key)).fetch(ROW, window, ())
         results = [r for page in pages for bucket in decode_usage(page.body).data for r in bucket.results]
         return sum(r.characters or 0 for r in results), sum(r.num_model_requests or 0 for r in results)
 

@@ -64,7 +64,7 @@ def read(*answers: bytes, days: int = 3, limits: Limits = ONCE) -> tuple[list[Pa
     async def run() -> tuple[list[Page], int]:
         window = Window(FIRST, FIRST + timedelta(days=days))
         async with listening(answers, []) as base_url, open_client(base_url, limits) as client:
-            return await client.organization(KEY).read(COSTS, window), client.outcomes.total()
+            return await client.organization(KEY).fetch(COSTS, window), client.outcomes.total()
 
     return asyncio.run(run())
 
@@ -135,7 +135,7 @@ def test_a_redirect_does_not_carry_the_key() -> None:
             moved = b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % elsewhere.encode()
             async with listening([moved], []) as base_url, open_client(base_url, ONCE) as client:
                 with pytest.raises(UnreadableResponse, match="unexpected status"):
-                    await client.organization(KEY).read(COSTS, Window(FIRST, FIRST + timedelta(days=1)))
+                    await client.organization(KEY).fetch(COSTS, Window(FIRST, FIRST + timedelta(days=1)))
         return heard
 
     assert asyncio.run(run()) == []
@@ -145,7 +145,7 @@ def test_only_the_authorization_header_carries_the_key() -> None:
     async def run() -> list[bytes]:
         heard: list[bytes] = []
         async with listening([page(0)], heard) as base_url, open_client(base_url, ONCE) as client:
-            await client.organization(KEY).read(COSTS, Window(FIRST, FIRST + timedelta(days=1)))
+            await client.organization(KEY).fetch(COSTS, Window(FIRST, FIRST + timedelta(days=1)))
         return heard
 
     (asked,) = asyncio.run(run())
@@ -160,11 +160,11 @@ def test_only_the_authorization_header_carries_the_key() -> None:
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        ([page(-1, 0, 1)], "other days"),
-        ([page(0, 1, 2, 3)], "other days"),
-        ([page(0, 1, 1)], "one twice"),
-        ([page(0, 2, 1)], "one twice"),
-        ([page(0, 1, next_page="page_a"), page(1, 2)], "one twice"),
+        ([page(-1, 0, 1)], "not requested"),
+        ([page(0, 1, 2, 3)], "not requested"),
+        ([page(0, 1, 1)], "a day twice"),
+        ([page(0, 2, 1)], "a day twice"),
+        ([page(0, 1, next_page="page_a"), page(1, 2)], "a day twice"),
         ([page(0, next_page="page_a"), page(1, next_page="page_a")], "repeated a page token"),
         ([page(0, next_page="")], "gave no page token"),
     ],

@@ -99,7 +99,7 @@ def read(
     """Fetch the last days; return the pages and the number of requests."""
 
     async def use(client: OpenAIAdminClient) -> tuple[list[Page], int]:
-        pages = await client.organization(key_of(openai)).read(endpoint, last_days(openai, days))
+        pages = await client.organization(key_of(openai)).fetch(endpoint, last_days(openai, days))
         return pages, client.outcomes.total()
 
     return with_client(openai.base_url, use, limits)
@@ -111,7 +111,7 @@ def read_with_cursor(openai: OpenAI, days: int = 10, limits: Limits = PATIENT) -
     async def use(client: OpenAIAdminClient) -> tuple[list[Page], int]:
         reader = client.organization(key_of(openai))
         query = _Query(SHORT_PAGES, SHORT_PAGES.group_by, None, None)
-        pages = await reader._read_piece(query, last_days(openai, days))
+        pages = await reader._fetch_piece(query, last_days(openai, days))
         return pages, client.outcomes.total()
 
     return with_client(openai.base_url, use, limits)
@@ -168,7 +168,7 @@ LASTING: list[tuple[Fault, type[OpenAIAdminError], str]] = [
     (Fault(FaultKind.FOREIGN_CURRENCY), UnexpectedShape, "'eur'"),
     (Fault(FaultKind.NO_CURSOR), UnreadableResponse, "no page token"),
     (Fault(FaultKind.SAME_CURSOR), UnreadableResponse, "repeated a page token"),
-    (Fault(FaultKind.ECHO_KEY), UnreadableResponse, "repeats the key"),
+    (Fault(FaultKind.ECHO_KEY), UnreadableResponse, "contains the key"),
 ]
 
 
@@ -180,7 +180,7 @@ def test_days_before_a_new_organizations_first_day_count_as_empty(
 
     def read_since(known_from: date | None) -> list[Page]:
         async def use(client: OpenAIAdminClient) -> list[Page]:
-            return await client.organization(key_of(openai)).read(COSTS, window, known_from=known_from)
+            return await client.organization(key_of(openai)).fetch(COSTS, window, known_from=known_from)
 
         return with_client(openai.base_url, use)
 
@@ -306,11 +306,11 @@ def test_a_refused_key_is_not_retried(openai: OpenAI, state: KeyState, error: ty
 
     async def use(client: OpenAIAdminClient) -> int:
         with pytest.raises(error):
-            await client.organization(key_of(openai)).read(COSTS, last_days(openai, 5))
+            await client.organization(key_of(openai)).fetch(COSTS, last_days(openai, 5))
         return client.outcomes.total()
 
     assert with_client(openai.base_url, use) == 1
-    assert "Create a fresh Admin key" in str(failure(openai, lambda: read(openai)))
+    assert "Create a new Admin key" in str(failure(openai, lambda: read(openai)))
 
 
 def test_a_refused_key_on_a_long_window_raises_one_error(openai: OpenAI) -> None:
@@ -324,7 +324,7 @@ def test_grouping_that_the_organization_lacks_is_refused_at_once(start_openai: S
 
     async def use(client: OpenAIAdminClient) -> list[Page]:
         reader = client.organization(key_of(openai))
-        return await reader.read(COSTS, last_days(openai, 5), group_by=("api_key_id",))
+        return await reader.fetch(COSTS, last_days(openai, 5), group_by=("api_key_id",))
 
     raised = failure(openai, lambda: with_client(openai.base_url, use))
 
@@ -427,7 +427,7 @@ def test_organizations_are_fetched_concurrently_and_separately(openai: OpenAI) -
 
     async def use(client: OpenAIAdminClient) -> list[list[Page] | BaseException]:
         readers = [client.organization(key_of(openai, number)) for number in range(4)]
-        return await asyncio.gather(*(r.read(COSTS, window) for r in readers), return_exceptions=True)
+        return await asyncio.gather(*(r.fetch(COSTS, window) for r in readers), return_exceptions=True)
 
     answers = with_client(openai.base_url, use, IMPATIENT)
 
@@ -505,7 +505,7 @@ def test_a_refused_query_raises_one_sentence(start_openai: StartOpenAI) -> None:
 
     async def use(client: OpenAIAdminClient) -> list[Page]:
         reader = client.organization(key_of(openai))
-        return await reader.read(COSTS, last_days(openai, 5), group_by=("api_key_id",))
+        return await reader.fetch(COSTS, last_days(openai, 5), group_by=("api_key_id",))
 
     raised = failure(openai, lambda: with_client(openai.base_url, use))
 

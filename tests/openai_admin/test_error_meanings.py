@@ -64,7 +64,7 @@ MEANINGS: list[tuple[int, str, type[OpenAIAdminError], str]] = [
     ),
     (401, body("Incorrect API key provided: sk-admin*fake."), InvalidKey, "ChatGPT workspace"),
     (401, body(SCOPES), InsufficientPermissions, "project key"),
-    (403, json.dumps({"error": SCOPES}), InsufficientPermissions, "Create a fresh Admin key"),
+    (403, json.dumps({"error": SCOPES}), InsufficientPermissions, "Create a new Admin key"),
     (401, body("Your request IP is not authorized.", "ip_not_authorized"), IpNotAuthorized, "IP allowlist"),
     (403, body("Your request IP is not authorized.", "ip_not_authorized"), IpNotAuthorized, "IP allowlist"),
     (
@@ -123,7 +123,7 @@ MEANINGS: list[tuple[int, str, type[OpenAIAdminError], str]] = [
     (404, json.dumps({"code": 404, "message": "The project was not found"}), NotFound, "not found"),
     (500, body("The server had an error.", None, "server_error"), Unreachable, "The server had an error"),
     (520, "", Unreachable, "answered 520."),
-    (302, "", UnreadableResponse, "redirections"),
+    (302, "", UnreadableResponse, "redirects"),
 ]
 
 
@@ -146,7 +146,7 @@ def test_an_error_means_what_its_code_and_words_say(
     assert found.status == status
     # A new key is advised only where the key is the cause, and only then fetches stop.
     is_key = error in (InvalidKey, InsufficientPermissions)
-    assert ("fresh Admin key" in message) is is_key
+    assert ("new Admin key" in message) is is_key
     assert found.is_permanent is (is_key or issubclass(error, UnsupportedRequest))
     assert found.is_permanent is isinstance(found, PermanentError)
 
@@ -241,7 +241,7 @@ def requests_until(openai: OpenAI, fault: Fault, limits: Limits) -> tuple[int, O
     async def use(client: OpenAIAdminClient) -> OpenAIAdminError | None:
         try:
             key = AdminKey(openai.organizations[0].admin_key)
-            await client.organization(key).read(COSTS, Window(day, day + timedelta(days=1)))
+            await client.organization(key).fetch(COSTS, Window(day, day + timedelta(days=1)))
         except OpenAIAdminError as error:
             return error
         return None

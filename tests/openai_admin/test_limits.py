@@ -71,7 +71,7 @@ def read(openai: OpenAI, limits: Limits, fault: Fault | None = None) -> list[Pag
         openai.simulator.add_fault(openai.organizations[0], fault)
 
     async def use(client: OpenAIAdminClient) -> list[Page]:
-        return await client.organization(AdminKey(openai.organizations[0].admin_key)).read(
+        return await client.organization(AdminKey(openai.organizations[0].admin_key)).fetch(
             COSTS, today(openai)
         )
 
@@ -125,7 +125,7 @@ async def run():
     async with open_client(sys.argv[1], Limits(body_bytes=4_000_000)) as client:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            await client.organization(AdminKey(sys.argv[2])).read(COSTS, DAY)
+            await client.organization(AdminKey(sys.argv[2])).fetch(COSTS, DAY)
         except AnswerTooLarge as error:
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
 
@@ -173,7 +173,7 @@ def test_a_body_of_a_broken_or_unknown_encoding_is_an_error() -> None:
     with pytest.raises(zlib.error):
         asyncio.run(read_body(parts(b"not gzip", 3), "gzip", 100))
     for encoding in ("br", "gzip, gzip", "zstd"):
-        with pytest.raises(UnreadableResponse, match="not asked for"):
+        with pytest.raises(UnreadableResponse, match="not requested"):
             asyncio.run(read_body(parts(b"x", 1), encoding, 100))
 
 
@@ -260,7 +260,7 @@ def test_requests_in_flight_never_exceed_the_concurrency(openai: OpenAI) -> None
     async def use(client: OpenAIAdminClient) -> None:
         readers = [client.organization(AdminKey(o.admin_key)) for o in openai.organizations]
         usage = [e for e in ENDPOINTS.values() if e is not COSTS][:6]
-        await asyncio.gather(*(r.read(endpoint, today(openai)) for r in readers for endpoint in usage))
+        await asyncio.gather(*(r.fetch(endpoint, today(openai)) for r in readers for endpoint in usage))
 
     with running(counted) as base_url:  # type: ignore[arg-type]
         counting = OpenAI(openai.simulator, base_url)
@@ -278,14 +278,14 @@ def test_a_pause_before_a_retry_holds_no_slot(openai: OpenAI) -> None:
 
     async def use(client: OpenAIAdminClient) -> None:
         stuck, *others = (client.organization(AdminKey(o.admin_key)) for o in openai.organizations)
-        paused = asyncio.create_task(stuck.read(COSTS, today(openai)))
+        paused = asyncio.create_task(stuck.fetch(COSTS, today(openai)))
         while not openai.simulator.requests["costs"]:
             await asyncio.sleep(0.001)
         for other in others:
-            assert len(await other.read(COSTS, today(openai))) == 1
+            assert len(await other.fetch(COSTS, today(openai))) == 1
         # The same organization's other endpoints continue, too.
         openai.simulator.clear_faults()
-        assert len(await stuck.read(ENDPOINTS["embeddings"], today(openai))) == 1
+        assert len(await stuck.fetch(ENDPOINTS["embeddings"], today(openai))) == 1
         assert not paused.done()
         paused.cancel()
 
@@ -298,7 +298,7 @@ def test_a_fetch_without_retry_time_makes_one_request(openai: OpenAI) -> None:
     async def use(client: OpenAIAdminClient) -> None:
         reader = client.organization(AdminKey(openai.organizations[0].admin_key))
         with pytest.raises(OpenAIAdminError):
-            await reader.read(COSTS, today(openai), retry_seconds=0)
+            await reader.fetch(COSTS, today(openai), retry_seconds=0)
 
     with_client(openai, use, PATIENT)
     assert openai.simulator.requests["costs"] == 1
@@ -319,9 +319,9 @@ def test_waiting_for_a_slot_does_not_use_up_the_retry_limit(openai: OpenAI) -> N
 
     async def use(client: OpenAIAdminClient) -> None:
         slow, other = (client.organization(AdminKey(o.admin_key)) for o in openai.organizations[:2])
-        first = asyncio.create_task(slow.read(COSTS, today(openai)))
+        first = asyncio.create_task(slow.fetch(COSTS, today(openai)))
         await asyncio.sleep(0)
-        assert len(await other.read(COSTS, today(openai))) == 1
+        assert len(await other.fetch(COSTS, today(openai))) == 1
         await first
 
     with_client(openai, use, limits)

@@ -163,7 +163,7 @@ async def connect_proxy(proxy: ConnectProxy, target: int) -> AsyncIterator[str]:
 
 async def read_costs(base_url: str, bound_to: str | None = None) -> int:
     async with open_client(base_url, ONCE) as client:
-        return len(await client.organization(KEY, bound_to).read(COSTS, DAY))
+        return len(await client.organization(KEY, bound_to).fetch(COSTS, DAY))
 
 
 def failure(base_url: str) -> OpenAIAdminError:
@@ -294,7 +294,7 @@ def test_a_proxy_that_needs_a_password_is_reported(monkeypatch: pytest.MonkeyPat
     assert proxy in str(error)
     assert "name and password" in str(error)
     error, proxy = asyncio.run(run(refusal.replace(b"407 Proxy Authentication Required", b"403 Forbidden")))
-    assert f"the proxy {proxy} answered 403 and refuses to lead to {NAME}" in str(error)
+    assert f"the proxy {proxy} answered 403 and refuses to connect to {NAME}" in str(error)
 
 
 def test_an_unreachable_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def test_an_unreachable_proxy_is_named_without_its_password(monkeypatch: pytest.
     assert "the proxy 127.0.0.1:9 does not answer" in str(error)
 
     monkeypatch.setenv("HTTPS_PROXY", "http://ada:hunter2@proxy.invalid:3128")
-    assert "the proxy's name proxy.invalid has no address" in str(failure(f"https://{NAME}/v1"))
+    assert "the proxy's name proxy.invalid could not be resolved" in str(failure(f"https://{NAME}/v1"))
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_proxy_of_an_unsupported_kind_is_refused(
 def test_each_kind_of_failure_names_its_host() -> None:
     missing = failure(f"https://{NAME}/v1")
     assert isinstance(missing, NameNotFound)
-    assert f"the name {NAME} has no address" in str(missing)
+    assert f"the name {NAME} could not be resolved" in str(missing)
     refused = failure("http://127.0.0.1:9/v1")
     assert isinstance(refused, ConnectionRefused)
     assert "127.0.0.1:9 refused the connection" in str(refused)

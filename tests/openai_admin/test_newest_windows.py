@@ -47,7 +47,7 @@ def read_newest(
     async def run() -> tuple[list[Page], Window]:
         async with open_client(openai.base_url, PATIENT) as client:
             reader = client.organization(AdminKey(openai.organizations[0].admin_key))
-            return await reader.read_newest(endpoint, window, group_by, known_from)
+            return await reader.fetch_newest(endpoint, window, group_by, known_from)
 
     return asyncio.run(run())
 

@@ -646,7 +646,7 @@ def test_a_body_without_a_list_is_refused(body: bytes) -> None:
 
 
 def test_window_needs_a_day() -> None:
-    with pytest.raises(ValueError, match="holds no day"):
+    with pytest.raises(ValueError, match="has no day"):
         Window(date(2026, 6, 14), date(2026, 6, 14))
 
 

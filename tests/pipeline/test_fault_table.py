@@ -30,14 +30,14 @@ KEPT, TRUE = "is unchanged", "is correct"
 NO_AMOUNTS = "is correct, the new amounts are unknown (NULL)"
 COSTS_ONLY = "costs are correct, that usage is unchanged"
 
-KEY = "OpenAI does not accept this key: it was deleted or revoked. Create a fresh Admin key in OpenAI"
+KEY = "OpenAI does not accept this key: it was deleted or revoked. Create a new Admin key in OpenAI"
 ROLE = "The key may not read this organization's cost and usage: it is a project key, or its creator"
 LIMIT = "OpenAI's rate limit for this organization is used up; it usually passes soon."
 NO_PAGE = "OpenAI's answer is not a page of daily buckets: "
 ERROR = "OpenAI answered with an error; this usually passes within minutes."
-NOT_FOUND = "OpenAI did not find what was asked for; this passes unless the address is wrong."
-WEB_PAGE = "A web page came instead of data, from a proxy, a firewall or what protects OpenAI's API."
-LEFT_OUT = "OpenAI left out days that were asked for."
+NOT_FOUND = "OpenAI did not find the requested path; this passes unless the API address is wrong."
+WEB_PAGE = "A web page came instead of data: from a proxy, a firewall or OpenAI's own protection."
+LEFT_OUT = "OpenAI left out days that were requested."
 MORE = "OpenAI said there are more pages but "
 TOKENS = "OpenAI kept refusing its own page tokens; this usually passes."
 
@@ -94,7 +94,7 @@ ROWS = [
     ),
     refusal(
         "401 or 403 for a reason that is not known",
-        "OpenAI refuses this request; the key need not be the cause.",
+        "OpenAI refuses this request; the key may be fine.",
         status=403,
         body=said("Your organization does not have access to this feature."),
     ),
@@ -102,7 +102,7 @@ ROWS = [
     refusal("403 with a web page, for ever", WEB_PAGE, status=403, **HTML),
     refusal(
         "429 for a spend limit or an empty balance",
-        "OpenAI gives no figures since the organization's credit balance is used up.",
+        "OpenAI returns no data because the organization's credit balance is used up.",
         status=429,
         body=said("Your credit balance is exhausted.", "credit_balance_exhausted"),
     ),
@@ -144,7 +144,7 @@ ROWS = [
     ),
     fault(
         "An amount that is not a number, or ten billion dollars and more",
-        "OpenAI sent an amount that cannot be read: '12,5' is not a decimal number",
+        "OpenAI sent an amount that is not understood: '12,5' is not a decimal number",
         FaultKind.EDIT,
         endpoint="costs",
         edit=r'"value":"[^"]*"',
@@ -163,7 +163,7 @@ ROWS = [
     fault("More pages, but no page token, once", None, FaultKind.NO_CURSOR, times=1),
     fault("A day is left out, once", None, FaultKind.LEFT_OUT, times=1),
     fault("A day is left out, for ever", LEFT_OUT, FaultKind.LEFT_OUT),
-    fault("The answer repeats the key", "The answer repeats the key that asked", FaultKind.ECHO_KEY),
+    fault("The answer repeats the key", "The answer contains the key that was sent", FaultKind.ECHO_KEY),
     fault("A slow answer within the time-out", None, FaultKind.SLOW, seconds=0.05),
     fault("No answer", "OpenAI did not answer within", FaultKind.HANG),
 ]

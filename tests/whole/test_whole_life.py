@@ -29,6 +29,7 @@ from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.endpoints import USAGE, USAGE_MEASURES
 from finora_pipeline.openai_admin.errors import InvalidKey
 from finora_pipeline.openai_admin.keys import AdminKey
+from finora_pipeline.openai_admin.measures import MEASURES
 from finora_pipeline.openai_simulator import KeyState, OrganizationSpec, Simulator, running
 from finora_pipeline.openai_simulator.catalog import MODELS
 from finora_pipeline.reading import connect as connect_reader
@@ -58,9 +59,9 @@ USAGE_GRAIN = (
     "batch",
     "service_tier",
 )
-# Measures whose column differs from OpenAI's name.
-COLUMNS = {"num_model_requests": "requests", "num_requests": "calls", "num_sessions": "sessions"}
-# A model whose name differs between costs and usage.
+# Measures that our tables name otherwise than OpenAI.
+COLUMNS = {measure.field: measure.column for measure in MEASURES}
+# Costs and usage name one of the models differently.
 COST_NAMES = {model.usage_name: model.name for model in MODELS}
 
 
@@ -181,7 +182,7 @@ class Timeline:
         return self._published.execute(query, list(values)).fetchall()
 
     def usage(self, user: str) -> dict[str, dict[str, int]]:
-        measures = [COLUMNS.get(measure, measure) for measure in USAGE_MEASURES]
+        measures = [COLUMNS[measure] for measure in USAGE_MEASURES]
         query = f"SELECT {', '.join((*USAGE_GRAIN, *measures))} FROM daily_usage WHERE user_id = ?"
         by_key: dict[str, dict[str, int]] = {}
         for row in self.sql(query, user):
