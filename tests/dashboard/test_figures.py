@@ -488,6 +488,7 @@ def test_eighteen_decimals_are_all_shown(extremes: Served) -> None:
 
 
 @pytest.mark.parametrize(("period", "days"), [("7d", 7), ("90d", 90)])
+@pytest.mark.slow
 def test_thousands_of_models_fit_and_add_up(period: str, days: int, extremes: Served) -> None:
     page = extremes.page(f"/users/many/overview?period={period}")
     shown = tiles(page)
@@ -509,6 +510,7 @@ def test_thousands_of_models_fit_and_add_up(period: str, days: int, extremes: Se
     assert cells == [["$3,000.00", *["$1.00"] * 6, "$2,994.00"]] * days
 
 
+@pytest.mark.slow
 def test_a_page_out_of_memory_is_built_again_alone_with_more(
     extremes: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -521,6 +523,7 @@ def test_a_page_out_of_memory_is_built_again_alone_with_more(
     assert total == 90 * sum(1 + n * UNIT for n in range(MODELS))
 
 
+@pytest.mark.slow
 def test_a_page_that_never_fits_asks_for_a_later_visit(
     extremes: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

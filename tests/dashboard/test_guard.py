@@ -189,7 +189,7 @@ def test_an_internal_error_page_reveals_nothing(
 ) -> None:
     published = tmp_path / "published" / "finora.duckdb"
     published.parent.mkdir()
-    published.write_bytes(b"this is no database" * 1000)
+    published.write_bytes(b"this is not a database" * 1000)
     settings: Settings = replace(
         installation.settings, home=tmp_path, accounts_url=f"sqlite:///{tmp_path}/a.sqlite"
     )

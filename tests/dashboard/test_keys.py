@@ -218,6 +218,7 @@ def test_another_provider_is_refused(local: Served) -> None:
     assert save(local, "newcomer", UNKNOWN, provider="anthropic").status_code == 422
 
 
+@pytest.mark.slow
 def test_connect_update_and_remove_leave_no_key_anywhere(
     installation: Installation, local: Served, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -153,6 +153,7 @@ def test_guessing_codes_is_slowed_down(served: Served) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_guessing_codes_from_many_addresses_is_slowed_down(tmp_path: Path) -> None:
     environment = {"FINORA_HOME": str(tmp_path), "FINORA_TRUSTED_PROXIES": "127.0.0.1"}
     settings = Settings.from_environment(environment)

@@ -195,7 +195,7 @@ def test_every_page_needs_a_sign_in(closed: Served) -> None:
         (ADA, ""),
         (ADA, PASSWORD.upper()),
         (ADA, "x" * 1_001),
-        ("nobody@acme.example", PASSWORD),
+        ("missing@acme.example", PASSWORD),
         ("", ""),
         ("\0", PASSWORD),
     ],
@@ -243,6 +243,7 @@ def test_sign_out_everywhere_ends_that_logins_sessions_alone(closed: Served) -> 
     assert closed.get("/", headers=bobs).headers["location"] == "/users/bolt/overview"
 
 
+@pytest.mark.slow
 def test_password_guessing_is_slowed_down(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
     with dashboard(settings, by_link=False) as served:
@@ -270,6 +271,7 @@ def test_password_guessing_is_slowed_down(tmp_path: Path) -> None:
             assert elsewhere.post("/sign-in", data=form, headers=OWN).status_code == 303
 
 
+@pytest.mark.slow
 def test_strangers_do_not_lock_out_a_known_device(closed: Served, tmp_path: Path) -> None:
     """Behind an untrusted proxy all clients have the same address."""
     settings = replace(closed.settings, accounts_url=f"sqlite:///{tmp_path}/accounts.sqlite")
@@ -315,6 +317,7 @@ def test_a_device_is_known_for_half_a_year(tmp_path: Path) -> None:
         assert people.device_of(name, wrong, now) is None
 
 
+@pytest.mark.slow
 def test_trying_many_names_is_slowed_down(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
     accounts_of(settings).logins.save(ADA, user_id="acme", password=PASSWORD)
@@ -689,9 +692,9 @@ def test_the_terminal_creates_and_ends_logins() -> None:
     assert login is not None
     token = people.open_session(login, now)
     assert finora("login", "sign-out", ADA) == (0, f"Ended 1 sessions of {ADA}.\n")
-    assert finora("login", "sign-out", "nobody@example.com") == (
+    assert finora("login", "sign-out", "missing@example.com") == (
         1,
-        "Error: There is no login nobody@example.com.\n",
+        "Error: There is no login missing@example.com.\n",
     )
     assert people.of_session(token, now) is None
     assert finora("login", "remove", ADA)[0] == 0

@@ -267,9 +267,10 @@ def test_an_unreadable_snapshot_leaves_the_previous_one(
     copies.close()
 
 
+@pytest.mark.slow
 def test_databases_open_at_once_spill_to_separate_folders(installation: Installation) -> None:
     copies = Snapshots(installation.settings.published_database)
-    with copies.of("acme"), copies.of("nobody") as sample:
+    with copies.of("acme"), copies.of("missing") as sample:
         assert sample.is_sample
         folders = {opened.spill for opened in (copies._current, copies._sample) if opened}
     assert len(folders) == 2
