@@ -160,7 +160,7 @@ def test_no_command_starts_without_the_master_key_or_makes_another(installation,
     shown = finora(*command)
     assert shown.exit_code == 1
     assert (
-        f"is missing: FINORA_MASTER_KEY is not set and there is no {file}. Put the file back" in shown.stderr
+        f"is missing: FINORA_MASTER_KEY is not set and there is no {file}. Restore the file" in shown.stderr
     )
     assert not file.exists()
 

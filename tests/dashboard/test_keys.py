@@ -107,7 +107,7 @@ def test_a_key_of_another_organization_is_refused(installation: Installation, lo
     before = installation.accounts.connections.get("mixed")
     answer = save(local, "mixed", fresh_key(installation.openai, 1))
     assert answer.status_code == 422
-    assert "This key belongs to another OpenAI organization than the one connected" in told(answer)
+    assert "This key belongs to another" in told(answer)
     assert installation.accounts.connections.get("mixed") == before
 
 
@@ -182,7 +182,7 @@ def test_a_key_that_was_saved_since_the_question_is_not_removed(
     refused = local.post(page, seen)
     assert refused.status_code == 409
     asked_again = read_html(refused.text)
-    assert "The key of shared was changed meanwhile" in asked_again.one("div", class_="error").text
+    assert "The key of shared was changed at the same time" in asked_again.one("div", class_="error").text
     assert asked_again.one("code").text == f"sk-admin-…{newer[-4:]}"
     assert local.post(page, asked_about(asked_again)).headers["location"].endswith("?saved=removed")
     connection = installation.accounts.connections.get("shared")
