@@ -211,7 +211,7 @@ def test_connect_with_the_key_of_a_demoted_owner_says_what_to_do(fresh):
 
 def test_connect_twice_points_to_update(fresh):
     fresh.ok("connect", "--user", "acme", stdin=fresh.key())
-    assert "use update" in fresh.fails("connect", "--user", "acme", stdin=fresh.key())
+    assert "Use update" in fresh.fails("connect", "--user", "acme", stdin=fresh.key())
 
 
 def test_connect_needs_to_know_whose_organization_it_is(fresh):
@@ -232,7 +232,7 @@ def test_update_takes_a_fresh_key(fresh):
 
 
 def test_update_refuses_what_does_not_fit(fresh):
-    assert "use connect" in fresh.fails("update", "--user", "acme", stdin=fresh.key())
+    assert "Use connect" in fresh.fails("update", "--user", "acme", stdin=fresh.key())
     fresh.ok("connect", "--user", "acme", stdin=fresh.key())
     refused = fresh.fails("update", "--user", "acme", stdin=fresh.key(1))
     assert "another OpenAI organization" in refused
@@ -282,7 +282,7 @@ def test_connect_many_tells_bad_lines_by_number_and_connects_the_rest(fresh):
     assert told[3]["detail"] == told[4]["detail"] == "A line must be user,plan,key with just two commas."
     assert "This is a project key" in told[5]["detail"]
     assert "which starts with sk-admin-, under Settings" in told[5]["detail"]
-    assert told[6]["detail"] == "User acme is named twice; only the first line counts."
+    assert told[6]["detail"] == "User acme appears twice; only the first line counts."
     assert fresh.accounts.users.ids() == ["acme"]
 
 
@@ -417,7 +417,7 @@ def test_remove_deletes_the_key_when_told_to(fresh):
     said = fresh.ok("remove", "--user", "acme", stdin="y\n")
     assert "Removed acme: the key is deleted, past cost data stays." in said
     assert "deleted" in fresh.ok("status", "--user", "acme")
-    assert "use connect" in fresh.fails("update", "--user", "acme", stdin=fresh.key())
+    assert "Use connect" in fresh.fails("update", "--user", "acme", stdin=fresh.key())
     assert "no OpenAI connection to refresh for acme" in fresh.fails("refresh", "--user", "acme")
 
 
@@ -691,7 +691,7 @@ def test_sql_shows_what_columns_are_called_as_it_is_and_moves_no_cursor(finora):
         (
             "FINORA_ACCOUNTS_URL",
             f"sqlite:///{__file__}",
-            "cannot be read: it is damaged or of another kind. Put it back",
+            "cannot be read; it is damaged or another kind of file. Restore it",
         ),
     ],
 )

@@ -381,7 +381,7 @@ def test_tables_made_in_memory_are_the_readers_own():
 def test_a_damaged_published_file_is_a_sentence(installation, tmp_path):
     damaged = tmp_path / "finora.duckdb"
     damaged.write_bytes(installation.settings.published_database.read_bytes()[:100])
-    with pytest.raises(DatabaseDamaged, match="cannot be read: it is damaged or of another kind"):
+    with pytest.raises(DatabaseDamaged, match="cannot be read; it is damaged or another kind of file"):
         finora_pipeline.connect(damaged)
 
 

@@ -11,7 +11,7 @@ from finora_pipeline.alerts.conditions import Condition, of_connections, of_inst
 from finora_pipeline.alerts.notify import Notifier, NotifyError, message_of
 from finora_pipeline.alerts.store import mark_notified, sync_alerts
 from finora_pipeline.assets.partitions import USERS_NAME
-from finora_pipeline.assets.raw_pages import READ_CHECK
+from finora_pipeline.assets.raw_pages import FETCH_CHECK
 from finora_pipeline.instance.checks import last_evaluation
 from finora_pipeline.instance.tags import (
     ASSET_JOB_NAME,
@@ -144,7 +144,7 @@ def failed_checks(
     if repository is None:
         return
     for key in sorted(repository.asset_graph.asset_check_keys, key=str):
-        if key.name == READ_CHECK:
+        if key.name == FETCH_CHECK:
             # Each of its users has a condition of their own.
             continue
         evaluation = last_evaluation(instance, key)

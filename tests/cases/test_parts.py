@@ -209,7 +209,7 @@ def test_a_refusal_says_what_openai_says(refused: Case, user: str):
     assert refused.bill(user) == 2
     (connection,) = refused.installation.accounts.connections.all(user_ids=[user])
     soon = datetime.now(UTC) + timedelta(hours=1)
-    assert connection.may_be_read(soon) is not is_the_key
+    assert connection.may_be_fetched(soon) is not is_the_key
 
 
 @pytest.mark.parametrize("user", [user for user, (status, *_) in WHOLE.items() if status == 429])
@@ -259,4 +259,4 @@ def test_an_answer_that_is_not_openais_is_tried_again(odd_bodies: Case, name: st
     assert "127.0.0.1" in said, "the host that answered is named"
     assert "byte 0" not in said
     (connection,) = odd_bodies.installation.accounts.connections.all(user_ids=[name])
-    assert connection.may_be_read(datetime.now(UTC) + timedelta(hours=1))
+    assert connection.may_be_fetched(datetime.now(UTC) + timedelta(hours=1))

@@ -77,7 +77,7 @@ def test_every_night_the_months_rows_are_put_in_the_order_of_users(installation:
         lie = installation.sql(f"SELECT user_id FROM {table} WHERE date >= ? ORDER BY rowid", first)
         assert lie == sorted(lie)
         kept += len(lie)
-    assert told["rows put in order"] == kept > 0
+    assert told["rows sorted"] == kept > 0
 
 
 def test_a_smaller_plan_takes_effect_after_a_week(installation: Installation):
