@@ -347,9 +347,11 @@ def test_connect_many_tells_the_outcome_of_lines_after_a_stray_quotation_mark(fr
 
 
 def test_status_of_an_empty_folder_says_how_to_begin(fresh):
-    assert fresh.ok("status") == "No connections yet: finora connect makes one.\n"
+    assert fresh.ok("status") == "No connections yet. finora connect creates one.\n"
     assert fresh.json("status") == []
-    assert "User acme has no connection; finora connect makes one." in fresh.fails("status", "--user", "acme")
+    assert "User acme has no connection. finora connect creates one." in fresh.fails(
+        "status", "--user", "acme"
+    )
 
 
 def test_status_shows_a_row_for_each_connection(finora):
@@ -465,7 +467,7 @@ def test_days_that_a_plan_does_not_keep_are_not_said_to_be_read(finora):
     result = finora.run("refresh", "--user", "acme", "--user", "globex", *days)
     assert result.exit_code == 1
     assert "0 of 1 users failed." in result.stderr
-    assert "1 of 2 users were not read: " in result.stderr
+    assert "1 of 2 users were skipped: " in result.stderr
     told = json.loads(finora.run("refresh", "--user", "globex", *days, "--json").stdout)
     assert (told["users"], told["not_read"]) == ([], ["globex"])
 
@@ -478,7 +480,7 @@ def test_a_backfill_that_read_nobody_did_not_go_well(finora, monkeypatch):
         "backfill", "--user", "globex", "--from", str(TODAY - timedelta(days=40)), "--no-wait"
     )
     assert result.exit_code == 1
-    assert "1 of 1 users were not read: " in result.stderr
+    assert "1 of 1 users were skipped: " in result.stderr
 
 
 def test_refresh_of_a_plan_reads_its_users_only(finora):
@@ -522,7 +524,7 @@ def test_refresh_fails_when_a_user_fails_and_says_what_to_do(finora):
     assert (told["user_id"], told["status"]) == ("initech", "needs attention")
     assert told["status_reason"] == told["last_failure"]
     assert "Create a fresh Admin key" in finora.ok("status", "--attention")
-    assert "tried within a day: finora status says why" in finora.fails("refresh", "--plan", "scale")
+    assert "tried within a day. finora status shows why" in finora.fails("refresh", "--plan", "scale")
     # Mended, nobody needs attention any more.
     finora.ok("update", "--user", "initech", stdin=fresh_key(finora.openai, 3))
     assert finora.ok("status", "--attention") == "None needs attention.\n"
@@ -534,12 +536,15 @@ def test_refresh_fails_when_a_user_fails_and_says_what_to_do(finora):
         (["--from", str(TODAY), "--to", str(TODAY - timedelta(days=1))], "is after --to"),
         (["--from", str(TODAY + timedelta(days=1))], "is after --to"),
         (["--to", str(TODAY + timedelta(days=400))], "is in the future"),
-        (["--from", "2022-12-31"], "is before 2023-01-01; use --history for older days"),
+        (["--from", "2022-12-31"], "is before 2023-01-01. Use --history for older days"),
         (["--from", "yesterday"], "'yesterday' does not match the format '%Y-%m-%d'"),
         (["--plan", "gold"], "'gold' is not one of"),
-        (["--history"], "--history goes with --user alone"),
-        (["--history", "--user", "acme", "--from", str(TODAY)], "--history goes with --user alone"),
-        (["--history", "--user", "acme", "--plan", "trial"], "--history goes with --user alone"),
+        (["--history"], "--history needs --user, and no other option"),
+        (
+            ["--history", "--user", "acme", "--from", str(TODAY)],
+            "--history needs --user, and no other option",
+        ),
+        (["--history", "--user", "acme", "--plan", "trial"], "--history needs --user, and no other option"),
     ],
 )
 def test_refresh_refuses_options_that_make_no_sense(finora, arguments, says):
@@ -547,7 +552,7 @@ def test_refresh_refuses_options_that_make_no_sense(finora, arguments, says):
 
 
 def test_refresh_refuses_users_who_are_not_there(fresh, finora):
-    assert "There is no connection to refresh: finora connect makes one." in fresh.fails("refresh")
+    assert "There is no connection to refresh. finora connect creates one." in fresh.fails("refresh")
     assert "no OpenAI connection to refresh for nobody" in finora.fails("refresh", "--user", "nobody")
     refused = finora.fails("refresh", "--user", "acme", "--plan", "enterprise")
     assert "no OpenAI connection on the plan enterprise to refresh for acme" in refused
@@ -621,7 +626,7 @@ def test_sql_tells_errors_in_duckdbs_words(finora, query, says):
 
 def test_sql_before_the_first_refresh_says_what_to_do(fresh):
     said = fresh.fails("sql", "FROM daily_costs")
-    assert "connect an organization and run finora refresh first" in said
+    assert "Connect an organization and run finora refresh first" in said
     assert not fresh.home.exists()
 
 

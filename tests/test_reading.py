@@ -164,7 +164,7 @@ def test_filters_that_nothing_meets_give_an_empty_table_with_its_columns():
 @pytest.mark.usefixtures("installation")
 def test_an_unknown_table_is_told_with_those_there_are():
     with pytest.raises(
-        ValueError, match=r"There is no table “costs”; there are api_keys, .*, reconciliation,"
+        ValueError, match=r"There is no table “costs”. Tables: api_keys, .*, reconciliation,"
     ):
         finora_pipeline.read("costs")
     with pytest.raises(ValueError, match="There is no table"):
