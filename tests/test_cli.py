@@ -127,7 +127,8 @@ def test_every_command_explains_itself(fresh, command, option):
 
 def test_help_lists_the_commands_in_the_order_of_their_use(fresh):
     said = fresh.ok("--help")
-    places = [said.index(f"\n  {command} ") for command in main.commands]
+    shown = [name for name, command in main.commands.items() if name == command.name]
+    places = [said.index(f"\n  {name} ") for name in shown]
     assert places == sorted(places)
     assert "FINORA_HOME" in said
     assert fresh.ok("--version").strip().endswith("0.1.0")
@@ -216,7 +217,7 @@ def test_connect_twice_points_to_update(fresh):
 
 def test_connect_needs_to_know_whose_organization_it_is(fresh):
     assert "--user ID" in fresh.fails("connect", stdin=fresh.key(), code=2)
-    assert "leave out --user" in fresh.fails("connect", "--many", "--user", "acme", code=2)
+    assert "Omit --user" in fresh.fails("connect", "--many", "--user", "acme", code=2)
     assert "'gold' is not one of" in fresh.fails("connect", "--user", "a", "--plan", "gold", code=2)
     assert "“..” cannot be a user id" in fresh.fails("connect", "--user", "..", stdin=fresh.key())
 
@@ -235,7 +236,7 @@ def test_update_refuses_what_does_not_fit(fresh):
     assert "Use connect" in fresh.fails("update", "--user", "acme", stdin=fresh.key())
     fresh.ok("connect", "--user", "acme", stdin=fresh.key())
     refused = fresh.fails("update", "--user", "acme", stdin=fresh.key(1))
-    assert "another OpenAI organization" in refused
+    assert "another organization" in refused
     assert "--replace-organization" in refused
     assert "This is a project key" in fresh.fails("update", "--user", "acme", stdin=PROJECT_KEY)
     assert "Missing option '--user'" in fresh.fails("update", stdin=fresh.key(), code=2)
@@ -256,7 +257,7 @@ def test_connect_many_connects_every_line(fresh):
         ["4", "acme", "connected", f"sk-admin-…{fresh.key(0)[-4:]}"],
         ["5", "globex", "connected", f"sk-admin-…{fresh.key(1)[-4:]}"],
     ]
-    assert result.stderr == "2 connected, 0 left out.\n"
+    assert result.stderr == "2 connected, 0 skipped.\n"
     assert [(c.user_id, c.plan.name) for c in fresh.accounts.connections.all()] == [
         ("acme", "growth"),
         ("globex", "trial"),
@@ -274,7 +275,7 @@ def test_connect_many_tells_bad_lines_by_number_and_connects_the_rest(fresh):
     ]
     result = fresh.run("connect", "--many", "--json", stdin="\n".join(lines))
     assert result.exit_code == 1
-    assert result.stderr == "1 connected, 5 left out.\n"
+    assert result.stderr == "1 connected, 5 skipped.\n"
     told = {row["line"]: row for row in json.loads(result.stdout)}
     assert [told[n]["outcome"] for n in range(1, 7)] == ["connected"] + ["failed"] * 5
     assert [told[n]["user"] for n in range(1, 7)] == ["acme", "globex", "?", "?", "hooli", "acme"]
@@ -313,7 +314,7 @@ def test_connect_many_understands_a_spreadsheets_csv(fresh):
     ("line", "says"),
     [
         ("globex,,{key}", "There is no plan"),
-        ("globex,growth," + "x" * 140_000, "this one is no CSV"),
+        ("globex,growth," + "x" * 140_000, "user,plan,key in CSV"),
     ],
 )
 def test_connect_many_stores_nothing_of_a_line_that_says_too_little_or_much(fresh, line, says):
@@ -334,7 +335,7 @@ def test_connect_many_reads_the_lines_that_are_utf8(fresh):
 
 @pytest.mark.parametrize("option", [["--plan", "scale"], ["--email", "a@b.c"], ["--replace-organization"]])
 def test_connect_many_refuses_what_it_would_pass_over(fresh, option):
-    assert "leave out --user, --plan" in fresh.fails("connect", "--many", *option, code=2)
+    assert "Omit --user, --plan" in fresh.fails("connect", "--many", *option, code=2)
 
 
 def test_connect_many_tells_the_outcome_of_lines_after_a_stray_quotation_mark(fresh):
@@ -527,7 +528,7 @@ def test_refresh_fails_when_a_user_fails_and_says_what_to_do(finora):
     assert "tried within a day. finora status shows why" in finora.fails("refresh", "--plan", "scale")
     # Mended, nobody needs attention any more.
     finora.ok("update", "--user", "initech", stdin=fresh_key(finora.openai, 3))
-    assert finora.ok("status", "--attention") == "None needs attention.\n"
+    assert finora.ok("status", "--attention") == "No connection needs attention.\n"
 
 
 @pytest.mark.parametrize(
@@ -669,7 +670,7 @@ def test_sql_may_begin_with_a_comment(finora):
 
 
 def test_sql_loses_no_column_in_json(finora):
-    assert "Two columns are called a" in finora.fails("sql", "SELECT 1 AS a, 2 AS a", "--json")
+    assert "Two columns are named a" in finora.fails("sql", "SELECT 1 AS a, 2 AS a", "--json")
     assert finora.ok("sql", "SELECT 1 AS a, 2 AS a, true AS b", "--csv") == "a,a,b\n1,2,true\n"
     assert "not both" in finora.fails("sql", "SELECT 1", "--csv", "--json", code=2)
 
@@ -742,7 +743,7 @@ def test_a_data_folder_may_have_any_name(openai, name, tmp_path):
     [
         (["dashboard", "--port", "70000"], "70000 is not in the range 1<=x<=65535"),
         (["up", "--health-port", "-1"], "-1 is not in the range 0<=x<=65535"),
-        (["simulate-openai", "--since", "9999-01-01"], "9999-01-01 has not come yet"),
+        (["simulate-openai", "--since", "9999-01-01"], "9999-01-01 is in the future"),
     ],
 )
 def test_ports_and_days_that_there_are_not_are_refused(fresh, command, says):
@@ -752,7 +753,7 @@ def test_ports_and_days_that_there_are_not_are_refused(fresh, command, says):
 def test_a_password_that_no_browser_could_send_is_refused(fresh):
     result = fresh.run("login", "add", "ada@acme.example", "--operator", stdin=b"pa\xdfword of somebody\n")
     assert result.exit_code == 1
-    assert "Error: The password is not a text in UTF-8" in result.stderr
+    assert "Error: The password is not valid UTF-8" in result.stderr
     assert fresh.json("login", "list") == []
 
 
@@ -766,7 +767,7 @@ def test_output_that_has_no_room_is_told_in_a_sentence(fresh):
             check=False,
             env=os.environ | fresh.environment,
         )
-    assert (ended.returncode, ended.stderr) == (1, "Error: There is no room left where the output goes.\n")
+    assert (ended.returncode, ended.stderr) == (1, "Error: No space left on the output device.\n")
 
 
 def test_finora_is_a_program_of_its_own(finora):

@@ -163,9 +163,7 @@ def test_filters_that_nothing_meets_give_an_empty_table_with_its_columns():
 
 @pytest.mark.usefixtures("installation")
 def test_an_unknown_table_is_told_with_those_there_are():
-    with pytest.raises(
-        ValueError, match=r"There is no table “costs”. Tables: api_keys, .*, reconciliation,"
-    ):
+    with pytest.raises(ValueError, match=r"There is no table “costs”. Tables: api_keys, .*, reconciliation,"):
         finora_pipeline.read("costs")
     with pytest.raises(ValueError, match="There is no table"):
         finora_pipeline.read("daily_costs; DROP TABLE daily_costs")
@@ -191,7 +189,7 @@ def test_read_takes_the_path_of_another_published_file(installation, monkeypatch
 
 
 def test_before_the_first_refresh_there_is_nothing_to_read():
-    with pytest.raises(NothingPublished, match=r"finora\.duckdb: connect .* and run finora refresh first"):
+    with pytest.raises(NothingPublished, match=r"finora\.duckdb\. Connect .* and run finora refresh first"):
         finora_pipeline.read("daily_costs")
     with pytest.raises(FileNotFoundError):
         finora_pipeline.connect()

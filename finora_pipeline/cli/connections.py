@@ -347,8 +347,7 @@ def _report(connection: "Connection", verb: str, as_json: bool) -> None:
         f"refreshed {plan.interval_text}."
     )
     messages.print(
-        "[dim]finora up fetches it within seconds. If it is not running: finora refresh --user "
-        f"{connection.user_id}[/]"
+        f"[dim]finora up fetches it now; without it: finora refresh --user {connection.user_id}[/]"
     )
 
 
