@@ -90,7 +90,7 @@ async def fetch_costs_and_usage(
     try:
         if window.start == FIRST_DAY:
             window, given_from = await _from_first_costs(organization, window)
-        costs, given = await organization.read_newest(COSTS, window, known_from=known_from)
+        costs, given = await organization.fetch_newest(COSTS, window, known_from=known_from)
     except OpenAIAdminError as error:
         return UserPages(failed(connection, window, began, error))
     if given.start > window.start:
@@ -265,8 +265,8 @@ async def _fetch_part(
     retry_seconds = 0.0 if has_failed else PART_RETRY_SECONDS
     if endpoint.is_costs:
         # A split refused for one day is refused for all days, so there is no newer window to find.
-        return await organization.read(endpoint, window, known_from=known_from, retry_seconds=retry_seconds)
-    pages, _ = await organization.read_newest(
+        return await organization.fetch(endpoint, window, known_from=known_from, retry_seconds=retry_seconds)
+    pages, _ = await organization.fetch_newest(
         endpoint, window, known_from=known_from, retry_seconds=retry_seconds
     )
     return pages
@@ -277,7 +277,7 @@ async def _from_first_costs(organization: OrganizationClient, window: Window) ->
 
     Also returns the first day that OpenAI returns, if it refuses older days.
     """
-    pages, given = await organization.read_newest(COSTS, window, ())
+    pages, given = await organization.fetch_newest(COSTS, window, ())
     buckets = [bucket for page in pages for bucket in decode_costs(page.body).data if bucket.results]
     given_from = given.start if given.start > window.start else None
     if not buckets:

@@ -1,19 +1,16 @@
 """Dagster's SQLite storage with its connections kept open: an event takes a third of the time.
 
-Dagster opens and closes a database for every event, which is most of an event's cost, and stores the events
-of an asset's partitions one at a time. Named in `dagster.yaml`; files and tables are Dagster's own, so
+Dagster opens and closes a database for every event, and stores the events of an asset's partitions one at a
+time (docs/decisions has the measurements). Named in `dagster.yaml`; files and tables are Dagster's own, so
 either class reads the other's.
 """
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from threading import RLock
 from typing import Any
 
-from alembic.script import ScriptDirectory
 from dagster._core.events import ASSET_EVENTS
 from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.base_storage import DagsterStorage
@@ -33,12 +30,6 @@ from sqlalchemy import Connection, Engine, StaticPool, create_engine
 # A run writes to two databases, its own and the index; a web server reads the databases of many runs.
 KEPT_DATABASES = 8
 BUSY_SECONDS = 60
-
-# Dagster calls `store_event_batch` only if this is set.
-os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
-
-# Dagster reads its fifty migration files for every database it opens, four times per run.
-ScriptDirectory.from_config = staticmethod(lru_cache(ScriptDirectory.from_config))
 
 
 class KeptEventLogStorage(SqliteEventLogStorage):

@@ -24,7 +24,7 @@ from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.dashboard.security.access import TOKEN_FILE, Access
 from finora_pipeline.data_folder.private_files import open_lock, secure_home
 from finora_pipeline.instance.config import drift
-from finora_pipeline.instance.home import LOCATION, check_record, prepare_instance
+from finora_pipeline.instance.home import EVENT_BATCHES, LOCATION, check_record, prepare_instance
 from finora_pipeline.instance.processes import code_server_command, daemon_command
 from finora_pipeline.server.child import Child
 from finora_pipeline.server.dagster_ui import PUBLIC_PATH
@@ -95,14 +95,18 @@ def code_socket(folder: Path) -> Iterator[Path]:
 def environment_of(settings: Settings) -> dict[str, str]:
     """The environment in which child processes find this installation, without the access token."""
     own = {name: value for name, value in os.environ.items() if name not in (ACCESS_TOKEN, TOKEN_FILE)}
-    return own | {
-        "DAGSTER_HOME": str(settings.dagster_home),
-        "FINORA_HOME": str(settings.home),
-        "OPENAI_BASE_URL": settings.openai_base_url,
-        # Dagster warns of successors of its commands that are not installed here.
-        "PYTHONWARNINGS": "ignore",
-        "PYTHONUNBUFFERED": "1",
-    }
+    return (
+        own
+        | EVENT_BATCHES
+        | {
+            "DAGSTER_HOME": str(settings.dagster_home),
+            "FINORA_HOME": str(settings.home),
+            "OPENAI_BASE_URL": settings.openai_base_url,
+            # Dagster warns of successors of its commands that are not installed here.
+            "PYTHONWARNINGS": "ignore",
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)

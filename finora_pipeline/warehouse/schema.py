@@ -16,6 +16,7 @@ from finora_pipeline.warehouse.migrations import (
     columns_of_first_number,
 )
 from finora_pipeline.warehouse.sql import section
+from finora_pipeline.warehouse.usage_columns import add_measures
 
 # The tables that are also published as Parquet, a file a month.
 MONTHLY_TABLES = ("daily_costs", "daily_usage", "daily_model_costs", "daily_member_costs", "daily_key_costs")
@@ -71,6 +72,7 @@ def create_or_migrate(connection: duckdb.DuckDBPyConnection) -> None:
                 connection.execute(section(name, "create"))
         else:
             _migrate(connection, number)
+            add_measures(connection)
         for name in _DEFINED:
             connection.execute(section(name, "define"))
         for migration in MIGRATIONS:
