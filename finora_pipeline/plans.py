@@ -92,4 +92,4 @@ def plan_named(name: str) -> Plan:
     try:
         return PLANS[name.strip().lower()]
     except KeyError:
-        raise UnknownPlan(f"There is no plan “{name}”; the plans are {', '.join(PLANS)}.") from None
+        raise UnknownPlan(f"Unknown plan “{name}”. Plans: {', '.join(PLANS)}.") from None

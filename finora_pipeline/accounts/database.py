@@ -186,7 +186,7 @@ alarms = Table(
     Column("key", String(200), primary_key=True),
     Column("message", PlainText, nullable=False),
     Column("opened_at", UtcDateTime, nullable=False),
-    # The column keeps the name of earlier versions.
+    # codespell:ignore-next-line told (the column keeps the name of earlier versions)
     Column("told_at", UtcDateTime, key="notified_at"),
     Column("resolved_at", UtcDateTime),
 )

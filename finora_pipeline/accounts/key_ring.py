@@ -24,7 +24,7 @@ class SealedKey:
 
 
 class KeyRing:
-    """Encrypted keys of some users as of one moment.
+    """Encrypted keys of some users as of a single moment.
 
     `current_versions` returns the users' key versions now, by user id.
     """

@@ -114,7 +114,7 @@ class Logins:
         with self._database.write() as database:
             database.execute(delete(sessions).where(sessions.c.name == _spelled(name)))
             if not database.execute(delete(logins).where(logins.c.name == _spelled(name))).rowcount:
-                raise AccountsError(f"There is no login {name}.")
+                raise AccountsError(f"No login is named {name}.")
 
     def by_password(self, name: str, password: str) -> Login | None:
         """The login with this name and password, or None."""

@@ -235,7 +235,7 @@ class PartFailure:
 
 @dataclass(frozen=True, slots=True)
 class PartOutcomes:
-    """Outcomes of the optional parts in one fetch of one user.
+    """Outcomes of the optional parts in one fetch of a single user.
 
     `given` holds the names of parts that OpenAI returned; `failed` maps the others to reason code, sentence
     and time of the next attempt. `key_version` is the key used.
@@ -252,7 +252,7 @@ class PartOutcomes:
 
 @dataclass(frozen=True, slots=True)
 class CompleteRefresh:
-    """A complete fetch of one user in one run: its start, and the UTC day it reached (exclusive)."""
+    """A complete fetch of a single user in one run: its start, and the UTC day it reached (exclusive)."""
 
     run_id: str
     user_id: str

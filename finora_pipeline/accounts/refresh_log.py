@@ -178,7 +178,7 @@ class RefreshLog:
             )
 
     def of_run(self, run_id: str) -> list[Refresh]:
-        """The refreshes of one run, sorted by user id."""
+        """The refreshes of a single run, sorted by user id."""
         columns = [refreshes.c[name] for name in RECORDED]
         query = select(*columns).where(refreshes.c.run_id == run_id).order_by(refreshes.c.user_id)
         with self._database.read() as database:

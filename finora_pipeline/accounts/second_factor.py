@@ -53,7 +53,7 @@ class SecondFactor:
         with self._database.write() as database:
             row = database.execute(select(logins).where(logins.c.name == name)).first()
             if row is None:
-                raise AccountsError(f"There is no login {name}.")
+                raise AccountsError(f"No login is named {name}.")
             if row.password_hash is None:
                 raise AccountsError(
                     f"{name} signs in through the identity provider. Set up the second factor there."

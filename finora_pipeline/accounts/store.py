@@ -1,4 +1,4 @@
-"""The accounts of an installation: one object with the repositories of one database.
+"""The accounts of an installation: one object with the repositories of its database.
 
 Nothing here talks to OpenAI; `onboarding` checks a key before it is stored.
 """
@@ -27,7 +27,7 @@ from finora_pipeline.settings import Settings
 
 
 class Accounts:
-    """Users, connections, the record of refreshes, logins and the audit trail of one installation."""
+    """Users, connections, the record of refreshes, logins and the audit trail of an installation."""
 
     def __init__(self, database: AccountsDatabase, vault: Vault) -> None:
         self.database = database
@@ -54,7 +54,7 @@ class Accounts:
             open_alert = alarms.c.key == attention_alert(user_id)
             deleted[alarms.name] = transaction.execute(delete(alarms).where(open_alert)).rowcount
             if not any(deleted.values()):
-                raise AccountsError(f"There is no user {user_id}.")
+                raise AccountsError(f"Unknown user {user_id}.")
         self.database.truncate_log(f"The encrypted key of {user_id}")
         return deleted
 

@@ -76,7 +76,7 @@ class Users:
         with self._database.write() as database:
             row = database.execute(select(users.c.plan).where(users.c.user_id == user_id)).first()
             if row is None:
-                raise AccountsError(f"There is no user {user_id}: connect one with finora connect.")
+                raise AccountsError(f"Unknown user {user_id}. Connect one with finora connect.")
             if chosen.name != row.plan:
                 values = {"plan": chosen.name, "plan_since": now}
                 database.execute(update(users).where(users.c.user_id == user_id).values(values))

@@ -187,7 +187,7 @@ def load_vault(variable: str, file: Path, *, is_new: bool = True) -> Vault:
     if not key_file.exists():
         if not is_new:
             raise VaultError(
-                f"The master key of stored keys is missing: {variable} is not set and there is no {file}. "
+                f"The master key of stored keys is missing: {variable} is not set and {file} does not exist. "
                 f"Restore the file from your backup or set {variable}; if it is lost, "
                 "finora rotate-master-key --forget-lost deletes what it locks."
             )

@@ -145,7 +145,7 @@ def totp(name: str, off: bool) -> None:
         accounts = _accounts()
         found = accounts.logins.get(name)
         if found is None:
-            raise click.ClickException(f"There is no login {name}.")
+            raise click.ClickException(f"No login is named {name}.")
         second_factor = accounts.second_factor
         if off:
             second_factor.turn_off(found.name)
@@ -166,7 +166,7 @@ def sign_out(name: str) -> None:
     with plain_errors():
         logins = _accounts().logins
         if logins.get(name) is None:
-            raise click.ClickException(f"There is no login {name}.")
+            raise click.ClickException(f"No login is named {name}.")
         ended = logins.close_sessions(name)
     messages.print(f"Ended {ended} sessions of {name}.", markup=False)
 

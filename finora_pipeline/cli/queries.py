@@ -63,7 +63,7 @@ def _answer(query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
             result: Any = connection.execute(query)
             # DuckDB returns None for a text without a statement.
             if result is None or result.description is None:
-                raise click.ClickException("There is no query. Give one SELECT, FROM or SHOW.")
+                raise click.ClickException("Empty query. Give one SELECT, FROM or SHOW.")
             return [column[0] for column in result.description], result.fetchall()
     except duckdb.PermissionException:
         raise click.ClickException(

@@ -123,7 +123,7 @@ def _refresh(users: tuple[str, ...], plan: str | None, window: "Window | None") 
         raise AccountsError(
             "Every connection needs attention and was tried within a day. finora status shows why."
             if waiting
-            else "There is no connection to refresh. finora connect creates one."
+            else "No connection to refresh. finora connect creates one."
         )
 
     def watch(run_id: str) -> AbstractContextManager[None]:
@@ -197,7 +197,7 @@ def backfill(
         accounts = accounts_of(settings)
         chosen = len(select_connections(accounts, plan=plan, user_ids=users))
         if not chosen:
-            raise AccountsError("There is no connection to fetch. finora status shows why.")
+            raise AccountsError("No connection to fetch. finora status shows why.")
         backfill_id = backfills.launch_backfill(settings, window, plan=plan, users=users)
     is_served = daemon_is_alive()
     if not is_served:

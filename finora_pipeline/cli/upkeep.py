@@ -116,7 +116,7 @@ def rebuild(
     """Build the facts again from the raw pages, without OpenAI, and report any difference.
 
     Nothing is changed without --replace, which is for a damaged warehouse or one of another version of
-    finora. Exit code 0 means that there is no difference.
+    finora. Exit code 0 means no difference.
     """
     if replace:
         if user_id or first or last:

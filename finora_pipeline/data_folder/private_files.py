@@ -184,7 +184,7 @@ def _below(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _repair(path: Path, about: os.stat_result, home: Path, readers: _Readers | None) -> None:
-    """Set the mode of one entry and, if readers share it, their group."""
+    """Set the mode of a single entry and, if readers share it, their group."""
     mode, is_folder = stat.S_IMODE(about.st_mode), stat.S_ISDIR(about.st_mode)
     published = home / "published"
     is_shared = readers is not None and (path in (home, published) or published in path.parents)

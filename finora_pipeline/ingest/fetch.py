@@ -151,7 +151,7 @@ class _Fetch:
                 for _ in range(min(at_once, users)):
                     group.create_task(self._fetch_users())
         except BaseExceptionGroup as errors:
-            # One error instead of one per worker.
+            # A single error for all workers.
             if found := errors.subgroup(StorageError):
                 raise found.exceptions[0] from None
             raise

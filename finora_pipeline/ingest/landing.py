@@ -75,14 +75,14 @@ class Landing:
         self._loading: asyncio.Task[None] | None = None
 
     async def add(self, pages: UserPages) -> None:
-        """Add the pages of one user's costs and usage."""
+        """Add the pages of a single user's costs and usage."""
         self._outcomes.append(pages.outcome)
         if not pages.outcome.is_complete:
             self.fetched.failures.append(pages.outcome)
         await self._take(pages)
 
     async def add_names(self, pages: UserPages) -> None:
-        """Add the pages of one user's directory."""
+        """Add the pages of a single user's directory."""
         await self._take(pages)
 
     async def _take(self, pages: UserPages) -> None:
@@ -178,7 +178,7 @@ class Landing:
 
 
 def _log_fields(outcome: Refresh) -> dict[str, object]:
-    """The fields of a log line about one user, without secrets."""
+    """The fields of a log line about a user, without secrets."""
     return {
         "user_id": outcome.user_id,
         "plan": outcome.plan,

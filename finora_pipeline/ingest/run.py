@@ -1,4 +1,4 @@
-"""Fetching and landing the pages of one run, on an event loop of its own."""
+"""Fetching and landing the pages of a single run, on an event loop of its own."""
 
 import asyncio
 from collections.abc import Sequence

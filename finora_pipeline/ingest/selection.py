@@ -18,7 +18,7 @@ def select_connections(
     skip_missing: bool = False,
     only_due: bool = False,
 ) -> list[Connection]:
-    """The connections of the named users, else all that may be fetched, of one plan or all plans.
+    """The connections of the named users, else all that may be fetched, of a single plan or all plans.
 
     With `only_due`: if any connection is due, it and those due soon; else none. Raises `AccountsError` for a
     named user without a connection, unless `skip_missing`: a removal between a run's request and its start
@@ -31,7 +31,7 @@ def select_connections(
         if missing and not skip_missing:
             of_plan = f" on the plan {plan}" if plan else ""
             named = ", ".join(missing)
-            raise AccountsError(f"There is no OpenAI connection{of_plan} to refresh for {named}.")
+            raise AccountsError(f"No OpenAI connection{of_plan} to refresh for {named}.")
         return active
     moment = now or datetime.now(UTC)
     allowed = [c for c in accounts.connections.all(plan=plan) if c.may_be_fetched(moment)]

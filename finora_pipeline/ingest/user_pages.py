@@ -1,4 +1,4 @@
-"""The pages of one user: costs first, then every optional part with an outcome of its own.
+"""The pages of a single user: costs first, then every optional part with an outcome of its own.
 
 Only costs decide the outcome of a refresh. A usage endpoint, a split of costs or a list that OpenAI refuses
 or fails to return is recorded and retried rarely.
@@ -54,7 +54,7 @@ LIST_NAMES = {
 VALUES = ":values"
 # Beyond this many, values that could not be decoded are only counted.
 VALUES_NAMED = 3
-# Beyond this many, failed lists of one kind are only counted.
+# Beyond this many, failed lists of a kind are only counted.
 LISTS_NAMED = 5
 # A reason code, a sentence and the time of the next attempt.
 Failure = tuple[str, str, datetime]
@@ -64,7 +64,7 @@ _DIMENSION_OF = {endpoint.name: dimension for dimension, endpoint in COSTS_BY.it
 
 @dataclass(frozen=True, slots=True)
 class UserPages:
-    """The page sets fetched of one user, the outcome of the refresh, and those of optional parts."""
+    """The page sets fetched of a single user, the outcome of the refresh, and those of optional parts."""
 
     outcome: Refresh
     sets: list[PageSet] = field(default_factory=list)
@@ -202,7 +202,7 @@ async def fetch_names(
 
 
 def _list_failures(directory: Directory, began: datetime) -> dict[str, Failure]:
-    """The failures of lists by part; more than `LISTS_NAMED` of one kind are combined."""
+    """The failures of lists by part; more than `LISTS_NAMED` of the same kind are combined."""
     failed = {one.listing.name: one for one in directory.failed if not one.project_id}
     failures = {
         name: _part_failure(one.error, f"The organization's {LIST_NAMES[name]} cannot be listed", began)
@@ -264,7 +264,7 @@ async def _fetch_part(
 ) -> list[Page]:
     retry_seconds = 0.0 if has_failed else PART_RETRY_SECONDS
     if endpoint.is_costs:
-        # A split refused for one day is refused for all days, so there is no newer window to find.
+        # A split refused for one day is refused for all days, so no newer window can succeed.
         return await organization.fetch(endpoint, window, known_from=known_from, retry_seconds=retry_seconds)
     pages, _ = await organization.fetch_newest(
         endpoint, window, known_from=known_from, retry_seconds=retry_seconds

@@ -31,7 +31,9 @@ def connect(path: str | Path | None = None, *, external_access: bool = False) ->
     settings = Settings.from_environment()
     file = Path(path).expanduser() if path else settings.published_database
     if not file.exists():
-        raise NothingPublished(f"There is no {file}. Connect an organization and run finora refresh first.")
+        raise NothingPublished(
+            f"{file} does not exist. Connect an organization and run finora refresh first."
+        )
     config = duckdb_limits(settings).config
     if not external_access:
         # Without a spill folder a query that is too large fails with a memory error, not a permission error.

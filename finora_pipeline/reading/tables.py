@@ -67,7 +67,7 @@ def _columns(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str
             "WHERE database_name = $database AND schema_name = 'main'",
             {"database": DATABASE},
         ).fetchall()[0][0]
-        raise ValueError(f"There is no table “{table}”. Tables: {tables}.")
+        raise ValueError(f"Unknown table “{table}”. Tables: {tables}.")
     return columns
 
 

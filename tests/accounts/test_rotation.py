@@ -160,7 +160,8 @@ def test_a_missing_master_key_stops_commands_and_is_not_replaced(installation, c
     shown = finora(*command)
     assert shown.exit_code == 1
     assert (
-        f"is missing: FINORA_MASTER_KEY is not set and there is no {file}. Restore the file" in shown.stderr
+        f"is missing: FINORA_MASTER_KEY is not set and {file} does not exist. Restore the file"
+        in shown.stderr
     )
     assert not file.exists()
 

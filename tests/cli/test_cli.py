@@ -281,7 +281,7 @@ def test_connect_many_numbers_bad_lines_and_connects_the_rest(fresh):
     by_line = {row["line"]: row for row in json.loads(result.stdout)}
     assert [by_line[n]["outcome"] for n in range(1, 7)] == ["connected"] + ["failed"] * 5
     assert [by_line[n]["user"] for n in range(1, 7)] == ["acme", "globex", "?", "?", "hooli", "acme"]
-    assert "There is no plan “gold”" in by_line[2]["detail"]
+    assert "Unknown plan “gold”" in by_line[2]["detail"]
     assert (
         by_line[3]["detail"]
         == by_line[4]["detail"]
@@ -319,7 +319,7 @@ def test_connect_many_understands_a_spreadsheets_csv(fresh):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("globex,,{key}", "There is no plan"),
+        ("globex,,{key}", "Unknown plan"),
         ("globex,growth," + "x" * 140_000, "user,plan,key in CSV"),
     ],
 )
@@ -405,7 +405,7 @@ def test_plan_changes_a_users_plan(fresh):
     said = fresh.ok("plan", "acme", "enterprise")
     assert said == "acme is on enterprise: refreshed every 15 min, all of history kept.\n"
     assert fresh.json("status")[0]["plan"] == "enterprise"
-    assert "There is no user globex" in fresh.fails("plan", "globex", "trial")
+    assert "Unknown user globex" in fresh.fails("plan", "globex", "trial")
     assert "'gold' is not one of" in fresh.fails("plan", "acme", "gold", code=2)
 
 
@@ -565,7 +565,7 @@ def test_refresh_refuses_contradictory_options(finora, arguments, says):
 
 
 def test_refresh_refuses_unknown_users(fresh, finora):
-    assert "There is no connection to refresh. finora connect creates one." in fresh.fails("refresh")
+    assert "No connection to refresh. finora connect creates one." in fresh.fails("refresh")
     assert "no OpenAI connection to refresh for nobody" in finora.fails("refresh", "--user", "nobody")
     refused = finora.fails("refresh", "--user", "acme", "--plan", "enterprise")
     assert "no OpenAI connection on the plan enterprise to refresh for acme" in refused

@@ -306,7 +306,7 @@ def test_a_purged_user_leaves_no_trace(installation: Installation):
     assert rebuild(warehouse_of(installation)).differences == []
     unknown = CliRunner().invoke(main, ["purge", "--user", "nobody", "--yes"])
     assert unknown.exit_code == 1
-    assert "There is no user nobody." in unknown.output
+    assert "Unknown user nobody." in unknown.output
 
 
 def test_a_user_purged_during_a_run_leaves_no_trace(start_openai, install):

@@ -163,12 +163,12 @@ def test_a_filter_without_matches_gives_an_empty_table_with_columns():
 
 @pytest.mark.usefixtures("installation")
 def test_an_unknown_table_error_lists_the_tables():
-    with pytest.raises(ValueError, match=r"There is no table “costs”. Tables: api_keys, .*, reconciliation,"):
+    with pytest.raises(ValueError, match=r"Unknown table “costs”. Tables: api_keys, .*, reconciliation,"):
         finora_pipeline.read("costs")
-    with pytest.raises(ValueError, match="There is no table"):
+    with pytest.raises(ValueError, match="Unknown table"):
         finora_pipeline.read("daily_costs; DROP TABLE daily_costs")
     # The pipeline's bookkeeping tables are not published.
-    with pytest.raises(ValueError, match="There is no table “loaded_files”"):
+    with pytest.raises(ValueError, match="Unknown table “loaded_files”"):
         finora_pipeline.read("loaded_files")
 
 

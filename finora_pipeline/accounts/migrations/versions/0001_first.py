@@ -110,6 +110,7 @@ Table(
     Column("key", String(200), primary_key=True),
     Column("message", Text, nullable=False),
     Column("opened_at", DateTime, nullable=False),
+    # codespell:ignore-next-line told (the column keeps the name of earlier versions)
     Column("told_at", DateTime),
     Column("resolved_at", DateTime),
 )
