@@ -189,7 +189,7 @@ def test_a_key_saved_after_the_confirmation_page_is_not_removed(
     refused = local.post(page, seen)
     assert refused.status_code == 409
     asked_again = read_html(refused.text)
-    assert "The key of shared was changed meanwhile" in asked_again.one("div", class_="error").text
+    assert "The key of shared was changed at the same time" in asked_again.one("div", class_="error").text
     assert asked_again.one("code").text == f"sk-admin-…{newer[-4:]}"
     assert local.post(page, asked_about(asked_again)).headers["location"].endswith("?saved=removed")
     connection = installation.accounts.connections.get("shared")

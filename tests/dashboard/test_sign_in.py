@@ -436,7 +436,7 @@ def test_sessions_end_when_idle_old_or_without_a_login(
     removed = people.open_session(ada, now)
     people.remove(ADA)
     assert people.of_session(removed, now) is None
-    with pytest.raises(AccountsError, match="There is no login"):
+    with pytest.raises(AccountsError, match="No login is named"):
         people.remove(ADA)
 
 
@@ -583,7 +583,7 @@ def test_only_operators_change_plans_and_see_all_users(closed: Served) -> None:
     assert closed.accounts.users.plans()["tiny"].name == "growth"
     unknown = closed.post("/users/tiny/plan", {"plan": "gold"}, headers=operator)
     assert unknown.status_code == 422
-    assert "There is no plan “gold”" in unknown.text
+    assert "Unknown plan “gold”" in unknown.text
     made = closed.post("/users", {"user_id": " new.user "}, headers=operator)
     assert made.headers["location"] == "/users/new.user/settings/keys"
     refused = closed.post("/users", {"user_id": "../etc"}, headers=operator)
@@ -694,11 +694,11 @@ def test_the_terminal_creates_and_ends_logins() -> None:
     assert finora("login", "sign-out", ADA) == (0, f"Ended 1 sessions of {ADA}.\n")
     assert finora("login", "sign-out", "missing@example.com") == (
         1,
-        "Error: There is no login missing@example.com.\n",
+        "Error: No login is named missing@example.com.\n",
     )
     assert people.of_session(token, now) is None
     assert finora("login", "remove", ADA)[0] == 0
     assert people.get(ADA) is None
     code, output = finora("login", "remove", ADA)
-    assert (code, f"There is no login {ADA}." in output) == (1, True)
+    assert (code, f"No login is named {ADA}." in output) == (1, True)
     assert finora("dashboard", "--host", "0.0.0.0")[0] == 1

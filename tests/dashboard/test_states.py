@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from finora_pipeline.accounts.database import connections, users
-from finora_pipeline.accounts.model import Connection, Read, Refresh
+from finora_pipeline.accounts.model import CompleteRefresh, Connection, Refresh
 from finora_pipeline.dashboard import notices as states
 from finora_pipeline.dashboard.notices import Freshness, freshness
 from finora_pipeline.dashboard.snapshots import Snapshots
@@ -52,7 +52,7 @@ def attempt(
 
 def published(installation: Installation, user_id: str, at: datetime) -> None:
     """Record that the fetch begun at that moment is published."""
-    read = Read("run", user_id, at, at.date() + timedelta(1))
+    read = CompleteRefresh("run", user_id, at, at.date() + timedelta(1))
     installation.accounts.refreshes.mark_published([read], datetime.now(UTC))
 
 
