@@ -28,7 +28,7 @@ from finora_pipeline.openai_admin.addresses import (
     is_loopback,
     parse_address,
 )
-from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, OrganizationClient
+from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, OrganizationClient, open_client
 from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.openai_admin.errors import OpenAIAdminError
 from finora_pipeline.openai_admin.keys import AdminKey, KeyFormError, redact
@@ -271,3 +271,26 @@ def _replaces(known: Organization, found: Organization, may_replace: bool) -> bo
             "organization's projects, or switch organizations."
         )
     return same is False or (same is None and may_replace)
+
+
+async def save_key(
+    accounts: Accounts,
+    user_id: str,
+    key_text: str,
+    *,
+    base_url: str | None,
+    configured: str,
+    replace_organization: bool = False,
+) -> tuple[Connection | None, Connection]:
+    """Connect a user, or replace the stored key of a connected one; the connection before and after.
+
+    `base_url` is the address that the user chose, None for the connection's own or the `configured` one.
+    Raises what `address_to_check`, `connect` and `update` raise.
+    """
+    known = await asyncio.to_thread(accounts.connections.get, user_id)
+    address = address_to_check(base_url, known, configured)
+    is_connected = known is not None and known.status is not Status.REMOVED
+    save = update if is_connected else connect
+    async with open_client(str(address), CHECK_LIMITS) as client:
+        saved = await save(accounts, client, user_id, key_text, replace_organization=replace_organization)
+    return known, saved

@@ -27,7 +27,13 @@ from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.dashboard import http_server
 from finora_pipeline.dashboard.security.access import Access, StartLink
 from finora_pipeline.dashboard.security.exposure import public_origin, session_cookie
-from finora_pipeline.dashboard.security.guard import COMMON_HEADERS, Guard, Names, answer, is_loopback_name
+from finora_pipeline.dashboard.security.guard import (
+    COMMON_HEADERS,
+    HostNames,
+    RequestGuard,
+    answer,
+    is_loopback_name,
+)
 from finora_pipeline.instance.processes import web_app
 from finora_pipeline.settings import Settings
 
@@ -58,7 +64,7 @@ def guarded(
 ) -> ASGIApp:
     """Dagster's app behind the guard, the start link and the sign-in."""
     origin = public_origin(public_url) if public_url else None
-    names = Names(frozenset([origin] if origin else []), allowed)
+    names = HostNames(frozenset([origin] if origin else []), allowed)
 
     def opened() -> None:
         with acting_as(START_LINK):
@@ -67,7 +73,7 @@ def guarded(
     app = OperatorsOnly(app, accounts.logins, access, is_public=names.is_public)
     # The start link's token is not accepted under the public address.
     app = StartLink(app, access, opens_by_link, opened)
-    return Guard(
+    return RequestGuard(
         app,
         names,
         access,

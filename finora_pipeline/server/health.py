@@ -15,7 +15,7 @@ from starlette.routing import Route
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.dashboard import http_server
 from finora_pipeline.dashboard.security.access import Access
-from finora_pipeline.dashboard.security.guard import Guard, Names
+from finora_pipeline.dashboard.security.guard import HostNames, RequestGuard
 from finora_pipeline.instance.processes import daemon_is_alive
 from finora_pipeline.server.child import Child
 from finora_pipeline.server.docs_site import docs_routes
@@ -72,8 +72,8 @@ def page_server(
 
     routes = [Route("/health", health), Route("/metrics", metrics), *docs_routes()]
     guard = Middleware(
-        Guard,
-        names=Names(allowed=settings.allowed_hosts),
+        RequestGuard,
+        names=HostNames(allowed=settings.allowed_hosts),
         access=access,
         failure=lambda _: PlainTextResponse("The request failed. The log shows why.", 500),
         strict=True,

@@ -415,8 +415,8 @@ def test_a_second_remove_reports_nothing_to_remove(file_home, openai):
 
 
 def test_remove_of_an_unknown_user_is_refused(file_home):
-    with pytest.raises(AccountsError, match="nobody has no OpenAI connection to remove"):
-        file_home.accounts.connections.remove("nobody")
+    with pytest.raises(AccountsError, match="missing has no OpenAI connection to remove"):
+        file_home.accounts.connections.remove("missing")
 
 
 def test_reconnecting_the_same_organization_continues_its_history(home, openai):
@@ -625,7 +625,7 @@ def test_connections_are_found_by_plan_user_and_change(home, openai):
     assert ids() == ["acme", "globex", "hooli"]
     assert ids(plan="Growth") == ["acme", "globex"]
     assert ids(plan="trial") == []
-    assert ids(user_ids=["hooli", "acme", "nobody"]) == ["acme", "hooli"]
+    assert ids(user_ids=["hooli", "acme", "missing"]) == ["acme", "hooli"]
     assert ids(user_ids=[]) == []
     assert ids(changed_after=stored(home, "hooli").changed_at) == []
     assert "hooli" in ids(changed_after=stored(home, "hooli").changed_at - timedelta(microseconds=1))
@@ -811,10 +811,10 @@ def test_a_key_saved_while_a_fetch_is_recorded_ignores_its_outcome(home, openai)
 def test_an_unknown_user_does_not_disturb_the_log_of_others(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     stranger = Refresh(
-        "nobody", date(2026, 1, 1), date(2026, 1, 2), connection.changed_at, connection.changed_at, 0
+        "missing", date(2026, 1, 1), date(2026, 1, 2), connection.changed_at, connection.changed_at, 0
     )
     home.accounts.refreshes.record("run-1", [stranger, a_read(connection)])
-    assert [row.user_id for row in home.accounts.refreshes.of_run("run-1")] == ["acme", "nobody"]
+    assert [row.user_id for row in home.accounts.refreshes.of_run("run-1")] == ["acme", "missing"]
     assert stored(home, "acme").history_from is not None
 
 

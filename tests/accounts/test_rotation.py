@@ -102,6 +102,7 @@ def test_an_interrupted_rotation_resumes_from_any_step(installation):
     assert_all_open(installation)
 
 
+@pytest.mark.slow
 def test_no_kill_at_any_moment_loses_a_key(installation):
     program = (
         "import sys; from finora_pipeline.accounts import rotation\n"

@@ -153,6 +153,7 @@ def test_an_unknown_command_is_an_error_with_advice(fresh):
         ("alarms", {"dagster", "pandas", "httpx"}),
     ],
 )
+@pytest.mark.slow
 def test_a_command_imports_no_library_it_does_not_use(command: str, unwanted: set[str]):
     script = (
         "import sys; from finora_pipeline.cli import main; main(sys.argv[1:], standalone_mode=False); "
@@ -464,6 +465,7 @@ def test_refresh_fetches_all_users_and_prints_a_table(refreshed):
     assert re.fullmatch(r"Run [0-9a-f-]{36}: 0 of 3 users failed\.\n", result.stderr)
 
 
+@pytest.mark.slow
 def test_refresh_of_a_range_of_days_for_a_single_user(finora):
     first, last = str(TODAY - timedelta(days=3)), str(TODAY - timedelta(days=2))
     report = finora.json("refresh", "--user", "acme", "--plan", "growth", "--from", first, "--to", last)
@@ -475,6 +477,7 @@ def test_refresh_of_a_range_of_days_for_a_single_user(finora):
     assert user["pages"] > 0
 
 
+@pytest.mark.slow
 def test_expired_days_are_not_reported_as_fetched(finora):
     days = ("--from", str(TODAY - timedelta(days=40)), "--to", str(TODAY - timedelta(days=39)))
     result = finora.run("refresh", "--user", "acme", "--user", "globex", *days)
@@ -496,12 +499,14 @@ def test_a_backfill_that_fetched_no_user_fails(finora, monkeypatch):
     assert "1 of 1 users were skipped: " in result.stderr
 
 
+@pytest.mark.slow
 def test_refresh_of_a_plan_fetches_its_users_only(finora):
     report = finora.json("refresh", "--plan", "trial")
     assert [user["user"] for user in report["users"]] == ["globex", "hooli"]
     assert {user["from"] for user in report["users"]} == {str(TODAY - timedelta(days=3))}
 
 
+@pytest.mark.slow
 def test_refresh_of_histories_fetches_all_days_the_plans_keep(finora):
     report = finora.json("refresh", "--history", *ALL_USERS)
     assert {user["user"]: user["from"] for user in report["users"]} == {
@@ -512,12 +517,14 @@ def test_refresh_of_histories_fetches_all_days_the_plans_keep(finora):
     assert {user["to"] for user in report["users"]} == {str(TODAY)}
 
 
+@pytest.mark.slow
 def test_refresh_of_two_histories_fetches_those_two_only(finora):
     finora.ok("refresh", "--history", *ALL_USERS)
     report = finora.json("refresh", "--history", "--user", "acme", "--user", "hooli")
     assert [user["user"] for user in report["users"]] == ["acme", "hooli"]
 
 
+@pytest.mark.slow
 def test_refresh_fails_when_a_user_fails_and_gives_advice(finora):
     key = fresh_key(finora.openai, 3)
     finora.ok("connect", "--user", "initech", "--plan", "scale", stdin=key)
@@ -566,11 +573,11 @@ def test_refresh_refuses_contradictory_options(finora, arguments, says):
 
 def test_refresh_refuses_unknown_users(fresh, finora):
     assert "No connection to refresh. finora connect creates one." in fresh.fails("refresh")
-    assert "no OpenAI connection to refresh for nobody" in finora.fails("refresh", "--user", "nobody")
+    assert "no OpenAI connection to refresh for missing" in finora.fails("refresh", "--user", "missing")
     refused = finora.fails("refresh", "--user", "acme", "--plan", "enterprise")
     assert "no OpenAI connection on the plan enterprise to refresh for acme" in refused
-    missing = finora.fails("refresh", "--user", "nobody", "--user", "acme", "--user", "another", "--json")
-    assert "for another, nobody." in missing
+    missing = finora.fails("refresh", "--user", "missing", "--user", "acme", "--user", "another", "--json")
+    assert "for another, missing." in missing
 
 
 # SQL
@@ -741,6 +748,7 @@ def test_no_key_is_sent_to_another_tools_address(fresh, value, says):
 
 
 @pytest.mark.parametrize("name", ["quo'te", "a b#c+d", "ü"])
+@pytest.mark.slow
 def test_a_data_folder_may_have_any_name(openai, name, tmp_path):
     typed = Terminal(openai, tmp_path / name)
     typed.ok("connect", "--user", "acme", stdin=typed.key())
@@ -769,6 +777,7 @@ def test_a_password_no_browser_can_send_is_refused(fresh):
     assert fresh.json("login", "list") == []
 
 
+@pytest.mark.slow
 def test_a_full_output_device_is_reported_in_a_sentence(fresh):
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(

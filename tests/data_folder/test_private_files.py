@@ -168,6 +168,7 @@ def test_a_read_only_warehouse_file_becomes_writable(tmp_path):
     assert stat.S_IMODE(warehouse.stat().st_mode) == 0o600
 
 
+@pytest.mark.slow
 def test_a_readers_group_gets_and_loses_access_to_published_files(any_group, start_openai, install):
     installation = install(start_openai(days=3))
     home = installation.settings.home
@@ -196,6 +197,7 @@ def test_a_group_that_does_not_exist_is_refused_in_a_sentence(tmp_path):
 
 @as_root
 @pytest.mark.usefixtures("reachable")
+@pytest.mark.slow
 def test_another_account_can_neither_read_nor_hold_a_lock(start_openai, install):
     installation = install(start_openai(days=3))
     installation.connect()
@@ -216,6 +218,7 @@ def test_another_account_can_neither_read_nor_hold_a_lock(start_openai, install)
 
 @as_root
 @pytest.mark.usefixtures("reachable")
+@pytest.mark.slow
 def test_a_member_of_the_readers_group_reads_only_published_files(start_openai, install, any_group):
     installation = install(start_openai(days=3))
     home = installation.settings.home

@@ -304,9 +304,9 @@ def test_a_purged_user_leaves_no_trace(installation: Installation):
     assert installation.accounts.connections.get("user-0") is None
     assert [entry.action for entry in installation.accounts.audit.of_user("user-0")] == ["purge"]
     assert rebuild(warehouse_of(installation)).differences == []
-    unknown = CliRunner().invoke(main, ["purge", "--user", "nobody", "--yes"])
+    unknown = CliRunner().invoke(main, ["purge", "--user", "missing", "--yes"])
     assert unknown.exit_code == 1
-    assert "Unknown user nobody." in unknown.output
+    assert "Unknown user missing." in unknown.output
 
 
 def test_a_user_purged_during_a_run_leaves_no_trace(start_openai, install):

@@ -154,7 +154,7 @@ def test_since_and_until_are_days_and_both_included(installation):
 
 @pytest.mark.usefixtures("installation")
 def test_a_filter_without_matches_gives_an_empty_table_with_columns():
-    nothing = finora_pipeline.read("daily_costs", user_id="nobody", since=date(2026, 1, 1))
+    nothing = finora_pipeline.read("daily_costs", user_id="missing", since=date(2026, 1, 1))
     assert len(nothing) == 0
     assert list(nothing.columns) == list(finora_pipeline.read("daily_costs").columns)
     # A user id is a value, never SQL.
