@@ -117,7 +117,7 @@ def evaluate_alerts(installation: Installation) -> str:
             resources={name: (definitions.resources or {})[name] for name in ("accounts", "warehouse")},
         ) as context,
     ):
-        result = repository.get_sensor_def("alarms").evaluate_tick(context)
+        result = repository.get_sensor_def("alerts").evaluate_tick(context)
     assert result.run_requests == []
     return result.skip_message or ""
 
@@ -208,7 +208,7 @@ def test_an_unusable_address_is_reported_without_its_password(monkeypatch):
 def test_a_test_message_is_sent(webhook: Sink, monkeypatch):
     monkeypatch.setenv("FINORA_NOTIFY", webhook.address)
     assert CliRunner().invoke(main, ["alarms", "--test"]).exit_code == 0
-    assert webhook.messages == ["finora: a test\nThis is what an alarm will look like."]
+    assert webhook.messages == ["finora: a test\nThis is what an alert looks like."]
 
 
 def test_an_alert_over_before_any_notification_is_dropped(installation: Installation):
@@ -371,4 +371,4 @@ def test_a_message_names_the_first_and_counts_the_rest():
     many = [Alert(f"k{n}", f"what {n}", NOW, None) for n in range(30)]
     title, body = message_of([*many, Alert("o", "old", NOW, NOW)])
     assert title == "finora: 30 new, 1 over"
-    assert body.splitlines()[-1] == "… and 10 more: finora alarms lists them."
+    assert body.splitlines()[-1] == "… and 10 more: finora alerts lists them."

@@ -158,7 +158,7 @@ def test_up_serves_supervises_and_shuts_down(start_openai, install):
         os.kill(before["daemon"]["pid"], signal.SIGKILL)
         # Only the child that exited is restarted.
         assert process.stderr is not None
-        assert "daemon ended with code -9" in process.stderr.readline()
+        assert "daemon exited with code -9" in process.stderr.readline()
         again = client.get("/health", params={"wait": PATIENCE})
         assert again.status_code == 200
         after = again.json()["processes"]
