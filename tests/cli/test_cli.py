@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def test_help_lists_the_commands_in_the_order_of_their_use(fresh):
     places = [said.index(f"\n  {name} ") for name in shown]
     assert places == sorted(places)
     assert "FINORA_HOME" in said
-    assert fresh.ok("--version").strip().endswith("0.1.0")
+    assert fresh.ok("--version").strip().endswith(version("finora-pipeline"))
 
 
 def test_a_command_runs_without_a_standard_output():
@@ -430,7 +431,7 @@ def test_remove_deletes_the_key_once_confirmed(fresh):
     assert "Removed acme: the key is deleted, past cost data stays." in said
     assert "deleted" in fresh.ok("status", "--user", "acme")
     assert "Use connect" in fresh.fails("update", "--user", "acme", stdin=fresh.key())
-    assert "no OpenAI connection to refresh for acme" in fresh.fails("refresh", "--user", "acme")
+    assert "No OpenAI connection to refresh for acme" in fresh.fails("refresh", "--user", "acme")
 
 
 def test_remove_as_json_does_not_ask_with_yes(fresh):
@@ -573,7 +574,7 @@ def test_refresh_refuses_contradictory_options(finora, arguments, says):
 
 def test_refresh_refuses_unknown_users(fresh, finora):
     assert "No connection to refresh. finora connect creates one." in fresh.fails("refresh")
-    assert "no OpenAI connection to refresh for missing" in finora.fails("refresh", "--user", "missing")
+    assert "No OpenAI connection to refresh for missing" in finora.fails("refresh", "--user", "missing")
     refused = finora.fails("refresh", "--user", "acme", "--plan", "enterprise")
     assert "no OpenAI connection on the plan enterprise to refresh for acme" in refused
     missing = finora.fails("refresh", "--user", "missing", "--user", "acme", "--user", "another", "--json")
