@@ -2,13 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
-
-import pyarrow as pa
 
 from finora_pipeline.accounts.model import (
     AccountsError,
@@ -36,6 +34,7 @@ from finora_pipeline.openai_admin.client import OrganizationClient
 from finora_pipeline.openai_admin.endpoints import EXTRA_ENDPOINTS, Endpoint
 from finora_pipeline.openai_admin.errors import AnswerTooLarge, OpenAIAdminError
 from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.warehouse.machine import release_arrow_memory
 
 # Users fetched at once per request in flight: enough to keep all requests busy at 0.5 s per response.
 # `days_at_once` lowers it for long windows.
@@ -93,7 +92,7 @@ class FetchPlan:
     windows: Sequence[tuple[Connection, Window]]
     endpoints: Sequence[Endpoint] = tuple(EXTRA_ENDPOINTS.values())
     with_directory: bool = True
-    failures: Mapping[str, Sequence[PartFailure]] = field(default_factory=dict)
+    failures: Mapping[str, Sequence[PartFailure]] = field(default_factory=dict[str, Sequence[PartFailure]])
     retry_parts: bool = False
     budgets: Budgets = BUDGETS
 
@@ -162,7 +161,7 @@ class _Fetch:
             await watch
         await self._landing.finish()
         # Arrow keeps freed memory for later pages; DuckDB needs it now.
-        pa.default_memory_pool().release_unused()
+        release_arrow_memory()
         outcomes = self._organizations.client.outcomes
         fetched.requests = outcomes.total()
         self._landing.record_requests(outcomes)
@@ -290,7 +289,7 @@ class _DayBudget:
         self._freed = asyncio.Condition()
 
     @asynccontextmanager
-    async def taken(self, days: int) -> AsyncIterator[None]:
+    async def taken(self, days: int) -> AsyncGenerator[None]:
         """Wait until these days fit, and reserve them within the block."""
         days = min(days, self._most)
         async with self._freed:

@@ -39,7 +39,7 @@ class Fetched:
     unchanged_pages: int = 0
     bytes: int = 0
     requests: int = 0
-    failures: list[Refresh] = field(default_factory=list)
+    failures: list[Refresh] = field(default_factory=list[Refresh])
 
     @property
     def reasons(self) -> Counter[str]:

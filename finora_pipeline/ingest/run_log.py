@@ -7,7 +7,7 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
@@ -24,7 +24,7 @@ KEPT = 5
 
 
 @contextmanager
-def run_log(home: Path, run_id: str) -> Iterator[None]:
+def run_log(home: Path, run_id: str) -> Generator[None]:
     """Write what the project logs within the block to the log of runs, with the run id."""
     path = home / "logs" / "runs.log"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ class UserPages:
     """The page sets fetched of a single user, the outcome of the refresh, and those of optional parts."""
 
     outcome: Refresh
-    sets: list[PageSet] = field(default_factory=list)
+    sets: list[PageSet] = field(default_factory=list[PageSet])
     parts: PartOutcomes | None = None
 
 
@@ -132,9 +132,9 @@ async def fetch_costs_and_usage(
 class _Parts:
     """Pages of the optional endpoints, failures by part, and whether costs were split by each dimension."""
 
-    pages: list[list[Page]] = field(default_factory=list)
-    failed: dict[str, Failure] = field(default_factory=dict)
-    groupings: dict[str, bool] = field(default_factory=dict)
+    pages: list[list[Page]] = field(default_factory=list[list[Page]])
+    failed: dict[str, Failure] = field(default_factory=dict[str, Failure])
+    groupings: dict[str, bool] = field(default_factory=dict[str, bool])
 
 
 async def _fetch_parts(

@@ -55,7 +55,7 @@ def openai() -> Iterator[OpenAI]:
         yield openai
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def home(
     request: pytest.FixtureRequest, openai: OpenAI, install: Callable[..., Installation]
 ) -> Installation:
