@@ -138,7 +138,7 @@ def test_a_revoked_key_notifies_once_and_once_when_it_works_again(
     simulator, key = installation.openai.simulator, installation.openai.organizations[0].admin_key
     simulator.set_key_state(key, KeyState.REVOKED)
     installation.run()
-    assert "told by: json, mailto" in evaluate_alerts(installation)
+    assert "sent by: json, mailto" in evaluate_alerts(installation)
     assert evaluate_alerts(installation) == "Nothing new; 1 open."
     (message,) = webhook.messages
     assert message.startswith("finora: 1 new\n• The OpenAI connection of user-0 needs attention: ")
@@ -176,7 +176,7 @@ def test_a_bad_address_does_not_resend_to_the_others(
     monkeypatch.setenv("FINORA_NOTIFY", f"{webhook.address} {mail.address}")
     webhook.is_broken = True
     output = evaluate_with([REVOKED], installation, monkeypatch)
-    assert "finora: 1 new (told by: mailto)" in output
+    assert "finora: 1 new (sent by: mailto)" in output
     assert "No notification reached 1 of the addresses in FINORA_NOTIFY (json)" in output
     assert "a-password" not in output
     assert evaluate_alerts(installation) == "Nothing new; 1 open."

@@ -189,7 +189,7 @@ def test_read_takes_the_path_of_another_published_file(installation, monkeypatch
 
 
 def test_reading_before_the_first_refresh_raises():
-    with pytest.raises(NothingPublished, match=r"finora\.duckdb\. Connect .* and run finora refresh first"):
+    with pytest.raises(NothingPublished, match=r"does not exist\. Connect .* and run finora refresh first"):
         finora_pipeline.read("daily_costs")
     with pytest.raises(FileNotFoundError):
         finora_pipeline.connect()
