@@ -217,8 +217,8 @@ def test_no_file_of_the_installation_holds_a_key(file_home, openai):
     [
         ("sk-proj-abcdefghijklmnopqrstuvwxyz", "This is a project key, which cannot read billing data"),
         ("sk-abcdefghijklmnopqrstuvwxyz012345", "This is a project key, which cannot read billing data"),
-        ("sk-admin-short", "incomplete or holds characters"),
-        ("sk-admin-abcdefgh ijklmnopqrstuvwxyz", "incomplete or holds characters"),
+        ("sk-admin-short", "incomplete or contains characters"),
+        ("sk-admin-abcdefgh ijklmnopqrstuvwxyz", "incomplete or contains characters"),
         ("my password", "This is not an OpenAI Admin key"),
         (" \n", "No key was given"),
     ],
