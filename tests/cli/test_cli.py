@@ -576,7 +576,7 @@ def test_refresh_refuses_unknown_users(fresh, finora):
     assert "No connection to refresh. finora connect creates one." in fresh.fails("refresh")
     assert "No OpenAI connection to refresh for missing" in finora.fails("refresh", "--user", "missing")
     refused = finora.fails("refresh", "--user", "acme", "--plan", "enterprise")
-    assert "no OpenAI connection on the plan enterprise to refresh for acme" in refused
+    assert "No OpenAI connection on the plan enterprise to refresh for acme" in refused
     missing = finora.fails("refresh", "--user", "missing", "--user", "acme", "--user", "another", "--json")
     assert "for another, missing." in missing
 

@@ -130,7 +130,7 @@ def test_the_secret_is_sealed_and_stays_with_the_login(served: Served) -> None:
     now = datetime.now(UTC)
     assert factor.accepts(OPERATOR, code_of(made.secret, now), now)
     assert not served.sign_in.save(OPERATOR, user_id=None, password=None).has_second_factor
-    with pytest.raises(AccountsError, match="set up the second factor there"):
+    with pytest.raises(AccountsError, match="Set up the second factor there"):
         factor.turn_on(OPERATOR)
     with pytest.raises(AccountsError, match="No login is named"):
         factor.turn_on("missing@finora.example")

@@ -670,7 +670,7 @@ def test_the_terminal_creates_and_ends_logins() -> None:
     assert finora("login", "add", OPERATOR, "--operator", "--no-password")[0] == 0
     for wrong in (["login", "add", "x"], ["login", "add", "x", "--user", "a", "--operator"]):
         code, output = finora(*wrong, said=PASSWORD)
-        assert (code, "Say --user U or --operator." in output) == (2, True)
+        assert (code, "Give either --user ID or --operator." in output) == (2, True)
     code, output = finora("login", "add", "x", "--operator", said="short\n")
     assert (code, "Take a password of 12 to 1000 characters." in output) == (1, True)
     assert finora("login", "add", " ", "--operator", said=f"{PASSWORD}\n")[0] == 1
