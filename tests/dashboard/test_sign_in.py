@@ -672,7 +672,7 @@ def test_the_terminal_creates_and_ends_logins() -> None:
         code, output = finora(*wrong, said=PASSWORD)
         assert (code, "Give either --user ID or --operator." in output) == (2, True)
     code, output = finora("login", "add", "x", "--operator", said="short\n")
-    assert (code, "Take a password of 12 to 1000 characters." in output) == (1, True)
+    assert (code, "Use a password of 12 to 1000 characters." in output) == (1, True)
     assert finora("login", "add", " ", "--operator", said=f"{PASSWORD}\n")[0] == 1
     assert finora("login", "add", "x", "--user", "../x", said=f"{PASSWORD}\n")[0] == 1
 
