@@ -8,7 +8,6 @@ from enum import StrEnum
 
 from finora_pipeline.plans import Plan
 
-PROVIDER = "openai"
 # What only a person can change is asked for once a day; the hour less keeps a daily tick from missing.
 RETRY_ATTENTION_AFTER = timedelta(hours=23)
 # All else that keeps a user from being read is tried again at the plan's pace, and within this time.

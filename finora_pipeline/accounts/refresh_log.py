@@ -24,7 +24,6 @@ from finora_pipeline.accounts.database import (
 )
 from finora_pipeline.accounts.model import (
     CLOCK_TOLERANCE,
-    PROVIDER,
     RETRY_ATTENTION_AFTER,
     RETRY_PASSING_AFTER,
     Connection,
@@ -34,6 +33,7 @@ from finora_pipeline.accounts.model import (
     Refresh,
     Status,
 )
+from finora_pipeline.openai_admin.provider import PROVIDER
 
 # The columns of `refreshes` that a `Refresh` holds.
 RECORDED = (

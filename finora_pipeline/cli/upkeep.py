@@ -56,7 +56,7 @@ def purge(user_id: str, yes: bool, removes_last: bool, as_json: bool) -> None:
         if warehouse.database.exists():
             publish_refreshes(accounts, warehouse)
         log_lines = run_log.delete_user_lines(settings.home, user_id)
-        left = retention.traces(warehouse, user_id)
+        left = retention.count_user_rows(warehouse, user_id)
     rows = {f"accounts.{table}": count for table, count in deleted.items()} | removed.rows
     if as_json:
         files = {"removed": removed.files_removed, "rewritten": removed.files_rewritten}

@@ -11,8 +11,8 @@ from markupsafe import Markup
 from finora_pipeline.dashboard import charts, formats
 from finora_pipeline.dashboard.periods import View
 from finora_pipeline.dashboard.snapshots import Copy
+from finora_pipeline.warehouse.periods import SPARKLINE_DAYS
 
-SPARKLINE_DAYS = 14
 # Models with a colour of their own; the rest is stacked as one.
 MODELS_SHOWN = 6
 ROWS_SHOWN = 100

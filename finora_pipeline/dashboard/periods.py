@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from urllib.parse import urlencode
 
+from finora_pipeline.openai_admin.provider import FIRST_DAY
 from finora_pipeline.plans import Plan
 
 LENGTHS = {"7d": 7, "30d": 30, "90d": 90}
@@ -12,8 +13,6 @@ DEFAULT = "30d"
 # Bars of a chart that still can be told apart.
 MOST_DAYS = 92
 MOST_WEEKS = 400
-# No organization has costs from before (and no calendar need reach further).
-FIRST_DAY = date(2020, 6, 1)
 
 
 class BadPeriod(ValueError):

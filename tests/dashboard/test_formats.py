@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from finora_pipeline.dashboard import charts, formats
-from finora_pipeline.dashboard.periods import FIRST_DAY, BadPeriod, view_of
+from finora_pipeline.dashboard.periods import BadPeriod, view_of
+from finora_pipeline.openai_admin.provider import FIRST_DAY
 from finora_pipeline.plans import PLANS
 
 # The same examples in every run, on however busy a machine.

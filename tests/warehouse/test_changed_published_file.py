@@ -108,7 +108,7 @@ def test_a_change_that_was_closed_properly_is_put_right_and_reported(warehouse, 
     copy = published(warehouse)
     assert copy.repair
     assert copy.repair.files == ("finora.duckdb",)
-    assert "The published file had been written to by another program: finora.duckdb." in caplog.text
+    assert "Another program had written to the published file: finora.duckdb." in caplog.text
     assert_right(warehouse)
 
 
@@ -191,7 +191,7 @@ def test_a_repair_is_a_condition_for_a_day_and_a_change_until_it_is_repaired(war
     published(warehouse)
     (condition,) = of_published(warehouse, now)
     assert (
-        "The published file had been written to by another program: finora.duckdb.wal." in condition.message
+        "Another program had written to the published file: finora.duckdb.wal." in condition.message
     )
     assert of_published(warehouse, now + timedelta(days=1, minutes=1)) == []
 
