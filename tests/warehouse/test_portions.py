@@ -92,7 +92,7 @@ def test_a_warehouse_is_not_replaced_by_one_that_lacks_a_file(warehouse: Warehou
     archived = list(RawPages(warehouse.raw).archived())
     archived[0].path.write_bytes(b"PAR1 cut")
     assert [one.file for one in rebuild(warehouse).unloadable] == [archived[0].name]
-    with pytest.raises(RebuildIncomplete, match="move that to raw/quarantine"):
+    with pytest.raises(RebuildIncomplete, match="move it to raw/quarantine"):
         replace_warehouse(warehouse)
     assert rows(warehouse, "SELECT count(*) FROM daily_costs") == [(2,)]
 
