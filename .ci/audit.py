@@ -1,7 +1,7 @@
-"""Looks for known advisories of locked packages: `audit.py PIP_AUDIT LOCK_FILE [OPTION …]`.
+"""Look for known advisories of locked packages: `audit.py PIP_AUDIT LOCK_FILE [OPTION …]`.
 
 pip-audit gets the advisories from the package index. Where the index has none it skips every package and
-reports success; here that is said, and is an error with the option --strict.
+reports success; this script prints that, and with --strict exits with an error.
 """
 
 import json
@@ -16,7 +16,7 @@ _PINNED = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*==[^ ;\\]+", re.MULTILINE)
 
 
 def audited(pip_audit: str, requirements: str, options: list[str]) -> list[dict[str, Any]] | None:
-    """What is known of each package, or None where nothing can be known."""
+    """Return the known advisories of each package, None where the index has none."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "requirements.txt"
         file.write_text(requirements)
@@ -34,7 +34,7 @@ def audited(pip_audit: str, requirements: str, options: list[str]) -> list[dict[
 def main(pip_audit: str, lock: str, *options: str) -> int:
     pins = _PINNED.findall(Path(lock).read_text())
     others = [option for option in options if option != "--strict"]
-    # One package first: an index without advisories need not be asked for all of them.
+    # One package first: it shows whether the index has advisories at all.
     if (
         audited(pip_audit, pins[0], others) is None
         or (packages := audited(pip_audit, "\n".join(pins), others)) is None

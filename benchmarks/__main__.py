@@ -1,7 +1,7 @@
-"""Runs each workload with each contender in a fresh process and prints a table.
+"""Run each workload with each contender in a fresh process and print a table.
 
-The simulator runs in its own process with a stopped clock, and every answer is asked for once before the
-clock of the first contender starts, so that nobody waits for it to be rendered.
+The simulator runs in its own process with a stopped clock. Every response is requested once before the
+first measurement, so that none includes its rendering.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ from finora_pipeline.openai_admin.provider import FIRST_DAY
 from finora_pipeline.openai_simulator.process import in_own_process
 
 console = Console()
-# What the peer reads, too.
+# The endpoints that the peer fetches, too.
 READ = (COSTS, ENDPOINTS["completions"])
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Users and UTC days that a refresh reads: costs and completions, 6 models × 3 projects a user."""
+    """Users and UTC days of a refresh: costs and completions, 6 models × 3 projects a user."""
 
     name: str
     users: int
@@ -66,21 +66,21 @@ def _measure(workload: Workload, table: Table, skip_peer: bool, repeats: int) ->
     with _simulator(workload) as base_url:
         asyncio.run(warm(base_url, window_of(workload.days)))
         ours = [_run("finora_refresh", workload, base_url) for _ in range(repeats)]
-        best = sorted(ours, key=lambda told: told["seconds"])[len(ours) // 2]
+        best = sorted(ours, key=lambda measured: measured["seconds"])[len(ours) // 2]
         peer = None if skip_peer else _run("dlt_refresh", workload, base_url)
     label = f"{workload.name}: {workload.users} users × {workload.days} days"
-    for what, told in (("finora", best), ("dlt", peer)):
-        if told is None:
+    for what, measured in (("finora", best), ("dlt", peer)):
+        if measured is None:
             continue
-        seconds = told["seconds"]
+        seconds = measured["seconds"]
         ratio = f"{peer['seconds'] / seconds:.1f}" if peer else "–"
         table.add_row(
             label,
             what,
             f"{seconds:.2f}",
             f"{workload.users / seconds:,.1f}",
-            f"{told['rows'] / seconds:,.0f}",
-            f"{told['peak_mb']:.0f}",
+            f"{measured['rows'] / seconds:,.0f}",
+            f"{measured['peak_mb']:.0f}",
             ratio,
         )
     table.add_row("", "  whole call", f"{best['whole_call']:.2f}")
@@ -91,7 +91,7 @@ def _measure(workload: Workload, table: Table, skip_peer: bool, repeats: int) ->
 
 
 def measure_once(workload: Workload) -> dict:
-    """One fresh run of ours, whose answers the simulator has ready."""
+    """Measure one fresh run of ours, with all responses cached by the simulator."""
     with _simulator(workload) as base_url:
         asyncio.run(warm(base_url, window_of(workload.days)))
         return _run("finora_refresh", workload, base_url)
@@ -102,15 +102,15 @@ def _run(module: str, workload: Workload, base_url: str) -> dict:
 
 
 def measured_child(label: str, module: str, *arguments: object) -> dict:
-    """What a module of the benchmarks tells in its last line; it runs in its own process and data folder."""
+    """Run a benchmark module in its own process and data folder; return its last line."""
     with tempfile.TemporaryDirectory() as home:
         command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments), home]
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
         if done.returncode:
             raise click.ClickException(f"{module} failed:\n{done.stderr[-3000:]}")
-        told = json.loads(done.stdout.splitlines()[-1])
-    console.print(f"{module}: {label} {told}")
-    return told
+        measured = json.loads(done.stdout.splitlines()[-1])
+    console.print(f"{module}: {label} {measured}")
+    return measured
 
 
 def _simulator(workload: Workload) -> AbstractContextManager[str]:
@@ -119,32 +119,32 @@ def _simulator(workload: Workload) -> AbstractContextManager[str]:
 
 
 def admin_keys(base_url: str) -> list[str]:
-    """The simulated organizations' keys, from the simulator's side door."""
+    """Return the simulated organizations' keys, from the simulator's control endpoint."""
     with urllib.request.urlopen(base_url.removesuffix("/v1") + "/_simulator/organizations") as answer:
         return [organization["admin_key"] for organization in json.load(answer)]
 
 
 def window_of(days: int) -> Window:
-    """The days up to today that a workload reads."""
+    """Return the days up to today of a workload."""
     tomorrow = datetime.now(UTC).date() + timedelta(days=1)
     return Window(tomorrow - timedelta(days=days), tomorrow)
 
 
 async def warm(base_url: str, window: Window) -> None:
-    """Asks for every answer once, so that nobody measured waits for it to be rendered."""
+    """Request every response once, so that no measurement includes its rendering."""
     keys = [AdminKey(key) for key in admin_keys(base_url)]
     async with open_client(base_url) as client:
         for first in range(0, len(keys), 50):
             reads = [
-                client.organization(key).read(endpoint, window)
+                client.organization(key).fetch(endpoint, window)
                 for key in keys[first : first + 50]
                 for endpoint in READ
             ]
             await asyncio.gather(*reads)
             if window.days > TRAILING_DAYS + 1:
-                # Where a history begins is asked, too.
+                # The request for the first day of a history is cached, too.
                 ever = Window(FIRST_DAY, window.end)
-                walks = [client.organization(key).read(COSTS, ever, ()) for key in keys[first : first + 50]]
+                walks = [client.organization(key).fetch(COSTS, ever, ()) for key in keys[first : first + 50]]
                 await asyncio.gather(*walks)
 
 

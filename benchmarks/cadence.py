@@ -1,4 +1,4 @@
-"""A simulated week of an installation: how old anybody's data gets, by plan.
+"""A simulated week of an installation: the greatest age of data, by plan.
 
 python -m benchmarks.cadence [--days 7]
 """
@@ -29,7 +29,7 @@ from tests.cadence_simulation import Days, SimulatedRun
 
 START = datetime(2026, 11, 25, tzinfo=UTC)
 SCENARIOS = {
-    "ordinary": "runs of one or two minutes",
+    "ordinary": "runs that take one or two minutes",
     "slow": "every tenth run takes 4 minutes more",
     "outage": "the daemon is down for an hour on the third day",
     "rush": "300 users of each plan connect at once on the second day",
@@ -39,15 +39,15 @@ SCENARIOS = {
 @click.command()
 @click.option("--days", default=7, show_default=True, help="How many days to simulate.")
 def main(days: int) -> None:
-    """Measure the worst age of anybody's data in a simulated week, for each plan."""
+    """Measure the greatest age of data in a simulated week, for each plan."""
     table = Table("scenario", "plan", "promise", "worst age", "runs a day")
-    for name, told in SCENARIOS.items():
+    for name, description in SCENARIOS.items():
         world, launched = _simulate(name, days)
         for plan in PLANS.values():
             worst = world.worst[plan.name]
             is_kept = worst <= plan.refresh_interval
             table.add_row(
-                f"{name}: {told}" if plan.name == "trial" else "",
+                f"{name}: {description}" if plan.name == "trial" else "",
                 plan.name,
                 str(plan.refresh_interval),
                 f"[{'green' if is_kept else 'red'}]{worst}[/]",
@@ -84,7 +84,7 @@ def _simulate(scenario: str, days: int) -> tuple[Days, Counter[str]]:
 
 
 def _connected_home(home: Path) -> tuple[Settings, Accounts]:
-    """A data folder with one connected user, whose rows are the pattern of all others."""
+    """Create a data folder with one connected user, the pattern of all others' rows."""
     with in_own_process("--users", "1", "--days", "1", "--completions-only") as base_url:
         settings = Settings.from_environment({"FINORA_HOME": str(home), "OPENAI_BASE_URL": base_url})
         accounts = accounts_of(settings)

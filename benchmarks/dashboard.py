@@ -1,4 +1,4 @@
-"""How fast and how small the dashboard is over 1,000 users and 365 days, in its own process.
+"""Speed and memory of the dashboard with 1,000 users and 365 days, in its own process.
 
 python -m benchmarks.dashboard
 """
@@ -34,11 +34,11 @@ console = Console()
 MODELS, PROJECTS, MEMBERS = 6, 3, 12
 SWAPS = 100
 CHROMIUM = "/usr/bin/chromium"
-# The moment at which the browser has drawn something, once it has.
+# Resolves to the time of the first paint.
 TOKEN = "access-token-of-the-benchmarks"
-PAINTED = """() => new Promise((told) => new PerformanceObserver((list) => {
+PAINTED = """() => new Promise((resolve) => new PerformanceObserver((list) => {
     const drawn = list.getEntriesByName("first-contentful-paint");
-    if (drawn.length) told(drawn[0].startTime);
+    if (drawn.length) resolve(drawn[0].startTime);
 }).observe({ type: "paint", buffered: true }))"""
 
 
@@ -74,7 +74,7 @@ def main(users: int, days: int, views: int) -> None:
 
 
 def _publish(settings: Settings, users: int, days: int) -> None:
-    """A published file as after a nightly upkeep: each month's rows by user."""
+    """Publish a file as after nightly upkeep: each month's rows ordered by user."""
     warehouse = Warehouse(settings.home)
     day = "current_date - d::INTEGER"
     grid = (
@@ -148,10 +148,10 @@ def _view(client: httpx.Client, user_id: str, query: str) -> float:
 
 
 def _drawn(client: httpx.Client, user_id: str) -> float:
-    """Until the page is loaded and drawn, the median of some."""
+    """Return the median time until the page is loaded and drawn."""
     from playwright.sync_api import sync_playwright
 
-    told = []
+    drawn_at = []
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=CHROMIUM,
@@ -161,15 +161,15 @@ def _drawn(client: httpx.Client, user_id: str) -> float:
         page.goto(f"{client.base_url}/?token={TOKEN}")
         for _ in range(7):
             page.goto(f"{client.base_url}/users/{user_id}/overview")
-            told.append(page.evaluate(PAINTED))
+            drawn_at.append(page.evaluate(PAINTED))
         browser.close()
-    return statistics.median(told)
+    return statistics.median(drawn_at)
 
 
 def _watch(
     settings: Settings, client: httpx.Client, process: psutil.Process, user_ids: list[str], views: int
 ) -> list[str]:
-    """The process's memory while views and swaps go on, at a few moments."""
+    """Sample the process's memory during views and swaps."""
     published = settings.published_database
     copies = [published.with_name("a"), published.with_name("b")]
     published.rename(copies[0])

@@ -1,4 +1,4 @@
-"""The peer: dlt doing the same fetch and merge into DuckDB, one resource a user and endpoint, parallelized.
+"""The peer: dlt with the same fetch and merge into DuckDB, a resource a user and endpoint.
 
 python -m benchmarks.dlt_refresh BASE_URL DAYS HOME
 """
@@ -56,7 +56,7 @@ def rows(user_id: str, endpoint: Endpoint, page: dict[str, Any]) -> Iterator[dic
         day = datetime.fromtimestamp(bucket["start_time"], UTC).date()
         for row in bucket["results"]:
             if endpoint is COSTS:
-                # A decimal of our scale: the 34 digits of the text do not fit DuckDB's decimal as they are.
+                # Rounded to our scale: the text's 34 digits do not fit DuckDB's decimal.
                 row["amount"]["value"] = Decimal(row["amount"]["value"]).quantize(Decimal("1e-18"))
             yield row | {"user": user_id, "date": day, "fetched_at": fetched_at}
 
@@ -110,7 +110,7 @@ def main(base_url: str, days: int, home: str) -> None:
 
 
 if __name__ == "__main__":
-    # dlt goes through its list of resources by recursion, which thousands of them exceed.
+    # dlt walks its resources recursively, and thousands exceed the default limit.
     sys.setrecursionlimit(100_000)
     threading.stack_size(512 << 20)
     worker = threading.Thread(target=main, args=(sys.argv[1], int(sys.argv[2]), sys.argv[3]))

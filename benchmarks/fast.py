@@ -1,6 +1,6 @@
-"""The package with a faster clock: a copy of it in which plans promise minutes, and OpenAI gets seconds.
+"""A copy of the package in which plans promise minutes and OpenAI gets seconds.
 
-`finora up` and every process below it are served from the copy; besides these figures all code is the same.
+`finora up` and all its processes run from the copy; only these figures differ.
 """
 
 import shutil
@@ -11,34 +11,34 @@ from pathlib import Path
 import finora_pipeline
 from finora_pipeline.plans import PLANS
 
-# Interval, ticks and lead of each plan. cron knows no less than a minute.
+# Interval, ticks and lead of each plan. cron's shortest interval is a minute.
 FAST = {
     "trial": (timedelta(minutes=8), "1-59/2 * * * *", timedelta(seconds=200)),
     "growth": (timedelta(minutes=8), "*/2 * * * *", timedelta(seconds=200)),
     "scale": (timedelta(minutes=4), "* * * * *", timedelta(seconds=130)),
     "enterprise": (timedelta(minutes=2), "* * * * *", timedelta(seconds=75)),
 }
-# An answer is waited for, and a request repeated, a fifth as long as in an installation: what a dead
-# organization costs the others would not fit into promises of minutes.
+# Time-outs and retries are a fifth of an installation's: the delay by a dead organization
+# would not fit into promises of minutes.
 FIGURES = {
     "openai_admin/client.py": {
         "timeout_seconds: float = 30.0": "timeout_seconds: float = 6.0",
         "retry_seconds: float = 90.0": "retry_seconds: float = 18.0",
         "longest_pause_seconds: float = 20.0": "longest_pause_seconds: float = 4.0",
     },
-    # Dagster's own judgement of freshness needs an hour less than the longest interval to be a time.
+    # Dagster's freshness policy needs the longest interval minus an hour to be positive.
     "assets/serving.py": {"INTERVAL - timedelta(hours=1)": "INTERVAL - timedelta(minutes=1)"},
 }
 
 
 def accelerate() -> None:
-    """Makes the plans of this process the fast ones."""
+    """Replace the plans of this process by the fast ones."""
     for name, (interval, cron, lead) in FAST.items():
         PLANS[name] = replace(PLANS[name], refresh_interval=interval, cron=cron, lead=lead)
 
 
 def fast_copy(folder: Path) -> Path:
-    """Copies the package into the folder, with the fast figures; returns the folder."""
+    """Copy the package into the folder with the fast figures; return the folder."""
     package = folder / "finora_pipeline"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(finora_pipeline.__file__).parent, package, ignore=ignored)

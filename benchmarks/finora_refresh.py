@@ -1,4 +1,4 @@
-"""One refresh of all simulated users in one Dagster run, from the start of the run to the published file.
+"""One refresh of all simulated users in one Dagster run, until the file is published.
 
 python -m benchmarks.finora_refresh BASE_URL DAYS HOME
 """
@@ -33,7 +33,7 @@ async def connect_all(accounts: Accounts, settings: Settings, keys: list[str]) -
 
 
 def mark_as_read(accounts: Accounts, window: Window) -> None:
-    """As after a first refresh: what is measured reads just these days."""
+    """Mark the users as fetched before, so that the measured run fetches only these days."""
     now = datetime.now(UTC)
     read = [Refresh(c.user_id, window.start, window.end, now, now, 0) for c in accounts.connections.all()]
     accounts.refreshes.record("before", read)
@@ -47,7 +47,7 @@ def main(base_url: str, days: int, home: str) -> None:
     asyncio.run(connect_all(accounts, settings, keys))
     window = window_of(days)
     mark_as_read(accounts, window)
-    # The first run in a home creates Dagster's own databases, which an installation does once.
+    # The first run in a data folder creates Dagster's databases, which happens once.
     prepare_instance(settings)
 
     openai_admin = OpenAIAdmin(
@@ -70,10 +70,16 @@ def main(base_url: str, days: int, home: str) -> None:
             "(SELECT sum(amount_usd) FROM daily_costs)"
         ).fetchall()[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    # From the start of the run to the published file; the whole call adds what Dagster prepares before.
+    # From the run's start to the published file; the whole call adds Dagster's preparation.
     seconds = settings.published_database.stat().st_mtime - runs.started_at(settings, result.run_id)
-    told = {"seconds": seconds, "whole_call": whole_call, "rows": rows, "total": str(total), "peak_mb": peak}
-    print(json.dumps(told | {"steps": runs.step_seconds(settings, result.run_id)}))
+    result_line = {
+        "seconds": seconds,
+        "whole_call": whole_call,
+        "rows": rows,
+        "total": str(total),
+        "peak_mb": peak,
+    }
+    print(json.dumps(result_line | {"steps": runs.step_seconds(settings, result.run_id)}))
 
 
 if __name__ == "__main__":

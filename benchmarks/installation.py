@@ -1,7 +1,4 @@
-"""An installation of its own for a benchmark: `finora up` below a temporary folder, reading from a simulator.
-
-Shared by the benchmarks that watch one at work: kills and soak.
-"""
+"""`finora up` in a temporary folder on a simulator, for the benchmarks kills and soak."""
 
 # psutil comes with `make bench` alone; `make check` reads this file without it.
 # pyright: reportMissingModuleSource=false, reportMissingImports=false
@@ -54,12 +51,12 @@ UNFINISHED = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-# How the command lines of an installation's processes are told apart.
+# Parts of command lines that identify an installation's processes.
 PROCESSES = {
-    "daemon": "follower dagster._daemon",
-    "code server": "follower dagster api grpc",
-    "webserver": "follower finora_pipeline.server.dagster_ui",
-    "dashboard": "follower finora_pipeline dashboard",
+    "daemon": "parent_watch dagster._daemon",
+    "code server": "parent_watch dagster api grpc",
+    "webserver": "parent_watch finora_pipeline.server.dagster_ui",
+    "dashboard": "parent_watch finora_pipeline dashboard",
     "a run": "spawn_main",
     "finora up": "finora_pipeline up",
 }
@@ -78,20 +75,19 @@ TOKEN = "access-token-of-the-benchmarks"
 
 
 def open_as_operator(url: str, body: bytes | None = None) -> HTTPResponse:
-    """A request to a server of the installation, as a script sends it. Raises `OSError`."""
+    """Send a request to a server of the installation, as a script does. Raises `OSError`."""
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     return urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=30)
 
 
 class NotHealed(Exception):
-    """Something did not come back in time; the message says what."""
+    """Something did not recover in time; the message names it."""
 
 
 class Installation:
-    """`finora up` with the users of a simulator, which are known by their number in its list.
+    """`finora up` with the users of a simulator, known by their number in its list.
 
-    `days` is the simulator's history. With `source` the package is served from that folder, not from where
-    this process has it.
+    `days` is the simulator's history. `source` is a folder to run the package from instead of this process's.
     """
 
     def __init__(self, home: Path, base_url: str, days: int, source: Path | None = None) -> None:
@@ -119,16 +115,16 @@ class Installation:
         self.accounts: Accounts = accounts_of(self.settings)
 
     def prepare(self) -> None:
-        """What has to be in the data folder before the first start."""
+        """Prepare the data folder before the first start."""
 
-    # What is going on.
+    # Actions
 
     def start(self) -> None:
         ui, health = map(str, self._ports)
         command = [sys.executable, "-m", "finora_pipeline", "up", "--port", ui, "--health-port", health]
         command += ["--dashboard-port", str(self._dashboard_port)]
         with self._log.open("ab") as log:
-            # A session of its own: Ctrl-C reaches this process alone, which ends all in order.
+            # A new session: Ctrl-C reaches only this process, which then ends the others.
             self._up = subprocess.Popen(
                 command,
                 env=self._environment,
@@ -140,7 +136,7 @@ class Installation:
             )
 
     def connect(self, numbers: Sequence[int], plans: Sequence[str]) -> None:
-        """Connects users, by turns on one of these plans."""
+        """Connect users, with these plans by turns."""
         lines = [
             connecting.NewConnection(user_of(number), plans[number % len(plans)], self._keys[number])
             for number in numbers
@@ -154,7 +150,7 @@ class Installation:
         asyncio.run(run())
 
     def update(self, number: int) -> None:
-        """Saves a user's key again. Raises `OpenAIAdminError`."""
+        """Save a user's key again. Raises `OpenAIAdminError`."""
 
         async def run() -> None:
             async with open_client(self.settings.openai_base_url, connecting.CHECK_LIMITS) as client:
@@ -163,7 +159,10 @@ class Installation:
         asyncio.run(run())
 
     def launch(self, config: dict[str, Any]) -> str:
-        """Starts the refresh job as the UI does; returns the run's id. Raises `OSError`, `NotHealed`."""
+        """Start the refresh job as the UI does; return the run's id.
+
+        Raises `OSError` and `NotHealed`.
+        """
         window = window_of(4)
         tags = day_range_tags(window.start, window.last)
         params = {
@@ -184,19 +183,19 @@ class Installation:
         return launched["run"]["runId"]
 
     def move_clock(self, step: timedelta) -> None:
-        """The simulator's clock goes on: its last three days are others now."""
+        """Advance the simulator's clock, which restates its last three days."""
         self._clock = min(self._clock + step, self._midnight + LAST_OF_DAY)
         self.ask("clock", now=self._clock.isoformat())
 
     def ask(self, action: str, **params: object) -> Any:
-        """An action of the simulator's side door."""
+        """Call the simulator's control endpoint."""
         with urllib.request.urlopen(f"{self._door}{action}?{urllib.parse.urlencode(params)}") as answer:
             return json.load(answer)
 
-    # Its processes.
+    # Processes
 
     def processes(self) -> list[psutil.Process]:
-        """All that belong to this installation, whoever started them: their environment says so."""
+        """Return all processes whose environment names this installation."""
         mine = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
@@ -207,11 +206,11 @@ class Installation:
         return mine
 
     def check_up(self) -> None:
-        """Raises `NotHealed` if `finora up` has ended by itself."""
+        """Raise `NotHealed` if `finora up` has exited."""
         if self._up and self._up.poll() is not None:
             raise NotHealed(f"finora up ended: {self._log.read_text()[-2000:]}")
 
-    # Is all well?
+    # Checks
 
     @contextmanager
     def instance(self) -> Iterator[dg.DagsterInstance]:
@@ -219,7 +218,7 @@ class Installation:
             yield instance
 
     def settle(self) -> list[str]:
-        """Waits until nothing is left to do, refreshes once more and compares everything; what is wrong."""
+        """Wait for all work, refresh once more and compare everything; return what is wrong."""
         wait_for("an end of all runs", lambda: not self.unfinished())
         wait_for("the last refresh", self._refreshed)
         wait_for("an end of all runs", lambda: not self.unfinished())
@@ -233,7 +232,7 @@ class Installation:
         return wrong
 
     def _refreshed(self) -> bool:
-        """Whether a refresh that began now has succeeded; a run that fails is told by the next one's end."""
+        """Return whether a refresh begun now succeeded; a failed run fails with the next one."""
         try:
             run_id = self.launch({})
         except (OSError, NotHealed):
@@ -276,7 +275,7 @@ class Installation:
                 yield f"{user_of(number)}: {len(keys)} rows of {days[0]} to {days[-1]} differ; {total}"
 
     def _what_stays_held(self) -> list[str]:
-        """What is held while no run is going; a scheduled one that has just begun lets go."""
+        """Return locks held without a run; a scheduled run just begun releases them."""
         end = time.monotonic() + HELD_SECONDS
         while (held := list(self._what_is_held())) and time.monotonic() < end:
             threading.Event().wait(LOOK_SECONDS)
@@ -299,7 +298,7 @@ class Installation:
             yield f"{len(pending)} raw files have not been loaded."
 
     def end(self) -> list[str]:
-        """Ends all there is; tells what was left after `finora up` had ended."""
+        """End all processes; return what was left after `finora up` exited."""
         wrong = []
         if self._up and self._up.poll() is None:
             self._up.send_signal(signal.SIGINT)
@@ -322,11 +321,11 @@ def user_of(number: int) -> str:
     return f"user-{number:03}"
 
 
-def wait_for(what: str, look: Callable[[], Any], patience: float = PATIENCE) -> Any:
-    """What `look` gives as soon as it is something. Raises `NotHealed`."""
+def wait_for(what: str, probe: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    """Return the first true result of `probe`. Raises `NotHealed`."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
-        if found := look():
+        if found := probe():
             return found
         threading.Event().wait(LOOK_SECONDS)
     raise NotHealed(f"Waited {patience:.0f} s for {what}.")

@@ -1,10 +1,10 @@
-"""SIGKILL at random moments to a whole installation at work, which must heal by itself and stay exact.
+"""SIGKILL at random moments to a whole installation, which must recover and stay exact.
 
 python -m benchmarks.kills [--kills 100] [--seed 7]
 
-The simulator runs in a process of its own, `finora up` with all its children in a temporary data folder. Days
-change, users connect and keys are updated all the time. Cadences of Dagster's daemon are shorter than in an
-installation (`prepared_home`), so that many kills take minutes; nothing else differs.
+The simulator runs in its own process, `finora up` with its children in a temporary data folder. Days change,
+users connect and keys are updated all the time. Dagster's daemon has shorter intervals than usual
+(`prepared_home`), so that many kills take minutes; nothing else differs.
 """
 
 # psutil comes with `make bench` alone; `make check` reads this file without it.
@@ -51,11 +51,11 @@ DAYS = 8
 USERS_AT_FIRST = 6
 USERS = 12
 PLANS = ("enterprise", "scale")
-# Every so many kills all work is waited for, and the facts are compared.
+# Number of kills after which the work is awaited and the facts are compared.
 KILLS_A_CHECK = 10
-# A moment at which to kill, after something to do was given.
+# Seconds from giving work to the kill.
 MOST_SECONDS_BEFORE = 3.0
-# How far the simulated clock goes on at a time.
+# Step of the simulated clock.
 STEP = timedelta(minutes=7)
 VICTIMS = {
     "daemon": 4,
@@ -71,8 +71,8 @@ console = Console(highlight=False)
 
 
 @dataclass
-class Told:
-    """What was seen: seconds until healed by victim, and all that was wrong."""
+class Seen:
+    """Observations: seconds until recovery by victim, and everything wrong."""
 
     healed: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     wrong: list[str] = field(default_factory=list)
@@ -84,48 +84,48 @@ class Told:
 @click.option("--seed", default=7, show_default=True, help="Other victims at other moments.")
 @click.option("--keep", is_flag=True, help="Keep the data folder.")
 def main(kills: int, seed: int, keep: bool) -> None:
-    """Kill processes of an installation at work; exit code 1 if anything does not heal."""
-    # As on Ctrl-C, so that all that was started is ended.
+    """Kill processes of a working installation; exit code 1 if anything does not recover."""
+    # Handled as Ctrl-C, so that all started processes end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
-    told = Told()
+    seen = Seen()
     folder = Path(tempfile.mkdtemp(prefix="finora-kills-"))
     simulator = ("--users", str(USERS), "--days", str(DAYS), "--freeze-clock", "--completions-only")
     with in_own_process(*simulator) as base_url:
         site = Site(folder, base_url, Random(seed))
         try:
-            _kill_all(site, kills, told)
+            _kill_all(site, kills, seen)
         except NotHealed as error:
-            told.wrong.append(str(error))
+            seen.wrong.append(str(error))
         finally:
-            told.wrong += site.end()
+            seen.wrong += site.end()
             marked, finished = site.ended_runs()
             if not keep:
                 shutil.rmtree(folder)
     table = Table("victim", "kills", "seconds until healed: median", "worst")
     for victim in VICTIMS:
-        if seconds := told.healed.get(victim):
+        if seconds := seen.healed.get(victim):
             median, worst = statistics.median(seconds), max(seconds)
             table.add_row(victim, str(len(seconds)), f"{median:.1f}", f"{worst:.1f}")
-    every = [seconds for one in told.healed.values() for seconds in one]
+    every = [seconds for one in seen.healed.values() for seconds in one]
     if every:
         table.add_section()
         table.add_row("all", str(len(every)), f"{statistics.median(every):.1f}", f"{max(every):.1f}")
     console.print(table)
     console.print(f"{finished} runs ended, {marked} of them were marked failed.")
-    console.print(f"Facts compared {told.checks} times, equal: {'no' if told.wrong else 'yes'}.")
+    console.print(f"Facts compared {seen.checks} times, equal: {'no' if seen.wrong else 'yes'}.")
     console.print(f"Seed {seed}, {time.monotonic() - began:.0f} seconds.")
-    for line in told.wrong:
+    for line in seen.wrong:
         console.print(line, style="red", markup=False)
-    if told.wrong or len(every) < kills:
+    if seen.wrong or len(every) < kills:
         sys.exit(1)
 
 
-def _kill_all(site: "Site", kills: int, told: Told) -> None:
+def _kill_all(site: "Site", kills: int, seen: Seen) -> None:
     site.connect_next(USERS_AT_FIRST)
     site.start()
     site.wait_until_healed()
-    site.check(told)
+    site.check(seen)
     random = site.random
     for number in range(1, kills + 1):
         (victim,) = random.choices(list(VICTIMS), list(VICTIMS.values()))
@@ -134,16 +134,16 @@ def _kill_all(site: "Site", kills: int, told: Told) -> None:
         began = time.monotonic()
         site.wait_until_healed(killed)
         seconds = time.monotonic() - began
-        told.healed[victim].append(seconds)
+        seen.healed[victim].append(seconds)
         console.print(f"{number:4} {victim}: {len(killed)} processes, healed after {seconds:.1f} s")
         if number % KILLS_A_CHECK == 0 or number == kills:
-            site.check(told)
-            if told.wrong:
+            site.check(seen)
+            if seen.wrong:
                 return
 
 
 class Site(Installation):
-    """The installation whose processes are killed, and the work it is given."""
+    """The installation whose processes are killed, and its work."""
 
     def __init__(self, home: Path, base_url: str, random: Random) -> None:
         self.random = random
@@ -153,16 +153,15 @@ class Site(Installation):
     def prepare(self) -> None:
         prepared_home(self.settings)
 
-    # What is going on.
+    # Actions
 
     def connect_next(self, count: int) -> None:
-        """Connects the next users."""
+        """Connect the next users."""
         known = len(self.accounts.connections.all())
         self.connect(range(known, min(known + count, USERS)), PLANS)
 
     def give_work(self) -> None:
-        """Days change, beside the refresh that has just begun; one more of a plan, or of those that the
-        sensor starts by itself."""
+        """Change days, and start a refresh of a plan or one by the sensor."""
         self.move_clock(STEP)
         todo = self.random.choice(["plan", "connect", "update"])
         users = len(self.accounts.connections.all())
@@ -174,10 +173,10 @@ class Site(Installation):
             with suppress(OSError, NotHealed):
                 self.launch({"plan": self.random.choice(PLANS)})
 
-    # Its processes.
+    # Processes
 
     def kill(self, victim: str, seconds_before: float) -> set[int]:
-        """Sends SIGKILL after a while; returns the ids of the processes it was sent to."""
+        """Send SIGKILL after a while; return the ids of the killed processes."""
         if victim == "a run":
             wait_for("a run to kill", lambda: self._victims(victim) or self._launched())
         threading.Event().wait(seconds_before)
@@ -191,7 +190,7 @@ class Site(Installation):
         return {process.pid for process in found}
 
     def _launched(self) -> None:
-        """Sees to it that there is a run before long."""
+        """Ensure that a run starts soon."""
         with self.instance() as instance:
             if not instance.get_runs(dg.RunsFilter(statuses=UNFINISHED), limit=1):
                 with suppress(OSError, NotHealed):
@@ -209,11 +208,10 @@ class Site(Installation):
                     found.append(process)
         return [self.random.choice(found)] if found else []
 
-    # Is all well?
+    # Checks
 
     def wait_until_healed(self, killed: Set[int] = frozenset()) -> None:
-        """Every process runs, in place of one that was killed; a refresh that is asked for now begins; and no
-        run that lost its process is taken for going."""
+        """Wait until all processes are replaced, a refresh begins, and no dead run counts as running."""
         wait_for("all processes", lambda: self._is_well(killed))
         wait_for("a refresh that begins", self._begins_a_refresh)
         wait_for("an end of the runs without a process", lambda: not self._dead_runs())
@@ -224,13 +222,13 @@ class Site(Installation):
         try:
             open_as_operator(f"http://127.0.0.1:{ui}/server_info").close()
             with open_as_operator(f"http://127.0.0.1:{health}/health") as answer:
-                told = json.load(answer)["processes"]
+                seen = json.load(answer)["processes"]
         except OSError:
             return False
-        return not any(one["pid"] in killed for one in told.values())
+        return not any(one["pid"] in killed for one in seen.values())
 
     def _begins_a_refresh(self) -> bool:
-        """Through the web server, the queue, the daemon and the code server to a process of its own."""
+        """Start a refresh through web server, queue, daemon and code server to its own process."""
         try:
             run_id = self.launch({})
         except (OSError, NotHealed):
@@ -248,19 +246,19 @@ class Site(Installation):
             started = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
         return [run.run_id for run in started if not is_alive(self.settings.home, run.run_id)]
 
-    def check(self, told: Told) -> None:
-        told.checks += 1
-        told.wrong += self.settle()
+    def check(self, seen: Seen) -> None:
+        seen.checks += 1
+        seen.wrong += self.settle()
 
     def ended_runs(self) -> tuple[int, int]:
-        """Runs that were marked failed, and all that ended."""
+        """Return the numbers of failed and of all ended runs."""
         with self.instance() as instance:
             ended = instance.get_runs()
         return sum(run.is_failure for run in ended), sum(run.is_finished for run in ended)
 
 
 def prepared_home(settings: Settings) -> None:
-    """The shipped `dagster.yaml`, but for how often the daemon looks and how long it waits."""
+    """Use the shipped `dagster.yaml` with shorter intervals and waits of the daemon."""
     shipped = SHIPPED
     config = yaml.safe_load(shipped.read_text())
     config["run_launcher"]["config"] = {"start_seconds": 5}

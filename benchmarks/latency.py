@@ -1,10 +1,10 @@
-"""What a far OpenAI costs: users read a second by the seconds an answer takes and the requests in flight.
+"""The cost of latency: users fetched a second, by response time and concurrency.
 
 python -m benchmarks.latency [USERS]
 
-Each user is read as by a refresh: the last four days of costs, then all else at the same time. The floor is
-requests × latency ÷ requests in flight; the ratio says how far above it the measured time is. Every line is a
-process of its own, whose memory is the peak over what it had before the first request.
+Each user is fetched as by a refresh: the last four days of costs, then everything else concurrently. The
+floor is requests × latency ÷ concurrency; the ratio is measured time ÷ floor. Every line is a separate
+process; its memory is the peak above that before the first request.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ IN_FLIGHT = (32, 256, 512)
 
 
 async def read_all(base_url: str, in_flight: int, keys: list[str]) -> int:
-    """Reads each user once; returns how many requests that took."""
+    """Fetch each user once; return the number of requests."""
     tomorrow = datetime.now(UTC).date() + timedelta(days=1)
     window = Window(tomorrow - timedelta(days=4), tomorrow)
-    # As many users as keep the requests in flight: each has at most three.
+    # Enough users to fill the concurrency: each has at most three requests in flight.
     room = asyncio.Semaphore(max(36, in_flight * 3 // 5))
 
     async with open_client(base_url, Limits(concurrency=in_flight)) as client:
@@ -38,15 +38,15 @@ async def read_all(base_url: str, in_flight: int, keys: list[str]) -> int:
         async def read(key: str) -> None:
             organization = client.organization(AdminKey(key))
             async with room:
-                await organization.read(COSTS, window)
-                await asyncio.gather(*(organization.read(e, window) for e in EXTRA_ENDPOINTS.values()))
+                await organization.fetch(COSTS, window)
+                await asyncio.gather(*(organization.fetch(e, window) for e in EXTRA_ENDPOINTS.values()))
 
         await asyncio.gather(*map(read, keys))
         return client.outcomes.total()
 
 
 def measure(base_url: str, latency: float, in_flight: int) -> None:
-    """Prints one line of the table."""
+    """Print one line of the table."""
     with urlopen(base_url.removesuffix("/v1") + "/_simulator/organizations") as answer:
         keys = [organization["admin_key"] for organization in json.load(answer)]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

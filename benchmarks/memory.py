@@ -1,11 +1,11 @@
-"""Whether ordinary work fits into the memory that DuckDB may take, and what a process takes in all.
+"""Whether ordinary work fits into DuckDB's memory limit, and the memory of whole processes.
 
 python -m benchmarks.memory                        every workload under every limit
 python -m benchmarks.memory history --limit 512MB
 python -m benchmarks.memory --users 5 --days 3     small, in seconds
 
-Each step is a process with that FINORA_MEMORY_LIMIT. Afterwards every user's dollars a day and tokens are
-compared with the simulator's, to the last digit, and nothing may have failed or be quarantined.
+Each step is a process with that FINORA_MEMORY_LIMIT. Afterwards every user's USD a day and tokens must equal
+the simulator's exactly, and nothing may have failed or be quarantined.
 """
 
 import json
@@ -37,7 +37,7 @@ COST_TABLES = ("daily_costs", "daily_model_costs", "daily_member_costs", "daily_
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Users and their UTC days; the steps, a process each; and how often the refresh is repeated."""
+    """Users, their UTC days, the steps (a process each) and repetitions of the refresh."""
 
     title: str
     users: int
@@ -57,8 +57,11 @@ WORKLOADS = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one process did: seconds of each repetition, its processor seconds in all, its peak resident size
-    in MB, rows of the facts, how often work was halved because it did not fit at once, and what failed."""
+    """Figures of a process.
+
+    Seconds of each repetition, processor seconds, peak resident MB, fact rows, halvings of work that did
+    not fit at once, and failures.
+    """
 
     seconds: list[float]
     cpu_seconds: float
@@ -84,7 +87,7 @@ class Measured:
 def main(
     names: Sequence[str], users: int | None, days: int | None, refreshes: int | None, limits: Sequence[str]
 ) -> None:
-    """Measure peak memory and seconds of refreshes, histories and rebuilds under limits of memory."""
+    """Measure memory and seconds of refreshes, histories and rebuilds under memory limits."""
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     table = Table("workload", "step", "limit", "seconds", "CPU s", "peak MB", "rows", "halved", "failures")
     failures: list[str] = []
@@ -108,7 +111,7 @@ def main(
 
 
 def measure(workload: Workload, limit: str) -> Iterator[tuple[str, Measured]]:
-    """The workload's steps on one data folder, each compared with the truth before the next."""
+    """Run the workload's steps on one data folder, comparing each with the truth."""
     now = datetime.now(UTC)
     since = now.date() - timedelta(days=workload.days - 1)
     specs = [
@@ -125,7 +128,7 @@ def measure(workload: Workload, limit: str) -> Iterator[tuple[str, Measured]]:
 
 
 def differences(home: Path, simulator: Simulator, window: Window) -> list[str]:
-    """Where what is published is not what the simulator says at its moment: at most one sentence a table."""
+    """Compare published data with the simulator; return at most one sentence a table."""
     true_costs: dict[tuple[str, date], Any] = {}
     true_tokens: dict[str, tuple[int, int]] = {}
     for number, organization in enumerate(simulator.organizations):

@@ -26,12 +26,12 @@ from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import rebuild, replace_warehouse
 
-# How far OpenAI's clock moves before each refresh after the first: days that are not settled change.
+# Step of OpenAI's clock before each later refresh: days that are not final change.
 MOVED = timedelta(minutes=37)
 
 
 class Halvings(logging.Handler):
-    """Counts the warnings of what did not fit at once and was repeated in smaller portions."""
+    """Counts warnings of work that did not fit at once and was repeated in smaller portions."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -42,7 +42,7 @@ class Halvings(logging.Handler):
 
 
 def move_clock(base_url: str) -> None:
-    """Moves the simulator's clock, so that it restates the last days."""
+    """Advance the simulator's clock, so that it restates the last days."""
     clock = base_url.removesuffix("/v1") + "/_simulator/clock"
     with urllib.request.urlopen(clock) as answer:
         now = datetime.fromisoformat(json.load(answer)["now"]) + MOVED
@@ -52,7 +52,7 @@ def move_clock(base_url: str) -> None:
 def refresh_often(
     settings: Settings, accounts: Accounts, base_url: str, days: int, refreshes: int
 ) -> tuple[list[float], list[str]]:
-    """Refreshes so many times, with the last days restated; returns the seconds of each, and what failed."""
+    """Refresh repeatedly, with the last days restated; return seconds of each and failures."""
     asyncio.run(connect_all(accounts, settings, admin_keys(base_url)))
     window = window_of(days)
     mark_as_read(accounts, window)
@@ -69,7 +69,7 @@ def refresh_often(
 
 
 def load_history(settings: Settings, accounts: Accounts, base_url: str) -> tuple[list[float], list[str]]:
-    """Loads the whole history of all users; returns the seconds, and what failed."""
+    """Fetch the whole history of all users; return the seconds and failures."""
     asyncio.run(connect_all(accounts, settings, admin_keys(base_url)))
     began = time.monotonic()
     results = runs.load_history(settings, [c.user_id for c in accounts.connections.all()])
@@ -83,7 +83,7 @@ def failures_of(result: runs.RunResult, label: str) -> list[str]:
 
 
 def compare_rebuilt(warehouse: Warehouse) -> tuple[list[float], list[str]]:
-    """Builds the facts again and compares; returns the seconds, and what failed or differs."""
+    """Rebuild the facts and compare; return the seconds, failures and differences."""
     began = time.monotonic()
     rebuilt = rebuild(warehouse)
     seconds = time.monotonic() - began
@@ -92,7 +92,7 @@ def compare_rebuilt(warehouse: Warehouse) -> tuple[list[float], list[str]]:
 
 
 def replace_and_publish(accounts: Accounts, warehouse: Warehouse) -> tuple[list[float], list[str]]:
-    """Replaces the warehouse by a rebuilt one and publishes it; returns the seconds."""
+    """Replace the warehouse by a rebuilt one and publish it; return the seconds."""
     began = time.monotonic()
     replace_warehouse(warehouse)
     publish_refreshes(accounts, warehouse)
@@ -100,7 +100,7 @@ def replace_and_publish(accounts: Accounts, warehouse: Warehouse) -> tuple[list[
 
 
 def keep_up(accounts: Accounts, warehouse: Warehouse) -> tuple[list[float], list[str]]:
-    """Does what a night's upkeep does, as if a week had passed, and publishes; returns the seconds."""
+    """Run a night's upkeep, as if a week had passed, and publish; return the seconds."""
     today = datetime.now(UTC).date()
     began = time.monotonic()
     retention.prune(warehouse, lambda: accounts.users.kept_from(datetime.now(UTC)))

@@ -1,4 +1,4 @@
-"""How Dagster's record of runs grows, and what the nightly upkeep gives back.
+"""Growth of Dagster's run history, and the effect of the nightly upkeep.
 
 python -m benchmarks.run_history [--runs 60]
 """
@@ -31,7 +31,7 @@ RUNS_A_DAY = 144 + 29 + 2 + 1
 @click.command()
 @click.option("--runs", "count", default=60, show_default=True, help="Refreshes to make.")
 def main(count: int) -> None:
-    """Make many small refreshes; tell what a run leaves behind and what is left after pruning."""
+    """Make many small refreshes; show what a run leaves behind and what is left after pruning."""
     with (
         tempfile.TemporaryDirectory() as folder,
         in_own_process("--users", "4", "--days", "4", "--completions-only") as base_url,

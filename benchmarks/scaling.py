@@ -1,4 +1,4 @@
-"""How a refresh scales: all endpoints at once, many more users, much more history.
+"""How a refresh scales: all endpoints at once, many more users, much longer history.
 
 python -m benchmarks.scaling            all three, each against its limit
 python -m benchmarks.scaling everything
@@ -17,7 +17,7 @@ from finora_pipeline.openai_simulator.process import in_own_process
 
 console = Console()
 PROJECTS = 3
-# Costs, all that is read besides, and the directory: projects, members, and the keys of each project.
+# Costs, all other endpoints, and the directory: projects, members, keys of each project.
 FEWEST_REQUESTS = 1 + len(EXTRA_ENDPOINTS) + 2 + PROJECTS
 MOST_MEMORY = 1.3
 MOST_TIME = 1.2
@@ -42,16 +42,16 @@ def _everything(table: Table, users: int) -> None:
     with in_own_process("--users", str(users), "--days", "4", "--freeze-clock") as base_url:
         _child("everything", base_url, 4)
         before = _requests(base_url)
-        told = _child("everything", base_url, 4)
+        measured = _child("everything", base_url, 4)
         made = _requests(base_url) - before
-    # Each user is connected first, which takes three requests.
+    # Connecting each user takes three requests.
     made -= 3 * users
-    seconds = told["seconds"]
+    seconds = measured["seconds"]
     table.add_row(f"all endpoints and directory, {users:,} users: seconds", f"{seconds:.1f}", "")
-    table.add_row("  requests a second", f"{made / told['steps']['raw_openai_pages']:,.0f}", "")
+    table.add_row("  requests a second", f"{made / measured['steps']['raw_openai_pages']:,.0f}", "")
     table.add_row("  requests ÷ fewest", f"{made / (users * FEWEST_REQUESTS):.3f}", "1")
-    table.add_row("  peak memory, MB", f"{told['peak_mb']:.0f}", "")
-    for step, took in told["steps"].items():
+    table.add_row("  peak memory, MB", f"{measured['peak_mb']:.0f}", "")
+    for step, took in measured["steps"].items():
         table.add_row(f"  {step}", f"{took:.2f}", "")
 
 

@@ -22,7 +22,7 @@ from finora_pipeline.settings import Settings
 
 
 def move_clock(base_url: str, minutes: int) -> None:
-    """So that days are not as they were: what comes again unchanged would cost nothing."""
+    """Advance the clock, so that days change: unchanged pages would cost nothing."""
     now = datetime.now(UTC) + timedelta(minutes=minutes)
     query = urllib.parse.urlencode({"now": now.isoformat()})
     urllib.request.urlopen(base_url.removesuffix("/v1") + f"/_simulator/clock?{query}").close()
@@ -39,7 +39,7 @@ def main(mode: str, base_url: str, days: int, home: str) -> None:
     else:
         (loaded,) = runs.load_history(settings, [c.user_id for c in accounts.connections.all()])
         assert loaded.succeeded, loaded.errors
-        # The first refresh after a load reads the directory, which is once a day.
+        # The first refresh fetches the directory, which happens once a day.
         results = []
         for minutes in range(1, 6):
             move_clock(base_url, minutes)
@@ -50,13 +50,13 @@ def main(mode: str, base_url: str, days: int, home: str) -> None:
         assert not result.failed_users, result.failed_users
     last = results[-1]
     took = [sum(runs.step_seconds(settings, result.run_id).values()) for result in results]
-    told = {
+    measured = {
         "seconds": statistics.median(took[-3:]),
         "steps": runs.step_seconds(settings, last.run_id),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "at": time.strftime("%H:%M"),
     }
-    print(json.dumps(told))
+    print(json.dumps(measured))
 
 
 if __name__ == "__main__":

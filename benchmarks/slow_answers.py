@@ -1,9 +1,9 @@
-"""What one slow organization costs the others: seconds until 50 users are published, and until the run ends.
+"""The cost of a slow organization: seconds until 50 others are published, and to the end.
 
 python -m benchmarks.slow_answers [USERS]
 
-One more organization never answers its costs, or sends them a byte at a time, or does so with a usage
-endpoint, or answers each request after 10 s. Every case is a process and a data folder of its own.
+One more organization never responds to costs, sends them byte by byte, does so at a usage endpoint, or takes
+10 s for each response. Every case has its own process and data folder.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ LOOK_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What the slow organization does, and the simulator's fault for it."""
+    """The slow organization's behaviour, and the simulator's fault for it."""
 
     title: str
     fault: dict[str, str]
@@ -54,7 +54,7 @@ CASES = (
 
 
 class PublishedAfter:
-    """Looks at the published file until it has so many users' costs; `seconds` is when that was."""
+    """Waits until so many users' costs are published; `seconds` is the time of that."""
 
     def __init__(self, database: Path, users: int) -> None:
         self.seconds: float | None = None
@@ -85,7 +85,7 @@ class PublishedAfter:
 
 
 def measure(base_url: str, home: str, fault: str) -> None:
-    """Prints what a refresh of all organizations did, the last of which has the fault."""
+    """Print the outcome of a refresh of all organizations, the last of which has the fault."""
     settings = Settings.from_environment({"FINORA_HOME": home, "OPENAI_BASE_URL": base_url})
     accounts = accounts_of(settings)
     keys = admin_keys(base_url)

@@ -1,10 +1,10 @@
-"""Two hundred users for half an hour: are promises kept while OpenAI fails, and is memory flat?
+"""Two hundred users for half an hour: is data never late while OpenAI fails, is memory flat?
 
 python -m benchmarks.soak [--minutes 30] [--users 200] [--seed 7]
 
-The simulator runs in a process of its own, `finora up` with all its children in a temporary data folder.
-Plans promise minutes instead of hours (`benchmarks.fast`); the instance is the shipped one. Days change all
-the time, requests fail in every way, keys are revoked and come back, somebody looks at the pages.
+The simulator runs in its own process, `finora up` with its children in a temporary data folder. Plans promise
+minutes instead of hours (`benchmarks.fast`); the instance is the shipped one. Days change all the time,
+requests fail in every way, keys are revoked and restored, and pages are opened.
 """
 
 # psutil comes with `make bench` alone; `make check` reads this file without it.
@@ -43,30 +43,30 @@ from finora_pipeline.openai_simulator import FaultKind, KeyState
 from finora_pipeline.openai_simulator.process import in_own_process
 from finora_pipeline.plans import PLANS
 
-# As many as the smallest plan keeps, so that every user's history is the whole truth.
+# The retention of the smallest plan, so that every user has the whole history.
 DAYS = 7
 SAMPLE_SECONDS = 5.0
 CLOCK_SECONDS = 15.0
 FAULT_SECONDS = 10.0
 REVOKE_SECONDS = 60.0
-TELL_SECONDS = 60.0
-# So many users are struck at a time.
+PROGRESS_SECONDS = 60.0
+# Users that get faults at a time.
 STRUCK = 0.015
-# From midnight to the end of the simulated day within the time there is.
+# The simulated day from midnight to its end fits into the benchmark's time.
 CLOCK_GOES_ON = timedelta(hours=23)
-# The first loads of all histories.
+# The first fetches of all histories.
 WARM_UP_PATIENCE = 1200.0
-# The last third's median against the second third's.
+# Limit of the last third's median relative to the second third's.
 FLAT = 0.10
-# Each plan has a user whose key is revoked for good, two have one whose costs are never answered.
+# Each plan has a user with a permanently revoked key; two plans have a silent one.
 REVOKED_FOR_GOOD = 4
 DEAD_FOR_GOOD = 2
-# A file has no width that lines would have to fit.
+# Output to a file needs no line width.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
 class Strike(NamedTuple):
-    """Faults to give to an organization; `fails` tells whether a whole read fails by them."""
+    """Faults for an organization; `fails`: whether its whole fetch fails."""
 
     kind: FaultKind
     times: tuple[int, int]
@@ -93,7 +93,7 @@ STRIKES = {
 
 @dataclass
 class Seen:
-    """What was sampled: ages in seconds by plan, megabytes by process and moment; and all that was wrong."""
+    """Samples: ages in seconds by plan, MB by process and moment, and everything wrong."""
 
     ages: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     failing: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -108,7 +108,7 @@ class Seen:
 
 
 class Soaked(Installation):
-    """The installation that is watched, and what happens to it."""
+    """The observed installation, and the events in it."""
 
     def __init__(self, home: Path, base_url: str, source: Path, users: int, random: Random) -> None:
         super().__init__(home, base_url, DAYS, source)
@@ -121,13 +121,13 @@ class Soaked(Installation):
 
     @property
     def permanent(self) -> set[str]:
-        """Users whose faults are meant to stay."""
+        """Users whose faults are permanent."""
         return {user_of(number) for number in self.dead | self.gone}
 
-    # What happens.
+    # Events
 
     def warm_up(self) -> None:
-        """Connects everybody and waits until all have been read."""
+        """Connect all users and wait until each was fetched."""
         self.connect(range(self.users), list(PLANS))
         self.start()
 
@@ -135,7 +135,7 @@ class Soaked(Installation):
             self.check_up()
             return all(c.last_refresh_at for c in self.accounts.connections.all())
 
-        wait_for("the first read of everybody", is_read, WARM_UP_PATIENCE)
+        wait_for("the first fetch of all users", is_read, WARM_UP_PATIENCE)
 
     def break_for_good(self) -> None:
         for number in self.gone:
@@ -144,18 +144,18 @@ class Soaked(Installation):
             self.ask("faults", organization=number, kind=FaultKind.SERVER_ERROR, endpoint="costs")
 
     def strike(self) -> None:
-        """Gives faults to some users."""
+        """Give faults to some users."""
         for number in self.random.sample(range(self.users), max(1, round(self.users * STRUCK))):
             name = self.random.choice(list(STRIKES))
             strike = STRIKES[name]
-            told = {"kind": strike.kind, "times": self.random.randint(*strike.times)}
-            told |= {"seconds": strike.seconds} if strike.seconds else {}
-            told |= {"endpoint": strike.endpoint} if strike.endpoint else {}
-            self.ask("faults", organization=number, **told)
+            parameters = {"kind": strike.kind, "times": self.random.randint(*strike.times)}
+            parameters |= {"seconds": strike.seconds} if strike.seconds else {}
+            parameters |= {"endpoint": strike.endpoint} if strike.endpoint else {}
+            self.ask("faults", organization=number, **parameters)
             self.seen.faults[name] += 1
 
     def revoke(self) -> None:
-        """OpenAI refuses the key of one more user."""
+        """Revoke the key of another user."""
         number = self.random.randrange(REVOKED_FOR_GOOD + DEAD_FOR_GOOD, self.users)
         if number not in self._revoked:
             self.ask("keys", organization=number, state=KeyState.REVOKED)
@@ -163,19 +163,19 @@ class Soaked(Installation):
             self.seen.faults["key revoked"] += 1
 
     def restore(self) -> None:
-        """Users who have been told that their key is refused bring one that works."""
+        """Save working keys for users whose refused key was reported."""
         for number in sorted(self._revoked):
             connection = self.accounts.connections.get(user_of(number))
             if connection and connection.status is Status.NEEDS_ATTENTION:
                 self.ask("keys", organization=number, state=KeyState.ACTIVE)
-                # Their organization may fail in another way just now; they try again.
+                # The organization may have another fault now; the next call retries.
                 with suppress(OpenAIAdminError, AccountsError):
                     self.update(number)
                     self._revoked.remove(number)
                     self.seen.faults["key restored"] += 1
 
-    def look_at_pages(self) -> None:
-        """As an operator and a monitoring system do."""
+    def visit_pages(self) -> None:
+        """Open pages as an operator and a monitoring system do."""
         user_id = user_of(self.random.randrange(self.users))
         plan = self.accounts.users.plan_of(user_id)
         ui, health = self._ports
@@ -194,17 +194,17 @@ class Soaked(Installation):
                 self.seen.pages[str(getattr(error, "code", type(error).__name__))] += 1
 
     def heal(self) -> None:
-        """No more faults: everybody's key works again."""
+        """End all faults and restore all keys."""
         self.ask("calm")
         for number in self.gone | self._revoked:
             self.ask("keys", organization=number, state=KeyState.ACTIVE)
-        # What is going may still be refused.
+        # Running fetches may still be refused.
         wait_for("an end of all runs", lambda: not self.unfinished())
         for connection in self.accounts.connections.all():
             if connection.status is Status.NEEDS_ATTENTION:
                 self.update(int(connection.user_id.removeprefix("user-")))
 
-    # What is seen.
+    # Observations
 
     def sample(self, at: float) -> None:
         self.check_up()
@@ -253,7 +253,7 @@ class Soaked(Installation):
                     self.seen.memory[name].append((at, megabytes))
 
     def measure(self) -> None:
-        """How large the data folder is."""
+        """Return the size of the data folder."""
         home = self.settings.home
         parts = [path for path in home.iterdir() if path.is_dir()]
         sizes = {path.name: _megabytes(path) for path in parts}
@@ -261,7 +261,7 @@ class Soaked(Installation):
         self.seen.sizes.append(sizes)
 
     def state(self) -> str:
-        """In a few words, for whoever waits."""
+        """Return the progress in a few words."""
         ages = [
             f"{name} {max(self.seen.ages[name], default=0):.0f}/{plan.refresh_interval.total_seconds():.0f} s"
             for name, plan in PLANS.items()
@@ -270,13 +270,15 @@ class Soaked(Installation):
 
 
 @click.command()
-@click.option("--minutes", default=30.0, show_default=True, help="How long, after everybody was read once.")
+@click.option(
+    "--minutes", default=30.0, show_default=True, help="Duration after the first fetch of all users."
+)
 @click.option("--users", default=200, show_default=True, type=click.IntRange(8), help="Users, of all plans.")
-@click.option("--seed", default=7, show_default=True, help="Other faults at other moments.")
+@click.option("--seed", default=7, show_default=True, help="Seed of faults and their times.")
 @click.option("--keep", is_flag=True, help="Keep the data folder.")
 def main(minutes: float, users: int, seed: int, keep: bool) -> None:
-    """Watch an installation at work; exit code 1 if a promise breaks, a fact differs or memory grows."""
-    # As on Ctrl-C, so that all that was started is ended.
+    """Observe a working installation; exit code 1 if data is late, wrong, or memory grows."""
+    # Handled as Ctrl-C, so that all started processes end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     accelerate()
     folder = Path(tempfile.mkdtemp(prefix="finora-soak-"))
@@ -308,16 +310,16 @@ def _soak(site: Soaked, minutes: float) -> Iterator[Table]:
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console
     ) as progress:
-        task = progress.add_task("the first read of everybody", total=None)
+        task = progress.add_task("the first fetch of all users", total=None)
         site.warm_up()
-        console.print(f"Everybody was read once after {time.monotonic() - began:.0f} s.")
+        console.print(f"Each user was fetched once after {time.monotonic() - began:.0f} s.")
         _go_on(site, minutes * 60, progress, task)
         progress.update(task, description="comparing facts")
         try:
             site.heal()
             facts = site.settle()
         except (NotHealed, OpenAIAdminError, OSError) as error:
-            # What was seen until then is told all the same.
+            # The observations so far are still printed.
             facts = [str(error)]
         site.measure()
     site.seen.wrong += facts
@@ -329,19 +331,22 @@ def _soak(site: Soaked, minutes: float) -> Iterator[Table]:
 
 
 def _go_on(site: Soaked, seconds: float, progress: Progress, task: TaskID) -> None:
-    """Lets things happen and samples, each in its own rhythm."""
+    """Run events and samples, each at its own interval."""
     site.measure()
     site.break_for_good()
     steps = seconds / CLOCK_SECONDS
     began = time.monotonic()
     rhythms = [
         (SAMPLE_SECONDS, lambda: site.sample(time.monotonic() - began)),
-        (SAMPLE_SECONDS, site.look_at_pages),
+        (SAMPLE_SECONDS, site.visit_pages),
         (SAMPLE_SECONDS, site.restore),
         (CLOCK_SECONDS, lambda: site.move_clock(CLOCK_GOES_ON / steps)),
         (FAULT_SECONDS, site.strike),
         (REVOKE_SECONDS, site.revoke),
-        (TELL_SECONDS, lambda: console.print(f"{(time.monotonic() - began) / 60:4.0f} min: {site.state()}")),
+        (
+            PROGRESS_SECONDS,
+            lambda: console.print(f"{(time.monotonic() - began) / 60:4.0f} min: {site.state()}"),
+        ),
     ]
     due = [0.0] * len(rhythms)
     while (at := time.monotonic() - began) < seconds:
@@ -414,7 +419,7 @@ def _tables_of_work(site: Soaked) -> Iterator[Table]:
 
 
 def _healed(site: Soaked) -> tuple[int, int]:
-    """How many users failed at least once, and how many of them were read well afterwards."""
+    """Count users that failed at least once, and those fetched well afterwards."""
     query = select(refreshes.c.user_id, refreshes.c.outcome, refreshes.c.started_at).order_by(
         refreshes.c.started_at
     )
@@ -469,7 +474,7 @@ def _table_of_sizes(seen: Seen) -> Table:
 def _megabytes(folder: Path) -> float:
     size = 0
     for path in folder.rglob("*"):
-        # Files come and go.
+        # Files may disappear at any time.
         with suppress(FileNotFoundError):
             size += path.stat().st_size if path.is_file() else 0
     return size / 1e6

@@ -1,7 +1,7 @@
-"""Days of an installation without waiting for them: real schedules, sensor and accounts, by a clock of ours.
+"""Simulated days of an installation: real schedules, sensor and accounts, a simulated clock.
 
-Runs are not executed: each takes as long as it is said to and records what a run that read everybody it chose
-would have recorded. Time goes by the minute.
+Runs are not executed: each takes a given time and records the outcome of a run that fetched all its users.
+The clock advances by minutes.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ MOST_RUNS: int = _LIMITS["max_concurrent_runs"]
 
 @dataclass
 class SimulatedRun:
-    """A run that waits or goes: when it will have ended, and whom it reads since when."""
+    """A queued or running run: its end, its users and their fetch time."""
 
     run_id: str
     job: str
@@ -45,7 +45,7 @@ class SimulatedRun:
 
 
 class Days:
-    """An installation whose clock is turned by `minute`."""
+    """An installation whose clock advances by `minute`."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Days:
         self._instance = instance
         resources = definitions.resources or {}
         needed = {name: resources[name] for name in ("accounts", "warehouse")}
-        # One context for all ticks: each would open the instance's databases anew.
+        # One context for all ticks: each new one would open the instance's databases again.
         self._contexts = ExitStack()
         self._context = self._contexts.enter_context(
             dg.build_schedule_context(instance=instance, scheduled_execution_time=start, resources=needed)
@@ -81,11 +81,11 @@ class Days:
         self._known_users = 0
 
     def close(self) -> None:
-        """Ends what was opened; before the instance is."""
+        """Close what was opened; call it before the instance closes."""
         self._contexts.close()
 
     def arrive(self, template: str, user_ids: list[str], plan: str) -> None:
-        """Connects more users, as the one whose rows are taken as a pattern."""
+        """Connect more users, with copies of the pattern user's rows."""
         with self.accounts.database.write() as database:
             user = database.execute(select(users).where(users.c.user_id == template)).mappings().one()
             one = (
@@ -102,7 +102,7 @@ class Days:
                 database.execute(insert(connections).values({**one, **fresh, "user_id": user_id}))
 
     def settle(self, user_ids: list[str], refreshed_at: datetime) -> None:
-        """Users who have been here for long: read whole, last at that moment."""
+        """Mark users as long connected, fetched completely and last at that moment."""
         with self.accounts.database.write() as database:
             database.execute(
                 update(connections)
@@ -118,7 +118,7 @@ class Days:
             )
 
     def minute(self) -> None:
-        """One minute passes."""
+        """Advance the clock by a minute."""
         for run in [run for run in self._runs if run.ends and run.ends <= self.now]:
             self._end(run)
         for name in PLANS:
@@ -136,12 +136,12 @@ class Days:
 
     def _tick(self, plan: str) -> None:
         self._context._scheduled_execution_time = self.now
-        told = self._repository.get_schedule_def(f"refresh_{plan}").evaluate_tick(self._context)
-        for request in told.run_requests or []:
+        result = self._repository.get_schedule_def(f"refresh_{plan}").evaluate_tick(self._context)
+        for request in result.run_requests or []:
             self._queue("refresh", request)
 
     def _sense(self) -> None:
-        # A sensor that finds no change costs as much to ask as one that does.
+        # The sensor is skipped without changes: evaluating it costs as much either way.
         found = len(self.accounts.users.ids())
         if found == self._known_users:
             return
@@ -153,15 +153,15 @@ class Days:
             repository_def=self._repository,
             resources={"accounts": resources["accounts"]},
         ) as context:
-            told = self._repository.get_sensor_def("connection_changes").evaluate_tick(context)
-        self._cursor = told.cursor
-        for added in told.dynamic_partitions_requests or []:
+            result = self._repository.get_sensor_def("connection_changes").evaluate_tick(context)
+        self._cursor = result.cursor
+        for added in result.dynamic_partitions_requests or []:
             self._instance.add_dynamic_partitions(USERS_NAME, list(added.partition_keys))
-        for request in told.run_requests or []:
+        for request in result.run_requests or []:
             self._queue(request.job_name or "refresh", request)
 
     def _queue(self, job: str, request: dg.RunRequest) -> None:
-        # Without the events of a run, which take far longer than all that is simulated here.
+        # No run events are stored: they take far longer than the simulation.
         run = dg.DagsterRun(job_name=job, tags=dict(request.tags), status=dg.DagsterRunStatus.NOT_STARTED)
         self._instance.add_run(run)
         self._runs.append(SimulatedRun(run.run_id, job, dict(request.run_config), dict(request.tags)))

@@ -1,4 +1,4 @@
-"""Prints the reference of all commands from their `--help`: `make docs` writes it to docs/commands.md."""
+"""Print the reference of all commands from their `--help`; `make docs` stores it."""
 
 import click
 from click.testing import CliRunner

@@ -1,4 +1,4 @@
-"""One builder of each real part: a simulated OpenAI on loopback, accounts, the whole installation."""
+"""Builders of the real parts: a simulated OpenAI on loopback, accounts, an installation."""
 
 import asyncio
 import atexit
@@ -45,71 +45,73 @@ from finora_pipeline.warehouse.metrics import refresh_metrics
 from tests.postgres_server import PostgresServer, postgres_binaries, running_postgres
 
 FIXTURES = Path(__file__).parent / "fixtures"
-# Faults are over in milliseconds: tests never wait. One process answers all organizations.
+# Faults end in milliseconds, so that tests never wait; one process serves all organizations.
 QUICK = Limits(concurrency=32, timeout_seconds=5, retry_seconds=0.05, first_pause_seconds=0.001)
 
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 
 
-# Modules whose every test is of one kind; single tests of the others carry their marker themselves.
+# Modules whose tests all carry one marker; single tests of other modules carry their own.
 MODULES_OF = {
-    "daemon": ("test_demo", "test_nginx", "test_up", "test_up_killed"),
+    "daemon": ("cli/test_demo", "cli/test_up", "cli/test_up_killed", "server/test_nginx"),
     "slow": (
-        "test_alarms",
-        "test_attribution",
-        "test_cadence",
-        "test_cases",
-        "test_checks",
-        "test_crashes",
-        "test_dagster",
-        "test_directory",
-        "test_disk_full",
-        "test_fault_table",
-        "test_isolation",
-        "test_no_leak",
-        "test_odd_figures",
-        "test_parts",
-        "test_refresh",
-        "test_replaced_organization",
-        "test_restatement",
-        "test_restore",
-        "test_retention",
-        "test_run_history",
-        "test_run_launcher",
-        "test_sample_data",
-        "test_surroundings",
-        "test_values",
-        "test_whole_life",
+        "alerts/test_alerts",
+        "cases/test_cases",
+        "cases/test_parts",
+        "cases/test_surroundings",
+        "cases/test_values",
+        "data_folder/test_disk_full",
+        "ingest/test_refresh",
+        "instance/test_run_history",
+        "instance/test_run_launcher",
+        "pipeline/test_cadence",
+        "pipeline/test_checks",
+        "pipeline/test_crashes",
+        "pipeline/test_dagster",
+        "pipeline/test_directory",
+        "pipeline/test_fault_table",
+        "pipeline/test_isolation",
+        "pipeline/test_no_leak",
+        "pipeline/test_replaced_organization",
+        "pipeline/test_restatement",
+        "pipeline/test_restore",
+        "pipeline/test_retention",
+        "pipeline/test_sample_data",
+        "warehouse/test_attribution",
+        "warehouse/test_odd_figures",
+        "whole/test_whole_life",
     ),
 }
+TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks by folder, module and fixture."""
-    marker_of = {module: marker for marker, modules in MODULES_OF.items() for module in modules}
+    """Set markers by folder, module and fixture; fail for a missing module in `MODULES_OF`."""
+    marker_of = {TESTS / f"{module}.py": marker for marker, names in MODULES_OF.items() for module in names}
+    assert not [path for path in marker_of if not path.exists()]
     for item in items:
-        if "browser" in item.path.relative_to(item.config.rootpath).parts:
+        if "browser" in item.path.relative_to(TESTS).parts:
             item.add_marker(pytest.mark.browser)
-        if item.path.stem in marker_of:
-            item.add_marker(marker_of[item.path.stem])
+        if item.path in marker_of:
+            item.add_marker(marker_of[item.path])
         if "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.postgres)
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported stays: to walk it at every garbage collection takes a twelfth of the suite."""
+    """Exempt imported modules from garbage collection: it takes a twelfth of the suite."""
     gc.collect()
     gc.freeze()
 
 
 def now_in_the_middle_of_today() -> datetime:
-    """A moment of the real today, late enough that today has costs."""
+    """Return 15:00 UTC of the real today, late enough that today has costs."""
     return datetime.now(UTC).replace(hour=15, minute=0, second=0, microsecond=0)
 
 
 @dataclass
 class OpenAI:
-    """A simulated OpenAI and where it answers."""
+    """A simulated OpenAI and its address."""
 
     simulator: Simulator
     base_url: str
@@ -119,7 +121,7 @@ class OpenAI:
         return self.simulator.organizations
 
     def truth(self, number: int, window: Window) -> Any:
-        """What a refresh of the window must find of the organization at this moment."""
+        """Return what a refresh of the window must load of the organization at this moment."""
         return self.organizations[number].truth(window.start, window.end, self.simulator.now)
 
 
@@ -145,7 +147,7 @@ def start_openai() -> Iterator[Callable[..., OpenAI]]:
 
 @lru_cache(maxsize=1)
 def fresh_dagster_home() -> Path:
-    """Dagster's databases as they are before the first run: making them takes longer than most tests."""
+    """Dagster's databases before any run: creating them takes longer than most tests."""
     home = Path(tempfile.mkdtemp(prefix="finora-dagster-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     with pytest.MonkeyPatch.context() as environment:
@@ -156,7 +158,7 @@ def fresh_dagster_home() -> Path:
 
 @contextmanager
 def watching(on_user_done: OnUserDone | None) -> Iterator[None]:
-    """Has runs within the block call this after each user's fetch, in place of their own log."""
+    """Call this after each user's fetch within the block, in place of the run's log."""
     if on_user_done is None:
         yield
         return
@@ -178,8 +180,10 @@ class Installation:
         self.today: date = datetime.now(UTC).date()
 
     def connect(self, plan: str = "growth", users: Sequence[str] | None = None) -> list[str]:
-        """Connects a user to each simulated organization, `user-0` to the first, and returns their ids; those
-        who are connected stay as they are."""
+        """Connect a user to each simulated organization, `user-0` to the first; return their ids.
+
+        Connected users stay unchanged.
+        """
         known = {connection.user_id for connection in self.accounts.connections.all()}
         organizations = self.openai.organizations
         user_ids = list(users or [f"user-{n}" for n in range(len(organizations))])
@@ -199,14 +203,16 @@ class Installation:
 
     @property
     def openai_admin(self) -> OpenAIAdmin:
-        """The resource as in production, but impatient."""
+        """The resource as in production, with short retries."""
         return OpenAIAdmin(self.settings.openai_base_url, QUICK)
 
     def refresh(
         self, window: Window | None = None, *, plan: str | None = None, users: Sequence[str] = ()
     ) -> runs.RunResult:
-        """What the steps of a refresh do, one after the other and without Dagster, whose own part of a run
-        takes as long: for tests of what comes out. `run` is a real run."""
+        """Run the steps of a refresh one after another, without Dagster, which takes as long again.
+
+        `run` is a real run.
+        """
         run_id = str(uuid4())
         warehouse = Warehouse(self.settings.home)
         chosen = select_connections(self.accounts, plan=plan, user_ids=users, skip_missing=True)
@@ -221,13 +227,13 @@ class Installation:
         return runs.RunResult(run_id, True, self.accounts.refreshes.of_run(run_id), [])
 
     def part_failures(self) -> dict[str, list[PartFailure]]:
-        """The optional parts that OpenAI did not give of late, by user."""
+        """The optional parts that OpenAI refused lately, by user."""
         return self.accounts.refreshes.part_failures(self.accounts.users.ids())
 
     def run(
         self, window: Window | None = None, *, on_user_done: OnUserDone | None = None, **options: Any
     ) -> runs.RunResult:
-        """A real run of the refresh job in this process; `on_user_done` is called after each user's fetch."""
+        """Run the refresh job in this process; `on_user_done` is called after each user's fetch."""
         with watching(on_user_done):
             return runs.refresh(
                 self.settings,
@@ -245,7 +251,7 @@ class Installation:
         landing: type[Landing] = Landing,
         **options: Any,
     ) -> Fetched:
-        """Fetches and lands the last days of every user, nothing more; `options` are those of `FetchPlan`."""
+        """Fetch and land the last days of every user; `options` are those of `FetchPlan`."""
         today = today or self.today
         chosen = self.accounts.connections.all()
         plan = FetchPlan.of(chosen, trailing_window(today), today, failures=self.part_failures(), **options)
@@ -260,17 +266,17 @@ class Installation:
         return asyncio.run(run())
 
     def sql(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Rows of the published file."""
+        """Return rows of the published file."""
         with connect_reader(self.settings.published_database) as connection:
             return connection.execute(query, list(values)).fetchall()
 
     def history(self, days: int) -> Window:
-        """The UTC days up to today."""
+        """Return the window of so many UTC days up to today."""
         tomorrow = self.today + timedelta(days=1)
         return Window(tomorrow - timedelta(days=days), tomorrow)
 
     def costs(self, user_id: str) -> dict[tuple[date, str, str], Decimal]:
-        """The user's published cost facts by day, project and line item."""
+        """Return the user's published costs by day, project and line item, in USD."""
         query = (
             "SELECT date, project_id, line_item, amount_usd FROM daily_costs "
             "WHERE user_id = ? AND NOT is_sample"
@@ -281,7 +287,7 @@ class Installation:
         return facts
 
     def assert_exact(self, user_id: str, number: int, window: Window) -> None:
-        """The published facts equal the simulator's truth, row by row and to the last digit."""
+        """Assert that published facts equal the simulator's truth, row by row and exactly."""
         truth = self.openai.truth(number, window)
         facts = {key: amount for key, amount in self.costs(user_id).items() if key[0] >= window.start}
         assert facts == truth.by_row
@@ -289,7 +295,7 @@ class Installation:
 
 @pytest.fixture
 def install(tmp_path: Path) -> Callable[..., Installation]:
-    """Makes an installation on a simulated OpenAI: `install(openai)`, `install(openai, accounts_url)`."""
+    """Create an installation on a simulated OpenAI: `install(openai)`, `install(openai, url)`."""
 
     def make(openai: OpenAI, accounts_url: str = "") -> Installation:
         return Installation(tmp_path / "home", openai, accounts_url)
@@ -299,7 +305,7 @@ def install(tmp_path: Path) -> Callable[..., Installation]:
 
 @pytest.fixture(scope="module")
 def kept_homes() -> dict[object, Path]:
-    """The data folders that `install_loaded` has made for a module's tests."""
+    """The data folders that `install_loaded` made for a module's tests."""
     return {}
 
 
@@ -311,8 +317,11 @@ def install_loaded(
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Installation]:
-    """As `install`, with a user of the plan connected to each organization and refreshed once: made by the
-    first test of a module that asks for it, copied for the others. `by_run` refreshes by a real run."""
+    """As `install`, with a user of the plan connected to each organization and refreshed once.
+
+    The first test of a module with the same arguments builds the data folder; others get a copy. With
+    `by_run` the refresh is a real Dagster run.
+    """
 
     def make(plan: str, *, by_run: bool = False, **spec: Any) -> Installation:
         openai, home = start_openai(**spec), tmp_path / "home"
@@ -333,8 +342,10 @@ def install_loaded(
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A Postgres of this test run. Without its binaries the tests that ask for it are skipped, or fail where
-    FINORA_TEST_EVERYTHING is set."""
+    """A Postgres server for the session.
+
+    Tests that use it are skipped without its binaries; with FINORA_TEST_EVERYTHING they fail.
+    """
     binaries = postgres_binaries()
     if binaries is None:
         reason = "There is no Postgres on this machine: install Debian's package postgresql."
@@ -347,7 +358,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test sees this machine's settings or leaves its own to the next."""
+    """Isolate each test from this machine's settings and from other tests'."""
     for name in (
         "OPENAI_ADMIN_KEY",
         "OPENAI_BASE_URL",
@@ -359,7 +370,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "FINORA_TRUSTED_PROXIES",
     ):
         monkeypatch.delenv(name, raising=False)
-    # A command that ran in this process named itself.
+    # A command run earlier in this process has set its own actor.
     act_as(DAEMON)
     monkeypatch.setenv("FINORA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))

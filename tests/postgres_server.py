@@ -1,4 +1,4 @@
-"""A real Postgres of the tests' own, started from this machine's binaries and ended with the tests."""
+"""A real Postgres for the tests, started from this machine's binaries."""
 
 import os
 import pwd
@@ -14,8 +14,8 @@ from urllib.parse import quote, unquote
 import psycopg2
 from psycopg2.extensions import connection as DriverConnection
 
-# Nothing that tests write has to survive. The zone is one with summer time: whoever takes a stored moment for
-# local time is found out.
+# Test data need not survive a crash. The zone has summer time, which reveals code that takes a stored moment
+# for local time.
 OPTIONS = {
     "listen_addresses": "",
     "fsync": "off",
@@ -28,7 +28,7 @@ USER = "finora"
 
 
 class PostgresServer:
-    """A running server, reached by a socket in its own folder."""
+    """A running server with a socket in its own folder."""
 
     def __init__(self, folder: Path, administrator: DriverConnection) -> None:
         self.folder = folder
@@ -36,8 +36,10 @@ class PostgresServer:
         self._numbers = count(1)
 
     def new_url(self, *settings: str) -> str:
-        """The SQLAlchemy URL of an empty schema, which is made sooner than a database; settings of Postgres
-        are its sessions'."""
+        """Return the SQLAlchemy URL of a new empty schema, created sooner than a database.
+
+        Settings of Postgres apply to its sessions.
+        """
         schema = f"test_{next(self._numbers)}"
         self.sql(f"CREATE SCHEMA {schema}")
         own = (f"search_path={schema}", f"application_name={schema}")
@@ -45,21 +47,21 @@ class PostgresServer:
         return f"postgresql+psycopg2://{USER}@/postgres?host={quote(str(self.folder))}&options={options}"
 
     def sql(self, statement: str) -> list[tuple[object, ...]]:
-        """Rows of a statement that an administrator runs."""
+        """Run a statement as administrator; return its rows."""
         with self._administrator.cursor() as cursor:
             cursor.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
-    def somebody_waits(self) -> bool:
-        """Whether a session waits for another one's lock at this moment."""
+    def is_session_waiting(self) -> bool:
+        """Return whether a session waits for another one's lock."""
         return bool(self.sql("SELECT 1 FROM pg_locks WHERE NOT granted"))
 
     def sessions(self, url: str) -> int:
-        """How many sessions there are of a URL without settings of its own."""
+        """Count the sessions of a URL without settings."""
         return len(self.sql(f"SELECT pid {self._sessions_of(url)}"))
 
     def left(self, url: str) -> int:
-        """How many sessions of the URL stay; those that are ending have a thousand questions' time for it."""
+        """Count the sessions of the URL that stay; ending ones get a thousand queries' time."""
         for _ in range(1000):
             if not self.sessions(url):
                 return 0
@@ -71,11 +73,11 @@ class PostgresServer:
         return f"FROM pg_stat_activity WHERE application_name = '{schema}'"
 
     def drop_connections(self) -> None:
-        """Ends all sessions, as a restart of the server does."""
+        """End all sessions, as a restart of the server does."""
         self.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
 
     def files_with(self, *secrets: bytes) -> list[str]:
-        """The server's files, its logs and its write-ahead log among them, that hold one of these."""
+        """Return the server's files, logs included, that hold one of these byte strings."""
         self.sql("CHECKPOINT")
         files = [path for path in self.folder.rglob("*") if path.is_file()]
         assert any(path.parent.name == "pg_wal" for path in files)
@@ -83,7 +85,7 @@ class PostgresServer:
 
 
 def postgres_binaries() -> Path | None:
-    """The folder with `initdb` and `pg_ctl`. Debian keeps them out of the search path."""
+    """Return the folder with `initdb` and `pg_ctl`; Debian keeps it off the search path."""
     if found := shutil.which("initdb"):
         return Path(found).resolve().parent
     versions = Path("/usr/lib/postgresql").glob("*/bin/initdb")
@@ -93,9 +95,9 @@ def postgres_binaries() -> Path | None:
 
 @contextmanager
 def running_postgres(binaries: Path) -> Iterator[PostgresServer]:
-    """Serves an empty Postgres for the length of the block."""
+    """Serve an empty Postgres for the length of the block."""
     account = _account()
-    # Not in pytest's folders, which only the user who runs it may enter.
+    # Not in pytest's folders, which only their owner may enter.
     with tempfile.TemporaryDirectory(prefix="finora-postgres-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         data = folder / "data"
@@ -129,7 +131,7 @@ def running_postgres(binaries: Path) -> Iterator[PostgresServer]:
 
 
 def _account() -> pwd.struct_passwd | None:
-    """Whom the server runs as: Postgres refuses to be root's."""
+    """Return the account for the server: Postgres refuses to run as root."""
     if os.geteuid() != 0:
         return None
     known = {account.pw_name: account for account in pwd.getpwall()}

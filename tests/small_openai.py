@@ -1,4 +1,4 @@
-"""A small simulated OpenAI for a whole test module: a few organizations, completions only, a frozen clock."""
+"""A small simulated OpenAI for a test module: few organizations, completions, frozen clock."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ def small_openai(organizations: int = 2, days: int = 3) -> Iterator[OpenAI]:
 
 
 def fresh_key(openai: OpenAI, number: int = 0) -> str:
-    """One more Admin key of an organization, so that a test may revoke it without spoiling the next test."""
+    """Return another Admin key of an organization, which a test may revoke."""
     organization = openai.organizations[number]
     key = organization.new_admin_key(next(_versions))
     openai.simulator.add_key(organization, key)

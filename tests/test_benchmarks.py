@@ -1,4 +1,4 @@
-"""The benchmarks of memory run, and find what is wrong."""
+"""The memory benchmarks run and detect wrong figures."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -20,14 +20,14 @@ from tests.conftest import Installation
     ],
     ids=lambda workload: workload.title,
 )
-def test_what_is_measured_is_exact(workload: Workload):
+def test_a_measured_refresh_is_exact(workload: Workload):
     for step, measured in measure(workload, "128MB"):
         assert measured.failures == [], step
         assert measured.rows > 200, step
         assert measured.peak_mb > 100, step
 
 
-def test_a_published_cost_that_is_not_openais_is_found(start_openai, install):
+def test_a_published_cost_that_differs_from_openais_is_found(start_openai, install):
     installation: Installation = install(start_openai(organizations=2, days=4))
     installation.connect(users=["user-00000", "user-00001"])
     installation.refresh()

@@ -1,4 +1,4 @@
-"""The documents say what the program does."""
+"""The documents agree with the program."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "SECURITY", "CONTRIBUT
 NAMED_FILE = re.compile(r"`((?:[\w.-]+/)+(?:[\w.-]+\.(?:py|sql|csv|html|json))?)`")
 
 
-def test_the_commands_reference_is_true():
+def test_the_commands_reference_equals_the_help():
     assert (ROOT / "docs" / "commands.md").read_text() == page(), "run make docs"
 
 
@@ -35,7 +35,7 @@ def test_every_published_table_is_explained_to_analysts():
         assert re.search(rf"^\|[^|]*`{table}`", text, re.MULTILINE), table
 
 
-def test_links_between_documents_lead_somewhere():
+def test_links_between_documents_have_a_target():
     for document in DOCUMENTS:
         for link in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name}: {link}"

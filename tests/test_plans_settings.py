@@ -1,4 +1,4 @@
-"""The table of plans keeps its promises; settings come from the environment, with the documented defaults."""
+"""Plans and their ticks; settings from the environment with documented defaults."""
 
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
@@ -15,9 +15,9 @@ A_MONDAY = datetime(2026, 11, 23, tzinfo=UTC)
 
 
 def ticks(plan: Plan, start: datetime, days: int) -> list[datetime]:
-    """When the plan's schedule ticks in these days."""
+    """Return the ticks of the plan's schedule in these days."""
     end = start + timedelta(days=days)
-    # Dagster's own reading of a cron line, which is what will tick.
+    # Dagster's own cron parser, which decides the ticks.
     moments = croniter(plan.cron, start - timedelta(seconds=1))
     found: list[datetime] = []
     while (moment := moments.get_next(datetime)) < end:
@@ -28,7 +28,7 @@ def ticks(plan: Plan, start: datetime, days: int) -> list[datetime]:
 # Plans
 
 
-def test_the_four_plans_are_what_is_sold():
+def test_the_four_plans_have_their_documented_values():
     assert {name: (p.refresh_interval, p.history_days) for name, p in PLANS.items()} == {
         "trial": (timedelta(hours=24), 7),
         "growth": (timedelta(hours=24), 90),
@@ -41,9 +41,9 @@ def test_the_four_plans_are_what_is_sold():
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_a_due_connection_has_a_tick_to_spare(plan):
     (gap,) = {later - earlier for earlier, later in pairwise(ticks(plan, A_MONDAY, 7))}
-    # Whoever is not due at one tick can be served by the next one, with a minute at least left for it.
+    # A connection not due at one tick is on time at the next, with a minute left.
     assert plan.lead >= gap + timedelta(minutes=1)
-    # And nobody is read twice as often as promised, or more.
+    # No user is fetched twice as often as promised, or more.
     assert plan.refresh_interval - plan.lead > plan.refresh_interval / 2
 
 
@@ -81,18 +81,18 @@ def test_each_plan_keeps_more_than_those_before_it():
         assert keeps_more == [n < position for n in range(len(PLANS))]
 
 
-def test_the_next_refresh_is_promised_from_the_last_one_on():
+def test_the_next_refresh_is_promised_from_the_last_one():
     assert PLANS["enterprise"].next_refresh(A_MONDAY) == A_MONDAY + timedelta(minutes=15)
     assert PLANS["trial"].next_refresh(A_MONDAY) == A_MONDAY + timedelta(days=1)
 
 
 @pytest.mark.parametrize("name", ["scale", " Scale\n", "SCALE"])
-def test_a_plan_is_found_by_its_name_however_it_is_written(name):
+def test_a_plan_is_found_by_its_name_in_any_case(name):
     assert plan_named(name) is PLANS["scale"]
 
 
 @pytest.mark.parametrize("name", ["gold", "", "scale plan"])
-def test_an_unknown_plan_is_told_with_those_there_are(name):
+def test_an_unknown_plan_error_lists_the_plans(name):
     with pytest.raises(UnknownPlan) as caught:
         plan_named(name)
     assert str(caught.value) == (
@@ -103,7 +103,7 @@ def test_an_unknown_plan_is_told_with_those_there_are(name):
 # Settings
 
 
-def test_without_any_setting_the_data_lies_in_the_working_folder(monkeypatch, tmp_path):
+def test_without_settings_data_is_in_the_working_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     settings = Settings.from_environment({})
     assert settings.home == tmp_path.resolve() / "data"
@@ -116,7 +116,7 @@ def test_without_any_setting_the_data_lies_in_the_working_folder(monkeypatch, tm
     assert not settings.home.exists()
 
 
-def test_an_empty_variable_is_as_good_as_none(monkeypatch, tmp_path):
+def test_an_empty_variable_counts_as_unset(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     names = ("FINORA_HOME", "DAGSTER_HOME", "OPENAI_BASE_URL", "FINORA_ACCOUNTS_URL")
     assert Settings.from_environment(dict.fromkeys(names, "")) == Settings.from_environment({})
@@ -144,7 +144,7 @@ def test_folders_may_start_at_the_home_folder(monkeypatch, tmp_path):
     assert settings.dagster_home == tmp_path.resolve() / "dagster"
 
 
-def test_a_relative_folder_stays_where_it_is_when_the_process_moves(monkeypatch, tmp_path):
+def test_a_relative_folder_stays_when_the_process_changes_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     settings = Settings.from_environment({"FINORA_HOME": "here"})
     monkeypatch.chdir("/")
@@ -156,7 +156,7 @@ def test_the_real_environment_is_the_default(monkeypatch, tmp_path):
     assert Settings.from_environment().home == tmp_path.resolve() / "mine"
 
 
-def test_a_data_folder_may_say_which_openai_it_belongs_to(tmp_path):
+def test_a_data_folder_may_name_its_openai_address(tmp_path):
     (tmp_path / BASE_URL_FILE).write_text("http://127.0.0.1:4321/v1/\n")
     home = {"FINORA_HOME": str(tmp_path)}
     assert Settings.from_environment(home).openai_base_url == "http://127.0.0.1:4321/v1"

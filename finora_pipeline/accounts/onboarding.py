@@ -135,7 +135,7 @@ async def check_key(client: OpenAIAdminClient, key: AdminKey) -> Organization:
     month = Window(tomorrow - timedelta(days=IDENTITY_DAYS), tomorrow)
     organization = client.organization(key)
     costs, projects = await asyncio.gather(
-        organization.read_newest(COSTS, month, ()), organization.projects(), return_exceptions=True
+        organization.fetch_newest(COSTS, month, ()), organization.projects(), return_exceptions=True
     )
     if isinstance(costs, BaseException):
         raise costs

@@ -115,7 +115,8 @@ def overview(copy: Copy, view: View, today: date) -> Overview:
     before_last_day = month_first - timedelta(days=1)
     before_first = before_last_day.replace(day=1)
     before_last = min(before_first + (today - month_first), before_last_day)
-    from_ = min(view.previous_first, before_first, view.last - timedelta(days=SPARKLINE_DAYS - 1))
+    sparkline_first = view.last - timedelta(days=SPARKLINE_DAYS - 1)
+    from_ = min(view.previous_first, before_first, sparkline_first)
     source = "project_days" if view.project_id else "model_days"
     values = {"first": view.first, "last": view.last, "model": view.model, "project_id": view.project_id}
     rows = copy.rows_over(
@@ -129,6 +130,7 @@ def overview(copy: Copy, view: View, today: date) -> Overview:
         named=MODELS_SHOWN + 1,
         previous_first=view.previous_first,
         previous_last=view.previous_last,
+        sparkline_first=sparkline_first,
         month_first=month_first,
         month_before_first=before_first,
         month_before_last=before_last,

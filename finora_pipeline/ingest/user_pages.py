@@ -88,7 +88,7 @@ async def fetch_costs_and_usage(
         if window.start == FIRST_DAY:
             window, given_from = await _from_first_costs(organization, window)
         known_from = max(connection.connected_at.date(), connection.organization_since or FIRST_DAY)
-        costs, given = await organization.read_newest(COSTS, window, known_from=known_from)
+        costs, given = await organization.fetch_newest(COSTS, window, known_from=known_from)
     except OpenAIAdminError as error:
         return UserPages(failed(connection, window, began, error))
     if given.start > window.start:
@@ -248,8 +248,8 @@ async def _read_part(
     retry_seconds = 0.0 if has_failed else PART_RETRY_SECONDS
     if endpoint.is_costs:
         # A refused split is refused for each of its days.
-        return await organization.read(endpoint, window, known_from=known_from, retry_seconds=retry_seconds)
-    pages, _ = await organization.read_newest(
+        return await organization.fetch(endpoint, window, known_from=known_from, retry_seconds=retry_seconds)
+    pages, _ = await organization.fetch_newest(
         endpoint, window, known_from=known_from, retry_seconds=retry_seconds
     )
     return pages
@@ -258,7 +258,7 @@ async def _read_part(
 async def _from_first_costs(organization: OrganizationClient, window: Window) -> tuple[Window, date | None]:
     """The window from the organization's first costs on, found in ungrouped pages of half a year each; and
     the first day that OpenAI gives, where it refuses older ones."""
-    pages, given = await organization.read_newest(COSTS, window, ())
+    pages, given = await organization.fetch_newest(COSTS, window, ())
     buckets = [bucket for page in pages for bucket in decode_costs(page.body).data if bucket.results]
     given_from = given.start if given.start > window.start else None
     if not buckets:

@@ -22,6 +22,10 @@ load_from:
 """
 
 
+# Dagster stores the events of a run's partitions in batches only where this is set.
+EVENT_BATCHES = {"DAGSTER_EVENT_BATCH_SIZE": "1000"}
+
+
 def prepare_instance(settings: Settings) -> None:
     """Makes DAGSTER_HOME with an up-to-date `dagster.yaml`, and points this process to it.
 
@@ -29,7 +33,7 @@ def prepare_instance(settings: Settings) -> None:
     """
     settings.dagster_home.mkdir(parents=True, exist_ok=True)
     write_instance_file(settings.dagster_home)
-    os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
+    os.environ |= {"DAGSTER_HOME": str(settings.dagster_home)} | EVENT_BATCHES
     _create_databases(settings.dagster_home)
 
 

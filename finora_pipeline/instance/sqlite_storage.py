@@ -1,19 +1,16 @@
 """Dagster's SQLite storage with its connections kept open: an event then costs a third of the time.
 
-Dagster opens and closes a database for every event, which is most of what an event costs, and stores the
-events of an asset's partitions one by one. Named in `dagster.yaml`; databases, tables and files are Dagster's
-own, so that either class reads the other's.
+Dagster opens and closes a database for every event, and stores the events of an asset's partitions one by one
+(docs/decisions has the measurements). Named in `dagster.yaml`; databases, tables and files are Dagster's own,
+so that either class reads the other's.
 """
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from threading import RLock
 from typing import Any
 
-from alembic.script import ScriptDirectory
 from dagster._core.events import ASSET_EVENTS
 from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.base_storage import DagsterStorage
@@ -33,12 +30,6 @@ from sqlalchemy import Connection, Engine, StaticPool, create_engine
 # A run writes to two databases, its own and the index; a web server reads those of many runs.
 KEPT_DATABASES = 8
 BUSY_SECONDS = 60
-
-# Only where this is set, Dagster hands over at once what it knows at once: `store_event_batch`.
-os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
-
-# Dagster reads its migrations from their fifty files for every database that it opens, four times a run.
-ScriptDirectory.from_config = staticmethod(lru_cache(ScriptDirectory.from_config))
 
 
 class KeptEventLogStorage(SqliteEventLogStorage):

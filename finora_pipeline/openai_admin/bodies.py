@@ -1,4 +1,4 @@
-"""An answer's body, decompressed while it comes, so that no answer takes more memory than it may."""
+"""Reads an answer's body and decompresses it piece by piece, within a limit of memory."""
 
 import zlib
 from collections.abc import AsyncIterable, Callable
@@ -9,10 +9,10 @@ from finora_pipeline.openai_admin.errors import AnswerTooLarge, UnreadableRespon
 async def read_body(
     received: AsyncIterable[bytes], encoding: str, most: int, may_be_cut: bool = False
 ) -> bytes:
-    """A body of the content encoding, decompressed; at most `most` bytes of it are ever held.
+    """Read a body and decompress its content encoding; holds at most `most` bytes of it.
 
-    Raises `AnswerTooLarge`, unless it may be cut there; `UnreadableResponse` for an encoding not asked
-    for; `zlib.error` for a broken one.
+    A longer body is cut there if it may be, else raises `AnswerTooLarge`. Raises `UnreadableResponse` for
+    an encoding that was not requested and `zlib.error` for corrupt data.
     """
     inflate = _inflater(encoding)
     chunks: list[bytes] = []
@@ -33,19 +33,22 @@ async def read_body(
 
 
 def _inflater(encoding: str) -> Callable[[bytes, int], tuple[bytes, bytes]] | None:
-    """What decompresses a part of a body up to a length, and gives back what is left of the part."""
+    """A function that decompresses a part up to a length and returns what is left of the part.
+
+    None for a body that is not compressed.
+    """
     name = encoding.strip().lower()
     if name in ("", "identity"):
         return None
     if name not in ("gzip", "x-gzip", "deflate"):
         raise UnreadableResponse(
-            f"OpenAI's answer is compressed in a way not asked for ({quoted(name, 40)})."
+            f"OpenAI's answer has an encoding that was not requested ({quoted(name, 40)})."
         )
     state = [zlib.decompressobj(wbits=47)]
 
     def inflate(part: bytes, most: int) -> tuple[bytes, bytes]:
         if state[0].eof:
-            # Several compressed parts may follow each other.
+            # RFC 1952 allows several gzip members in a row.
             state[0] = zlib.decompressobj(wbits=47)
         chunk = state[0].decompress(part, most)
         return chunk, state[0].unconsumed_tail or (state[0].unused_data if state[0].eof else b"")

@@ -1,15 +1,14 @@
-"""Makes the requests to OpenAI's organization API, of many organizations at once. The only module that
-imports httpx.
+"""Sends the requests to OpenAI's organization API for many organizations at once.
 
-Contract
-1. Only GET below `/organization/`; nothing is ever changed and no model is called.
-2. A key is bound to one address. A request for any other scheme, host or port ends before a byte is sent, and
-   no redirection is followed.
-3. An error is asked again as often as its class says (`OpenAIAdminError.repeats`), with growing, jittered
-   pauses, `Retry-After` first, until `Limits.retry_seconds` are spent. A pause holds no place among the
-   requests in flight. One request ends after `Limits.request_seconds`, whatever it still receives.
-4. No answer's text leaves this module before keys are redacted, and httpx's own errors, which hold the
-   request with its key, are never chained.
+Contract. No other module imports httpx.
+1. Only GET below `/organization/`: no request changes anything or calls a model.
+2. A key is bound to one address. A request to another scheme, host or port fails before a byte is sent, and
+   redirects are not followed.
+3. A failed request is repeated as often as its error's class allows (`OpenAIAdminError.repeats`), after
+   growing pauses with jitter or after a longer `Retry-After`, until `Limits.retry_seconds` are spent. A pause
+   occupies no place among the requests in flight. A request ends after `Limits.request_seconds`.
+4. Keys are redacted from an answer's text before it leaves this module. httpx's errors contain the request
+   with its key and are never chained.
 """
 
 import asyncio
@@ -54,7 +53,7 @@ from finora_pipeline.openai_admin.organization import (
 __all__ = ["Limits", "OpenAIAdminClient", "OrganizationClient", "first_failure", "open_client"]
 T = TypeVar("T")
 
-# An error's words are in its first characters; a longer body is not read to its end.
+# An error's message is at its beginning; the rest of a longer body is ignored.
 ERROR_BYTES = 256 * 1024
 _HEADERS = [
     (b"Accept", b"application/json"),
@@ -64,14 +63,14 @@ _HEADERS = [
 
 
 class OpenAIAdminClient:
-    """One for a run: holds the connections and the limits for all organizations.
+    """The client of a run: holds connections and limits for all organizations.
 
     async with open_client("https://api.openai.com/v1") as client:
-        pages = await client.organization(key).read(COSTS, Window(start, end))
+        pages = await client.organization(key).fetch(COSTS, Window(start, end))
     """
 
     def __init__(self, base_url: str, limits: Limits, open_transports: AsyncExitStack) -> None:
-        # Where organizations are read that are bound to no other address; also one that cannot be used.
+        # The default address of `organization`, which checks it: an unusable one fails there.
         self.base_url = base_url.rstrip("/")
         self._limits = limits
         self._in_flight = InFlight(limits.concurrency)
@@ -79,17 +78,19 @@ class OpenAIAdminClient:
         self._open_transports = open_transports
         self._transports: dict[tuple[str, str | None], AiohttpTransport] = {}
         self._proxies: dict[BaseAddress, Proxy | None] = {}
-        # Requests made, by how each ended: the answer's status, timeout, unreachable or unreadable.
+        # Requests by outcome: the answer's status, timeout, unreachable or unreadable.
         self.outcomes: Counter[str] = Counter()
 
     @property
     def places(self) -> int:
-        """How many requests may be in flight now: fewer after many answers of 429."""
+        """How many requests may be in flight now; fewer after many 429 answers."""
         return self._in_flight.places
 
     def organization(self, key: AdminKey, base_url: str | None = None) -> "OrganizationClient":
-        """A client that reads the one organization the key belongs to, at `base_url` and nowhere else; by
-        default at the client's own. Raises `AddressError`."""
+        """A client for the organization of the key, which sends requests to `base_url` only.
+
+        By default the client's own address. Raises `AddressError`.
+        """
         address = parse_address(self.base_url if base_url is None else base_url)
         return OrganizationClient(self, key, address, self._limits)
 
@@ -99,22 +100,21 @@ class OpenAIAdminClient:
         path: str,
         params: QueryParams,
         key: AdminKey,
-        read: Callable[[bytes, datetime], T],
+        decode: Callable[[bytes, datetime], T],
         *,
         turns: asyncio.Semaphore,
         is_optional: bool = False,
         retry_seconds: float | None = None,
     ) -> T:
-        """What `read` makes of a successful answer and of the moment when it was asked for; repeated as the
-        contract says, but not for a 404 on something optional.
+        """Send a request and return what `decode` makes of the body and the request's UTC time.
 
-        `read` raises `UnreadableResponse` for a body that is not what was asked for; like any passing
-        fault, that is asked for again. `turns` are those of the organization: like the client's places they
-        are held while a request is made, and not while it waits for its repeat. Raises `OpenAIAdminError`.
+        `decode` raises `UnreadableResponse` for an unexpected body, which is repeated like any transient
+        error. A 404 of an optional resource is not repeated. `turns` limits the organization's requests in
+        flight; a pause before a repeat holds neither a turn nor a place. Raises `OpenAIAdminError`.
         """
         url = _url(f"{address}{path}", params)
         if _origin(url) != (address.scheme, address.host, address.port):
-            raise WrongAddress("The request was for another host than the key's own, so nothing was sent.")
+            raise WrongAddress("The key is bound to another host than the request's, so nothing was sent.")
         limits = self._limits
         patience = limits.retry_seconds if retry_seconds is None else min(retry_seconds, limits.retry_seconds)
         pause = limits.first_pause_seconds
@@ -123,8 +123,8 @@ class OpenAIAdminClient:
             async with turns, self._in_flight:
                 began = time.monotonic()
                 try:
-                    body, asked_at = await self._get_once(url, address, key, seconds)
-                    answer = self._read(read, body, asked_at, address)
+                    body, requested_at = await self._get_once(url, address, key, seconds)
+                    answer = self._decoded(decode, body, requested_at, address)
                 except TransientError as error:
                     failure = error
                 else:
@@ -132,7 +132,7 @@ class OpenAIAdminClient:
                 spent += time.monotonic() - began
             if is_optional and isinstance(failure, NotFound):
                 raise failure
-            # Never without a pause, whatever `Retry-After` says.
+            # `Retry-After: 0` must not cancel the pause.
             wait = max(failure.retry_after or 0, pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, limits.longest_pause_seconds)
             is_over = failure.repeats is not None and repeats >= failure.repeats
@@ -140,18 +140,22 @@ class OpenAIAdminClient:
                 raise failure
             spent += wait
             repeats += 1
-            # The last repeat may take as long as silence may, and no longer: retries end in time.
+            # The last repeat gets one timeout at most, so that retries end in time.
             seconds = min(limits.request_seconds, max(patience - spent, limits.timeout_seconds))
             await asyncio.sleep(wait)
 
-    def _read(
-        self, read: Callable[[bytes, datetime], T], body: bytes, asked_at: datetime, address: BaseAddress
+    def _decoded(
+        self,
+        decode: Callable[[bytes, datetime], T],
+        body: bytes,
+        requested_at: datetime,
+        address: BaseAddress,
     ) -> T:
         try:
-            answer = read(body, asked_at)
+            answer = decode(body, requested_at)
         except UnreadableResponse as error:
             self.outcomes["unreadable"] += 1
-            # What reads a page does not know from where it came.
+            # The decoder does not know the host.
             raise type(error)(f"{str(error).rstrip('.')} ({address.authority}).") from None
         self.outcomes["200"] += 1
         return answer
@@ -161,7 +165,7 @@ class OpenAIAdminClient:
     ) -> tuple[bytes, datetime]:
         proxy = self._proxy(address)
         transport = self._transport(address, proxy)
-        asked_at = datetime.now(UTC)
+        requested_at = datetime.now(UTC)
         deadline = asyncio.timeout(seconds)
         try:
             async with deadline:
@@ -190,7 +194,7 @@ class OpenAIAdminClient:
             if deadline.expired():
                 failure: TransientError = timed_out(address, seconds)
             else:
-                # aiohttp's own errors, where the transport does not translate them, hold the request's key.
+                # aiohttp's errors that the transport does not translate contain the request's key.
                 cause = error.__cause__ or error
                 failure = failure_of(cause, address, proxy, self._limits.timeout_seconds)
             self.outcomes["timeout" if isinstance(failure, TimedOut) else "unreachable"] += 1
@@ -202,12 +206,12 @@ class OpenAIAdminClient:
         if key.reveal().encode() in body:
             self.outcomes["unreadable"] += 1
             raise UnreadableResponse(
-                f"The answer repeats the key that asked for it, so it is not kept ({address.authority})."
+                f"The answer contains the key that was sent, so it was discarded ({address.authority})."
             )
         if page := web_page(body, answer.headers, address):
             self.outcomes["unreadable"] += 1
             raise page
-        return body, asked_at
+        return body, requested_at
 
     def _proxy(self, address: BaseAddress) -> Proxy | None:
         if address not in self._proxies:
@@ -218,11 +222,11 @@ class OpenAIAdminClient:
         return self._proxies[address]
 
     def _transport(self, address: BaseAddress, proxy: Proxy | None) -> AiohttpTransport:
-        """The connections for a way out: direct or through one proxy, with TLS or without."""
+        """The connection pool of a route: direct or through a proxy, with TLS or without."""
         way = (address.scheme, proxy and proxy.url)
         if way not in self._transports:
             try:
-                # Without TLS no certificates are read: there need not be any.
+                # Without TLS the certificate files need not exist.
                 tls = trusted_certificates() if address.scheme == "https" else _no_certificates()
             except NetworkError as error:
                 raise CertificateRejected(str(error)) from None
@@ -233,21 +237,21 @@ class OpenAIAdminClient:
 
 @asynccontextmanager
 async def open_client(base_url: str, limits: Limits | None = None) -> AsyncGenerator[OpenAIAdminClient]:
-    """A client for the length of a run; its connections are closed at the end."""
+    """Open a client for the length of a run; its connections are closed at the end."""
     async with AsyncExitStack() as transports:
         yield OpenAIAdminClient(base_url, limits or Limits(), transports)
 
 
 def _transport(tls: ssl.SSLContext, proxy: Proxy | None, most: int) -> AiohttpTransport:
     def session() -> aiohttp.ClientSession:
-        # No organization's cookies go out with another's requests. aiohttp's own way to trust the environment
-        # would also take passwords from .netrc.
+        # An organization's cookies must not reach another's requests; `trust_env` would also use
+        # passwords from .netrc.
         connector = aiohttp.TCPConnector(limit=most, ssl=tls)
         return aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         )
 
-    # The transport without httpx's client above it: no redirects, cookies or log lines, half the time.
+    # Without httpx's client: no redirects, cookies or log lines, and half the time.
     signed = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else None
     through = httpx.Proxy(proxy.url, headers=signed) if proxy else None
     return AiohttpTransport(verify=tls, client=session, proxy=through)
@@ -259,11 +263,11 @@ def _no_certificates() -> ssl.SSLContext:
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int]:
-    # As it is sent: `host` would be decoded to the letters of other scripts.
+    # As sent: `host` would decode international names.
     return url.scheme, url.raw_host.decode(), url.port or (443 if url.scheme == "https" else 80)
 
 
 @lru_cache(maxsize=1024)
 def _url(address: str, params: QueryParams) -> httpx.URL:
-    """An address with its query. All users of a run ask for the same few, and httpx parses slowly."""
+    """An address with its query; cached, since all users of a run request the same few."""
     return httpx.URL(address, params=list(params))

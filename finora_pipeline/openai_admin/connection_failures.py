@@ -1,4 +1,4 @@
-"""What it means that no answer came: each kind of failure in a sentence that names the host."""
+"""Errors for requests without an answer: one sentence per kind of failure, naming the host."""
 
 import errno
 
@@ -16,13 +16,13 @@ from finora_pipeline.openai_admin.errors import (
 )
 from finora_pipeline.openai_admin.network import Proxy
 
-# OpenSSL's codes of verification.
+# Verification codes of OpenSSL.
 _EXPIRED, _OTHER_NAME = (9, 10), (62, 64)
 _LEAD = "OpenAI could not be reached:"
 
 
 def timed_out(address: BaseAddress, seconds: float) -> TimedOut:
-    """No whole answer within so many seconds."""
+    """The error for an answer that was not complete within so many seconds."""
     return TimedOut(
         f"OpenAI did not answer within {seconds:g} s ({address.authority}). It usually answers later."
     )
@@ -31,14 +31,14 @@ def timed_out(address: BaseAddress, seconds: float) -> TimedOut:
 def failure_of(
     error: BaseException, address: BaseAddress, proxy: Proxy | None, timeout_seconds: float
 ) -> TransientError:
-    """What a connection that failed means; `error` is aiohttp's own."""
+    """The error for a failed connection; `error` is the one that aiohttp raised."""
     host = address.authority
     if proxy and (failure := _of_proxy(error, address, proxy)):
         return failure
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _untrusted(error, host if error.host == address.host else f"{error.host}:{error.port}")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return NameNotFound(f"{_LEAD} the name {error.host} has no address here. Check this server's DNS.")
+        return NameNotFound(f"{_LEAD} the name {error.host} could not be resolved. Check this server's DNS.")
     if isinstance(error, TimeoutError):
         return timed_out(address, timeout_seconds)
     if isinstance(error, aiohttp.ClientSSLError):
@@ -47,23 +47,25 @@ def failure_of(
         )
     if isinstance(error, aiohttp.ClientConnectorError):
         return _not_connected(error.os_error, host)
-    return Unreachable(f"{_LEAD} the connection to {host} broke off. It usually works later.")
+    return Unreachable(f"{_LEAD} the connection to {host} broke. It usually works later.")
 
 
 def _of_proxy(error: BaseException, address: BaseAddress, proxy: Proxy) -> ProxyFailed | None:
-    """What the proxy itself has to do with a failure, if anything."""
+    """The error for a failure of the proxy itself, or None."""
     if isinstance(error, aiohttp.ClientHttpProxyError):
         if error.status == 407:
-            advice = "asks for a name and password. Put them into HTTPS_PROXY."
+            advice = "requires a user name and password. Add them to HTTPS_PROXY."
         else:
-            advice = f"refuses to lead to {address.authority}. Ask your network's administrator."
+            advice = f"refuses to connect to {address.authority}. Ask your network's administrator."
         return ProxyFailed(
             f"{_LEAD} the proxy {proxy.authority} answered {error.status} and {advice}", status=error.status
         )
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return ProxyFailed(f"{_LEAD} the proxy {proxy.authority} does not answer. Correct HTTPS_PROXY.")
     if isinstance(error, aiohttp.ClientConnectorDNSError) and error.host != address.host:
-        return ProxyFailed(f"{_LEAD} the proxy's name {error.host} has no address. Correct HTTPS_PROXY.")
+        return ProxyFailed(
+            f"{_LEAD} the proxy's name {error.host} could not be resolved. Correct HTTPS_PROXY."
+        )
     return None
 
 
@@ -74,7 +76,7 @@ def _not_connected(error: OSError, host: str) -> TransientError:
         )
     if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN):
         return ConnectionRefused(
-            f"{_LEAD} no network leads to {host}. Check the network, or set HTTPS_PROXY."
+            f"{_LEAD} this network has no route to {host}. Check the network, or set HTTPS_PROXY."
         )
     return ConnectionRefused(f"{_LEAD} {host} refused the connection. Check the network and the API address.")
 
@@ -90,6 +92,6 @@ def _untrusted(error: aiohttp.ClientConnectorCertificateError, host: str) -> Cer
             f"The certificate of {host} is for another name. Check the API address and the proxy."
         )
     return CertificateRejected(
-        f"The certificate of {host} is signed by an authority unknown here. If your network inspects "
-        "TLS, set SSL_CERT_FILE to a file with your company's CA certificate."
+        f"The certificate of {host} is signed by an authority that this server does not know. If your "
+        "network inspects TLS, set SSL_CERT_FILE to a file with your company's CA certificate."
     )

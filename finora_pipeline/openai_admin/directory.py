@@ -1,4 +1,4 @@
-"""The organization's directory: lists of names, each with an outcome of its own."""
+"""The organization's directory: lists of projects, members and keys, each with an outcome."""
 
 import re
 from collections.abc import Iterable
@@ -20,20 +20,22 @@ from finora_pipeline.openai_admin.errors import (
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.pages import Page
 
-# A list of a project that fails is rarely the only one: after so many the others are not asked.
+# After so many failed lists of a kind the other projects' lists are not fetched.
 LISTS_THAT_MAY_FAIL = 5
-# Refused for each of so many projects and given for none, a kind of list is not open to the key.
+# A kind of list that so many projects refused and none returned is closed to the key.
 LISTS_THAT_MAY_BE_REFUSED = 20
 _LONGEST_ID = 200
 _LATEST = 253_402_300_799
-# What follows the masked part of a key.
+# The part of a key after its mask.
 _LAST_SHOWN = re.compile(r"(?<=[^A-Za-z0-9_-])[A-Za-z0-9_-]+$")
 
 
 @dataclass(frozen=True, slots=True)
 class ListOutcome:
-    """One list of the directory: its pages, or the error that kept it from being read. `project_id` is empty
-    for the lists of the organization itself."""
+    """A list of the directory: its pages, or the error for which it could not be fetched.
+
+    `project_id` is empty for the lists of the organization itself.
+    """
 
     listing: Listing
     project_id: str
@@ -43,26 +45,26 @@ class ListOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """All lists of names, each with its outcome. A project that OpenAI no longer knows has empty lists."""
+    """All lists of a directory with their outcomes; a deleted project has empty lists."""
 
     lists: list[ListOutcome]
 
     @property
     def pages(self) -> list[Page]:
-        """The pages of all lists that could be read."""
+        """The pages of all lists that were fetched."""
         return [page for outcome in self.lists for page in outcome.pages]
 
     @property
     def failed(self) -> list[ListOutcome]:
-        """The lists that could not be read."""
+        """The lists that could not be fetched."""
         return [outcome for outcome in self.lists if outcome.error]
 
 
 class Lists:
-    """The lists of a kind, one a project, while they are read.
+    """The lists of a kind, one per project, while they are being fetched.
 
-    A key that may not read one project's list may read none of that kind, and a list that keeps failing is
-    rarely alone: `reason_to_stop` is then the error of all that have not been asked for.
+    After a refusal that concerns the key, or after too many failures, `reason_to_stop` is the error of all
+    lists of this kind that were not fetched yet.
     """
 
     def __init__(self, listing: Listing, project_ids: Iterable[str]) -> None:
@@ -74,7 +76,7 @@ class Lists:
         self._given = self._refused = self._failed = 0
 
     def add(self, outcome: ListOutcome) -> None:
-        """Takes in the outcome of a list."""
+        """Record the outcome of a list."""
         self._outcomes[outcome.project_id] = outcome
         error = outcome.error
         if error is None:
@@ -90,12 +92,12 @@ class Lists:
 
     @property
     def outcomes(self) -> list[ListOutcome]:
-        """The outcomes in the order of the projects, so that the same lists are the same page set."""
+        """The outcomes in the order of the projects, so that equal lists make equal page sets."""
         return [self._outcomes[project_id] for project_id in self._project_ids]
 
 
 def path_part(project_id: str) -> str:
-    """An id as one part of a path. Raises `UnexpectedShape` for one that no path can hold."""
+    """An id as one segment of a path. Raises `UnexpectedShape` if it cannot be one."""
     if project_id in (".", "..") or len(project_id) > _LONGEST_ID:
         raise UnexpectedShape(f"OpenAI names a project {quoted(project_id, 40)!r}, which cannot be an id.")
     return quote(project_id, safe="")
@@ -111,9 +113,9 @@ class _AdminKeys(msgspec.Struct):
 
 
 def expiry_of(key: AdminKey, pages: Iterable[bytes]) -> datetime | None:
-    """When a key ends to be valid by a list of Admin keys; None where it does not say or names two alike.
+    """The expiry (UTC) of a key in a list of Admin keys; None if it has none or is ambiguous.
 
-    Raises `msgspec.DecodeError` or `AmountError` for a list of another form.
+    Raises `msgspec.DecodeError` or `AmountError` for a list of another shape.
     """
     found = {
         parse_count(bytes(item.expires_at), _LATEST)
@@ -126,6 +128,6 @@ def expiry_of(key: AdminKey, pages: Iterable[bytes]) -> datetime | None:
 
 
 def _is_shown_as(key: AdminKey, redacted: str) -> bool:
-    """Whether OpenAI's redacted form, such as `sk-admin...abcd`, may be this key's."""
+    """Whether OpenAI's redacted form, such as `sk-admin...abcd`, can be this key's."""
     shown = _LAST_SHOWN.search(redacted)
     return shown is not None and len(shown[0]) >= 3 and key.reveal().endswith(shown[0])

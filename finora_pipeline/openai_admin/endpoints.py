@@ -1,11 +1,13 @@
-"""OpenAI's organization endpoints, one row each: path, page limit, grouping and measures.
+"""OpenAI's organization endpoints, one row each: path, page limit, dimensions and measures.
 
 Source: the official Python SDK 3.54 (`client.admin.organization.usage`) and the published OpenAPI
-document. All are GET with `start_time` (inclusive) and `end_time` (exclusive) in Unix seconds and
-`bucket_width=1d`; the page limits are those of daily buckets.
+document. All take GET with `start_time` (inclusive) and `end_time` (exclusive) in Unix seconds and
+`bucket_width=1d`; the page limits are those for daily buckets.
 """
 
 from dataclasses import dataclass, replace
+
+from finora_pipeline.openai_admin.measures import TOKEN_MEASURES
 
 COSTS_RESULT = "organization.costs.result"
 USAGE_KIND = "usage"
@@ -14,24 +16,6 @@ DIRECTORY_KIND = "directory"
 COSTS_DAYS_PER_PAGE = 180
 USAGE_DAYS_PER_PAGE = 31
 
-TOKEN_MEASURES = (
-    "input_tokens",
-    "input_cached_tokens",
-    "input_uncached_tokens",
-    "input_cache_write_tokens",
-    "input_cache_write_30m_tokens",
-    "input_cache_write_12h_tokens",
-    "input_text_tokens",
-    "input_cached_text_tokens",
-    "output_tokens",
-    "output_text_tokens",
-    "input_audio_tokens",
-    "input_cached_audio_tokens",
-    "output_audio_tokens",
-    "input_image_tokens",
-    "input_cached_image_tokens",
-    "output_image_tokens",
-)
 # The dimensions of daily_usage, in the names of OpenAI's `group_by`.
 USAGE_DIMENSIONS = ("project_id", "user_id", "api_key_id", "model", "batch", "service_tier")
 _BY_KEY = ("project_id", "user_id", "api_key_id", "model")
@@ -41,8 +25,8 @@ _BY_KEY = ("project_id", "user_id", "api_key_id", "model")
 class Endpoint:
     """One endpoint of the organization API.
 
-    `name` is the last part of its path and the `service` of its usage rows; `dimensions` are the
-    `group_by` values OpenAI takes, `group_by` those we ask for; `measures` the numbers of a result.
+    `name`: the last part of its path and the `service` of its usage rows; `dimensions`: the `group_by`
+    values that OpenAI accepts; `group_by`: those we request; `measures`: the numbers of a result.
     """
 
     name: str
@@ -54,7 +38,7 @@ class Endpoint:
 
     @property
     def is_costs(self) -> bool:
-        """Whether its rows are money; otherwise they are use."""
+        """Whether its rows are costs; otherwise they are usage."""
         return self.result_object == COSTS_RESULT
 
     @property
@@ -64,7 +48,7 @@ class Endpoint:
 
     @property
     def kind(self) -> str:
-        """What is landed and loaded together: the bill, its other views, or all services' usage."""
+        """The group that is landed and loaded together: costs, their other views, or all usage."""
         if self.name == "costs":
             return "costs"
         return BILLED_KIND if self.is_costs else USAGE_KIND
@@ -79,7 +63,7 @@ def _usage(
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A list of the organization's directory: names for the ids of costs and usage. `name` is its table."""
+    """A list of the directory, with names for the ids in costs and usage; `name` is its table."""
 
     name: str
     path: str
@@ -87,7 +71,7 @@ class Listing:
 
     @property
     def kind(self) -> str:
-        """What is landed and loaded together: the whole directory."""
+        """The group that is landed and loaded together: the whole directory."""
         return DIRECTORY_KIND
 
 
@@ -114,7 +98,7 @@ ENDPOINTS: dict[str, Endpoint] = {
         _usage("audio_transcriptions", _BY_KEY, ("seconds", "num_model_requests")),
         _usage("vector_stores", ("project_id",), ("usage_bytes",)),
         _usage("code_interpreter_sessions", ("project_id",), ("num_sessions",)),
-        # The last two name their objects otherwise than their paths.
+        # The next two name their result objects unlike their paths.
         _usage(
             "file_search_calls",
             ("project_id", "user_id", "api_key_id", "vector_store_id"),
@@ -137,24 +121,24 @@ ENDPOINTS: dict[str, Endpoint] = {
 
 PROJECTS = Listing("projects", "/organization/projects", (("include_archived", "true"),))
 MEMBERS = Listing("members", "/organization/users")
-# Without `any` the keys of members who have left are missing.
+# Without `any` OpenAI omits the keys of members who left.
 API_KEYS = Listing(
     "api_keys", "/organization/projects/{project_id}/api_keys", (("owner_project_access", "any"),)
 )
-# In no list of members, yet their ids stand in the rows of use as `user_id`.
+# Not in the list of members, although their ids are the `user_id` of usage rows.
 SERVICE_ACCOUNTS = Listing("service_accounts", "/organization/projects/{project_id}/service_accounts")
-# For this key's own end of validity alone: never landed.
+# Fetched only for the expiry of the key itself, never landed.
 ADMIN_KEYS = Listing("admin_api_keys", "/organization/admin_api_keys")
 
 COSTS = ENDPOINTS["costs"]
-# The same costs once more: their total as OpenAI adds it up, and by member and by API key where the
-# organization's API takes that (others answer 400; API facts, nulls and grouping).
+# Other views of the costs: OpenAI's total, and by member and by API key, which the API of some organizations
+# refuses (400).
 COST_TOTALS = replace(COSTS, name="cost_totals", group_by=())
 COSTS_BY: dict[str, Endpoint] = {
     dimension: replace(COSTS, name=name, group_by=(*COSTS.group_by, dimension))
     for dimension, name in (("user_id", "costs_by_member"), ("api_key_id", "costs_by_key"))
 }
 USAGE: tuple[Endpoint, ...] = tuple(endpoint for endpoint in ENDPOINTS.values() if endpoint is not COSTS)
-# All that a refresh reads besides the costs, by name.
+# What a refresh fetches in addition to costs, by name.
 EXTRA_ENDPOINTS: dict[str, Endpoint] = {e.name: e for e in (COST_TOTALS, *COSTS_BY.values(), *USAGE)}
 USAGE_MEASURES: tuple[str, ...] = tuple(dict.fromkeys(measure for e in USAGE for measure in e.measures))

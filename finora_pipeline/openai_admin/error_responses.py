@@ -1,7 +1,7 @@
-"""What an answer of OpenAI's API means that is not 200, and what a connection that failed means.
+"""Errors for answers of OpenAI's API other than 200, and for web pages instead of an answer.
 
-The status alone decides little: 401 and 403 end for good only with the codes and texts that are known to be
-the key's fault. Anything else is a passing fault, shown with OpenAI's own words and the host that was asked.
+The status decides little: 401 and 403 are permanent only with codes and texts that are known to concern the
+key. Every other error is transient. Each message has OpenAI's own words and the host.
 """
 
 import re
@@ -35,7 +35,7 @@ from finora_pipeline.openai_admin.errors import (
 )
 from finora_pipeline.openai_admin.json_text import Json, clean_text
 
-_FRESH_KEY = "Create a fresh Admin key in OpenAI and save it here."
+_FRESH_KEY = "Create a new Admin key in OpenAI and save it here."
 _SPEND_CODES = {
     "organization_spend_limit_exceeded": "the organization's spend limit is reached",
     "project_spend_limit_exceeded": "a project's spend limit is reached",
@@ -46,7 +46,7 @@ _SPEND_CODES = {
 }
 _OPENAI_HOST = re.compile(r"(?<![\w.-])(?:[a-z]{2,}\.)?api\.openai\.com(?![\w.-]*\w)")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
-# A 400 that is about the query: other ones may be, too, but are asked again.
+# Texts of a 400 that blames the query; a 400 with another text is repeated.
 _ABOUT_THE_WINDOW = re.compile(
     r"start_time|end_time|time range|date range|too (?:old|far)|in the future", re.I
 )
@@ -56,8 +56,8 @@ _ABOUT_THE_QUERY = re.compile(
 )
 
 
-class Said(msgspec.Struct, frozen=True):
-    """What an error's body says, whichever of the known shapes it has."""
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The content of an error's body, whichever of the known shapes it has."""
 
     words: str = ""
     code: str | None = None
@@ -66,77 +66,79 @@ class Said(msgspec.Struct, frozen=True):
     is_web_page: bool = False
 
 
-def what_was_said(body: bytes, headers: Mapping[str, str]) -> Said:
-    """The words and codes of an error's body: `{"error": {…}}`, `{"error": "…"}`, `{"message": …}`, a text or
-    a web page."""
+def parse_error_body(body: bytes, headers: Mapping[str, str]) -> ErrorBody:
+    """Parse `{"error": {…}}`, `{"error": "…"}`, `{"message": …}`, plain text or a web page."""
     text = body.decode("utf-8", "replace")
     if "html" in headers.get("content-type", "").lower() or text.lstrip()[:1] == "<":
         title = _TITLE.search(text[:20_000])
-        return Said(title[1] if title else "", is_web_page=True)
+        return ErrorBody(title[1] if title else "", is_web_page=True)
     try:
-        sent: Json = msgspec.json.decode(clean_text(body))
+        value: Json = msgspec.json.decode(clean_text(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Said(text)
-    if not isinstance(sent, dict):
-        return Said(sent if isinstance(sent, str) else "")
-    error = sent.get("error", sent)
+        return ErrorBody(text)
+    if not isinstance(value, dict):
+        return ErrorBody(value if isinstance(value, str) else "")
+    error = value.get("error", value)
     if not isinstance(error, dict):
-        return Said(error if isinstance(error, str) else "")
+        return ErrorBody(error if isinstance(error, str) else "")
     texts = (error.get(key) for key in ("message", "detail"))
     words = next((text for text in texts if isinstance(text, str)), "")
-    return Said(words, _text(error.get("code")), _text(error.get("type")), _text(error.get("param")))
+    return ErrorBody(words, _text(error.get("code")), _text(error.get("type")), _text(error.get("param")))
 
 
 def error_of(status: int, body: bytes, headers: Mapping[str, str], address: BaseAddress) -> OpenAIAdminError:
-    """What an answer other than 200 means."""
-    said = what_was_said(body, headers)
-    kind, sentence = _meaning(status, said, address)
-    words = quoted(said.words).rstrip(".")
-    code = f" ({said.code})" if said.code and not said.code.isdigit() else ""
+    """The error for an answer other than 200."""
+    error_body = parse_error_body(body, headers)
+    kind, sentence = _meaning(status, error_body, address)
+    words = quoted(error_body.words).rstrip(".")
+    code = f" ({error_body.code})" if error_body.code and not error_body.code.isdigit() else ""
     answered = f"{address.authority} answered {status}{quoted(code, 60)}"
     message = f"{sentence} {answered}{': ' + words if words else ''}."
-    error = kind(message, status=status, code=said.code, retry_after=retry_after(headers))
+    error = kind(message, status=status, code=error_body.code, retry_after=retry_after(headers))
     if isinstance(error, IncorrectHostname):
-        error.right_host = _right_host(said.words, address)
+        error.right_host = _right_host(error_body.words, address)
     return error
 
 
-def _meaning(status: int, said: Said, address: BaseAddress) -> tuple[type[OpenAIAdminError], str]:
+def _meaning(status: int, error_body: ErrorBody, address: BaseAddress) -> tuple[type[OpenAIAdminError], str]:
     if status == 407:
-        return ProxyFailed, "A proxy asks for a name and password: put them into HTTPS_PROXY."
-    if said.is_web_page and status >= 400:
+        return ProxyFailed, "The proxy requires a user name and password: add them to HTTPS_PROXY."
+    if error_body.is_web_page and status >= 400:
         return NotTheAPI, (
-            "A web page came instead of data, from a proxy, a firewall or what protects OpenAI's API. "
-            "It often passes; if it stays, ask your network's administrator."
+            "A web page came instead of data: from a proxy, a firewall or OpenAI's own protection. "
+            "This often passes; if it persists, ask your network's administrator."
         )
     if status in (401, 403):
-        return _refused(status, said, address)
+        return _refused(status, error_body, address)
     if status == 400:
-        return _refused_query(said)
+        return _refused_query(error_body)
     if status == 429:
-        return _too_much(said)
+        return _too_much(error_body)
     if status == 404:
-        return NotFound, "OpenAI did not find what was asked for; this passes unless the address is wrong."
+        return (
+            NotFound,
+            "OpenAI did not find the requested path; this passes unless the API address is wrong.",
+        )
     if status in (408, 409) or status >= 500:
         return Unreachable, "OpenAI answered with an error; this usually passes within minutes."
     if 300 <= status < 400:
         return UnreadableResponse, (
-            f"OpenAI answered with an unexpected status ({status}): redirections are not followed."
+            f"OpenAI answered with an unexpected status ({status}): redirects are not followed."
         )
     if status < 400:
         return UnreadableResponse, f"OpenAI answered with an unexpected status ({status})."
     return AccessRefused, "OpenAI refuses this request."
 
 
-def _refused(status: int, said: Said, address: BaseAddress) -> tuple[type[OpenAIAdminError], str]:
-    match said.code:
+def _refused(status: int, error_body: ErrorBody, address: BaseAddress) -> tuple[type[OpenAIAdminError], str]:
+    match error_body.code:
         case "ip_not_authorized":
             return IpNotAuthorized, (
                 "This server's IP address is not on the organization's IP allowlist in OpenAI. "
                 "An Owner can add it there; the key is not the cause."
             )
         case "incorrect_hostname":
-            right = _right_host(said.words, address)
+            right = _right_host(error_body.words, address)
             advice = f"Give the address https://{right}/v1." if right else "Give that host's address."
             return IncorrectHostname, f"OpenAI serves this organization at another host. {advice}"
         case "no_organization":
@@ -149,11 +151,11 @@ def _refused(status: int, said: Said, address: BaseAddress) -> tuple[type[OpenAI
         case "invalid_api_key":
             return InvalidKey, _invalid()
         case _:
-            return _refused_in_words(status, said.words.lower())
+            return _refused_in_words(status, error_body.words.lower())
 
 
 def _refused_in_words(status: int, words: str) -> tuple[type[OpenAIAdminError], str]:
-    """What a refusal without a code of its own means."""
+    """The error for a refusal that has no known code."""
     if "incorrect api key" in words and status == 401:
         return InvalidKey, _invalid()
     if "missing scopes" in words or "insufficient permissions" in words:
@@ -163,7 +165,7 @@ def _refused_in_words(status: int, words: str) -> tuple[type[OpenAIAdminError], 
         )
     if "country, region, or territory not supported" in words:
         return UnsupportedCountry, "OpenAI does not serve the country or region of this server's address."
-    return AccessRefused, "OpenAI refuses this request; the key need not be the cause."
+    return AccessRefused, "OpenAI refuses this request; the key may be fine."
 
 
 def _invalid() -> str:
@@ -173,28 +175,28 @@ def _invalid() -> str:
     )
 
 
-def _refused_query(said: Said) -> tuple[type[OpenAIAdminError], str]:
-    if said.code == "ip_not_authorized":
+def _refused_query(error_body: ErrorBody) -> tuple[type[OpenAIAdminError], str]:
+    if error_body.code == "ip_not_authorized":
         return (
             IpNotAuthorized,
             "This server's IP address is not on the organization's IP allowlist in OpenAI.",
         )
-    if "page token" in said.words.lower():
+    if "page token" in error_body.words.lower():
         return PageTokenRejected, "OpenAI refused a page token."
-    about = f"{said.param or ''} {said.words}"
+    about = f"{error_body.param or ''} {error_body.words}"
     if _ABOUT_THE_WINDOW.search(about):
-        return WindowRefused, "OpenAI does not give these days."
-    if said.param or _ABOUT_THE_QUERY.search(about):
+        return WindowRefused, "OpenAI refuses these days."
+    if error_body.param or _ABOUT_THE_QUERY.search(about):
         return UnsupportedRequest, "OpenAI refuses this query."
     return AccessRefused, "OpenAI refuses this request."
 
 
-def _too_much(said: Said) -> tuple[type[OpenAIAdminError], str]:
-    code = next((code for code in (said.code, said.kind) if code in _SPEND_CODES), None)
+def _too_much(error_body: ErrorBody) -> tuple[type[OpenAIAdminError], str]:
+    code = next((code for code in (error_body.code, error_body.kind) if code in _SPEND_CODES), None)
     if code is None:
         return RateLimited, "OpenAI's rate limit for this organization is used up; it usually passes soon."
     return SpendLimitReached, (
-        f"OpenAI gives no figures since {_SPEND_CODES[code]}. "
+        f"OpenAI returns no data because {_SPEND_CODES[code]}. "
         "An Owner can change that under Billing in OpenAI; the key is not the cause."
     )
 
@@ -209,7 +211,7 @@ def _text(value: Json) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of the `Retry-After` header, which is a number or a date; None without a usable one."""
+    """Seconds of the `Retry-After` header, a number or a date; None without a valid one."""
     value = headers.get("retry-after")
     if value is None:
         return None
@@ -231,11 +233,11 @@ def _until(value: str) -> float | None:
 
 
 def web_page(body: bytes, headers: Mapping[str, str], address: BaseAddress) -> UnreadableResponse | None:
-    """The error of a web page that came with status 200, as captive portals and gateways send it."""
-    said = Said() if body[:1] in (b"{", b"[") else what_was_said(body[:20_000], headers)
-    if not said.is_web_page:
+    """The error for a web page with status 200, which captive portals send; else None."""
+    error_body = ErrorBody() if body[:1] in (b"{", b"[") else parse_error_body(body[:20_000], headers)
+    if not error_body.is_web_page:
         return None
-    title = quoted(said.words).rstrip(".")
+    title = quoted(error_body.words).rstrip(".")
     return UnreadableResponse(
         "OpenAI's answer is not a page of data but a web page: a proxy or firewall sent it, or the API "
         f"address is wrong. {address.authority} answered 200{': ' + title if title else ''}."

@@ -1,35 +1,35 @@
-"""What can go wrong between us and OpenAI's organization API, by what a person can do about it.
+"""The errors of OpenAI's organization API, grouped by what a person can do about them.
 
     OpenAIAdminError
-    ├── PermanentError              asking again does not help: a person must act
+    ├── PermanentError              a repeat cannot succeed: a person must act
     │   ├── InvalidKey              the key was deleted, revoked or mistyped
     │   ├── InsufficientPermissions the key may not read usage: project key, or its creator lost the role
     │   ├── UnsupportedRequest      400: this organization's API refuses the query
     │   │   └── WindowRefused       its days are the reason
     │   └── WrongAddress            the key is bound to another address; nothing was sent
-    └── TransientError              a later refresh may well succeed
+    └── TransientError              a later refresh may succeed
         ├── AccessRefused           4xx for a reason that is not the key
         │   ├── IpNotAuthorized     the organization's IP allowlist lacks this server
-        │   ├── IncorrectHostname   the organization is served by another host
+        │   ├── IncorrectHostname   another host serves the organization
         │   ├── NoOrganization      the key's creator belongs to no organization
         │   └── UnsupportedCountry  OpenAI does not serve this server's country
-        ├── PageTokenRejected       400 for a cursor: the window is asked for again from its start
-        ├── RateLimited             429 until the time for retries was spent
+        ├── PageTokenRejected       400 for a cursor: the window is fetched again from its start
+        ├── RateLimited             429 until the retry time was spent
         ├── SpendLimitReached       429 for money: a spend limit or an empty balance
         ├── Unreachable             a connection that breaks, or 5xx answers to valid requests
         │   ├── NotFound            404 on a path that exists
-        │   ├── NotTheAPI           the web page of a proxy, a firewall or the protection before the API
-        │   ├── TimedOut            no whole answer in time
-        │   ├── NameNotFound        the host's name has no address
+        │   ├── NotTheAPI           a web page of a proxy, a firewall or OpenAI's own protection
+        │   ├── TimedOut            no complete answer in time
+        │   ├── NameNotFound        the host's name could not be resolved
         │   ├── ConnectionRefused   the network or the host refuses the connection
-        │   ├── ProxyFailed         the proxy cannot be reached or refuses
+        │   ├── ProxyFailed         the proxy is unreachable or refuses
         │   └── CertificateRejected the host's certificate is not trusted here
-        └── UnreadableResponse      an answer that is not the documented page: HTML, cut JSON, days left out
-            ├── UnexpectedShape     whole JSON, but a part has another type than documented
-            ├── LossyValue          a number of money that cannot be kept to the last digit
-            └── AnswerTooLarge      more bytes or rows than one answer may have
+        └── UnreadableResponse      an answer that is not the documented page: HTML, cut JSON, missing days
+            ├── UnexpectedShape     complete JSON in which a value has another type than documented
+            ├── LossyValue          an amount that cannot be stored to the last digit
+            └── AnswerTooLarge      more bytes or rows than an answer may have
 
-Messages are sentences for a person, in one line. They never hold a key: OpenAI's words are redacted first.
+A message is one line of sentences for a person. It never contains a key: OpenAI's words are redacted.
 """
 
 import unicodedata
@@ -37,16 +37,16 @@ from typing import ClassVar
 
 from finora_pipeline.openai_admin.keys import redact
 
-# What is repeated of an answer's own words; the rest of a message is ours.
+# Characters of an answer's own words in a message.
 LONGEST_QUOTE = 160
 
 
 class OpenAIAdminError(Exception):
-    """Anything that kept an organization's pages from being read.
+    """A page of an organization could not be fetched.
 
-    `reason` is a short code for counting. `status` and `code` are those of OpenAI's answer, where there was
-    one. `repeats` is how often the request is made again (None: until the time for retries is spent), and
-    `needs_person` whether someone must change something before it can succeed.
+    `reason`: a short code for counting; `status` and `code`: those of OpenAI's answer, if there was one;
+    `retry_after`: the seconds OpenAI asked us to wait; `repeats`: how often the request is repeated (None:
+    until the retry time is spent); `needs_person`: whether a person must change something first.
     """
 
     reason: ClassVar[str] = "openai_error"
@@ -68,17 +68,17 @@ class OpenAIAdminError(Exception):
 
     @property
     def is_permanent(self) -> bool:
-        """Whether asking again with the same key and query is known to be useless."""
+        """Whether a repeat with the same key and query cannot succeed."""
         return isinstance(self, PermanentError)
 
     @property
     def is_refusal(self) -> bool:
-        """Whether OpenAI answered that this request is not allowed or possible: 4xx but 408, 409 and 429."""
+        """Whether OpenAI refused this request as such: any 4xx but 408, 409 and 429."""
         return self.status is not None and 400 <= self.status < 500 and self.status not in (408, 409, 429)
 
 
 class PermanentError(OpenAIAdminError):
-    """Asking again with the same key does not help."""
+    """A repeat with the same key cannot succeed."""
 
     repeats = 0
     needs_person = True
@@ -103,7 +103,7 @@ class UnsupportedRequest(PermanentError):
 
 
 class WindowRefused(UnsupportedRequest):
-    """OpenAI refuses the days that were asked for (400); it may give others."""
+    """OpenAI refuses the requested days (400); it may return others."""
 
     reason = "window_refused"
 
@@ -115,11 +115,11 @@ class WrongAddress(PermanentError):
 
 
 class TransientError(OpenAIAdminError):
-    """A later refresh may succeed. `retry_after`: the seconds OpenAI asked us to wait, if it did."""
+    """A later refresh may succeed."""
 
 
 class PageTokenRejected(TransientError):
-    """OpenAI refuses a page token (400); the window must be asked for again from its start."""
+    """OpenAI refuses a page token (400); the window must be fetched again from its start."""
 
     reason = "page_token_rejected"
     repeats = 0
@@ -129,12 +129,12 @@ class AccessRefused(TransientError):
     """OpenAI refuses the request (4xx) for a reason that is not known to be the key's fault."""
 
     reason = "access_refused"
-    # A reason that we do not know may pass at once; one that OpenAI explains rarely does.
+    # An unknown reason may pass quickly; a reason that OpenAI explains rarely does.
     repeats = 2
 
 
 class IpNotAuthorized(AccessRefused):
-    """The organization's IP allowlist does not hold this server's address."""
+    """The organization's IP allowlist does not contain this server's address."""
 
     reason = "ip_not_authorized"
     repeats = 0
@@ -142,7 +142,7 @@ class IpNotAuthorized(AccessRefused):
 
 
 class IncorrectHostname(AccessRefused):
-    """The organization is served by another host: `right_host`, where OpenAI's answer names it."""
+    """Another host serves the organization: `right_host`, if OpenAI's answer names it."""
 
     reason = "incorrect_hostname"
     repeats = 0
@@ -167,13 +167,13 @@ class UnsupportedCountry(AccessRefused):
 
 
 class RateLimited(TransientError):
-    """OpenAI kept answering 429 for as long as we may retry."""
+    """OpenAI answered 429 until the retry time was spent."""
 
     reason = "rate_limited"
 
 
 class SpendLimitReached(TransientError):
-    """The organization has reached a spend limit or used up its balance (429); waiting does not help soon."""
+    """The organization reached a spend limit or has no balance left (429)."""
 
     reason = "spend_limit"
     repeats = 0
@@ -187,17 +187,17 @@ class Unreachable(TransientError):
 
 
 class NotFound(Unreachable):
-    """404: passing on the paths of costs and usage, final for a project that may have been deleted."""
+    """404: transient on the paths of costs and usage, final for a deleted project."""
 
 
 class NotTheAPI(Unreachable):
-    """A web page where the API's answer was expected: a proxy, a firewall, or the protection before it."""
+    """A web page instead of an answer: from a proxy, a firewall or OpenAI's own protection."""
 
     reason = "not_the_api"
 
 
 class TimedOut(Unreachable):
-    """No whole answer came in time."""
+    """No complete answer came in time."""
 
     reason = "timed_out"
 
@@ -215,7 +215,7 @@ class ConnectionRefused(Unreachable):
 
 
 class ProxyFailed(Unreachable):
-    """The proxy of the environment cannot be reached or refuses to lead on."""
+    """The environment's proxy is unreachable or refuses to connect to the host."""
 
     reason = "proxy_failed"
     repeats = 2
@@ -223,7 +223,7 @@ class ProxyFailed(Unreachable):
 
 
 class CertificateRejected(Unreachable):
-    """The host's certificate is not signed by an authority that is trusted here."""
+    """The host's certificate is invalid, or this server does not trust its authority."""
 
     reason = "certificate_rejected"
     repeats = 0
@@ -231,40 +231,43 @@ class CertificateRejected(Unreachable):
 
 
 class UnreadableResponse(TransientError):
-    """OpenAI's answer is not the documented page; nothing of it is used."""
+    """OpenAI's answer is not the documented page; no part of it is used."""
 
     reason = "unreadable_response"
 
 
 class UnexpectedShape(UnreadableResponse):
-    """Whole JSON of which a part that is needed has another type than documented; rarely by chance."""
+    """Complete JSON in which a required value has another type than documented."""
 
     repeats = 1
 
 
 class LossyValue(UnreadableResponse):
-    """A value that cannot be kept as sent; asking again would bring the same."""
+    """A value that cannot be stored as sent; a repeat would return the same."""
 
     reason = "lossy_value"
     repeats = 0
 
 
 class AnswerTooLarge(UnreadableResponse):
-    """One answer with more bytes or rows than one may have; asking again would bring the same."""
+    """An answer with more bytes or rows than allowed; a repeat would return the same."""
 
     reason = "answer_too_large"
     repeats = 0
 
 
 def quoted(text: str, longest: int = LONGEST_QUOTE) -> str:
-    """Foreign text fit for a message: no key, one line, nothing invisible, no longer than `longest`."""
+    """Foreign text made safe for a message: one line without keys or invisible characters.
+
+    At most `longest` characters; a longer text ends with an ellipsis.
+    """
     text = redact(" ".join(text[: 20 * longest].split()))
     text = "".join(character if _is_shown(character) else _escape(character) for character in text)
     return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
 def _is_shown(character: str) -> bool:
-    # Controls, invisible formats (also those that turn the direction of writing), lone surrogates.
+    # Controls, invisible formats (bidirectional overrides included), lone surrogates.
     return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 

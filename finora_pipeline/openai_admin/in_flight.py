@@ -1,13 +1,13 @@
-"""Places for the requests that are in flight at once, fewer while OpenAI refuses many of them."""
+"""Limits the requests in flight at once, and lowers the limit while OpenAI refuses many."""
 
 import asyncio
 
 
 class InFlight:
-    """Places for requests in flight: fewer while OpenAI answers many of them with 429, all again afterwards.
+    """A semaphore whose number of places falls while many answers are 429 and rises again after.
 
-    Judged in rounds of as many answers as there are places, so that one organization's own rate limit slows
-    no other: only a share of 429 over all organizations does.
+    A round is as many answers as there are places. The share of 429 among all organizations' answers of a
+    round decides, so that an organization's own rate limit does not slow the others.
     """
 
     _SHORTEST_ROUND = 16
@@ -31,7 +31,7 @@ class InFlight:
             self._semaphore.release()
 
     def answered(self, is_rate_limited: bool) -> None:
-        """Counts an answer; at the end of a round halves the places or gives a quarter of them back."""
+        """Count an answer; at the end of a round halve the places or add a quarter."""
         self._answers += 1
         self._limited += is_rate_limited
         if self._answers < max(self.places, self._SHORTEST_ROUND):

@@ -1,4 +1,4 @@
-"""What holds for the JSON text of any page: its encoding, its size, and one reading for all readers."""
+"""Checks of the JSON text of any page: encoding, size, and keys that an object has twice."""
 
 import math
 import re
@@ -10,9 +10,9 @@ from finora_pipeline.openai_admin.errors import AnswerTooLarge, UnreadableRespon
 
 # A decoded value.
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | float | bool | None"
-# Results that one page may have; a setting of the client may allow others.
+# Default limit of results per page (`Limits.rows_per_page`).
 ROWS_PER_PAGE = 200_000
-# Escapes that stand for no text: a NUL, and half of a character beyond U+FFFF without its other half.
+# Escapes of no storable text: NUL, and half of a surrogate pair.
 _UNSTORABLE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])").search
 _ESCAPES = re.compile(
     rb"(?P<kept>\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -25,27 +25,30 @@ _KEYS_OF_EACH = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 
 
 def check_text(body: bytes) -> None:
-    """Raises `UnreadableResponse` unless all of it is UTF-8: decoders pass over what they need not read."""
+    """Raise `UnreadableResponse` unless the whole body is UTF-8; decoders skip parts unchecked."""
     if body.isascii():
         return
     try:
         body.decode()
     except UnicodeDecodeError:
-        raise UnreadableResponse("OpenAI's answer is not a text in UTF-8.") from None
+        raise UnreadableResponse("OpenAI's answer is not UTF-8 text.") from None
 
 
 def clean_text(body: bytes) -> bytes:
-    """The text with each escape of a NUL or of half a character as the replacement character: the body itself
-    where it has none. Such escapes are legal JSON, and no text that could be stored."""
+    """The body with U+FFFD for each escape of NUL or of half a surrogate pair.
+
+    Such escapes are legal JSON, but DuckDB, Postgres and Parquet cannot store their text. Returns the body
+    itself if it has none.
+    """
     if b"\\" not in body or not _UNSTORABLE(body):
         return body
     return _ESCAPES.sub(lambda found: found[0] if found["kept"] else rb"\ufffd", body)
 
 
 def check_size(body: bytes, most_rows: int) -> None:
-    """Raises `AnswerTooLarge` for a text with so many objects that decoding them would take too much memory.
+    """Raise `AnswerTooLarge` for a text with too many objects to decode in reasonable memory.
 
-    A row is one object or two; what holds several times more is nothing that OpenAI documents.
+    A documented row is one object or two; the limit allows several times more.
     """
     most = 4 * most_rows + 10_000
     if len(body) > 2 * most and body.count(b"{") > most:
@@ -53,14 +56,13 @@ def check_size(body: bytes, most_rows: int) -> None:
 
 
 def check_rows(rows: int, most_rows: int) -> None:
-    """Raises `AnswerTooLarge` for a page of more rows than one may have."""
+    """Raise `AnswerTooLarge` for a page with more rows than allowed."""
     if rows > most_rows:
         raise AnswerTooLarge(f"OpenAI sent a page of {rows:,} rows, over the limit of {most_rows:,}.")
 
 
 def decode_any(text: bytes | msgspec.Raw) -> Json:
-    """Any JSON value; a number that no float holds, in a field that is not documented, becomes None. Not for
-    money."""
+    """Decode any JSON value; a number beyond the range of floats becomes None. Not for amounts."""
     return _ANY_DECODER.decode(text)
 
 
@@ -73,10 +75,11 @@ _ANY_DECODER = msgspec.json.Decoder(float_hook=_finite)
 
 
 def repeats_a_key(body: bytes, rows: int, amounts: int | None = None) -> bool:
-    """Whether an object may have a key twice: SQL would take the first, we the last.
+    """Whether an object of a page may have a key twice.
 
-    Rows of a page mostly have the same keys, so that their number follows from the first row; where it is
-    another, all are counted. Money is not taken on the trust that rows are alike.
+    SQL takes the first value, our decoder the last. The rows of a page usually have the same keys, so their
+    number follows from the first row; if it differs, all keys are counted. `amounts`, the number of amounts
+    in a page of costs, is compared as well.
     """
     keys = body.count(b'":')
     are_alike = keys == _keys_if_alike(body, rows)
@@ -94,7 +97,7 @@ def _keys_if_alike(body: bytes, rows: int) -> int:
 
 
 def _keys_within(value: Json) -> int:
-    """How many keys a decoded value has, at any depth."""
+    """The number of keys in a decoded value, at any depth."""
     if isinstance(value, dict):
         return len(value) + sum(_keys_within(v) for v in value.values() if isinstance(v, dict | list))
     return sum(map(_keys_within, value)) if isinstance(value, list) else 0

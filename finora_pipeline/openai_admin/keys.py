@@ -1,12 +1,12 @@
-"""What an Admin key looks like, how it is shown, and how text is cleaned of keys."""
+"""The form of Admin keys, how they are shown, and how keys are redacted from text."""
 
 import re
 import string
 
 PREFIX = "sk-admin-"
 _ADMIN_KEY = re.compile(r"sk-admin-[A-Za-z0-9_-]{16,500}")
-# Our own sentences and hints say how a key begins: that alone is not a key. Keys of other providers are kept
-# from sight as well, since people paste them by mistake.
+# The bare prefix, which our own sentences and hints contain, is not a key. Keys of other providers are
+# redacted as well, since people paste them by mistake.
 _ANY_KEY = re.compile(
     r"sk-(?!admin-(?![A-Za-z0-9_*-]))[A-Za-z0-9_*-]{4,}"
     r"|(?<![A-Za-z0-9_-])(?:sess|xai|pplx)-[A-Za-z0-9_*-]{8,}"
@@ -14,9 +14,9 @@ _ANY_KEY = re.compile(
     r"|(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_*-]{20,}"
     r"|(?<![A-Za-z0-9_-])(?:AKIA|ASIA)[A-Z0-9*]{12,}"
 )
-# What editors, spreadsheets and chat programs put around a pasted text without showing it.
+# Invisible characters that editors, spreadsheets and chat programs add around a pasted text.
 _SURROUNDING = string.whitespace + "\u00a0\u200b\u200c\u200d\u2060\ufeff"
-# A key of any provider within a text, and what may follow it: quotes, brackets, the comma of a list.
+# A key of any provider in a text, and what may follow it: quotes, brackets, the comma of a list.
 _PASTED_KEY = re.compile(
     r"(?<![A-Za-z0-9_-])(?:sk-|sess-|xai-|pplx-|gsk_|hf_|r8_|AIza|AKIA|ASIA)[A-Za-z0-9_-]+"
 )
@@ -42,16 +42,16 @@ _WHERE = (
 
 
 class KeyFormError(ValueError):
-    """A text that cannot be an Admin key. Its message tells what to do and never repeats the text."""
+    """The text cannot be an Admin key. The message says what to do and never contains the text."""
 
 
 class AdminKey:
-    """An OpenAI Admin key. Its text comes out through `reveal()` only; `str` and `repr` show the hint."""
+    """An OpenAI Admin key. Only `reveal()` returns its text; `str` and `repr` return the hint."""
 
     __slots__ = ("_text",)
 
     def __init__(self, text: str) -> None:
-        """Takes a pasted text; what people copy along with a key is dropped. Raises `KeyFormError`."""
+        """Take a pasted text and drop what people copy along with a key. Raises `KeyFormError`."""
         text = _unwrapped(text.strip(_SURROUNDING))
         if not text:
             raise KeyFormError("No key was given: paste the Admin key, which starts with sk-admin-.")
@@ -72,8 +72,8 @@ class AdminKey:
             )
         if not _ADMIN_KEY.fullmatch(text):
             raise KeyFormError(
-                "This Admin key is incomplete or holds characters that a key cannot have: "
-                "copy it once more, whole and alone."
+                "This Admin key is incomplete or contains characters that a key cannot have: "
+                "copy the whole key again, and nothing else."
             )
         self._text = text
 
@@ -83,7 +83,7 @@ class AdminKey:
 
     @property
     def hint(self) -> str:
-        """What may be shown: `sk-admin-…` and the last four characters."""
+        """The part that may be shown: `sk-admin-…` and the last four characters."""
         return f"{PREFIX}…{self._text[-4:]}"
 
     def __repr__(self) -> str:
@@ -92,12 +92,11 @@ class AdminKey:
     __str__ = __repr__
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("An AdminKey is not pickled: resolve it again where it is needed.")
+        raise TypeError("An AdminKey cannot be pickled: resolve it again where it is needed.")
 
 
 def _unwrapped(text: str) -> str:
-    """The one key in a pasted text, without its name, header or quotes; the text itself where that is not
-    plain."""
+    """The only key in a pasted text, without a name, header or quotes; else the text itself."""
     found = list(_PASTED_KEY.finditer(text)) if len(text) <= 1_000 else []
     if len(found) == 1 and found[0].start() <= _LONGEST_BEFORE_A_KEY:
         (key,) = found
@@ -107,5 +106,5 @@ def _unwrapped(text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """The text with everything that looks like a key, whole or masked, of OpenAI or others, as `sk-…`."""
+    """Replace everything that looks like a key of any provider, complete or masked, by `sk-…`."""
     return _ANY_KEY.sub("sk-…", text)

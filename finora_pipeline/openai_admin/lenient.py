@@ -1,4 +1,4 @@
-"""Pages some of whose values have another type than documented: each such value costs only itself."""
+"""Decodes pages with values of undocumented types, at the cost of only those values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,11 +8,13 @@ import msgspec
 
 from finora_pipeline.openai_admin.amounts import AmountError, parse_count
 from finora_pipeline.openai_admin.errors import LossyValue, quoted
+from finora_pipeline.openai_admin.measures import MEASURES
 from finora_pipeline.openai_admin.results import (
     MOST_COUNTED,
     Amount,
     CostPage,
     CostResult,
+    UsageDimensions,
     UsagePage,
     UsageResult,
 )
@@ -37,7 +39,7 @@ _DECODER = msgspec.json.Decoder(_LoosePage)
 
 
 def place_of(day: int, number: int, field: str, raw: msgspec.Raw) -> str:
-    """Where a value stands in its page, and the value."""
+    """The path of a value in its page, and the value, for a message."""
     return f"data[{day}].results[{number}].{field}: {quoted(bytes(raw).decode('utf-8', 'replace'), 40)}"
 
 
@@ -48,7 +50,10 @@ def decode_loosely(
     left_out: list[str],
     error: msgspec.ValidationError,
 ) -> PageT:
-    """A page some of whose values have another type than documented. Raises `msgspec.DecodeError`."""
+    """Decode a page value by value; values that are not understood are added to `left_out`.
+
+    Raises `error` (the strict decoder's) for a bucket without a start, or another `msgspec.DecodeError`.
+    """
     loose = _DECODER.decode(body)
     buckets: list[dict[str, Any]] = []
     for day, bucket in enumerate(loose.data):
@@ -66,7 +71,7 @@ def decode_loosely(
 
 @dataclass(slots=True)
 class Row:
-    """One result with values of any type, and where what is not understood is named."""
+    """One result with values of any type; `left_out` collects those that are not understood."""
 
     day: int
     number: int
@@ -74,7 +79,7 @@ class Row:
     left_out: list[str]
 
     def text(self, field: str) -> str | None:
-        """A name: a number or boolean as it is written."""
+        """A name; a number or boolean becomes text as OpenAI wrote it."""
         raw = self.values.get(field)
         value = None if raw is None else _plain(raw)
         if value is None or isinstance(value, str):
@@ -84,18 +89,21 @@ class Row:
         return self._unknown(field)
 
     def flag(self, field: str) -> bool | None:
+        """A boolean, also from text."""
         value = self.text(field)
         if value is None or value.lower() in ("true", "false"):
             return None if value is None else value.lower() == "true"
         return self._unknown(field)
 
     def count(self, field: str) -> int | None:
+        """A whole number, in any spelling that `parse_count` knows."""
         try:
             return parse_count(bytes(self.values.get(field, b"")), MOST_COUNTED)
         except AmountError:
             return self._unknown(field)
 
     def raw(self, field: str) -> msgspec.Raw:
+        """A value's JSON text; empty if it is missing."""
         return self.values.get(field, msgspec.Raw())
 
     def _unknown(self, field: str) -> None:
@@ -103,8 +111,7 @@ class Row:
 
 
 def _plain(raw: msgspec.Raw) -> str | msgspec.Raw | list[Any] | None:
-    """A JSON string as text, a number or boolean as its own characters, None for null; a list stands for
-    everything that is composed."""
+    """Text of a string, JSON of a number or boolean, None for null, [] for lists and objects."""
     first = bytes(raw)[:1]
     if first == b'"':
         return msgspec.json.decode(raw, type=str)
@@ -114,6 +121,7 @@ def _plain(raw: msgspec.Raw) -> str | msgspec.Raw | list[Any] | None:
 
 
 def cost_of(row: Row) -> CostResult:
+    """A row of costs. Raises `LossyValue` for an amount that is not understood."""
     names: dict[str, Any] = {name: row.text(name) for name in _COST_NAMES}
     amount = row.raw("amount")
     if bytes(amount) in (b"", b"null"):
@@ -122,18 +130,19 @@ def cost_of(row: Row) -> CostResult:
         money = msgspec.json.decode(amount, type=Amount)
     except msgspec.ValidationError as error:
         raise LossyValue(
-            f"OpenAI sent an amount that cannot be read: {quoted(str(error))} "
+            f"OpenAI sent an amount that is not understood: {quoted(str(error))} "
             f"(data[{row.day}].results[{row.number}].amount)."
         ) from None
     return CostResult(amount=money, quantity=row.raw("quantity"), **names)
 
 
 def usage_of(row: Row) -> UsageResult:
+    """A row of usage."""
     names: dict[str, Any] = {name: row.text(name) for name in _USAGE_NAMES}
     counts: dict[str, Any] = {name: row.count(name) for name in _USAGE_COUNTS}
     return UsageResult(batch=row.flag("batch"), **names, **counts)
 
 
 _COST_NAMES = tuple(f for f in CostResult.__struct_fields__ if f not in ("amount", "quantity"))
-_USAGE_NAMES = ("project_id", "user_id", "api_key_id", "model", "service_tier")
-_USAGE_COUNTS = tuple(f for f in UsageResult.__struct_fields__ if f not in (*_USAGE_NAMES, "batch"))
+_USAGE_NAMES = tuple(f for f in UsageDimensions.__struct_fields__ if f != "batch")
+_USAGE_COUNTS = tuple(measure.field for measure in MEASURES)

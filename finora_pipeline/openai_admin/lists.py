@@ -1,4 +1,4 @@
-"""A page of a directory list, checked: its objects are known by their ids, whatever else they hold."""
+"""Checks pages of directory lists, whose objects need an id and may have any other content."""
 
 import msgspec
 
@@ -21,7 +21,10 @@ class _ListPage(msgspec.Struct, gc=False):
 
 
 class ObjectList(msgspec.Struct, frozen=True):
-    """A checked page of a directory list: the ids of its objects, and whether and where it continues."""
+    """A checked page of a directory list.
+
+    `ids`: those of its objects; `after`: the cursor of the next page; `is_canonical`: SQL can read the body.
+    """
 
     ids: list[str]
     has_more: bool
@@ -30,9 +33,9 @@ class ObjectList(msgspec.Struct, frozen=True):
 
 
 def check_list(body: bytes, most_rows: int = ROWS_PER_PAGE) -> ObjectList:
-    """What a page of a directory list holds. Raises `UnreadableResponse` for anything but a list.
+    """Check a page of a directory list. Raises `UnreadableResponse` for anything but a list.
 
-    An object without an id is passed over: nothing could refer to it.
+    An object without an id is skipped, since nothing can refer to it.
     """
     check_text(body)
     check_size(body, most_rows)
@@ -50,7 +53,7 @@ def check_list(body: bytes, most_rows: int = ROWS_PER_PAGE) -> ObjectList:
 
 
 def _objects(body: bytes) -> list[dict[str, Json]]:
-    """The objects of a list with their ids as text; an empty one for what has no id."""
+    """The objects of a list with their ids as text; an empty one for an object without an id."""
     found: list[dict[str, Json]] = []
     for item in _LIST_DECODER.decode(clean_text(body)).data:
         decoded = decode_any(item)
@@ -62,7 +65,7 @@ def _objects(body: bytes) -> list[dict[str, Json]]:
 
 
 def canonical_list(body: bytes) -> bytes:
-    """A checked page of a list in the one form that SQL reads as we do: only objects with an id."""
+    """A checked page of a list, reduced to objects with an id, in a form that SQL can read."""
     return msgspec.json.encode({"data": [item for item in _objects(body) if item]})
 
 

@@ -1,8 +1,8 @@
-"""The way out to OpenAI that a company's network prescribes: its proxy and the certificates it trusts.
+"""The network settings of the environment: the proxy to OpenAI and the trusted certificates.
 
-Both come from the environment in the names that other tools know: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`
-and `NO_PROXY` (also in lower case), `SSL_CERT_FILE`, `SSL_CERT_DIR` and `REQUESTS_CA_BUNDLE`. This machine
-itself is never asked through a proxy.
+The variables are those that other tools use: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` (also in
+lower case), `SSL_CERT_FILE`, `SSL_CERT_DIR` and `REQUESTS_CA_BUNDLE`. Requests to this machine never use a
+proxy.
 """
 
 import base64
@@ -23,13 +23,15 @@ _CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
 
 
 class NetworkError(ValueError):
-    """A setting of the network that cannot be followed. Its message is one sentence, without passwords."""
+    """An invalid network setting. The message is one sentence without passwords."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An HTTP proxy: its `url` and `authority` (host and port) without name and password, which are in
-    `authorization`, the value of its header."""
+    """An HTTP proxy: `url` and `authority` (host and port) without user name and password.
+
+    `authorization`: the value of the Proxy-Authorization header, or None.
+    """
 
     url: str
     authority: str
@@ -37,7 +39,7 @@ class Proxy:
 
 
 def proxy_for(address: BaseAddress, environment: Mapping[str, str] = os.environ) -> Proxy | None:
-    """The proxy through which an address is reached; None for a direct way. Raises `NetworkError`."""
+    """The proxy for an address; None for a direct connection. Raises `NetworkError`."""
     if address.is_loopback:
         return None
     names = (f"{address.scheme}_proxy", "all_proxy")
@@ -50,8 +52,7 @@ def proxy_for(address: BaseAddress, environment: Mapping[str, str] = os.environ)
 
 
 def _is_excepted(address: BaseAddress, pattern: str) -> bool:
-    """Whether an entry of NO_PROXY means the address: `*`, a host, a domain, each also with its port, or a
-    network of IP addresses."""
+    """Whether a NO_PROXY entry matches: `*`, a host or domain (port optional), or an IP network."""
     name, _, port = pattern.rpartition(":")
     if name and port.isdigit():
         if int(port) != address.port:
@@ -74,7 +75,7 @@ def _proxy(url: str, name: str) -> Proxy:
     except ValueError:
         raise NetworkError(f"{name} must be an address like http://proxy.example.com:3128.") from None
     if scheme.startswith("socks"):
-        raise NetworkError(f"{name} names a SOCKS proxy, which is not supported: give an HTTP proxy.")
+        raise NetworkError(f"{name} names a SOCKS proxy, which is not supported: use an HTTP proxy.")
     if scheme not in ("http", "https") or not host or not whole.isprintable():
         raise NetworkError(f"{name} must be an address like http://proxy.example.com:3128.")
     authority = f"{host if ':' not in host else f'[{host}]'}:{port or (443 if scheme == 'https' else 80)}"
@@ -86,9 +87,9 @@ def _proxy(url: str, name: str) -> Proxy:
 
 
 def trusted_certificates(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext:
-    """What TLS connections trust: the certificates that the environment names, else those of certifi.
+    """The certificates that TLS connections trust: the environment's, else those of certifi.
 
-    Raises `NetworkError` where they cannot be read.
+    Raises `NetworkError` if they cannot be read.
     """
     given = ((name, environment.get(name)) for name in _CERTIFICATE_VARIABLES)
     name, path = next(((name, path) for name, path in given if path), ("", ""))
@@ -97,7 +98,7 @@ def trusted_certificates(environment: Mapping[str, str] = os.environ) -> ssl.SSL
 
 @lru_cache(maxsize=4)
 def _context(name: str, path: str) -> ssl.SSLContext:
-    # Kept: to read them takes some 18 ms, which each client would spend again.
+    # Cached: reading the certificates takes about 18 ms, for each client.
     if not name:
         return ssl.create_default_context(cafile=certifi.where())
     is_folder = Path(path.split(os.pathsep)[0]).is_dir()

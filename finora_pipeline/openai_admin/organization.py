@@ -1,13 +1,13 @@
-"""One organization as its Admin key shows it: windows of costs and usage, and the directory of names.
+"""Fetches windows of costs and usage of an organization, and its directory of names.
 
-1. A window is read as page requests of at most the endpoint's page limit, each with its exact `start_time`
-   and `end_time`; a cursor is followed with all parameters of its first request, since OpenAI binds it to
-   them (400 `The page token is invalid` otherwise). The range is then asked for again from its start, as it
-   is when its pages do not fit together.
-2. All pages of a window come back, or an `OpenAIAdminError`: half a window is never returned. Every day has a
-   bucket, also one without use, from the first bucket on; only today's may be lacking. `read_newest` gives
-   the part of a window that OpenAI gives, and says which.
-3. Each list of the directory has an outcome of its own.
+1. A window is fetched in pieces of at most the endpoint's page limit, each with its exact `start_time` and
+   `end_time`. A cursor is followed with all parameters of its first request, since OpenAI binds it to them
+   (400 `The page token is invalid` otherwise). If OpenAI refuses a cursor, or the pages do not fit together,
+   the piece is fetched again from its start.
+2. The result is all pages of a window or an `OpenAIAdminError`, never a part of a window. From the first
+   bucket on every day has one, also without usage; only today's may be missing. `fetch_newest` returns the
+   part of a window that OpenAI does not refuse, and which part that is.
+3. Each list of the directory has its own outcome.
 """
 
 import asyncio
@@ -55,19 +55,19 @@ QueryParams = tuple[tuple[str, str], ...]
 
 # Directory lists allow 1 to 100 objects a page (OpenAPI document).
 LIST_LIMIT = 100
-# What is spent on the repeats of each of many thousands of lists of names.
+# Per list: there may be thousands of them.
 LIST_RETRY_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How hard and how long OpenAI may be asked, and how much one answer may hold.
+    """Limits of requests to OpenAI and of its answers.
 
     `concurrency`: requests in flight over all organizations; `per_organization`: of each.
-    `timeout_seconds`: of silence, while connecting or receiving; `request_seconds`: of a whole request with
-    its body. `retry_seconds`: after which a request is not repeated. `first_pause_seconds`: the pause
-    before the first repeat, doubled each time up to `longest_pause_seconds`. `most_pages`: of a window,
-    against an endless cursor. `body_bytes`: of an answer, decompressed; `rows_per_page`: its results.
+    `timeout_seconds`: silence while connecting or receiving; `request_seconds`: a request with its body;
+    `retry_seconds`: a request with its repeats. `first_pause_seconds`: pause before the first repeat,
+    doubled each time up to `longest_pause_seconds`. `most_pages`: of a window, against an endless cursor.
+    `body_bytes`: of an answer, decompressed; `rows_per_page`: its results.
     """
 
     concurrency: int = 256
@@ -83,7 +83,7 @@ class Limits:
 
 
 class Requests(Protocol):
-    """What makes the requests: the client, for all organizations."""
+    """The sender of the requests of all organizations: `client.OpenAIAdminClient`."""
 
     async def get(
         self,
@@ -91,7 +91,7 @@ class Requests(Protocol):
         path: str,
         params: QueryParams,
         key: AdminKey,
-        read: Callable[[bytes, datetime], T],
+        decode: Callable[[bytes, datetime], T],
         *,
         turns: asyncio.Semaphore,
         is_optional: bool = False,
@@ -100,11 +100,11 @@ class Requests(Protocol):
 
 
 class _PagesDoNotFit(UnreadableResponse):
-    """Each page can be read, but together they are not the window that was asked for."""
+    """Each page is valid, but together they are not the requested window."""
 
 
 class OrganizationClient:
-    """Reads one organization with its Admin key, at the address the key is bound to."""
+    """Fetches from one organization with its Admin key, at the address the key is bound to."""
 
     def __init__(self, client: Requests, key: AdminKey, address: BaseAddress, limits: Limits) -> None:
         self._client = client
@@ -113,7 +113,7 @@ class OrganizationClient:
         self._turns = asyncio.Semaphore(limits.per_organization)
         self.address = address
 
-    async def read(
+    async def fetch(
         self,
         endpoint: Endpoint,
         window: Window,
@@ -122,31 +122,31 @@ class OrganizationClient:
         *,
         retry_seconds: float | None = None,
     ) -> list[Page]:
-        """All pages of a window, oldest first. Raises `OpenAIAdminError`; nothing half-read comes back.
+        """Fetch all pages of a window, oldest first. Raises `OpenAIAdminError`.
 
-        `group_by` defaults to what the endpoint's row says. A long window is asked for in pieces that fit
-        one page each, at the same time. Days before an answer's first are taken for those before the
-        organization, but not from `known_from` on, a day on which it is known to have existed.
-        `retry_seconds` shortens the client's limit, for what is not worth as much patience.
+        `group_by` defaults to the endpoint's own. Pieces of one page each are fetched concurrently. Days
+        before an answer's first bucket are taken as days before the organization existed, but not from
+        `known_from` on, a day on which it is known to have existed. `retry_seconds` can shorten the
+        client's limit.
         """
         query = _Query(endpoint, _grouping(endpoint, group_by), known_from, retry_seconds)
         pieces = list(window.split(endpoint.days_per_page))
         if len(pieces) == 1:
-            return await self._read_piece(query, window)
+            return await self._fetch_piece(query, window)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._read_piece(query, piece)) for piece in pieces]
+                tasks = [group.create_task(self._fetch_piece(query, piece)) for piece in pieces]
         except ExceptionGroup as failures:
             raise first_failure(failures.exceptions) from None
         pages = [page for task in tasks for page in task.result()]
         try:
-            # A piece without any day is right only before the first piece that has some.
+            # A piece without buckets is valid only before the first piece with buckets.
             _check_whole(pages, window, datetime.now(UTC).date(), known_from)
         except _PagesDoNotFit as error:
             raise UnreadableResponse(str(error)) from None
         return pages
 
-    async def read_newest(
+    async def fetch_newest(
         self,
         endpoint: Endpoint,
         window: Window,
@@ -156,14 +156,14 @@ class OrganizationClient:
         retry_seconds: float | None = None,
         today: date | None = None,
     ) -> tuple[list[Page], Window]:
-        """As `read`, but of a window that OpenAI refuses (400) all newest days that it gives; with the window
-        that they are. Raises `OpenAIAdminError`: the refusal itself if not even one day is given.
+        """Fetch a window, or if OpenAI refuses it (400) its newest days that OpenAI does not refuse.
 
-        A refused end after today's midnight is tried as now, and else left out. Then older days are asked
-        for in pieces, each refused one halved, until a single day is refused.
+        Returns the pages and their window. A refused end in the future is replaced by now, and today left
+        out if that is refused too. Older days are then fetched in pieces; a refused piece is halved until a
+        single day is refused. Raises `OpenAIAdminError`: the refusal itself if no day is accepted.
         """
         try:
-            pages = await self.read(endpoint, window, group_by, known_from, retry_seconds=retry_seconds)
+            pages = await self.fetch(endpoint, window, group_by, known_from, retry_seconds=retry_seconds)
             return pages, window
         except OpenAIAdminError as error:
             if error.status != 400:
@@ -176,15 +176,17 @@ class OrganizationClient:
         if window.start <= today < window.end:
             of_today = Window(today, window.end)
             newest = (
-                await self._given(query, of_today) or await self._given(query, of_today, until_now=True) or []
+                await self._fetch_unless_refused(query, of_today)
+                or await self._fetch_unless_refused(query, of_today, until_now=True)
+                or []
             )
             start = today
             end = window.end if newest else today
-        # One day first: if that is refused too, the days are not the reason.
+        # One day first: if it is refused too, the days are not the reason.
         days = endpoint.days_per_page if newest else 1
         while start > window.start:
             piece = Window(max(window.start, start - timedelta(days=days)), start)
-            pages = await self._given(query, piece)
+            pages = await self._fetch_unless_refused(query, piece)
             if pages is not None:
                 newest, start = pages + newest, piece.start
                 days = endpoint.days_per_page if days == 1 and start + timedelta(days=1) == end else days
@@ -201,16 +203,18 @@ class OrganizationClient:
             raise UnreadableResponse(str(error)) from None
         return newest, given
 
-    async def _given(self, query: "_Query", piece: Window, until_now: bool = False) -> list[Page] | None:
-        """The pages of a piece of a window; None if OpenAI refuses it."""
+    async def _fetch_unless_refused(
+        self, query: "_Query", piece: Window, until_now: bool = False
+    ) -> list[Page] | None:
+        """Fetch a piece of a window; None if OpenAI refuses it."""
         try:
-            return await self._read_piece(query, piece, until_now)
+            return await self._fetch_piece(query, piece, until_now)
         except OpenAIAdminError as error:
             if error.status == 400:
                 return None
             raise
 
-    async def _read_piece(self, query: "_Query", window: Window, until_now: bool = False) -> list[Page]:
+    async def _fetch_piece(self, query: "_Query", window: Window, until_now: bool = False) -> list[Page]:
         attempts = 3
         while True:
             try:
@@ -234,15 +238,15 @@ class OrganizationClient:
             ("limit", str(min(endpoint.days_per_page, window.days))),
         )
 
-        def checked(body: bytes, asked_at: datetime) -> tuple[datetime, bytes, PageHead]:
-            return asked_at, body, check_page(endpoint, body, limits.rows_per_page)
+        def checked(body: bytes, requested_at: datetime) -> tuple[datetime, bytes, PageHead]:
+            return requested_at, body, check_page(endpoint, body, limits.rows_per_page)
 
         pages: list[Page] = []
         cursors: set[str] = set()
         cursor: str | None = None
         last_start = first - 1
         while True:
-            asked_at, body, head = await self._client.get(
+            requested_at, body, head = await self._client.get(
                 self.address,
                 endpoint.path,
                 (*params, ("page", cursor)) if cursor else params,
@@ -251,12 +255,12 @@ class OrganizationClient:
                 turns=self._turns,
                 retry_seconds=query.retry_seconds,
             )
-            # What was asked for later is newer, however long each answer took.
-            pages.append(Page(endpoint, window, query.grouping, len(pages) + 1, asked_at, body, head))
+            # By the time of the request: a later request has newer data, however slow its answer.
+            pages.append(Page(endpoint, window, query.grouping, len(pages) + 1, requested_at, body, head))
             for start in head.starts:
-                # A day twice would count twice; a day that was not asked for would replace another.
+                # A duplicate day would count twice; a day that was not requested would replace another.
                 if not last_start < start < end:
-                    raise _PagesDoNotFit("OpenAI sent other days than those asked for, or one twice.")
+                    raise _PagesDoNotFit("OpenAI sent a day that was not requested, or a day twice.")
                 last_start = start
             if not head.has_more:
                 _check_whole(pages, window, datetime.now(UTC).date(), query.known_from)
@@ -272,62 +276,64 @@ class OrganizationClient:
             cursor = head.next_page
 
     async def projects(self) -> list[str]:
-        """The ids of the organization's projects, archived ones included. Raises `OpenAIAdminError`."""
-        return [project_id for _, listed in await self._list(PROJECTS) for project_id in listed.ids]
+        """Fetch the ids of all projects, archived ones included. Raises `OpenAIAdminError`."""
+        return [project_id for _, listed in await self._fetch_list(PROJECTS) for project_id in listed.ids]
 
     async def directory(self, retry_seconds: float | None = None) -> Directory:
-        """Projects, members, and each project's API keys and service accounts, each list with its outcome."""
+        """Fetch projects, members, and each project's API keys and service accounts, with outcomes."""
         projects, members = await asyncio.gather(
-            self._outcome(PROJECTS, "", retry_seconds), self._outcome(MEMBERS, "", retry_seconds)
+            self._fetch_outcome(PROJECTS, "", retry_seconds), self._fetch_outcome(MEMBERS, "", retry_seconds)
         )
         ids = [project_id for page in projects.pages for project_id in check_list(page.body).ids]
-        kinds = {listing: Lists(listing, iter(ids)) for listing in (API_KEYS, SERVICE_ACCOUNTS)}
+        kinds = {listing: Lists(listing, ids) for listing in (API_KEYS, SERVICE_ACCOUNTS)}
         patience = LIST_RETRY_SECONDS if retry_seconds is None else retry_seconds
         await asyncio.gather(
             *(
-                self._read_lists(lists, patience)
+                self._fetch_lists(lists, patience)
                 for lists in kinds.values()
                 for _ in range(self._limits.per_organization)
             )
         )
         return Directory([projects, members, *(one for lists in kinds.values() for one in lists.outcomes)])
 
-    async def _read_lists(self, lists: Lists, retry_seconds: float) -> None:
+    async def _fetch_lists(self, lists: Lists, retry_seconds: float) -> None:
         for project_id in lists.waiting:
             if lists.reason_to_stop:
                 lists.add(ListOutcome(lists.listing, project_id, [], lists.reason_to_stop))
             else:
-                lists.add(await self._outcome(lists.listing, project_id, retry_seconds))
+                lists.add(await self._fetch_outcome(lists.listing, project_id, retry_seconds))
 
-    async def _outcome(self, listing: Listing, project_id: str, retry_seconds: float | None) -> ListOutcome:
+    async def _fetch_outcome(
+        self, listing: Listing, project_id: str, retry_seconds: float | None
+    ) -> ListOutcome:
         try:
-            pages = await self._list(listing, project_id, retry_seconds)
+            pages = await self._fetch_list(listing, project_id, retry_seconds)
         except OpenAIAdminError as error:
             return ListOutcome(listing, project_id, [], error)
         return ListOutcome(listing, project_id, [page for page, _ in pages])
 
     async def admin_key_expiry(self) -> datetime | None:
-        """When this Admin key ends to be valid; None where it never does or OpenAI does not say.
+        """Fetch the expiry of this Admin key (UTC); None if it never expires or OpenAI does not say.
 
-        To list Admin keys takes a permission that costs and usage do not: a refusal is not a failure.
+        Listing Admin keys needs a permission that costs and usage do not need, so any error means None.
         """
         try:
-            pages = await self._list(ADMIN_KEYS, retry_seconds=0)
+            pages = await self._fetch_list(ADMIN_KEYS, retry_seconds=0)
             return expiry_of(self._key, (page.body for page, _ in pages))
         except (OpenAIAdminError, AmountError, msgspec.DecodeError):
             return None
 
-    async def _list(
+    async def _fetch_list(
         self, listing: Listing, project_id: str = "", retry_seconds: float | None = None
     ) -> list[tuple[Page, ObjectList]]:
-        """All pages of a list. A project that OpenAI no longer knows has none."""
+        """Fetch all pages of a list; none for a project that OpenAI deleted."""
         today = datetime.now(UTC).date()
         window = Window(today, today + timedelta(days=1))
         path = listing.path.format(project_id=path_part(project_id)) if project_id else listing.path
         pages: list[tuple[Page, ObjectList]] = []
 
-        def checked(body: bytes, asked_at: datetime) -> tuple[datetime, bytes, ObjectList]:
-            return asked_at, body, check_list(body, self._limits.rows_per_page)
+        def checked(body: bytes, requested_at: datetime) -> tuple[datetime, bytes, ObjectList]:
+            return requested_at, body, check_list(body, self._limits.rows_per_page)
 
         after: str | None = None
         while len(pages) < self._limits.most_pages:
@@ -335,7 +341,7 @@ class OrganizationClient:
             if after:
                 params = (*params, ("after", after))
             try:
-                asked_at, body, listed = await self._client.get(
+                requested_at, body, listed = await self._client.get(
                     self.address,
                     path,
                     params,
@@ -351,7 +357,7 @@ class OrganizationClient:
                 return pages
             grouping = (project_id,) if project_id else ()
             head = PageHead(listed.has_more, None, [], listed.is_canonical)
-            pages.append((Page(listing, window, grouping, len(pages) + 1, asked_at, body, head), listed))
+            pages.append((Page(listing, window, grouping, len(pages) + 1, requested_at, body, head), listed))
             if not listed.has_more or not listed.after or listed.after == after:
                 return pages
             after = listed.after
@@ -371,7 +377,7 @@ def _grouping(endpoint: Endpoint, group_by: Sequence[str] | None) -> tuple[str, 
 
 
 def _check_whole(pages: list[Page], window: Window, today: date, known_from: date | None) -> None:
-    """Refuses an answer that says it is complete and leaves days out: they would pass for read."""
+    """Raise `_PagesDoNotFit` for an answer without some days: they would count as fetched."""
     starts = [start for page in pages for start in page.head.starts]
     past = unix_seconds(min(window.end, today))
     first = unix_seconds(max(window.start, known_from)) if known_from else past
@@ -379,15 +385,14 @@ def _check_whole(pages: list[Page], window: Window, today: date, known_from: dat
         first = min([first, *starts[:1]])
         is_whole = sum(start < past for start in starts) >= (past - first) // SECONDS_PER_DAY
     else:
-        # Of long ago there may be nothing at all: the time before the organization.
+        # Before the organization existed there are no buckets at all.
         is_whole = window.end < today or window.start >= today
     if not is_whole:
-        raise _PagesDoNotFit("OpenAI left out days that were asked for.")
+        raise _PagesDoNotFit("OpenAI left out days that were requested.")
 
 
 def first_failure(failures: Sequence[BaseException]) -> BaseException:
-    """The one failure to report of several at once: our own before OpenAI's, a permanent one before a passing
-    one."""
+    """The failure to report out of several: ours before OpenAI's, permanent before transient."""
 
     def rank(error: BaseException) -> int:
         return 0 if not isinstance(error, OpenAIAdminError) else 1 + isinstance(error, TransientError)

@@ -1,13 +1,13 @@
-"""A page of costs or usage: its documented shape, checked and typed, and the window it was asked for.
+"""Checks and decodes pages of costs and usage.
 
 1. Undocumented keys are not decoded (the live API sends several).
-2. Numbers stay the text OpenAI sent: no float is ever made of them. A count may be written `10`, `10.0`,
-   `1e1` or `"10"`. Only an amount that would lose a digit, or of a foreign currency, refuses its page.
-3. Whatever else has another type than documented costs only itself: a name becomes text, a count that is not
-   whole becomes unknown, and `PageHead.left_out` says where.
-4. Names hold neither NULs nor lone surrogates, which neither DuckDB, Postgres nor Parquet can keep.
-5. Of a key that an object has twice the last counts, for SQL as well: such a page is read in its `canonical`
-   form, like every page that SQL would read otherwise than we do.
+2. Numbers are parsed from OpenAI's text, never through a float. A count may be written `10`, `10.0`, `1e1` or
+   `"10"`. A page is refused only for an amount that would lose a digit or has a foreign currency.
+3. Any other value of an undocumented type costs only itself: a name becomes text, a count that is not whole
+   becomes unknown, and `PageHead.left_out` lists it.
+4. Names contain neither NULs nor lone surrogates, which DuckDB, Postgres and Parquet cannot store.
+5. If an object has a key twice, the last value counts, in SQL too: SQL reads such a page, like every page
+   that it would read otherwise than our decoder, in its `canonical` form.
 """
 
 import operator
@@ -45,9 +45,8 @@ from finora_pipeline.openai_admin.results import CURRENCY, Amount, CostPage, Cos
 SECONDS_PER_DAY = 86_400
 LEFT_OUT_NAMED = 20
 
-# What nearly all amounts and quantities of a day look like, joined by commas: a decimal128 text with at most
-# 18 places before its trailing zeros, and a number that a double holds.
-# Possessive throughout: a pattern that may go back would do so for every amount before an odd one.
+# Nearly all amounts and quantities of a day, joined by commas: decimal128 texts of at most 18 places plus
+# zeros, and numbers that fit a double. Possessive, since backtracking would repeat for every amount.
 _CANONICAL_AMOUNTS = re.compile(rb'(?:(?>"-?\d{1,10}+\.\d{1,18}+0*+"|"0E-6176"|null)?+(?:,|$))*+').fullmatch
 _LINE_ITEM = operator.attrgetter("line_item")
 _CANONICAL_QUANTITIES = re.compile(rb"(?:(?>-?\d{1,12}+(?:\.\d{1,3}+)?+|null)?+(?:,|$))*+").fullmatch
@@ -60,14 +59,14 @@ def unix_seconds(day: date) -> int:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Window:
-    """Whole UTC days, `start` inclusive, `end` exclusive, as OpenAI's `start_time` and `end_time`."""
+    """Whole UTC days, `start` inclusive, `end` exclusive, like `start_time` and `end_time`."""
 
     start: date
     end: date
 
     def __post_init__(self) -> None:
         if self.end <= self.start:
-            raise ValueError(f"The window from {self.start} to {self.end} holds no day.")
+            raise ValueError(f"The window from {self.start} to {self.end} has no day.")
 
     @property
     def last(self) -> date:
@@ -76,10 +75,11 @@ class Window:
 
     @property
     def days(self) -> int:
+        """The number of days."""
         return (self.end - self.start).days
 
     def split(self, most_days: int) -> Iterator["Window"]:
-        """The window in pieces of at most `most_days`, the newest piece last."""
+        """Split into windows of at most `most_days`, the newest last."""
         start = self.start
         while start < self.end:
             end = min(start + timedelta(days=most_days), self.end)
@@ -89,10 +89,12 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class PageHead:
-    """What is known of a checked page: whether and where it continues, the days it holds, whether SQL can
-    read it as it stands (`canonical` otherwise), the line items it names, and id and name of the organization
-    whose costs they are. `left_out` names values that could not be understood, such as
-    `data[2].results[0].images: 1.5`, the first few of them."""
+    """The facts that the check of a page found.
+
+    `starts`: its days, in Unix seconds; `is_canonical`: SQL can read the body (else `canonical`);
+    `line_items`: their distinct texts; `organization`: id and name; `left_out`: the first
+    `LEFT_OUT_NAMED` values that were not understood, such as `data[2].results[0].images: 1.5`.
+    """
 
     has_more: bool
     next_page: str | None
@@ -105,9 +107,11 @@ class PageHead:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page as received. `body` is OpenAI's text, verbatim, and `head` what its check found; `grouping`
-    the `group_by` values that were asked for, or the project of a list; `number` counts from 1 in its
-    window; `fetched_at` is the moment when it was asked for."""
+    """A page as received.
+
+    `grouping`: the requested `group_by` values, or the project of a list; `number`: from 1 in its window;
+    `fetched_at`: the UTC moment of the request; `body`: OpenAI's text, verbatim.
+    """
 
     endpoint: Endpoint | Listing
     window: Window
@@ -134,22 +138,21 @@ _RESULTS_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def decode_costs(body: bytes) -> CostPage:
-    """A page of the costs endpoint, its amounts not yet checked. Raises `UnreadableResponse`."""
+    """Decode a page of costs without checking its amounts. Raises `UnreadableResponse`."""
     return _decode(_COST_DECODER, cost_of, clean_text(body))[0]
 
 
 @lru_cache
 def _grain_of(group_by: tuple[str, ...]) -> Callable[[CostResult], object]:
-    """What makes a row of costs one of its own: what they are grouped by. OpenAI may name more."""
+    """The key function that finds duplicate cost rows, by the requested dimensions only."""
     return operator.attrgetter(*group_by) if group_by else lambda _: None
 
 
 def canonical_costs(group_by: tuple[str, ...], body: bytes) -> bytes:
-    """A checked page of costs in the one form that SQL reads without losing a digit.
+    """A checked page of costs in a form that SQL reads without losing a digit.
 
-    Each amount and quantity becomes a string of a plain decimal with 18 places, each combination of what
-    they are grouped by one row of a day. The page's amounts keep their exact sum, rounded once
-    (`amounts.round_to_total`).
+    Amounts and quantities become strings of plain decimals with 18 places; duplicate rows of a day become
+    one row. The sum of the page's amounts stays the exact sum, rounded once (`amounts.round_to_total`).
     """
     grain_of = _grain_of(group_by)
     days: list[int] = []
@@ -175,9 +178,11 @@ def canonical_costs(group_by: tuple[str, ...], body: bytes) -> bytes:
 
 
 def pieces(body: bytes, most_bytes: int) -> Iterator[bytes]:
-    """A checked page of costs or usage as several short ones: its results as they are, in their order, each
-    under its day. One holds as many whole days as are `most_bytes` long together, or a part of a longer day,
-    up to the result that makes it as long."""
+    """Split a checked page of costs or usage into short pages; results keep their order.
+
+    A piece has as many whole days as fit into `most_bytes`, or a part of a longer day that ends with the
+    result that reaches `most_bytes`.
+    """
     data: list[_UncheckedBucket] = []
     size = 0
     for bucket in _UNCHECKED_DECODER.decode(body).data:
@@ -193,7 +198,7 @@ def pieces(body: bytes, most_bytes: int) -> Iterator[bytes]:
 
 
 def _parts(results: msgspec.Raw, most_bytes: int) -> Iterator[msgspec.Raw]:
-    """A day's list of results as it is, or as several where it is long."""
+    """Split a day's list of results into parts of about `most_bytes`; a short list stays whole."""
     if memoryview(results).nbytes <= most_bytes:
         yield results
         return
@@ -214,7 +219,7 @@ def _text(value: Decimal | None) -> str | None:
 
 
 def _total(amounts: Iterable[msgspec.Raw]) -> Decimal | None:
-    """The exact sum of the amounts that are there; None without any."""
+    """The exact sum of the known amounts; None without any."""
     values = [value for amount in amounts if (value := parse_amount(bytes(amount))) is not None]
     return add_exactly(values) if values else None
 
@@ -226,17 +231,17 @@ def _quantities(quantities: Iterable[msgspec.Raw]) -> Decimal | None:
 
 
 def decode_usage(body: bytes) -> UsagePage:
-    """A page of any usage endpoint. Raises `UnreadableResponse` if it is not one."""
+    """Decode a page of any usage endpoint. Raises `UnreadableResponse`."""
     return _decode(_USAGE_DECODER, usage_of, clean_text(body))[0]
 
 
 def canonical_usage(body: bytes) -> bytes:
-    """A checked page of usage in the one form that SQL reads as we do: plain counts, clean names."""
+    """A checked page of usage with plain counts and clean names, in a form that SQL can read."""
     return msgspec.json.encode({"data": decode_usage(body).data})
 
 
 def canonical(page: Page) -> bytes | None:
-    """The text that SQL reads in place of a page's body; None where it reads the body itself."""
+    """The text that SQL reads in place of a page's body; None if SQL can read the body."""
     if page.head.is_canonical:
         return None
     if isinstance(page.endpoint, Listing):
@@ -245,23 +250,30 @@ def canonical(page: Page) -> bytes | None:
 
 
 def check_page(endpoint: Endpoint, body: bytes, most_rows: int = ROWS_PER_PAGE) -> PageHead:
-    """Whether the text is a whole, typed page of that endpoint.
+    """Check that the body is a complete page of the endpoint, with types as documented.
 
     Each amount must be a decimal in a JSON string or number, or null, in US dollars. Raises
-    `UnreadableResponse` with what is wrong.
+    `UnreadableResponse` with the reason.
     """
     check_text(body)
     check_size(body, most_rows)
     text = clean_text(body)
-    # Only an escape can hide a key's second spelling, a NUL or half a character from a search of the bytes.
+    # Only escapes can hide a duplicate key, a NUL or half a surrogate pair from a search of the bytes.
     is_canonical = text is body and b"\\" not in body
-    if not endpoint.is_costs:
-        used, left_out, is_exact = _decode(_USAGE_DECODER, usage_of, text)
-        rows = sum(len(bucket.results) for bucket in used.data)
-        check_rows(rows, most_rows)
-        is_canonical = is_canonical and is_exact and not repeats_a_key(body, rows)
-        starts = [bucket.start_time for bucket in used.data]
-        return PageHead(used.has_more, used.next_page, starts, is_canonical, left_out=left_out)
+    if endpoint.is_costs:
+        return _check_costs(endpoint, body, text, most_rows, is_canonical)
+    page, left_out, is_exact = _decode(_USAGE_DECODER, usage_of, text)
+    rows = sum(len(bucket.results) for bucket in page.data)
+    check_rows(rows, most_rows)
+    is_canonical = is_canonical and is_exact and not repeats_a_key(body, rows)
+    starts = [bucket.start_time for bucket in page.data]
+    return PageHead(page.has_more, page.next_page, starts, is_canonical, left_out=left_out)
+
+
+def _check_costs(
+    endpoint: Endpoint, body: bytes, text: bytes, most_rows: int, is_canonical: bool
+) -> PageHead:
+    """Check a page of costs; `is_canonical` is False if escapes may hide something from SQL."""
     page, left_out, is_exact = _decode(_COST_DECODER, cost_of, text)
     rows = sum(len(bucket.results) for bucket in page.data)
     check_rows(rows, most_rows)
@@ -271,7 +283,7 @@ def check_page(endpoint: Endpoint, body: bytes, most_rows: int = ROWS_PER_PAGE) 
     line_items: set[str | None] = set()
     organization = None
     for day, bucket in enumerate(page.data):
-        # A first read asks for years, most of them before the organization.
+        # A first fetch requests years, most of them before the organization existed.
         if not bucket.results:
             continue
         amounts = [result.amount for result in bucket.results if result.amount is not None]
@@ -308,7 +320,7 @@ def _check_currencies(amounts: list[Amount]) -> None:
 
 
 def _check_numbers(day: int, results: list[CostResult]) -> None:
-    """Raises `LossyValue` for an amount that cannot be kept."""
+    """Raise `LossyValue` for an amount that cannot be stored exactly."""
     for number, result in enumerate(results):
         if result.amount is None:
             continue
@@ -316,7 +328,7 @@ def _check_numbers(day: int, results: list[CostResult]) -> None:
             parse_amount(bytes(result.amount.value))
         except AmountError as error:
             raise LossyValue(
-                f"OpenAI sent an amount that cannot be read: {quoted(str(error)).rstrip('.')} "
+                f"OpenAI sent an amount that is not understood: {quoted(str(error)).rstrip('.')} "
                 f"(data[{day}].results[{number}].amount.value)."
             ) from None
 
@@ -328,7 +340,7 @@ def _odd_quantities(day: int, results: list[CostResult]) -> Iterator[str]:
 
 
 def _quantity(raw: msgspec.Raw) -> Decimal | None:
-    """A quantity, or None without one that can be understood."""
+    """A quantity, or None if it is missing or not understood."""
     try:
         return parse_amount(bytes(raw), MOST_QUANTITY)
     except AmountError:
@@ -338,7 +350,7 @@ def _quantity(raw: msgspec.Raw) -> Decimal | None:
 def _decode(
     decoder: msgspec.json.Decoder[PageT], loosely: Callable[[Row], Any], body: bytes
 ) -> tuple[PageT, tuple[str, ...], bool]:
-    """The page, what was left out of it, and whether all was of its documented type."""
+    """The page, its left out values, and whether all values had their documented types."""
     left_out: list[str] = []
     is_exact = True
     try:
@@ -356,7 +368,7 @@ def _decode(
         kind = UnexpectedShape if isinstance(error, msgspec.ValidationError) else UnreadableResponse
         raise kind(f"OpenAI's answer is not a page of daily buckets: {quoted(str(error))}.") from None
     if page.object != "page":
-        raise UnexpectedShape(f"OpenAI's answer is a {quoted(page.object, 60)!r} where a page was asked for.")
+        raise UnexpectedShape(f"OpenAI's answer is a {quoted(page.object, 60)!r} instead of a page.")
     for bucket in page.data:
         if bucket.start_time % SECONDS_PER_DAY:
             raise UnexpectedShape(f"OpenAI sent a bucket that starts within a day ({bucket.start_time}).")

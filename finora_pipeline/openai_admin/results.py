@@ -1,14 +1,16 @@
-"""The documented shape of pages of costs and usage; keys that are not named here are not decoded."""
+"""The documented shape of pages of costs and usage; other keys are not decoded."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+
+from finora_pipeline.openai_admin.measures import MEASURES
 
 CURRENCY = "usd"
 
 
 class Amount(msgspec.Struct, frozen=True, gc=False):
-    """Money as OpenAI writes it: JSON string or number, USD. Both fields are optional in the schema."""
+    """An amount in USD as a JSON string or number. OpenAI's schema makes both fields optional."""
 
     value: msgspec.Raw = msgspec.Raw()
     currency: str | None = CURRENCY
@@ -30,14 +32,13 @@ class CostResult(msgspec.Struct, frozen=True, gc=False):
     quantity_unit: str | None = None
 
 
-# So large that no row of a day has it (a quadrillion tokens, a petabyte), so small that thousands of them add
-# up within the 64 bits of our columns.
+# More than any row of a day has (a petabyte, a quadrillion tokens); thousands of them still fit into 64 bits.
 MOST_COUNTED = 10**15
 Count = Annotated[int, msgspec.Meta(ge=-MOST_COUNTED, le=MOST_COUNTED)]
 
 
-class UsageResult(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """One row of any usage endpoint; a measure that the endpoint does not have is None."""
+class UsageDimensions(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """The dimensions of a usage row; one that the endpoint does not have is None."""
 
     project_id: str | None = None
     user_id: str | None = None
@@ -45,33 +46,29 @@ class UsageResult(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     model: str | None = None
     batch: bool | None = None
     service_tier: str | None = None
-    num_model_requests: Count | None = None
-    num_requests: Count | None = None
-    input_tokens: Count | None = None
-    input_cached_tokens: Count | None = None
-    input_uncached_tokens: Count | None = None
-    input_cache_write_tokens: Count | None = None
-    input_cache_write_30m_tokens: Count | None = None
-    input_cache_write_12h_tokens: Count | None = None
-    input_text_tokens: Count | None = None
-    input_cached_text_tokens: Count | None = None
-    output_tokens: Count | None = None
-    output_text_tokens: Count | None = None
-    input_audio_tokens: Count | None = None
-    input_cached_audio_tokens: Count | None = None
-    output_audio_tokens: Count | None = None
-    input_image_tokens: Count | None = None
-    input_cached_image_tokens: Count | None = None
-    output_image_tokens: Count | None = None
-    images: Count | None = None
-    seconds: Count | None = None
-    characters: Count | None = None
-    usage_bytes: Count | None = None
-    num_sessions: Count | None = None
+
+
+if TYPE_CHECKING:
+
+    class UsageResult(UsageDimensions, frozen=True):
+        """One row of any usage endpoint; a measure that the endpoint does not have is None."""
+
+        def __getattr__(self, measure: str) -> int | None: ...
+
+else:
+    UsageResult = msgspec.defstruct(
+        "UsageResult",
+        [(measure.field, Count | None, None) for measure in MEASURES],
+        bases=(UsageDimensions,),
+        module=__name__,
+        frozen=True,
+        gc=False,
+        omit_defaults=True,
+    )
 
 
 class CostBucket(msgspec.Struct, frozen=True, gc=False):
-    """One UTC day of costs; an empty `results` is a day without spend."""
+    """One UTC day of costs; `results` is empty on a day without spend."""
 
     start_time: int
     results: list[CostResult]

@@ -1,8 +1,8 @@
-"""What cost lines and usage endpoints call the same service: service_names.csv, one pair a row.
+"""The names of a service in line items and in usage: service_names.csv, one pair per row.
 
-`line_item` is a cost line's first phrase without its tier, as `service_phrase` writes it; `quantity_unit`
-limits the row to lines of that unit. `service` is the usage endpoint and `usage_model` its model; without one
-the line pays for every model of the endpoint.
+`line_item`: a line item's first phrase without its tier, as `service_phrase` writes it; `quantity_unit`
+limits the row to charges in that unit. `service`: the usage endpoint; `usage_model`: its model, without which
+the charge covers every model of the endpoint.
 """
 
 import csv
@@ -34,5 +34,5 @@ SERVICE_NAMES = _read()
 
 
 def service_phrase(text: str) -> str:
-    """A phrase in the table's spelling: lower case, single blanks, no underscores."""
+    """A phrase in the spelling of the table: lower case, single blanks, no underscores."""
     return " ".join(text.lower().replace("_", " ").split())

@@ -1,4 +1,8 @@
-"""OpenAI's organization API over made-up organizations: for the demo, the tests and the benchmarks."""
+"""A simulator of OpenAI's organization API for the demo, the tests and the benchmarks.
+
+Invented organizations, OpenAI's answers about them and faults on demand belong here. Code that runs against
+the real OpenAI does not import this package.
+"""
 
 from finora_pipeline.openai_simulator.app import Simulator
 from finora_pipeline.openai_simulator.faults import Fault, FaultKind, KeyState

@@ -1,7 +1,7 @@
-"""OpenAI's answers about a simulated organization: pages of costs and usage, and its directory.
+"""OpenAI's pages of costs and usage for a simulated organization.
 
-Rows carry what the live API sends and the documentation does not: `organization_id`, `project_name`,
-`start_time_iso` and others. Amounts are decimal128 text unless numbers are asked for.
+Rows have the undocumented keys of the live API: `organization_id`, `project_name`, `start_time_iso` and
+others. Amounts are decimal128 text, or numbers if the caller wants them.
 """
 
 import base64
@@ -16,14 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from finora_pipeline.openai_admin.endpoints import COSTS, Endpoint
-from finora_pipeline.openai_simulator.organization import (
-    Cell,
-    SimulatedApiKey,
-    SimulatedMember,
-    SimulatedOrganization,
-    SimulatedProject,
-    SimulatedServiceAccount,
-)
+from finora_pipeline.openai_simulator.organization import Cell, SimulatedOrganization
 
 Params = dict[str, list[str]]
 Row = dict[str, Any]
@@ -32,7 +25,7 @@ Default = TypeVar("Default")
 _DECIMAL128 = Context(prec=34)
 DAY = 86_400
 DEFAULT_LIMIT = 7
-# OpenAI documents no oldest and no newest time; the calendar of `datetime` has both.
+# OpenAI documents no bounds; these are those of `datetime`.
 _TIMES = range(
     int(datetime(1, 1, 1, tzinfo=UTC).timestamp()), int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 )
@@ -52,11 +45,11 @@ FILTERS = {
 
 
 class BadRequest(Exception):
-    """A query that OpenAI answers with 400; the text is its message."""
+    """OpenAI answers the query with 400; the text is its message."""
 
 
 def decimal128_text(amount: Decimal) -> str:
-    """An amount as the live API writes it: 34 significant digits in plain notation, zero as `0E-6176`."""
+    """An amount as in the live API: 34 significant digits, zero as `0E-6176`."""
     if not amount:
         return "0E-6176"
     exact = amount.quantize(Decimal(1).scaleb(amount.adjusted() - 33), context=_DECIMAL128)
@@ -65,7 +58,11 @@ def decimal128_text(amount: Decimal) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A costs or usage query after OpenAI's checks."""
+    """A checked query of costs or usage.
+
+    `start`, `end`: Unix seconds; `limit`: buckets per page; `fingerprint`: identifies the parameters, to
+    which OpenAI binds page tokens.
+    """
 
     start: int
     end: int
@@ -75,20 +72,20 @@ class Query:
     fingerprint: int
 
 
-def read_query(
+def parse_query(
     endpoint: Endpoint, organization: SimulatedOrganization, params: Params, now: datetime
 ) -> Query:
-    """Checks the parameters as OpenAI does. Raises `BadRequest`."""
+    """Check the parameters as OpenAI does. Raises `BadRequest`."""
     clean = {name.removesuffix("[]"): values for name, values in params.items()}
-    start = _whole_number(clean, "start_time", _TIMES, None)
+    start = whole_number(clean, "start_time", _TIMES, None)
     if start is None:
         raise BadRequest("Missing required parameter: 'start_time'.")
-    end = _whole_number(clean, "end_time", _TIMES, int(now.timestamp()))
+    end = whole_number(clean, "end_time", _TIMES, int(now.timestamp()))
     if endpoint is COSTS:
         start -= start % DAY
     if clean.get("bucket_width", ["1d"]) != ["1d"]:
         raise BadRequest("This simulator has daily buckets only.")
-    limit = _whole_number(clean, "limit", range(1, endpoint.days_per_page + 1), DEFAULT_LIMIT)
+    limit = whole_number(clean, "limit", range(1, endpoint.days_per_page + 1), DEFAULT_LIMIT)
     group_by = tuple(clean.get("group_by", ()))
     if unknown := set(group_by) - set(endpoint.dimensions):
         raise BadRequest(f"Invalid 'group_by': {sorted(unknown)}.")
@@ -101,10 +98,10 @@ def read_query(
         for name, dimension in FILTERS.items()
         if dimension in endpoint.dimensions and clean.get(name)
     }
-    if asked := filters.get("batch"):
-        if not asked <= {"true", "false"}:
+    if values := filters.get("batch"):
+        if not values <= {"true", "false"}:
             raise BadRequest("Invalid 'batch': expected a boolean.")
-        filters["batch"] = frozenset(text == "true" for text in asked)
+        filters["batch"] = frozenset(text == "true" for text in values)
     bound = sorted((name, value) for name, value in clean.items() if name != "page")
     digest = hashlib.sha256(repr((organization.id, endpoint.name, bound)).encode()).digest()
     return Query(start, end, limit, group_by, filters, int.from_bytes(digest[:4], "big"))
@@ -117,8 +114,8 @@ def page_of(
     now: datetime,
     amounts_as_numbers: bool = False,
 ) -> Row:
-    """The page that OpenAI would send. Raises `BadRequest`, also for a page token of another query."""
-    query = read_query(endpoint, organization, params, now)
+    """The page that OpenAI would send. Raises `BadRequest`, also for another query's page token."""
+    query = parse_query(endpoint, organization, params, now)
     first = query.start
     if token := params.get("page", [None])[0]:
         first = _start_of_token(token, query.fingerprint)
@@ -144,7 +141,7 @@ def page_of(
 
 
 def _bucket(start: int, end: int, results: list[Row]) -> Row:
-    # Live buckets with rows name their time without a zone, empty ones with it.
+    # In the live API only empty buckets have a time zone in their ISO times.
     zone = "" if results else "+00:00"
     begin, finish = (datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%dT%H:%M:%S") for t in (start, end))
     return {
@@ -246,7 +243,7 @@ def _usage_rows(endpoint: Endpoint, cells: list[Cell], query: Query) -> list[Row
 
 
 def _token(start: int, fingerprint: int, now: datetime) -> str:
-    """As decoded from live tokens: issue time, query fingerprint and start of the next bucket."""
+    """Issue time, query fingerprint and start of the next bucket, as decoded from live tokens."""
     return "page_" + base64.b64encode(struct.pack(">qIq", int(now.timestamp()), fingerprint, start)).decode()
 
 
@@ -260,7 +257,8 @@ def _start_of_token(token: str, fingerprint: int) -> int:
     return start
 
 
-def _whole_number(params: Params, name: str, allowed: range, default: Default) -> int | Default:
+def whole_number(params: Params, name: str, allowed: range, default: Default) -> int | Default:
+    """An integer parameter, or the default without it. Raises `BadRequest`."""
     values = params.get(name)
     if not values:
         return default
@@ -271,153 +269,3 @@ def _whole_number(params: Params, name: str, allowed: range, default: Default) -
     if number not in allowed:
         raise BadRequest(f"Invalid '{name}': expected a value from {allowed[0]} to {allowed[-1]}.")
     return number
-
-
-def directory(
-    organization: SimulatedOrganization, path: tuple[str, ...], params: Params, now: datetime
-) -> Row | None:
-    """A list or object of the organization's directory, or None where OpenAI has no such object.
-
-    `path` is what follows `/organization/`, split at its slashes.
-    """
-    projects = {project.id: project for project in organization.projects}
-    match path:
-        case ("projects",):
-            archived = params.get("include_archived", ["false"])[0].lower() == "true"
-            shown = [p for p in organization.projects if archived or not _is_past(p.archived_at, now)]
-            return _listed([_project(p, now) for p in shown], params)
-        case ("users",):
-            present = [m for m in organization.members if not _is_past(m.left_at, now)]
-            return _listed([_member(m) for m in present], params)
-        case ("admin_api_keys",):
-            return _listed([_admin_key(organization)], params)
-        case ("projects", project_id) if project_id in projects:
-            return _project(projects[project_id], now)
-        case ("projects", project_id, kind) if project_id in projects:
-            keys = [key for key in organization.api_keys if key.project.id == project_id]
-            return _of_project(kind, keys, params, now)
-    return None
-
-
-def _of_project(kind: str, keys: list[SimulatedApiKey], params: Params, now: datetime) -> Row | None:
-    owners = {key.owner.id: key.owner for key in keys}.values()
-    match kind:
-        case "api_keys":
-            # By default OpenAI leaves out the keys of owners without access.
-            access = params.get("owner_project_access", ["active"])[0]
-            if access not in ("active", "inactive", "any"):
-                raise BadRequest("Invalid 'owner_project_access': expected active, inactive or any.")
-            shown = [_api_key(key, now) for key in keys if not _is_past(key.deleted_at, now)]
-            return _listed([k for k in shown if access in ("any", k["owner_project_access"])], params)
-        case "users":
-            members = [o for o in owners if isinstance(o, SimulatedMember) and not _is_past(o.left_at, now)]
-            return _listed([_member(m) | _PROJECT_MEMBER for m in members], params)
-        case "service_accounts":
-            accounts = [o for o in owners if isinstance(o, SimulatedServiceAccount)]
-            return _listed([_service_account(a) | _PROJECT_ACCOUNT for a in accounts], params)
-    return None
-
-
-def _is_past(moment: int | None, now: datetime) -> bool:
-    return moment is not None and moment <= now.timestamp()
-
-
-_PROJECT_MEMBER = {"object": "organization.project.user", "role": "member"}
-_PROJECT_ACCOUNT = {"object": "organization.project.service_account"}
-
-
-def _listed(objects: list[Row], params: Params) -> Row:
-    limit = _whole_number(params, "limit", range(1, 101), 20)
-    after = params.get("after", [None])[0]
-    ids = [item["id"] for item in objects]
-    first = ids.index(after) + 1 if after in ids else 0
-    shown = objects[first : first + limit]
-    return {
-        "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
-        "has_more": first + limit < len(objects),
-    }
-
-
-def _project(project: SimulatedProject, now: datetime) -> Row:
-    is_archived = _is_past(project.archived_at, now)
-    return {
-        "id": project.id,
-        "object": "organization.project",
-        "name": project.name,
-        "created_at": project.created_at,
-        "archived_at": project.archived_at if is_archived else None,
-        "status": "archived" if is_archived else "active",
-    }
-
-
-def _member(member: SimulatedMember) -> Row:
-    return {
-        "object": "organization.user",
-        "id": member.id,
-        "name": member.name,
-        "email": member.email,
-        "role": member.role,
-        "added_at": member.added_at,
-    }
-
-
-def _service_account(account: SimulatedServiceAccount) -> Row:
-    return {
-        "id": account.id,
-        "name": account.name,
-        "role": account.role,
-        "created_at": account.created_at,
-    }
-
-
-def _owner(owner: SimulatedMember | SimulatedServiceAccount) -> Row:
-    if isinstance(owner, SimulatedServiceAccount):
-        return {"type": "service_account", "service_account": _service_account(owner)}
-    return {
-        "type": "user",
-        "user": {
-            "id": owner.id,
-            "name": owner.name,
-            "email": owner.email,
-            "role": "member",
-            "created_at": owner.added_at,
-        },
-    }
-
-
-def _api_key(key: SimulatedApiKey, now: datetime) -> Row:
-    has_left = isinstance(key.owner, SimulatedMember) and _is_past(key.owner.left_at, now)
-    return {
-        "object": "organization.project.api_key",
-        "id": key.id,
-        "name": key.name,
-        "redacted_value": f"sk-proj-***{key.id[-4:]}",
-        "created_at": key.created_at,
-        "last_used_at": key.created_at,
-        "owner_project_access": "inactive" if has_left else "active",
-        "owner": _owner(key.owner),
-    }
-
-
-def _admin_key(organization: SimulatedOrganization) -> Row:
-    owner = organization.members[0]
-    return {
-        "object": "organization.admin_api_key",
-        "id": f"key_{organization.id[4:]}",
-        "name": "Finora",
-        "redacted_value": f"sk-admin-***{organization.admin_key[-4:]}",
-        "created_at": owner.added_at,
-        "expires_at": None,
-        "last_used_at": owner.added_at,
-        "owner": {
-            "type": "user",
-            "object": "organization.user",
-            "id": owner.id,
-            "name": owner.name,
-            "created_at": owner.added_at,
-            "role": owner.role,
-        },
-    }

@@ -1,8 +1,8 @@
-"""OpenAI's organization API over made-up organizations, as an ASGI application.
+"""The ASGI application of the simulator.
 
-`/v1/organization/…` answers like OpenAI, so that the official SDK works on it unchanged. `/_simulator/…`
-is the side door for tests and demos: the organizations and their keys, the true totals, the clock, key
-states and faults. A query's rendered answer is kept for as long as the clock stands on the same minute.
+`/v1/organization/…` answers like OpenAI, so that the official SDK works unchanged. `/_simulator/…` is the
+side door for tests and demos: organizations and their keys, true totals, the clock, key states and faults.
+Answers are cached by query and minute of the clock.
 """
 
 import asyncio
@@ -19,7 +19,8 @@ from urllib.parse import parse_qs
 import msgspec
 
 from finora_pipeline.openai_admin.endpoints import ENDPOINTS, Endpoint
-from finora_pipeline.openai_simulator.answers import BadRequest, directory, page_of
+from finora_pipeline.openai_simulator.answers import BadRequest, page_of
+from finora_pipeline.openai_simulator.directory import directory
 from finora_pipeline.openai_simulator.faults import Fault, FaultKind, KeyState
 from finora_pipeline.openai_simulator.organization import OrganizationSpec, SimulatedOrganization
 
@@ -35,16 +36,16 @@ _MISSING_SCOPES = (
     "you're using a restricted API key, that it has the necessary scopes."
 )
 _STUCK = {"has_more": True, "next_page": "page_AAAAAGqD469KskwwAAAAAGqCTwA="}
-# No values of values: what the side door is told must fit into a query, too.
-_TOLD = msgspec.json.Decoder(dict[str, str | int | float | None])
+# Flat values only: a query must be able to carry them too.
+_ACTION_PARAMS = msgspec.json.Decoder(dict[str, str | int | float | None])
 CACHE_BYTES = 400_000_000
 
 
 class Simulator:
-    """The organizations and what is going on with them; `app` of the servers in this package.
+    """Simulated organizations with their keys, faults and clock, as an ASGI application.
 
-    `now` freezes the clock; without it the clock is the real one, in whole minutes. `latency`: seconds before
-    each answer, as of a far network.
+    `now` freezes the clock; without it the clock is the real one, in whole minutes. `latency`: seconds
+    before each answer.
     """
 
     def __init__(
@@ -66,20 +67,23 @@ class Simulator:
 
     @property
     def now(self) -> datetime:
-        """The moment at which OpenAI is looked at."""
+        """The UTC moment of the simulation."""
         return self.frozen_now or datetime.now(UTC).replace(second=0, microsecond=0)
 
     def add_key(self, organization: SimulatedOrganization, key: str) -> None:
-        """Lets one more Admin key read the organization, as after a rotation."""
+        """Add an Admin key of the organization, as in a rotation."""
         self._keys[key] = (organization, KeyState.ACTIVE)
 
     def set_key_state(self, key: str, state: KeyState) -> None:
+        """Change how the API answers a known key."""
         self._keys[key] = (self._keys[key][0], state)
 
     def add_fault(self, organization: SimulatedOrganization, fault: Fault) -> None:
+        """Add a fault to the answers about an organization."""
         self._faults.setdefault(organization.id, []).append(fault)
 
     def clear_faults(self) -> None:
+        """Remove the faults of all organizations."""
         self._faults.clear()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -110,7 +114,7 @@ class Simulator:
                 continue
             if await _replaced(one, query, self.now, receive, send):
                 return None
-            # A window that such a fault does not refuse is answered as if there were none.
+            # These refuse some windows; others are answered as without the fault.
             if one.kind not in (FaultKind.NO_HISTORY, FaultKind.NO_FUTURE):
                 fault = one
                 break
@@ -127,10 +131,10 @@ class Simulator:
     def _body(
         self, endpoint: Endpoint | None, organization: SimulatedOrganization, scope: dict[str, Any]
     ) -> bytes | None:
-        asked = (organization.id, scope["path"], scope["query_string"], self.now, self.amounts_as_numbers)
-        if asked in self._cache:
-            self._cache.move_to_end(asked)
-            return self._cache[asked]
+        query = (organization.id, scope["path"], scope["query_string"], self.now, self.amounts_as_numbers)
+        if query in self._cache:
+            self._cache.move_to_end(query)
+            return self._cache[query]
         params = parse_qs(scope["query_string"].decode("latin-1"))
         if endpoint:
             answer = page_of(endpoint, organization, params, self.now, self.amounts_as_numbers)
@@ -139,7 +143,7 @@ class Simulator:
         if answer is None:
             return None
         body = msgspec.json.encode(answer)
-        self._cache[asked] = body
+        self._cache[query] = body
         self._cached_bytes += len(body)
         while self._cached_bytes > CACHE_BYTES:
             self._cached_bytes -= len(self._cache.popitem(last=False)[1])
@@ -151,15 +155,15 @@ class Simulator:
         params = {name: values[0] for name, values in query.items()}
         try:
             if scope["method"] == "POST":
-                told = _TOLD.decode(await _read_body(receive) or b"{}")
-                params |= {name: str(value) for name, value in told.items() if value is not None}
+                sent = _ACTION_PARAMS.decode(await _read_body(receive) or b"{}")
+                params |= {name: str(value) for name, value in sent.items() if value is not None}
             answer = self._act(action, params)
         except (KeyError, ValueError, IndexError, OverflowError, msgspec.DecodeError) as error:
             return await _send_json(send, 400, {"error": f"{type(error).__name__}: {error}"})
         return await _send_json(send, 200, answer)
 
     def _act(self, action: str, params: dict[str, str]) -> Any:
-        """One action of the side door; `organization` is its number in the list, from 0."""
+        """Carry out an action of the side door; `organization`: its number in the list, from 0."""
         match action:
             case "organizations":
                 return [
@@ -188,7 +192,7 @@ class Simulator:
                     raise ValueError(f"a fault has no {sorted(unknown)}")
                 self.add_fault(organization, msgspec.convert(params, Fault, strict=False))
             case _:
-                raise ValueError(f"there is no action {action!r}")
+                raise ValueError(f"unknown action {action!r}")
         return {"ok": True}
 
 
@@ -216,7 +220,7 @@ def _error(message: str, code: str | None, kind: str = "invalid_request_error") 
 
 
 def _refusal(key: str, state: KeyState) -> tuple[int, Any]:
-    """OpenAI's answer to a key that may not read: the status and body shapes seen live."""
+    """OpenAI's answer to a refused key: status and body in the shapes seen live."""
     if state is KeyState.DEMOTED:
         return 403, {"error": _MISSING_SCOPES}
     if state is KeyState.RESTRICTED or (key.startswith("sk-") and not key.startswith("sk-admin-")):
@@ -227,9 +231,9 @@ def _refusal(key: str, state: KeyState) -> tuple[int, Any]:
 
 
 async def _replaced(fault: Fault, query: str, now: datetime, receive: Receive, send: Send) -> bool:
-    """Sends the bad answer that stands in for the right one; False if the fault only alters it."""
+    """Send the bad answer that replaces the good one; False if the fault only alters it."""
     has_page_token = "page=" in query
-    asked = {name: int(values[0]) for name, values in parse_qs(query).items() if name.endswith("_time")}
+    times = {name: int(values[0]) for name, values in parse_qs(query).items() if name.endswith("_time")}
     match fault.kind:
         case FaultKind.RATE_LIMIT:
             headers = [] if fault.seconds is None else [(b"retry-after", f"{fault.seconds:g}".encode())]
@@ -246,10 +250,10 @@ async def _replaced(fault: Fault, query: str, now: datetime, receive: Receive, s
             if fault.seconds is not None:
                 headers.append((b"retry-after", f"{fault.seconds:g}".encode()))
             await _send_body(send, fault.status, fault.body.encode("utf-8", "surrogatepass"), headers)
-        case FaultKind.NO_HISTORY if asked.get("start_time", 0) < now.timestamp() - fault.days * 86_400:
+        case FaultKind.NO_HISTORY if times.get("start_time", 0) < now.timestamp() - fault.days * 86_400:
             message = f"Invalid 'start_time': it is more than {fault.days} days ago."
             await _send_json(send, 400, _error(message, None))
-        case FaultKind.NO_FUTURE if asked.get("end_time", 0) > now.timestamp():
+        case FaultKind.NO_FUTURE if times.get("end_time", 0) > now.timestamp():
             await _send_json(send, 400, _error("Invalid 'end_time': it must not be in the future.", None))
         case FaultKind.GZIP_BOMB:
             encoding = [*_JSON, (b"content-encoding", b"gzip")]
@@ -261,7 +265,7 @@ async def _replaced(fault: Fault, query: str, now: datetime, receive: Receive, s
             message = "The page token is invalid, have you modified the query parameters?"
             await _send_json(send, 400, _error(message, "invalid_request_error"))
         case FaultKind.SAME_CURSOR if has_page_token:
-            # The same days again would be a second fault, and hide this one.
+            # Repeating the days would be a second fault and hide this one.
             await _send_json(send, 200, {"object": "page", "data": [], **_STUCK})
         case _:
             return False
@@ -269,11 +273,11 @@ async def _replaced(fault: Fault, query: str, now: datetime, receive: Receive, s
 
 
 async def _send_altered(fault: Fault, body: bytes, key: str, send: Send) -> None:
-    """Sends the right answer, spoiled as the fault says."""
+    """Send the good answer, altered as the fault says."""
     if fault.kind is FaultKind.RESET:
         length = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": _JSON + length})
-        # Ending before the announced length makes the server close the connection.
+        # A body shorter than announced makes the server close the connection.
         await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": False})
         return None
     if fault.kind is FaultKind.DRIP:
@@ -288,13 +292,13 @@ async def _send_altered(fault: Fault, body: bytes, key: str, send: Send) -> None
         body = body.replace(b'name":"', b'name":"\xe9')
     else:
         page = json.loads(body)
-        _spoil(page, fault.kind, key)
+        _alter(page, fault.kind, key)
         body = msgspec.json.encode(page)
     await _send_body(send, 200, body)
     return None
 
 
-def _spoil(page: dict[str, Any], kind: FaultKind, key: str) -> None:
+def _alter(page: dict[str, Any], kind: FaultKind, key: str) -> None:
     rows = [row for bucket in page.get("data", ()) for row in bucket.get("results", ())]
     match kind:
         case FaultKind.NULL_RESULTS:

@@ -1,4 +1,4 @@
-"""What the simulated organizations buy: models and services with OpenAI's list prices in USD."""
+"""The models and services of simulated organizations, with OpenAI's list prices in USD."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -8,8 +8,11 @@ _MILLION = Decimal(1_000_000)
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A text model. `name` is the cost line's, `usage_name` the usage endpoint's (the two differ live);
-    prices are USD per token; `weight` is its share of an organization's traffic."""
+    """A text model.
+
+    `name`: in line items; `usage_name`: in usage (the two differ in the live API); prices: USD per token;
+    `weight`: its relative share of an organization's requests.
+    """
 
     name: str
     usage_name: str
@@ -20,7 +23,7 @@ class Model:
 
 
 def _model(name: str, prices: str, weight: float, usage_name: str | None = None) -> Model:
-    """`prices`: input, cached input and output in USD per million tokens, as price lists give them."""
+    """A model; `prices`: input, cached input and output in USD per million tokens."""
     asked, cached, written = (Decimal(price) / _MILLION for price in prices.split())
     return Model(name, usage_name or name, asked, cached, written, weight)
 
@@ -37,7 +40,7 @@ MODELS = (
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """How a measure is billed: the line item's text, the unit of its quantity and USD per unit."""
+    """How a measure is billed: the line item, the unit of its quantity and USD per unit."""
 
     text: str
     measure: str
@@ -47,9 +50,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """An endpoint other than completions: its model, typical daily measures and the lines it is billed by.
+    """An endpoint other than completions: its model, typical daily measures and billed lines.
 
-    A measure that starts with `_` is billed but not shown by the usage endpoint.
+    A measure that starts with `_` is billed but not part of the usage answer.
     """
 
     endpoint: str
@@ -76,7 +79,7 @@ SERVICES = (
         "audio_speeches",
         "tts-1",
         {"characters": 18_000, "num_model_requests": 20},
-        # A form the grammar of line items does not know.
+        # A form that the grammar of line items does not know.
         (Line("tts-1 speech synthesis", "characters", "characters", Decimal("15") / _MILLION),),
     ),
     Service(

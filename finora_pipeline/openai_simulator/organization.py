@@ -1,7 +1,7 @@
-"""A made-up organization: who is in it and what it used and paid on each UTC day, exactly.
+"""An invented organization: its directory, and its exact usage and costs on each UTC day.
 
-Everything follows from the seed, the day and the moment of looking: two looks at the same moment agree,
-and a later look restates today and the two days before it, as OpenAI does.
+Everything follows from the seed, the day and the moment of the query: two queries at the same moment agree,
+and a later query restates today and the two days before, as OpenAI does.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ from functools import lru_cache
 from finora_pipeline.openai_admin.endpoints import ENDPOINTS
 from finora_pipeline.openai_simulator.catalog import MODELS, SERVICES, Line, Model
 
-# How a day looks before it is settled: what is booked of a day at its end, and when the rest has arrived.
+# The share of a day that is booked at its end, and the hours until the rest is booked.
 BOOKED_AT_DAY_END = 0.94
 SETTLING_HOURS = 48
-# A line that OpenAI books under a provisional name and renames a day later, so that it vanishes.
+# OpenAI books some charges under a provisional name and renames them a day later.
 PROVISIONAL_MODEL = "chat-latest"
 PROVISIONAL_HOURS = 24
 WEEKDAYS = (1.0, 1.08, 1.1, 1.05, 0.95, 0.35, 0.3)
@@ -30,12 +30,14 @@ _LAST_NAMES = ("Adams", "Baker", "Castro", "Dubois", "Eriksen", "Fischer", "Gupt
 
 @dataclass(frozen=True, slots=True)
 class OrganizationSpec:
-    """The size of an organization. `daily_requests` is the typical number of completions of one project
-    and model on a working day; `services` tells whether it uses the endpoints besides completions;
-    `cost_groupings` are the `group_by` values besides project and line item that its costs accept.
-    `until` is the last day of use, for an organization that has stopped. The last `archived_projects` and
-    `vanished_members` and the last `deleted_keys` of the other projects are gone from the start of
-    `gone_since`, with all use of theirs. `service_accounts` have one key each besides the members' keys."""
+    """The size of an organization.
+
+    `since`, `until`: the first and last day of usage; `daily_requests`: typical completions of a project and
+    model on a working day; `services`: whether it uses other endpoints than completions; `cost_groupings`:
+    the `group_by` values that its costs accept in addition to project and line item; `service_accounts`:
+    their number, with one key each. The last `archived_projects`, the last `vanished_members` and the last
+    `deleted_keys` of the other projects are gone from the start of `gone_since`, as is their usage.
+    """
 
     number: int
     since: date
@@ -57,16 +59,18 @@ class OrganizationSpec:
     def __post_init__(self) -> None:
         if self.archived_projects or self.vanished_members or self.deleted_keys:
             if self.gone_since is None:
-                raise ValueError("What is gone needs `gone_since`.")
+                raise ValueError("Archived projects, vanished members and deleted keys need `gone_since`.")
             # The Admin key is the first member's.
             if self.archived_projects > self.projects or self.vanished_members >= self.members:
-                raise ValueError("More is gone than there was.")
+                raise ValueError("More projects or members are gone than existed.")
             if self.deleted_keys > (self.projects - self.archived_projects) * self.keys_per_project:
-                raise ValueError("More keys are deleted than there were.")
+                raise ValueError("More keys are deleted than existed.")
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedProject:
+    """A project; times are Unix seconds."""
+
     id: str
     name: str
     created_at: int
@@ -75,6 +79,8 @@ class SimulatedProject:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedMember:
+    """A member; times are Unix seconds."""
+
     id: str
     name: str
     email: str
@@ -85,6 +91,8 @@ class SimulatedMember:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedServiceAccount:
+    """A service account; times are Unix seconds."""
+
     id: str
     name: str
     role: str
@@ -93,6 +101,8 @@ class SimulatedServiceAccount:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedApiKey:
+    """An API key of a project, owned by a member or a service account; times are Unix seconds."""
+
     id: str
     name: str
     project: SimulatedProject
@@ -102,12 +112,12 @@ class SimulatedApiKey:
 
     @property
     def member_id(self) -> str | None:
-        """Whose use it is; nobody's when a service account owns the key."""
+        """The member that usage of this key has; None if a service account owns the key."""
         return self.owner.id if isinstance(self.owner, SimulatedMember) else None
 
     @property
     def last_use_before(self) -> int | None:
-        """When its use ends: with the key itself, its project or its owner."""
+        """The end of its usage in Unix seconds: that of the key, its project or its owner."""
         left_at = self.owner.left_at if isinstance(self.owner, SimulatedMember) else None
         ends = (self.deleted_at, self.project.archived_at, left_at)
         return min((end for end in ends if end is not None), default=None)
@@ -115,7 +125,7 @@ class SimulatedApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one API key did with one model of one service on one day, and the lines it is billed by."""
+    """Usage of an API key with a model of a service on a day, and the lines it is billed by."""
 
     service: str
     api_key: SimulatedApiKey
@@ -132,9 +142,10 @@ UsageKey = tuple[date, str, str, str | None, str | None, str | None, bool | None
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What a refresh must find, to the last digit: USD and tokens, by the dimensions of the tables.
+    """The facts that a refresh must find, exact: USD and tokens by the dimensions of the tables.
 
-    `usage` has what each endpoint answers grouped by all its dimensions, None for those it does not have.
+    `tokens_by_model`: input and output tokens; `usage`: each endpoint's measures by all its dimensions,
+    None for a dimension it does not have.
     """
 
     total: Decimal
@@ -149,7 +160,7 @@ class Truth:
 
 
 class SimulatedOrganization:
-    """One organization as OpenAI would show it to its Admin key."""
+    """An organization as OpenAI would show it to its Admin key."""
 
     def __init__(self, spec: OrganizationSpec) -> None:
         self.spec = spec
@@ -195,7 +206,7 @@ class SimulatedOrganization:
         self._settled = lru_cache(maxsize=512)(self._settled_cells)
 
     def new_admin_key(self, version: int) -> str:
-        """An Admin key in OpenAI's form; rotating is asking for the next version."""
+        """An Admin key in OpenAI's form; a rotation uses the next version."""
         return f"sk-admin-sim{self.spec.number:04d}v{version}-{self._id('admin key', version)}"
 
     def _id(self, kind: str, number: int) -> str:
@@ -227,8 +238,10 @@ class SimulatedOrganization:
         )
 
     def cells(self, day: date, now: datetime) -> list[Cell]:
-        """All that is booked of a day at the moment `now`; nothing before `spec.since` or after today
-        or `spec.until`."""
+        """The cells of a day as booked at the moment `now`.
+
+        Empty before `spec.since`, and after today or `spec.until`.
+        """
         if not self.spec.since <= day <= min(now.date(), self.spec.until or now.date()):
             return []
         hours = (now - datetime.combine(day, time(), UTC)).total_seconds() / 3600
@@ -254,7 +267,7 @@ class SimulatedOrganization:
         ]
 
     def truth(self, start: date, end: date, now: datetime) -> Truth:
-        """The exact sums of the days from `start` to before `end`, as booked at the moment `now`."""
+        """The exact sums from `start` (inclusive) to `end` (exclusive), as booked at `now`."""
         by_day: dict[date, Decimal] = {}
         by_project: dict[str, Decimal] = defaultdict(Decimal)
         by_line_item: dict[str, Decimal] = defaultdict(Decimal)
@@ -375,7 +388,7 @@ def _service_cell(key: SimulatedApiKey, number: int, rng: random.Random) -> Cell
 
 
 def _token_measures(uncached: int, cached: int, written: int, requests: int) -> dict[str, int]:
-    """The token split that OpenAI documents: input = cached + uncached + cache writes, output = text."""
+    """OpenAI's token split without cache writes: input = cached + uncached, output = text."""
     return {
         "input_tokens": uncached + cached,
         "input_cached_tokens": cached,

@@ -1,4 +1,4 @@
-"""The simulator in a process of its own, for whoever needs its CPU apart: the demo and the benchmarks."""
+"""Runs the simulator in a separate process, so that it does not share its caller's CPU time."""
 
 import json
 import subprocess
@@ -8,14 +8,17 @@ from contextlib import contextmanager
 
 
 class SimulatorNotStarted(RuntimeError):
-    """The simulator's process ended before it served."""
+    """The simulator's process exited before it served."""
 
 
 @contextmanager
 def in_own_process(*options: str) -> Iterator[str]:
-    """Runs `finora simulate-openai` with these options on a free port; yields the base address."""
+    """Run `finora simulate-openai` with these options on a free port; yields the base address.
+
+    Raises `SimulatorNotStarted`.
+    """
     command = [sys.executable, "-m", "finora_pipeline", "simulate-openai", "--json", "--port", "0", *options]
-    # A session of its own: Ctrl-C must not end it before those who read from it.
+    # In its own session: Ctrl-C must not stop it before its clients.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Serves a simulator on loopback: in a thread of this process, or until Ctrl-C."""
+"""Serves a simulator on loopback, in a thread of this process or until Ctrl-C."""
 
 import socket
 import threading
@@ -23,7 +23,7 @@ def _server(simulator: Simulator) -> uvicorn.Server:
 
 
 def listen(port: int = 0) -> socket.socket:
-    """A bound loopback socket; port 0 takes a free one. Raises `OSError` if the port is taken."""
+    """A listening loopback socket; port 0 means any free port. Raises `OSError` if it is taken."""
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -36,24 +36,24 @@ def listen(port: int = 0) -> socket.socket:
 
 
 def base_url(bound: socket.socket) -> str:
-    """What `OPENAI_BASE_URL` must be to read from this socket's simulator."""
+    """The `OPENAI_BASE_URL` of the simulator on this socket."""
     return f"http://{HOST}:{bound.getsockname()[1]}/v1"
 
 
 def serve(simulator: Simulator, bound: socket.socket) -> None:
-    """Serves until Ctrl-C or SIGTERM."""
+    """Serve until Ctrl-C or SIGTERM."""
     _server(simulator).run(sockets=[bound])
 
 
 @contextmanager
 def running(simulator: Simulator) -> Iterator[str]:
-    """Serves in a thread for the length of the `with` block; yields the base address."""
+    """Serve in a thread for the length of the `with` block; yields the base address."""
     bound = listen()
     server = _server(simulator)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     try:
-        # The socket already listens, so that requests wait in its backlog until the server is up.
+        # The socket listens already: requests wait in its backlog until the server is up.
         yield base_url(bound)
     finally:
         server.should_exit = True

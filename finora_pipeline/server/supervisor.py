@@ -34,7 +34,7 @@ from finora_pipeline.dashboard.security.access import TOKEN_FILE, Access
 from finora_pipeline.dashboard.security.guard import Guard, Names
 from finora_pipeline.data_folder.private_files import open_lock, secure_home
 from finora_pipeline.instance.config import drift
-from finora_pipeline.instance.home import LOCATION, check_record, prepare_instance
+from finora_pipeline.instance.home import EVENT_BATCHES, LOCATION, check_record, prepare_instance
 from finora_pipeline.instance.processes import code_server_command, daemon_command, daemon_is_alive
 from finora_pipeline.server.dagster_ui import PUBLIC_PATH
 from finora_pipeline.server.docs_site import docs_routes
@@ -113,14 +113,18 @@ def code_socket(folder: Path) -> Iterator[Path]:
 def environment_of(settings: Settings) -> dict[str, str]:
     """What Dagster's processes need to find the same installation; no access token."""
     own = {name: value for name, value in os.environ.items() if name not in (ACCESS_TOKEN, TOKEN_FILE)}
-    return own | {
-        "DAGSTER_HOME": str(settings.dagster_home),
-        "FINORA_HOME": str(settings.home),
-        "OPENAI_BASE_URL": settings.openai_base_url,
-        # Dagster announces successors of its commands that are not installed here.
-        "PYTHONWARNINGS": "ignore",
-        "PYTHONUNBUFFERED": "1",
-    }
+    return (
+        own
+        | EVENT_BATCHES
+        | {
+            "DAGSTER_HOME": str(settings.dagster_home),
+            "FINORA_HOME": str(settings.home),
+            "OPENAI_BASE_URL": settings.openai_base_url,
+            # Dagster announces successors of its commands that are not installed here.
+            "PYTHONWARNINGS": "ignore",
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
 
 
 async def serve(

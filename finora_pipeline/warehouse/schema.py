@@ -18,6 +18,7 @@ from finora_pipeline.warehouse.migrations import (
 )
 from finora_pipeline.warehouse.sql import section
 from finora_pipeline.warehouse.tables import DIRECTORY, TABLES
+from finora_pipeline.warehouse.usage_columns import add_measures
 
 _CREATED = ("pipeline", "billed_costs", *TABLES, "reconciliation")
 # In this order: comments of tables, then views after the tables and macros that they use.
@@ -61,6 +62,7 @@ def create_or_migrate(connection: duckdb.DuckDBPyConnection) -> None:
                 connection.execute(section(name, "create"))
         else:
             _migrate(connection, number)
+            add_measures(connection)
         for statements in _definitions():
             connection.execute(statements)
         for migration in MIGRATIONS:

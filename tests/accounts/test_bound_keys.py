@@ -22,7 +22,7 @@ from tests.conftest import QUICK, Installation
 
 @contextmanager
 def listener() -> Iterator[tuple[str, list[bytes]]]:
-    """A server of a stranger on another address of this machine, and all that it receives."""
+    """Serve a stranger's server on another loopback address; yield what it receives."""
     received: list[bytes] = []
     server = socket.create_server(("127.0.0.1", 0))
 
@@ -48,20 +48,20 @@ def listener() -> Iterator[tuple[str, list[bytes]]]:
 
 @pytest.fixture
 def installation(start_openai, install) -> Installation:
-    """One user, connected at a simulated OpenAI of this machine."""
+    """An installation with one user, connected to a simulated OpenAI on loopback."""
     installation = install(start_openai(days=2, services=False))
     installation.connect()
     return installation
 
 
 def rebind(installation: Installation, address: str) -> None:
-    """What an attacker with write access to the database could do."""
+    """Change the stored address, as an attacker with write access could."""
     with installation.accounts.database.write() as database:
         for table, column in (("connections", "base_url"), ("credentials", "bound_to")):
             database.execute(text(f"UPDATE {table} SET {column} = :address"), {"address": address})
 
 
-def test_a_server_of_this_machine_may_take_another_port(installation: Installation, start_openai, install):
+def test_a_key_bound_to_this_machine_may_change_port(installation: Installation, start_openai, install):
     assert installation.accounts.connections.all()[0].base_url == "http://127.0.0.1/v1"
     elsewhere = install(start_openai(days=2, services=False))
     assert elsewhere.settings.openai_base_url != installation.settings.openai_base_url
@@ -117,7 +117,7 @@ def test_run_config_cannot_redirect_keys_or_data(installation: Installation, red
 
 
 def unbound(installation: Installation) -> None:
-    """Stores the user's key as versions before addresses did."""
+    """Store the user's key without an address, as older versions did."""
     key = installation.accounts.connections.key_ring(["user-0"]).key_of("user-0").reveal()
     sealed = installation.accounts.vault.seal(key, "finora/openai/1/user-0")
     with installation.accounts.database.write() as database:
@@ -142,7 +142,7 @@ def test_an_upgrade_binds_keys_to_the_folders_own_address(installation: Installa
     assert installation.refresh().failed_users == []
 
 
-def test_an_upgrade_binds_keys_to_openai_without_such_a_file(installation: Installation):
+def test_an_upgrade_without_an_address_file_binds_keys_to_openai(installation: Installation):
     unbound(installation)
     settings = replace(installation.settings, openai_base_url="https://api.openai.com/v1")
     upgraded = accounts_of(settings).connections.get("user-0")
@@ -170,7 +170,7 @@ def test_after_an_upgrade_another_configured_address_waits_for_an_operator(insta
         ("https://us.api.openai.com/v1", "http://rubbish", "https://us.api.openai.com/v1"),
     ],
 )
-def test_a_key_is_checked_where_it_may_be_sent(asked, configured, address):
+def test_a_key_is_checked_at_an_allowed_address(asked, configured, address):
     assert str(address_to_check(asked, None, configured)) == address
 
 
@@ -182,6 +182,6 @@ def test_a_key_is_checked_where_it_may_be_sent(asked, configured, address):
         ("http://gateway.example/v1", "https://api.openai.com/v1"),
     ],
 )
-def test_a_key_is_not_checked_anywhere_else(asked, configured):
+def test_a_key_is_checked_at_no_other_address(asked, configured):
     with pytest.raises((AccountsError, AddressError)):
         address_to_check(asked, None, configured)

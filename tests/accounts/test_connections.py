@@ -1,4 +1,4 @@
-"""Connecting, updating and removing: what is stored, what is refused, and what refreshes make of it."""
+"""Connect, update and remove: what is stored or refused, and how refreshes change it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -45,7 +45,7 @@ from tests.small_openai import fresh_key, small_openai
 
 T = TypeVar("T")
 LOOPBACK = "http://127.0.0.1/v1"
-# The discard protocol's port, on which nothing listens.
+# The port of the discard protocol: nothing listens there.
 NOWHERE = "http://127.0.0.1:9/v1"
 
 
@@ -75,7 +75,7 @@ def file_home(openai: OpenAI, install: Callable[..., Installation]) -> Installat
 def ask(
     home: Installation, do: Callable[[OpenAIAdminClient], Awaitable[T]], base_url: str | None = None
 ) -> T:
-    """Runs something that needs a client of OpenAI."""
+    """Run a coroutine function with an OpenAI client."""
 
     async def run() -> T:
         async with open_client(base_url or home.settings.openai_base_url, QUICK) as client:
@@ -117,7 +117,7 @@ def stored(home: Installation, user_id: str) -> Connection:
 
 
 def sealed(home: Installation, user_id: str) -> tuple[bytes, ...]:
-    """The user's wrapped data key and ciphertext as they are stored, nothing if none are."""
+    """Return the stored wrapped data key and ciphertext of the user, empty without a key."""
     query = select(credentials.c.wrapped_key, credentials.c.ciphertext)
     with home.accounts.database.read() as database:
         row = database.execute(query.where(credentials.c.user_id == user_id)).first()
@@ -125,14 +125,14 @@ def sealed(home: Installation, user_id: str) -> tuple[bytes, ...]:
 
 
 def put_credential(home: Installation, user_id: str, wrapped_key: bytes, ciphertext: bytes) -> None:
-    """What somebody who can write to the database, but has no master key, might do."""
+    """Store another credential, as an attacker without the master key could."""
     with home.accounts.database.write() as database:
         row = credentials.update().where(credentials.c.user_id == user_id)
         database.execute(row.values(wrapped_key=wrapped_key, ciphertext=ciphertext))
 
 
 def files_with(home: Installation, *secrets: bytes) -> list[str]:
-    """The accounts database's files that hold one of these byte strings."""
+    """Return the files of the accounts database that hold one of these byte strings."""
     files = sorted(home.settings.home.glob("accounts.sqlite*"))
     assert files
     return [file.name for file in files if any(secret in file.read_bytes() for secret in secrets)]
@@ -146,7 +146,7 @@ def a_read(
     reason: str | None = None,
     permanent: bool = False,
 ) -> Refresh:
-    """A read of the last days that began so long after the connection's key was saved."""
+    """Build a fetch outcome that began some time after the connection's key was saved."""
     began = of.changed_at + after
     tomorrow = began.date() + timedelta(days=1)
     return Refresh(
@@ -179,7 +179,7 @@ def with_projects(*project_ids: str) -> Organization:
 # Connect
 
 
-def test_connect_stores_the_user_the_plan_and_whose_organization_it_is(home, openai):
+def test_connect_stores_user_plan_and_organization(home, openai):
     organization = openai.organizations[0]
     connection = connect(home, " acme ", organization.admin_key, plan="Scale", email="cfo@acme.example")
     assert connection == stored(home, "acme")
@@ -198,12 +198,12 @@ def test_connect_stores_the_user_the_plan_and_whose_organization_it_is(home, ope
     assert actions(home, "acme") == [("connect", f"{connection.key_hint} at {LOOPBACK}")]
 
 
-def test_a_pasted_key_may_have_white_space_around_it(file_home, openai):
+def test_connect_strips_white_space_around_a_key(file_home, openai):
     connect(file_home, "acme", f"\ufeff {openai.organizations[0].admin_key}\r\n")
     assert stored_key(file_home, "acme") == openai.organizations[0].admin_key
 
 
-def test_the_key_is_in_no_file_of_the_installation(file_home, openai):
+def test_no_file_of_the_installation_holds_a_key(file_home, openai):
     connection = connect(file_home, "acme", openai.organizations[0].admin_key)
     file_home.accounts.refreshes.record("run-1", [refused_read(connection)])
     secret = openai.organizations[0].admin_key.encode()
@@ -223,7 +223,7 @@ def test_the_key_is_in_no_file_of_the_installation(file_home, openai):
         (" \n", "No key was given"),
     ],
 )
-def test_a_text_that_is_no_admin_key_is_refused_unasked(file_home, openai, text, says):
+def test_text_unlike_an_admin_key_is_refused_without_a_request(file_home, openai, text, says):
     asked = openai.simulator.requests.total()
     with pytest.raises(KeyFormError, match=says) as caught:
         connect(file_home, "acme", text)
@@ -240,7 +240,7 @@ def test_a_text_that_is_no_admin_key_is_refused_unasked(file_home, openai, text,
         (KeyState.RESTRICTED, InsufficientPermissions, "may not read this organization's cost and usage"),
     ],
 )
-def test_a_key_that_openai_refuses_leaves_nothing_behind(file_home, openai, state, error, says):
+def test_a_key_refused_by_openai_stores_nothing(file_home, openai, state, error, says):
     key = fresh_key(openai)
     openai.simulator.set_key_state(key, state)
     with pytest.raises(error, match=says) as caught:
@@ -251,13 +251,13 @@ def test_a_key_that_openai_refuses_leaves_nothing_behind(file_home, openai, stat
     assert actions(file_home, "acme") == []
 
 
-def test_an_openai_that_cannot_be_reached_leaves_nothing_behind(file_home, openai):
+def test_an_unreachable_openai_stores_nothing(file_home, openai):
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9 refused the connection"):
         connect(file_home, "acme", openai.organizations[0].admin_key, base_url=NOWHERE)
     assert file_home.accounts.users.ids() == []
 
 
-def test_a_refused_connection_is_not_told_as_a_slow_answer(file_home, openai):
+def test_a_refused_connection_is_not_reported_as_a_timeout(file_home, openai):
     with pytest.raises(Unreachable, match="could not be reached"):
         connect(file_home, "acme", openai.organizations[0].admin_key, base_url=NOWHERE)
 
@@ -265,7 +265,7 @@ def test_a_refused_connection_is_not_told_as_a_slow_answer(file_home, openai):
 @pytest.mark.parametrize(
     ("user_id", "plan", "error"), [("..", "growth", AccountsError), ("acme", "platinum", UnknownPlan)]
 )
-def test_a_bad_user_id_or_plan_is_refused_before_openai_is_asked(file_home, openai, user_id, plan, error):
+def test_a_bad_user_id_or_plan_is_refused_without_a_request(file_home, openai, user_id, plan, error):
     asked = openai.simulator.requests.total()
     with pytest.raises(error):
         connect(file_home, user_id, openai.organizations[0].admin_key, plan=plan)
@@ -273,7 +273,7 @@ def test_a_bad_user_id_or_plan_is_refused_before_openai_is_asked(file_home, open
     assert file_home.accounts.users.ids() == []
 
 
-def test_a_second_connect_says_to_use_update(file_home, openai):
+def test_a_second_connect_points_to_update(file_home, openai):
     before = connect(file_home, "acme", openai.organizations[0].admin_key)
     with pytest.raises(AccountsError, match="already connected") as caught:
         connect(file_home, "acme", openai.organizations[1].admin_key, plan="trial")
@@ -282,7 +282,7 @@ def test_a_second_connect_says_to_use_update(file_home, openai):
     assert stored(file_home, "acme") == before
 
 
-def test_of_two_connects_at_the_same_time_only_one_wins(home, openai):
+def test_one_of_two_concurrent_connects_succeeds(home, openai):
     async def both(client: OpenAIAdminClient) -> list[Connection | BaseException]:
         keys = [organization.admin_key for organization in openai.organizations[:2]]
         tries = [connections.connect(home.accounts, client, "acme", key, plan="growth") for key in keys]
@@ -322,7 +322,7 @@ def test_organizations_are_compared_by_id_then_by_projects(one, other, same):
     assert other.is_same_as(one) is same
 
 
-def test_a_key_that_does_not_show_whose_it_is_takes_over_only_when_that_is_said():
+def test_an_unidentified_key_replaces_another_only_when_confirmed():
     known, silent = Organization("org-1"), Organization()
     with pytest.raises(OtherOrganization, match="does not show which OpenAI organization it belongs to"):
         connections._is_other(known, silent, may_replace=False)
@@ -347,7 +347,7 @@ def test_update_takes_a_rotated_key_of_the_same_organization(home, openai):
     assert actions(home, "acme")[-1] == ("update", f"{after.key_hint} at {LOOPBACK}")
 
 
-def test_update_refuses_a_key_of_another_organization_and_the_old_one_still_serves(file_home, openai):
+def test_update_with_another_organizations_key_keeps_the_old_key(file_home, openai):
     key = openai.organizations[0].admin_key
     before = connect(file_home, "acme", key)
     with pytest.raises(AccountsError, match="belongs to another OpenAI organization"):
@@ -368,7 +368,7 @@ def test_update_with_a_refused_key_keeps_the_old_one(file_home, openai, state):
     assert stored_key(file_home, "acme") == openai.organizations[0].admin_key
 
 
-def test_update_of_nobody_says_to_use_connect(file_home, openai):
+def test_update_of_an_unknown_user_points_to_connect(file_home, openai):
     with pytest.raises(AccountsError, match="not connected to OpenAI; use connect"):
         update(file_home, "acme", openai.organizations[0].admin_key)
 
@@ -407,14 +407,14 @@ def test_remove_leaves_other_users_alone(home, openai):
     assert home.accounts.users.ids() == ["acme", "globex"]
 
 
-def test_remove_twice_says_there_is_nothing_to_remove(file_home, openai):
+def test_a_second_remove_reports_nothing_to_remove(file_home, openai):
     connect(file_home, "acme", openai.organizations[0].admin_key)
     file_home.accounts.connections.remove("acme")
     with pytest.raises(AccountsError, match="acme has no OpenAI connection to remove"):
         file_home.accounts.connections.remove("acme")
 
 
-def test_remove_of_nobody_says_so(file_home):
+def test_remove_of_an_unknown_user_is_refused(file_home):
     with pytest.raises(AccountsError, match="nobody has no OpenAI connection to remove"):
         file_home.accounts.connections.remove("nobody")
 
@@ -444,7 +444,7 @@ def test_reconnecting_another_organization_is_refused(file_home, openai):
     assert sealed(file_home, "acme") == ()
 
 
-def test_reconnecting_on_a_plan_that_keeps_more_reads_the_history_again(file_home, openai):
+def test_reconnecting_on_a_larger_plan_fetches_the_history_again(file_home, openai):
     before = connect(file_home, "acme", openai.organizations[0].admin_key, plan="trial")
     file_home.accounts.refreshes.record("run-1", [a_read(before, days=7)])
     file_home.accounts.connections.remove("acme")
@@ -473,7 +473,7 @@ def test_an_older_credential_put_back_does_not_open(home, openai):
         stored_key(home, "acme")
 
 
-def test_no_key_of_a_purged_user_is_taken_for_one_that_came_after(home, openai):
+def test_a_key_version_of_a_purged_user_is_not_reused(home, openai):
     key = openai.organizations[0].admin_key
     connect(home, "acme", key)
     update(home, "acme", fresh_key(openai))
@@ -489,7 +489,7 @@ def test_no_key_of_a_purged_user_is_taken_for_one_that_came_after(home, openai):
         versions += [again.key_version, update(home, "acme", fresh_key(openai, 1)).key_version]
 
 
-def test_a_key_ring_keeps_the_keys_of_its_moment(home, openai):
+def test_a_key_ring_keeps_the_keys_it_was_opened_with(home, openai):
     connect(home, "acme", openai.organizations[0].admin_key)
     ring = home.accounts.connections.key_ring(["acme", "globex"])
     update(home, "acme", fresh_key(openai))
@@ -502,7 +502,7 @@ def test_a_key_ring_keeps_the_keys_of_its_moment(home, openai):
 # Connect many
 
 
-def test_connect_many_tells_the_outcome_of_each_line(home, openai):
+def test_connect_many_returns_the_outcome_of_each_line(home, openai):
     revoked = fresh_key(openai)
     openai.simulator.set_key_state(revoked, KeyState.REVOKED)
     keys = [organization.admin_key for organization in openai.organizations]
@@ -532,7 +532,7 @@ def test_connect_many_tells_the_outcome_of_each_line(home, openai):
     assert home.accounts.users.ids() == ["acme", "hooli"]
 
 
-def test_connect_many_leaves_those_who_are_connected_as_they_are(file_home, openai):
+def test_connect_many_leaves_existing_connections_unchanged(file_home, openai):
     before = connect(file_home, "acme", openai.organizations[0].admin_key)
     outcomes = connect_many(file_home, ("acme", "scale", fresh_key(openai)))
     assert "already connected" in str(outcomes[0])
@@ -583,7 +583,7 @@ def test_user_ids_that_cannot_be_used(user_id):
 @pytest.mark.parametrize(
     ("plan", "history_stays"), [("growth", True), ("trial", True), ("scale", False), ("enterprise", False)]
 )
-def test_a_plan_that_keeps_more_makes_the_history_be_read_again(file_home, openai, plan, history_stays):
+def test_a_plan_with_longer_retention_fetches_the_history_again(file_home, openai, plan, history_stays):
     connection = connect(file_home, "acme", openai.organizations[0].admin_key, plan="growth")
     file_home.accounts.refreshes.record("run-1", [a_read(connection)])
     before = stored(file_home, "acme").history_from
@@ -595,7 +595,7 @@ def test_a_plan_that_keeps_more_makes_the_history_be_read_again(file_home, opena
     assert actions(file_home, "acme")[-1] == ("plan", plan)
 
 
-def test_a_plan_that_does_not_exist_or_a_user_who_does_not_is_refused(home, openai):
+def test_an_unknown_plan_or_user_is_refused(home, openai):
     connect(home, "acme", openai.organizations[0].admin_key)
     with pytest.raises(UnknownPlan, match="There is no plan “gold”; the plans are trial, growth, scale"):
         home.accounts.users.set_plan("acme", "gold")
@@ -605,7 +605,7 @@ def test_a_plan_that_does_not_exist_or_a_user_who_does_not_is_refused(home, open
     assert len(actions(home, "acme")) == 1
 
 
-def test_a_read_that_began_before_the_plan_changed_is_not_the_new_plans_history(file_home, openai):
+def test_a_fetch_begun_before_a_plan_change_does_not_complete_history(file_home, openai):
     connection = connect(file_home, "acme", openai.organizations[0].admin_key, plan="trial")
     file_home.accounts.refreshes.record("run-1", [a_read(connection, days=7)])
     under_way = a_read(stored(file_home, "acme"), days=4)
@@ -631,7 +631,7 @@ def test_connections_are_found_by_plan_user_and_change(home, openai):
     assert "hooli" in ids(changed_after=stored(home, "hooli").changed_at - timedelta(microseconds=1))
 
 
-def test_another_organization_takes_over_only_when_that_is_said(home, openai):
+def test_another_organization_takes_over_only_when_confirmed(home, openai):
     old, new = openai.organizations[:2]
     connect(home, "acme", old.admin_key)
     home.accounts.refreshes.record("run-1", [a_read(stored(home, "acme"), days=90)])
@@ -658,7 +658,7 @@ def test_another_organization_takes_over_only_when_that_is_said(home, openai):
 # What refreshes make of a connection
 
 
-def test_a_complete_read_moves_the_history_back_and_never_forward(home, openai):
+def test_a_complete_fetch_extends_the_history_only_backwards(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     for number, days in enumerate((90, 4, 120)):
         home.accounts.refreshes.record(f"run-{number}", [a_read(connection, days=days)])
@@ -668,17 +668,17 @@ def test_a_complete_read_moves_the_history_back_and_never_forward(home, openai):
     assert stored(home, "acme").last_attempt_at == a_read(connection).started_at
 
 
-def test_what_has_been_read_without_a_gap_grows_only_where_reads_meet(home, openai):
+def test_the_gapless_span_grows_only_by_adjoining_fetches(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     whole = a_read(connection, days=90)
     home.accounts.refreshes.record("run-1", [whole])
     first, end = whole.window_start, whole.window_end
     reads = [
-        # A day is left out between what was read and these.
+        # A gap of a day lies between the fetched days and these.
         ((end + timedelta(days=1), end + timedelta(days=3)), (first, end)),
         ((end, end + timedelta(days=2)), (first, end + timedelta(days=2))),
         ((first - timedelta(days=9), first - timedelta(days=2)), (first, end + timedelta(days=2))),
-        # Past days alone, read by hand after a pause, do not make up for it.
+        # A backfill of past days alone does not close the gap.
         ((end, end + timedelta(days=3)), (first, end + timedelta(days=2))),
         ((first - timedelta(days=1), first), (first - timedelta(days=1), end + timedelta(days=2))),
     ]
@@ -691,7 +691,7 @@ def test_what_has_been_read_without_a_gap_grows_only_where_reads_meet(home, open
         assert (after.history_from, after.read_until) == expected
 
 
-def test_a_permanent_failure_needs_attention_and_says_since_when_and_why(home, openai):
+def test_a_permanent_failure_records_its_time_and_reason(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     home.accounts.refreshes.record("run-1", [refused_read(connection)])
     first = stored(home, "acme")
@@ -711,7 +711,7 @@ def test_a_permanent_failure_needs_attention_and_says_since_when_and_why(home, o
     }
 
 
-def test_a_connection_that_needs_attention_is_tried_again_after_23_hours(file_home, openai):
+def test_a_connection_needing_attention_is_retried_after_23_hours(file_home, openai):
     connection = connect(file_home, "acme", openai.organizations[0].admin_key)
     read = refused_read(connection)
     file_home.accounts.refreshes.record("run-1", [read])
@@ -722,7 +722,7 @@ def test_a_connection_that_needs_attention_is_tried_again_after_23_hours(file_ho
     assert waiting.may_be_read(read.started_at + timedelta(hours=23))
 
 
-def test_a_complete_read_makes_it_active_again(home, openai):
+def test_a_complete_fetch_makes_a_connection_active_again(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     home.accounts.refreshes.record("run-1", [refused_read(connection)])
     home.accounts.refreshes.record("run-2", [a_read(connection, after=timedelta(days=1))])
@@ -733,7 +733,7 @@ def test_a_complete_read_makes_it_active_again(home, openai):
     assert [action for action, _ in actions(home, "acme")] == ["connect", "needs attention", "active"]
 
 
-def test_a_passing_failure_leaves_the_connection_active_and_is_remembered(home, openai):
+def test_a_transient_failure_is_recorded_on_an_active_connection(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     home.accounts.refreshes.record("run-1", [a_read(connection, reason="unreachable")])
     after = stored(home, "acme")
@@ -744,7 +744,7 @@ def test_a_passing_failure_leaves_the_connection_active_and_is_remembered(home, 
     assert [action for action, _ in actions(home, "acme")] == ["connect"]
 
 
-def test_a_key_saved_after_the_read_began_is_not_judged_by_it(home, openai):
+def test_a_key_saved_after_a_fetch_began_ignores_its_outcome(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     under_way = refused_read(connection, after=timedelta(0))
     updated = update(home, "acme", fresh_key(openai))
@@ -755,7 +755,7 @@ def test_a_key_saved_after_the_read_began_is_not_judged_by_it(home, openai):
     assert stored(home, "acme").status is Status.NEEDS_ATTENTION
 
 
-def test_a_new_key_makes_a_connection_active_at_once_and_has_not_failed(home, openai):
+def test_a_new_key_activates_a_connection_without_failure(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     home.accounts.refreshes.record("run-1", [refused_read(connection, after=timedelta(0))])
     assert home.accounts.refreshes.last_failures(["acme"]) == {"acme": "OpenAI said invalid_key."}
@@ -769,7 +769,7 @@ def test_a_new_key_makes_a_connection_active_at_once_and_has_not_failed(home, op
 
 
 @pytest.mark.parametrize("make", [a_read, refused_read])
-def test_a_removed_connection_stays_removed_whatever_a_read_says(file_home, openai, make):
+def test_a_removed_connection_stays_removed_after_any_fetch(file_home, openai, make):
     connection = connect(file_home, "acme", openai.organizations[0].admin_key)
     file_home.accounts.connections.remove("acme")
     file_home.accounts.refreshes.record("run-1", [make(connection, after=timedelta(days=1))])
@@ -778,7 +778,7 @@ def test_a_removed_connection_stays_removed_whatever_a_read_says(file_home, open
 
 @contextmanager
 def between_two_transactions(do: Callable[[], object]) -> Iterator[None]:
-    """Does something in the moment after the next transaction of any accounts database, once."""
+    """Call a function once, right after the next transaction of any accounts database."""
     waiting = [do]
 
     def run(*_: object) -> None:
@@ -792,7 +792,7 @@ def between_two_transactions(do: Callable[[], object]) -> Iterator[None]:
         event.remove(Pool, "checkin", run)
 
 
-def test_a_key_saved_while_a_read_is_being_recorded_is_not_judged_by_it(home, openai):
+def test_a_key_saved_while_a_fetch_is_recorded_ignores_its_outcome(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     another_process = accounts_of(home.settings)
     key = AdminKey(fresh_key(openai))
@@ -808,7 +808,7 @@ def test_a_key_saved_while_a_read_is_being_recorded_is_not_judged_by_it(home, op
     assert stored(home, "acme").status is Status.ACTIVE
 
 
-def test_a_user_who_is_not_there_does_not_disturb_the_record_of_others(home, openai):
+def test_an_unknown_user_does_not_disturb_the_log_of_others(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     stranger = Refresh(
         "nobody", date(2026, 1, 1), date(2026, 1, 2), connection.changed_at, connection.changed_at, 0
@@ -818,8 +818,8 @@ def test_a_user_who_is_not_there_does_not_disturb_the_record_of_others(home, ope
     assert stored(home, "acme").history_from is not None
 
 
-def test_what_openai_says_may_hold_a_character_that_postgres_cannot(home, openai):
-    """JSON may name it; one organization's text must not keep the reads of all others from being recorded."""
+def test_messages_with_characters_postgres_rejects_are_stored(home, openai):
+    """JSON may hold NUL; one such text must not keep other users' fetches from being logged."""
     known = connect(home, "acme", openai.organizations[0].admin_key)
     named = replace(known.organization, name="Ac\0me")
     home.accounts.connections.save("acme", AdminKey(fresh_key(openai)), named, address=LOOPBACK, known=known)
@@ -831,7 +831,7 @@ def test_what_openai_says_may_hold_a_character_that_postgres_cannot(home, openai
     assert actions(home, "acme")[-1] == ("needs attention", "OpenAI said .")
 
 
-def test_a_run_that_is_executed_again_replaces_its_own_record(home, openai):
+def test_a_repeated_run_replaces_its_own_record(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     home.accounts.refreshes.record("run-1", [a_read(connection, reason="unreachable")])
     home.accounts.refreshes.record("run-1", [a_read(connection)])
@@ -842,7 +842,7 @@ def test_a_run_that_is_executed_again_replaces_its_own_record(home, openai):
     assert rows[0].started_at == a_read(connection).started_at
 
 
-def test_a_promise_counts_from_the_latest_of_refresh_connection_plan_and_key(home, openai):
+def test_the_promised_refresh_counts_from_the_latest_change(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key, plan="growth")
     now, day = connection.connected_at, timedelta(hours=24)
     names = ("last_refresh_at", "connected_at", "plan_since", "changed_at")
@@ -850,7 +850,7 @@ def test_a_promise_counts_from_the_latest_of_refresh_connection_plan_and_key(hom
     assert old.next_refresh_at == now - timedelta(days=39)
     for name in names:
         assert replace(old, **{name: now}).next_refresh_at == now + day
-    # Whom a scheduled refresh reads does not wait for the promise.
+    # A scheduled refresh does not wait for the promised time.
     assert replace(old, plan_since=now, changed_at=now).is_due(now)
     assert old.refreshed_at == old.last_refresh_at
     assert replace(old, connected_at=now).refreshed_at is None
@@ -881,7 +881,7 @@ def test_runs_are_unpublished_until_they_are_marked(home):
 
     home.accounts.refreshes.mark_published([waiting["run-1"]], published_at + timedelta(seconds=5))
     assert home.accounts.refreshes.unpublished() == []
-    # The older run came later into the copy: it makes nobody's data older.
+    # The older run was published later: it must not make data older.
     assert stored(home, "acme").last_refresh_at == second.started_at
     assert stored(home, "globex").last_refresh_at is None
     assert home.accounts.refreshes.of_run("run-2")[0].published_at == published_at
@@ -889,8 +889,8 @@ def test_runs_are_unpublished_until_they_are_marked(home):
     assert (failed_row.user_id, failed_row.published_at) == ("globex", None)
 
 
-def test_only_the_reads_that_are_published_are_marked(home):
-    """Two users of one run: the copy was taken before the second one's read was recorded."""
+def test_only_published_refreshes_are_marked(home):
+    """The snapshot was taken before the second user's fetch was recorded."""
     home.connect(users=["acme", "globex"])
     acme, globex = a_read(stored(home, "acme")), a_read(stored(home, "globex"))
     home.accounts.refreshes.record("run-1", [acme])
@@ -901,7 +901,7 @@ def test_only_the_reads_that_are_published_are_marked(home):
     assert stored(home, "globex").last_refresh_at is None
 
 
-def test_a_read_of_old_days_makes_nothing_fresh(home):
+def test_a_backfill_does_not_count_as_a_refresh(home):
     home.connect(users=["acme"])
     read = a_read(stored(home, "acme"))
     old = replace(read, window_start=date(2026, 1, 1), window_end=date(2026, 1, 31))
@@ -921,7 +921,7 @@ def test_marking_nothing_as_published_changes_nothing(home, openai):
 # The audit trail
 
 
-def test_the_audit_trail_tells_the_story_in_order(home, openai):
+def test_the_audit_trail_is_in_chronological_order(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     home.accounts.refreshes.record("run-1", [refused_read(connection)])
     updated = update(home, "acme", fresh_key(openai))
@@ -942,7 +942,7 @@ def test_the_audit_trail_tells_the_story_in_order(home, openai):
     assert home.accounts.audit.of_user("globex") == []
 
 
-def test_the_first_use_of_a_key_on_a_day_is_in_the_audit_trail(home, openai):
+def test_the_audit_trail_has_the_first_use_of_a_key_each_day(home, openai):
     connection = connect(home, "acme", openai.organizations[0].admin_key)
     with acting_as("command line"):
         home.accounts.refreshes.record("run-1", [refused_read(connection)])
@@ -955,7 +955,7 @@ def test_the_first_use_of_a_key_on_a_day_is_in_the_audit_trail(home, openai):
         (connection.key_hint, "command line"),
         (updated.key_hint, "daemon"),
     ]
-    # The next day it is noted again.
+    # The first use on the next day is recorded again.
     with home.accounts.database.write() as database:
         database.execute(update_rows(audit).values(at=datetime.now(UTC) - timedelta(days=1)))
     home.accounts.refreshes.record("run-5", [a_read(updated, after=timedelta(days=1))])
@@ -971,7 +971,7 @@ def test_the_audit_trail_names_the_actor(file_home, openai):
     assert actors == [("connect", "ops@example.com"), ("plan", "daemon")]
 
 
-def test_accounts_are_shared_by_all_who_open_them(home, openai):
+def test_accounts_are_shared_within_a_process(home, openai):
     connect(home, "acme", openai.organizations[0].admin_key)
     again = accounts_of(home.settings)
     assert again.connections.get("acme") == home.accounts.connections.get("acme")

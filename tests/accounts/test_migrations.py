@@ -1,4 +1,4 @@
-"""The accounts of earlier versions are brought up to date, in SQLite and in Postgres."""
+"""Accounts of older versions are migrated, in SQLite and in Postgres."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.getfixturevalue("postgres").new_url()
 
 
-def test_the_revisions_make_the_tables_of_the_program(url: str):
+def test_revisions_create_the_tables_the_program_declares(url: str):
     with open_database(url).connect() as database:
         context = MigrationContext.configure(database, opts={"version_table": migrations.VERSION_TABLE})
         differences = [one for one in compare_metadata(context, metadata) if one[0] != "remove_table"]
@@ -33,7 +33,7 @@ def test_head_is_the_newest_revision():
     assert ScriptDirectory.from_config(config).get_heads() == [migrations.HEAD]
 
 
-def test_lost_columns_indexes_and_rules_come_back(url: str):
+def test_missing_columns_indexes_and_rules_are_restored(url: str):
     with open_database(url).begin() as database:
         database.execute(text("DROP INDEX connections_changed_at"))
         database.execute(text("ALTER TABLE connections DROP COLUMN read_until"))
@@ -54,14 +54,14 @@ def test_lost_columns_indexes_and_rules_come_back(url: str):
             )
         )
         database.execute(text(f"DROP TABLE {migrations.VERSION_TABLE}"))
-    test_the_revisions_make_the_tables_of_the_program(url)
+    test_revisions_create_the_tables_the_program_declares(url)
     with open_database(url).connect() as database:
         assert database.scalar(text("SELECT project_ids FROM connections")) == "[]"
         columns = {one["name"]: one for one in inspect(database).get_columns("connections")}
         assert not columns["project_ids"]["nullable"]
 
 
-def test_revisions_of_dagster_in_the_same_database_are_left_alone(url: str):
+def test_dagsters_revisions_in_the_same_database_stay(url: str):
     with open_database(url).begin() as database:
         database.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
         database.execute(text("INSERT INTO alembic_version VALUES ('dagster')"))

@@ -1,6 +1,6 @@
-"""What is Postgres's own about the accounts: processes that meet, a server that restarts, its time zone.
+"""Accounts in Postgres: concurrent processes, a restarting server, its time zone.
 
-That the rest works there as in SQLite is shown by test_connections.py, which runs on both.
+test_connections.py runs the rest on SQLite and Postgres alike.
 """
 
 from collections.abc import Callable, Iterator
@@ -69,15 +69,17 @@ def a_read(of: Connection, reason: str | None = None) -> Refresh:
 def as_the_first_commits(
     postgres: PostgresServer, first: Callable[[], object], second: Callable[[], T]
 ) -> Future[T]:
-    """Begins the second in the moment before the first is committed, which goes on when the second waits for
-    it or is done; how the second ended."""
+    """Begin the second right before the first commits; return how the second ended.
+
+    The first commits once the second waits for it or is done.
+    """
     to_begin, begun = [second], []
     with ThreadPoolExecutor(1) as another_process:
 
         def begin_second(_: object) -> None:
             if to_begin:
                 begun.append(another_process.submit(to_begin.pop()))
-                while not begun[0].done() and not postgres.somebody_waits():
+                while not begun[0].done() and not postgres.is_session_waiting():
                     pass
 
         event.listen(Engine, "commit", begin_second)
@@ -88,11 +90,11 @@ def as_the_first_commits(
     return begun[0]
 
 
-# Processes that meet
+# Concurrent processes
 
 
 @pytest.mark.parametrize("is_connected", [False, True])
-def test_of_two_who_save_a_user_at_the_same_moment_the_second_is_told(home, postgres, is_connected):
+def test_the_second_of_two_concurrent_saves_of_a_user_is_refused(home, postgres, is_connected):
     known = saved(home.accounts) if is_connected else None
     another = accounts_of(home.settings)
     second = as_the_first_commits(
@@ -106,7 +108,7 @@ def test_of_two_who_save_a_user_at_the_same_moment_the_second_is_told(home, post
     assert home.accounts.connections.key_ring(["acme"]).key_of("acme").reveal() == KEYS[0].reveal()
 
 
-def test_a_server_that_isolates_more_by_default_changes_nothing(home, postgres):
+def test_a_stricter_default_isolation_changes_nothing(home, postgres):
     url = postgres.new_url("default_transaction_isolation=serializable")
     one, another = (
         Accounts(AccountsDatabase(open_database(url)), load_vault("", home.settings.master_key_file))
@@ -120,7 +122,7 @@ def test_a_server_that_isolates_more_by_default_changes_nothing(home, postgres):
         second.result()
 
 
-def test_a_key_saved_at_the_moment_a_read_is_recorded_is_not_judged_by_it(home, postgres):
+def test_a_key_saved_while_a_fetch_is_recorded_ignores_its_outcome(home, postgres):
     known = saved(home.accounts)
     another = accounts_of(home.settings)
     refused = replace(a_read(known, "invalid_key"), started_at=known.changed_at)
@@ -132,7 +134,7 @@ def test_a_key_saved_at_the_moment_a_read_is_recorded_is_not_judged_by_it(home, 
     assert (stored(home).key_version, stored(home).status) == (2, Status.ACTIVE)
 
 
-def test_two_reads_recorded_at_the_same_moment_both_count(home, postgres):
+def test_two_fetches_recorded_at_once_both_count(home, postgres):
     known = saved(home.accounts)
     another = accounts_of(home.settings)
     whole = a_read(known)
@@ -145,7 +147,7 @@ def test_two_reads_recorded_at_the_same_moment_both_count(home, postgres):
     assert (stored(home).history_from, stored(home).read_until) == (whole.window_start, later.window_end)
 
 
-def test_an_alarm_seen_by_two_at_the_same_moment_is_one(home, postgres):
+def test_an_alert_found_twice_at_once_is_one_alert(home, postgres):
     condition = Condition("attention/acme", "The OpenAI connection of acme needs attention.")
     another = accounts_of(home.settings)
     alarm = Alert(condition.key, condition.message, NOON, None)
@@ -158,7 +160,7 @@ def test_an_alarm_seen_by_two_at_the_same_moment_is_one(home, postgres):
     assert open_alerts(another.database) == [alarm]
 
 
-def test_two_who_open_an_empty_database_at_the_same_moment_find_the_same_tables(postgres):
+def test_concurrent_first_starts_create_one_set_of_tables(postgres):
     url = postgres.new_url()
     engines: list[Engine] = []
 
@@ -173,7 +175,7 @@ def test_two_who_open_an_empty_database_at_the_same_moment_find_the_same_tables(
 # The server
 
 
-def test_accounts_go_on_after_the_server_ended_all_sessions(home, postgres):
+def test_accounts_work_after_the_server_ended_all_sessions(home, postgres):
     known = saved(home.accounts)
     postgres.drop_connections()
     assert stored(home) == known
@@ -192,7 +194,7 @@ def test_the_key_is_in_no_file_of_the_server(home, postgres):
 # Times
 
 
-def test_times_are_utc_whatever_the_servers_zone_is(home, postgres):
+def test_times_are_utc_in_any_zone_of_the_server(home, postgres):
     assert postgres.sql("SHOW timezone") == [("America/New_York",)]
     before = datetime.now(UTC)
     connection = saved(home.accounts)
@@ -201,7 +203,7 @@ def test_times_are_utc_whatever_the_servers_zone_is(home, postgres):
     assert accounts_of(home.settings).connections.get("acme") == connection
 
 
-def test_an_hour_that_the_servers_zone_left_out_is_an_hour_like_others(home):
+def test_an_hour_skipped_in_the_servers_zone_is_stored(home):
     """New York went from 2:00 to 3:00 on that day."""
     saved(home.accounts)
     moments = [datetime(2026, 3, 8, 2, 30, tzinfo=UTC), datetime(2026, 3, 8, 3, 5, tzinfo=UTC)]
@@ -212,7 +214,7 @@ def test_an_hour_that_the_servers_zone_left_out_is_an_hour_like_others(home):
         assert stored(home).last_refresh_at == moment
 
 
-# Everything else
+# Other behaviour
 
 
 def test_purge_deletes_all_of_a_user(home):
@@ -227,7 +229,7 @@ def test_purge_deletes_all_of_a_user(home):
     assert [entry.action for entry in home.accounts.audit.of_user("acme")] == ["purge"]
 
 
-def test_an_alarm_is_told_once_when_it_opens_and_once_when_it_is_over(home):
+def test_an_alert_notifies_when_it_opens_and_when_it_is_over(home):
     database = home.accounts.database
     condition = Condition("too old/growth", "Data of the growth plan is older than promised.")
     (opened,) = sync_alerts(database, [condition], NOON)
@@ -252,7 +254,7 @@ def test_outcomes_are_counted(home):
     ]
 
 
-def test_a_name_that_postgres_cannot_compare_is_nobodys(home):
+def test_a_name_postgres_cannot_compare_matches_no_login(home):
     people = home.accounts.logins
     assert people.get("\0") is None
     assert people.by_password("ada\0", "a long password") is None

@@ -1,4 +1,4 @@
-"""Another master key without any user's help, and no start with a lost or a wrong one."""
+"""Rotation of the master key, and refusal to start with a lost or wrong one."""
 
 import base64
 import json
@@ -76,7 +76,7 @@ def test_the_key_in_the_file_is_replaced_and_opens_everything(installation):
         accounts_of(installation.settings)
 
 
-def test_a_process_that_runs_while_the_key_is_rotated_reads_and_saves_on(installation):
+def test_a_running_process_reads_and_saves_through_a_rotation(installation):
     running = installation.accounts
     ring = running.connections.key_ring(["user-0"])
     rotation.rotate(installation.settings)
@@ -87,7 +87,7 @@ def test_a_process_that_runs_while_the_key_is_rotated_reads_and_saves_on(install
     assert accounts_of(installation.settings).vault.open(sealed, "identity") == "fresh"
 
 
-def test_a_rotation_that_stopped_at_any_step_is_taken_up(installation):
+def test_an_interrupted_rotation_resumes_from_any_step(installation):
     file = KeyFile(installation.settings.master_key_file)
     (old,) = file.read()
     keys = rotation.add_key(file)
@@ -120,7 +120,7 @@ def test_no_kill_at_any_moment_loses_a_key(installation):
         assert_all_open(installation)
 
 
-def test_an_old_key_stays_while_something_that_does_not_decrypt_needs_it(installation):
+def test_an_old_key_stays_while_an_undecryptable_secret_needs_it(installation):
     file = KeyFile(installation.settings.master_key_file)
     (old,) = file.read()
     with installation.accounts.database.write() as database:
@@ -154,7 +154,7 @@ def test_keys_of_the_environment_are_moved_to_the_first(installation, monkeypatc
 
 
 @pytest.mark.parametrize("command", [["status"], ["refresh"], ["rotate-master-key"], ["dashboard"], ["up"]])
-def test_no_command_starts_without_the_master_key_or_makes_another(installation, command):
+def test_a_missing_master_key_stops_commands_and_is_not_replaced(installation, command):
     file = installation.settings.master_key_file
     file.unlink()
     shown = finora(*command)
@@ -165,7 +165,7 @@ def test_no_command_starts_without_the_master_key_or_makes_another(installation,
     assert not file.exists()
 
 
-def test_a_wrong_master_key_is_refused_with_the_one_that_is_needed(installation, monkeypatch):
+def test_a_wrong_master_key_error_names_the_needed_key(installation, monkeypatch):
     needed = installation.accounts.vault.current_key_id
     monkeypatch.setenv("FINORA_MASTER_KEY", text_of(b"w" * 32))
     shown = finora("status")
@@ -193,7 +193,7 @@ def test_keys_of_a_lost_master_key_can_be_deleted(installation):
     installation.connect(users=["user-2"])
 
 
-def test_every_table_with_a_sealed_secret_is_moved():
+def test_rotation_covers_every_table_with_sealed_secrets():
     columns = {
         (table.name, column.name.removesuffix("wrapped_key"))
         for table in metadata.sorted_tables

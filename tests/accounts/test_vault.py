@@ -1,4 +1,4 @@
-"""The vault: only the right master key opens a secret, and only for the identity it was sealed for."""
+"""The vault: only the right master key and identity open a secret."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ from finora_pipeline.accounts.vault import Sealed, Vault, VaultError, load_vault
 
 VARIABLE = "FINORA_MASTER_KEY"
 OLD, NEW = b"o" * 32, b"n" * 32
-SECRET = "sk-admin-a-secret-that-nobody-may-see"
+SECRET = "sk-admin-a-secret-for-tests-only"
 IDENTITY = "finora/openai/1/acme"
 
 # Waits for a line, so that two of these reach the missing file at the same time.
@@ -71,7 +71,7 @@ def test_a_ciphertext_moved_to_another_user_or_version_does_not_open(other):
 
 
 @given(data=st.data(), part=st.sampled_from(["wrapped_key", "ciphertext"]))
-def test_one_altered_bit_anywhere_and_nothing_opens(data: st.DataObject, part: str):
+def test_one_altered_bit_anywhere_prevents_opening(data: st.DataObject, part: str):
     vault = Vault([OLD])
     sealed = vault.seal(SECRET, IDENTITY)
     altered = bytearray(getattr(sealed, part))
@@ -105,7 +105,7 @@ def test_the_same_secret_is_never_sealed_to_the_same_bytes():
     assert first.wrapped_key != second.wrapped_key
 
 
-def test_data_keys_cannot_be_exchanged_between_two_secrets_of_one_identity():
+def test_data_keys_of_two_secrets_cannot_be_swapped():
     vault = Vault([OLD])
     first, second = vault.seal(SECRET, IDENTITY), vault.seal("another", IDENTITY)
     with pytest.raises(VaultError, match="altered or moved"):
@@ -164,7 +164,7 @@ def test_the_standard_base64_alphabet_is_understood_too(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "text", [in_base64(b"x" * 31), in_base64(OLD, b"y" * 16), in_base64(OLD)[:-3], "not base64!", ",", "   "]
 )
-def test_a_bad_environment_variable_is_told_by_its_name_alone(monkeypatch, tmp_path, text):
+def test_the_error_of_a_bad_variable_holds_its_name_but_no_value(monkeypatch, tmp_path, text):
     monkeypatch.setenv(VARIABLE, text)
     with pytest.raises(VaultError, match=f"{VARIABLE} must hold 32 random bytes in base64") as caught:
         load_vault(VARIABLE, tmp_path / "master.key")
@@ -173,7 +173,7 @@ def test_a_bad_environment_variable_is_told_by_its_name_alone(monkeypatch, tmp_p
     assert not (tmp_path / "master.key").exists()
 
 
-def test_without_the_variable_a_file_is_made_that_only_its_owner_reads(tmp_path):
+def test_without_the_variable_an_owner_only_file_is_created(tmp_path):
     file = tmp_path / "new" / "folder" / "master.key"
     sealed = load_vault(VARIABLE, file).seal(SECRET, IDENTITY)
     assert file.stat().st_mode & 0o777 == 0o600
@@ -205,7 +205,7 @@ def test_a_file_that_others_can_open_is_refused(tmp_path, mode):
 
 
 @pytest.mark.parametrize("text", ["", "not base64!", in_base64(b"x" * 33)])
-def test_a_bad_file_is_told_by_its_name_alone(tmp_path, text):
+def test_the_error_of_a_bad_file_holds_its_name_but_no_content(tmp_path, text):
     file = tmp_path / "master.key"
     file.touch(0o600)
     file.write_text(text)
@@ -237,7 +237,7 @@ def test_two_processes_that_make_the_file_at_once_agree_on_the_key(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["master.key"]
 
 
-def test_what_a_crash_left_behind_does_not_stop_the_next_start(tmp_path: Path):
+def test_temporary_files_of_a_crash_do_not_stop_the_next_start(tmp_path: Path):
     # In a container the process id is the same at every start.
     (tmp_path / f"master.key.{os.getpid()}").touch(0o600)
     vault = load_vault(VARIABLE, tmp_path / "master.key")

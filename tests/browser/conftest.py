@@ -1,4 +1,4 @@
-"""A real Chromium, driven by Playwright, and axe, which finds what keeps people from using a page."""
+"""A real Chromium driven by Playwright, with axe for accessibility checks."""
 
 import os
 import shutil
@@ -10,14 +10,14 @@ from typing import Any, Literal
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.dashboard.house import Served
+from tests.dashboard.served import Served
 
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# Chromium asks nobody but the dashboard.
+# Chromium connects only to the dashboard.
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 DESKTOP, PHONE = (1440, 900), (390, 844)
-# Milliseconds: a browser that has just started on a busy machine needs many for its first page.
+# Milliseconds: a browser just started on a busy machine needs long for its first page.
 PATIENCE = 60_000
 expect.set_options(timeout=PATIENCE)
 LOOKS: tuple[tuple[tuple[int, int], Literal["light", "dark"]], ...] = (
@@ -30,7 +30,7 @@ LOOKS: tuple[tuple[tuple[int, int], Literal["light", "dark"]], ...] = (
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The browser of this machine. It ends with its tests: while it runs, so does an event loop."""
+    """This machine's browser, closed after its tests because it keeps an event loop running."""
     if CHROMIUM is None or not AXE.exists():
         missing = (
             "Chromium (Debian's package chromium)" if CHROMIUM is None else "axe-core (make test brings it)"
@@ -44,8 +44,8 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-class Looker:
-    """Looks at pages as people do: on a desk and a phone, light and dark; keeps the pictures."""
+class PageChecker:
+    """Checks pages on desktop and phone, light and dark; saves screenshots."""
 
     def __init__(self, browser: Browser, served: Served, pictures: Path | None) -> None:
         base_url = served.url
@@ -53,28 +53,33 @@ class Looker:
         self._looks = 0
         self._base_url = base_url
         self._pictures = pictures
-        # A page whose policy forbids inline scripts lets axe in only from outside.
+        # The policy forbids inline scripts, so axe is injected from outside.
         self._context = browser.new_context(
             base_url=base_url, viewport={"width": DESKTOP[0], "height": DESKTOP[1]}, bypass_csp=True
         )
         self.page = browser.new_page(base_url=base_url, viewport={"width": DESKTOP[0], "height": DESKTOP[1]})
         self.page.set_default_timeout(PATIENCE)
         for context in (self._context, self.page.context):
-            # Whoever looks has opened the start link.
+            # The browser has opened the start link.
             name, _, value = served.by_link()["Cookie"].partition("=")
             context.add_cookies([{"name": name, "value": value, "url": base_url}])
-        # What the page's own policy forbids is told on the console; a refused form is no mistake of the page.
+        # Violations of the policy appear on the console; a 422 is an expected response.
         self.page.on(
             "console",
-            lambda told: (
-                self.complaints.append(told.text) if told.type == "error" and "422" not in told.text else None
+            lambda message: (
+                self.complaints.append(message.text)
+                if message.type == "error" and "422" not in message.text
+                else None
             ),
         )
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
-    def look(self, name: str, *, thoroughly: bool = False) -> None:
-        """Nothing is wider than the screen, and axe finds nothing serious: on a desk or on a phone, one after
-        the other, on both if `thoroughly`, and in every colour where pictures are wanted."""
+    def check(self, name: str, *, thoroughly: bool = False) -> None:
+        """Assert that nothing is wider than the screen and axe finds nothing serious.
+
+        Desktop and phone alternate from call to call; `thoroughly` checks both. All colour schemes are
+        checked where screenshots are wanted.
+        """
         path = self.page.url.removeprefix(self._base_url)
         page = self._context.new_page()
         self._looks += 1
@@ -90,7 +95,7 @@ class Looker:
         page.close()
 
     def forget(self) -> None:
-        """A browser that has not opened the start link."""
+        """Drop the cookies, as in a browser that has not opened the start link."""
         for context in (self._context, self.page.context):
             context.clear_cookies()
 
@@ -100,22 +105,22 @@ class Looker:
 
 
 def serious(page: Page) -> list[tuple[str, list[Any]]]:
-    """What axe finds that keeps somebody from using the page: the rule, and where."""
+    """Return serious violations that axe finds: the rule and the element."""
     if not AXE.exists():
         warnings.warn("The pages are not checked for accessibility: axe-core is missing.", stacklevel=1)
         return []
     page.add_script_tag(path=AXE)
-    told = page.evaluate("axe.run()")
+    results = page.evaluate("axe.run()")
     return [
         (found["id"], [node["target"] for node in found["nodes"]])
-        for found in told["violations"]
+        for found in results["violations"]
         if found["impact"] in ("serious", "critical")
     ]
 
 
 @pytest.fixture
 def pictures() -> Path | None:
-    """The folder of FINORA_PICTURES, for whoever wants to look at the pages."""
+    """The folder for screenshots named by FINORA_PICTURES, None without it."""
     wanted = os.environ.get("FINORA_PICTURES")
     if not wanted:
         return None

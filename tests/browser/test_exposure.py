@@ -1,4 +1,4 @@
-"""A running `finora up`, tried by other sites, by other accounts of the machine and by a foreign page."""
+"""A running `finora up` attacked by other sites, other local accounts and a foreign page."""
 
 import json
 import threading
@@ -18,8 +18,8 @@ from finora_pipeline.dashboard.security.access import Access
 from finora_pipeline.instance.home import LOCATION
 from finora_pipeline.jobs import day_range_tags
 from finora_pipeline.openai_simulator import OrganizationSpec, Simulator, running
+from tests.cli.test_up import PATIENCE, Served, served_up
 from tests.conftest import Installation, OpenAI, now_in_the_middle_of_today
-from tests.test_up import PATIENCE, Served, served_up
 
 OPERATOR, USER, PASSWORD = "ops@finora.example", "ada@acme.example", "correct horse battery"
 LAUNCH = """
@@ -61,7 +61,7 @@ def stranger(served: Served, name: str) -> httpx.Client:
 
 
 def launch() -> dict[str, object]:
-    """A request to launch the refresh job, as Dagster's own page sends it."""
+    """The request with which Dagster's page launches the refresh job."""
     today = datetime.now(UTC).date()
     tags = day_range_tags(today, today)
     return {
@@ -85,7 +85,7 @@ def as_query(request: dict[str, object]) -> str:
 
 
 def run_count() -> int:
-    """How many refreshes were launched; no plan is due while the tests run."""
+    """Return the number of launched refreshes; no plan is due while the tests run."""
     with dg.DagsterInstance.get() as instance:
         return instance.get_runs_count(dg.RunsFilter(job_name="refresh"))
 
@@ -93,7 +93,7 @@ def run_count() -> int:
 QUERY = "{ version }"
 
 
-def test_dagsters_ui_is_for_who_has_the_token(served: Served):
+def test_dagsters_ui_needs_the_token(served: Served):
     with stranger(served, "Dagster UI") as client:
         for path in (
             "/",
@@ -111,7 +111,7 @@ def test_dagsters_ui_is_for_who_has_the_token(served: Served):
         assert client.post("/graphql", json={"query": QUERY}, headers=own).status_code == 401
         assert client.post("/report_asset_materialization/x", headers=own).status_code == 401
 
-        # The link's cookie opens it.
+        # The start link's cookie opens it.
         opened = client.get("/", params={"token": served.token})
         assert (opened.status_code, opened.headers["location"]) == (303, "/")
         assert served.token not in opened.headers["set-cookie"]
@@ -122,7 +122,7 @@ def test_dagsters_ui_is_for_who_has_the_token(served: Served):
         assert "script-src" in page.headers["content-security-policy"]
         answer = client.post("/graphql", json={"query": QUERY}, headers=own)
         assert answer.json()["data"]["version"]
-        # Not without the mark that it comes from Dagster's own pages.
+        # The header that marks Dagster's own pages is required.
         assert client.post("/graphql", json={"query": QUERY}).status_code == 403
         # The same cookie opens the dashboard, and no second link is needed.
         with httpx.Client(base_url=served.address("Dashboard"), cookies=client.cookies) as pages:
@@ -182,7 +182,7 @@ def test_no_mutation_is_carried_out_by_get(document: str, path: str, served: Ser
         assert client.get(f"{path}?query=mutation").status_code == 400
 
 
-def test_a_websocket_is_opened_by_the_own_pages_alone(served: Served):
+def test_only_own_pages_open_a_websocket(served: Served):
     handshake = {
         "Connection": "Upgrade",
         "Upgrade": "websocket",
@@ -216,7 +216,7 @@ def test_health_answers_any_host_and_shows_nothing(served: Served):
         for headers in ({}, {"Host": "evil.example"}, {"X-Forwarded-For": "203.0.113.7"}):
             answer = client.get("/health", headers=headers)
             assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
-        # Prometheus has no token: there are counts alone.
+        # Prometheus has no token: the page holds only counts.
         assert client.get("/metrics").status_code == 200
         moved = client.get("/docs/operations.md")
         assert (moved.status_code, moved.headers["location"]) == (301, "/docs/operations/")
@@ -226,7 +226,7 @@ def test_health_answers_any_host_and_shows_nothing(served: Served):
         assert client.get("/health", headers={"Host": "evil.example"}).text == "ok"
 
 
-def test_sessions_of_operators_open_dagsters_ui_and_others_do_not(installation: Installation, served: Served):
+def test_only_operators_sessions_open_dagsters_ui(installation: Installation, served: Served):
     people = installation.accounts.logins
     people.save(OPERATOR, user_id=None, password=PASSWORD)
     people.save(USER, user_id="user-0", password=PASSWORD)
@@ -240,7 +240,7 @@ def test_sessions_of_operators_open_dagsters_ui_and_others_do_not(installation: 
                 assert ui.get("/server_info").status_code == 401
     people.remove(OPERATOR)
     people.remove(USER)
-    # Without any login the pages are as closed as before.
+    # Without any login the pages stay closed.
     with stranger(served, "Dashboard") as client:
         assert client.get("/users").status_code == 303
 
@@ -262,7 +262,7 @@ def test_the_token_is_in_no_log_and_no_command_line(installation: Installation, 
 
 
 class Listener:
-    """A server of an attacker: its page, and what reaches it."""
+    """An attacker's server: its page and the requests it receives."""
 
     def __init__(self) -> None:
         self.page = ""
@@ -297,7 +297,7 @@ def attacker() -> Iterator[Listener]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_foreign_page_launches_nothing(host: str, served: Served, attacker: Listener, chromium: Browser):
-    """Of another port of this machine: of the same site, so that the browser sends its cookies."""
+    """Another port of this machine is the same site, so the browser sends its cookies."""
     ui = served.address("Dagster UI")
     request = launch()
     query = as_query(request)
@@ -337,7 +337,7 @@ window.tried = (async () => {{
     context = chromium.new_context()
     page = context.new_page()
     page.set_default_timeout(PATIENCE * 1000)
-    # The operator has opened both links in this browser.
+    # This browser has opened both start links.
     for name in ("Dashboard", "Dagster UI"):
         page.goto(f"{served.address(name)}/?token={served.token}", wait_until="commit")
         assert served.token not in page.url
@@ -351,7 +351,7 @@ window.tried = (async () => {{
     )
     assert ("GET", f"{ui}/graphql?{query}") in sent
     assert [url for method, url in sent if method == "POST"].count(f"{ui}/graphql") >= 2
-    # A link that is followed leads there with the cookie, and still changes nothing.
+    # A followed link carries the cookie, and still changes nothing.
     page.goto(f"http://{host}:{attacker.port}/")
     page.evaluate("address => { location = address }", f"{ui}/graphql?{query}")
     page.get_by_text("GraphQL mutations are sent by POST.").wait_for()
@@ -361,7 +361,7 @@ window.tried = (async () => {{
     assert {urlsplit(path).path for path, _ in attacker.reached} <= {"/", "/favicon.ico"}
 
 
-def test_the_same_request_of_an_operator_launches_a_run(served: Served):
+def test_the_same_request_by_an_operator_launches_a_run(served: Served):
     before = run_count()
     with operator(served, "Dagster UI") as client:
         answer = client.post("/graphql", json=launch())

@@ -1,4 +1,4 @@
-"""Large amounts and long names stay in their place, on a desk and on a phone."""
+"""Large amounts and long names fit the layout on desktop and phone."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,10 +12,10 @@ from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.publish import publish
 from tests.browser.conftest import PATIENCE
-from tests.dashboard.house import Served, dashboard
+from tests.dashboard.served import Served, dashboard
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
-# What it costs a day, by the text of the charge. A month of the first is told in eleven characters.
+# USD a day by line item. A month of the first takes eleven characters.
 CHARGES = {
     "acme": {"gpt-4o-mini-search-preview-2025-03-11, input": "4112.345"},
     "globex": {
@@ -24,7 +24,7 @@ CHARGES = {
         "x" * 200: "12.5",
     },
 }
-# Pixels: a tile's largest letters, 20 high, fill a line of 28.
+# Pixels: a tile's largest letters are 20 high on a line of 28.
 ONE_LINE = 30
 LONG_NAME = "finance.operations.and.controlling@international-holdings.example"
 
@@ -65,7 +65,7 @@ def is_as_wide_as_the_screen(page: Page) -> bool:
 
 
 @pytest.mark.parametrize("user_id", CHARGES)
-def test_amounts_stay_in_their_tile_and_the_tip_on_the_screen(user_id: str, page: Page) -> None:
+def test_amounts_fit_their_tile_and_tooltips_the_screen(user_id: str, page: Page) -> None:
     page.goto(f"/users/{user_id}/overview")
     sizes = page.locator(".tile .value").evaluate_all(
         "all => all.map(one => [one.textContent, one.scrollWidth, one.clientWidth, one.clientHeight])"
@@ -88,7 +88,7 @@ def test_amounts_stay_in_their_tile_and_the_tip_on_the_screen(user_id: str, page
         assert is_as_wide_as_the_screen(page)
 
 
-def test_long_ids_and_names_leave_the_page_as_wide_as_the_screen(page: Page, served: Served) -> None:
+def test_long_ids_and_names_do_not_widen_the_page(page: Page, served: Served) -> None:
     page.goto("/users")
     page.get_by_label("New user").fill("y" * 90 + "!")
     page.get_by_role("button", name="Add").click()

@@ -1,4 +1,4 @@
-"""The dashboard in a real browser, from the sample to real figures, a rotated key and a removed one."""
+"""The dashboard in a real browser: sample data, real figures, a rotated and a removed key."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -16,9 +16,9 @@ from finora_pipeline.accounts.model import Status
 from finora_pipeline.cli import runs
 from finora_pipeline.dashboard.app import FIRST_USER
 from finora_pipeline.openai_simulator import KeyState
-from tests.browser.conftest import Looker
+from tests.browser.conftest import PageChecker
 from tests.conftest import Installation
-from tests.dashboard.house import Served, dashboard
+from tests.dashboard.served import Served, dashboard
 
 DAYS = 40
 
@@ -35,10 +35,10 @@ def served(installation: Installation) -> Iterator[Served]:
 
 
 @pytest.fixture
-def looker(chromium: Browser, served: Served, pictures: Path | None) -> Iterator[Looker]:
-    looker = Looker(chromium, served, pictures)
-    yield looker
-    looker.close()
+def checker(chromium: Browser, served: Served, pictures: Path | None) -> Iterator[PageChecker]:
+    checker = PageChecker(chromium, served, pictures)
+    yield checker
+    checker.close()
 
 
 def save(page: Page, key: str) -> None:
@@ -46,30 +46,30 @@ def save(page: Page, key: str) -> None:
     page.get_by_role("button", name="Save").click()
 
 
-def beside(work: Callable[[], list[runs.RunResult]]) -> None:
-    """Runs Dagster on a thread of its own: this one's event loop is the browser's."""
+def in_thread(work: Callable[[], list[runs.RunResult]]) -> None:
+    """Run Dagster in another thread: this thread's event loop is the browser's."""
     with ThreadPoolExecutor(1) as threads:
         results = threads.submit(work).result()
     assert all(result.succeeded for result in results), results
 
 
 def exact(page: Page, tile: str) -> Decimal:
-    """What a tile rounds."""
+    """Return the exact figure behind a tile."""
     value = page.locator(".tile", has=page.get_by_role("heading", name=tile, exact=True)).locator(".value")
     title = value.get_attribute("title")
     assert title is not None
     return Decimal(title)
 
 
-def test_from_the_sample_to_real_figures_and_on(
-    installation: Installation, served: Served, looker: Looker, pictures: Path | None
+def test_from_sample_data_to_real_figures_and_removal(
+    installation: Installation, served: Served, checker: PageChecker, pictures: Path | None
 ):
-    openai, page = installation.openai, looker.page
+    openai, page = installation.openai, checker.page
     organization = openai.organizations[0]
     key = organization.admin_key
     page.goto("/")
     expect(page.get_by_role("heading", name="This is sample data")).to_be_visible()
-    looker.look("1-no-connection")
+    checker.check("1-no-connection")
     page.get_by_role("link", name="Connect OpenAI").click()
     expect(page.get_by_label("Provider", exact=True)).to_have_value("openai")
 
@@ -83,15 +83,15 @@ def test_from_the_sample_to_real_figures_and_on(
 
     save(page, f"  {key}\n")
     expect(page.get_by_role("heading", name="OpenAI is connected")).to_be_visible()
-    looker.look("3-connected", thoroughly=True)
+    checker.check("3-connected", thoroughly=True)
     assert key not in page.content()
     page.get_by_role("link", name="Overview").first.click()
     expect(page.get_by_role("heading", name="First refresh under way")).to_be_visible()
-    looker.look("4-first-refresh")
+    checker.check("4-first-refresh")
 
-    # As the sensor asks for it; the page that waits finds out by itself.
+    # As the sensor requests it; the open page polls for the result.
     served.accounts.users.set_plan(FIRST_USER, "growth")
-    beside(
+    in_thread(
         lambda: runs.load_history(installation.settings, [FIRST_USER], openai_admin=installation.openai_admin)
     )
     expect(page.get_by_role("heading", name="First refresh under way")).to_have_count(0)
@@ -99,7 +99,7 @@ def test_from_the_sample_to_real_figures_and_on(
     expect(page.get_by_text("Refreshed less than a minute ago")).to_be_visible()
     truth = openai.truth(0, installation.history(30))
     assert exact(page, "Total spend") == sum(truth.by_row.values())
-    looker.look("5-overview", thoroughly=True)
+    checker.check("5-overview", thoroughly=True)
 
     page.get_by_role("link", name="90 days").click()
     assert exact(page, "Total spend") == sum(openai.truth(0, installation.history(90)).by_row.values())
@@ -122,9 +122,9 @@ def test_from_the_sample_to_real_figures_and_on(
     model = dearest.inner_text()
     dearest.click()
     expect(page.get_by_role("heading", level=1)).to_have_text(model)
-    looker.look("6-model")
+    checker.check("6-model")
     page.get_by_role("link", name="Plan").click()
-    looker.look("7-plan")
+    checker.check("7-plan")
 
     page.get_by_role("link", name="Settings").click()
     page.get_by_role("link", name="Update").click()
@@ -137,28 +137,28 @@ def test_from_the_sample_to_real_figures_and_on(
     expect(page.get_by_text(re.compile("sk-admin-…ffff"))).to_be_visible()
 
     page.get_by_role("link", name="Remove OpenAI").click()
-    looker.look("8-remove")
+    checker.check("8-remove")
     page.get_by_role("button", name="Remove OpenAI").click()
     expect(page.get_by_role("heading", name="OpenAI is removed")).to_be_visible()
-    looker.look("9-removed")
+    checker.check("9-removed")
     page.get_by_role("link", name="Overview").first.click()
     expect(page.get_by_role("heading", name="OpenAI was removed")).to_be_visible()
     assert exact(page, "Total spend") == sum(truth.by_row.values())
-    looker.look("10-history-stays")
-    assert looker.complaints == []
+    checker.check("10-history-stays")
+    assert checker.complaints == []
 
 
-def test_what_needs_somebody_is_told_where_the_figures_are(
-    installation: Installation, served: Served, looker: Looker
+def test_alerts_are_shown_on_the_page_with_the_figures(
+    installation: Installation, served: Served, checker: PageChecker
 ):
-    openai, page = installation.openai, looker.page
+    openai, page = installation.openai, checker.page
     served.connect("acme", openai.organizations[0].admin_key)
-    beside(lambda: [installation.refresh()])
+    in_thread(lambda: [installation.refresh()])
     openai.simulator.set_key_state(openai.organizations[0].admin_key, KeyState.REVOKED)
-    beside(lambda: [installation.refresh()])
+    in_thread(lambda: [installation.refresh()])
     page.goto("/users/acme/overview")
     expect(page.get_by_role("heading", name="OpenAI needs your attention")).to_be_visible()
-    looker.look("needs-attention")
+    checker.check("needs-attention")
     page.get_by_role("link", name="Update the key").click()
     expect(page.get_by_label("Admin API Key")).to_be_visible()
 
@@ -170,19 +170,19 @@ def test_what_needs_somebody_is_told_where_the_figures_are(
     page.goto("/users/acme/overview")
     expect(page.locator(".freshness")).to_contain_text("overdue")
     expect(page.get_by_role("heading", name="OpenAI could not be read")).to_be_visible()
-    looker.look("failing-and-overdue")
+    checker.check("failing-and-overdue")
 
     page.goto("/users")
-    looker.look("users")
+    checker.check("users")
     served.sign_in.save("ada@acme.example", user_id="acme", password="correct horse battery")
-    looker.forget()
+    checker.forget()
     page.goto("/users/acme/overview?period=7d")
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
-    looker.look("sign-in", thoroughly=True)
+    checker.check("sign-in", thoroughly=True)
     page.get_by_label("Name").fill("ada@acme.example")
     page.get_by_label("Password").fill("correct horse battery")
     page.get_by_role("button", name="Sign in").click()
-    # Where somebody wanted to go is where they come out.
+    # Sign-in leads to the requested page.
     expect(page.locator("nav.periods a[aria-current]")).to_have_text("7 days")
     page.goto("/users")
     expect(page.get_by_role("heading", name="Not found")).to_be_visible()

@@ -12,7 +12,7 @@ from tests.cases.server import CaseServer, Organization, case_text, playing
 @click.argument("file")
 @click.option("--port", default=0, help="Port on loopback; 0 takes a free one.")
 def main(file: str, port: int) -> None:
-    """Serve FILE, a path or the name of a case in this folder; every key reads it."""
+    """Serve FILE, a path or the name of a case in this folder, to any key."""
     path = Path(file)
     organization = Organization(path.read_text() if path.is_file() else case_text(path.stem))
     with playing(CaseServer({"*": organization}), port) as server:

@@ -1,4 +1,4 @@
-"""A data folder and finora typed in it, on organizations that are played from files."""
+"""A data folder and finora commands in it, on organizations played from files."""
 
 import json
 import re
@@ -15,22 +15,22 @@ from click.testing import CliRunner, Result
 from finora_pipeline.cli import main, runs
 from tests.cases.server import CaseServer, Organization, case_text, day, playing
 from tests.conftest import Installation, OpenAI
-from tests.dashboard.house import dashboard
+from tests.dashboard.served import dashboard
 
 # $2.00 ÷ 275,000 tokens × 1,000.
 USUAL_PER_1K = "0.0072727272"
-# What is said where the key is the cause, which none of these cases has.
+# Advice shown when the key is the cause, which is so in none of these cases.
 KEY_ADVICE = re.compile(r"fresh Admin key|new Admin key|project key|deleted or revoked", re.IGNORECASE)
 
 
 def key_of(name: str) -> str:
-    """The Admin key of an organization."""
+    """Return the Admin key of an organization."""
     return f"sk-admin-{name.replace('_', '-')}-0123456789abcdefghij"
 
 
 @dataclass
 class Case:
-    """Organizations that are served, a data folder, and what finora says in it."""
+    """Served organizations, a data folder, and finora's output in it."""
 
     server: CaseServer
     home: Path
@@ -41,7 +41,7 @@ class Case:
         return self.server.organizations[key_of(user)]
 
     def run(self, *arguments: str, stdin: str = "") -> Result:
-        """A command as it is typed. No key that was typed in comes out, and no driver's text."""
+        """Run a command; its output must hold no typed key and no driver's text."""
         environment: dict[str, str | None] = {
             "FINORA_HOME": str(self.home),
             "DAGSTER_HOME": str(self.home / "dagster"),
@@ -65,24 +65,24 @@ class Case:
         return json.loads(self.ok(*arguments, "--json"))
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:
-        """Rows of `finora sql`, exact numbers as texts."""
+        """Return rows of `finora sql`, exact numbers as texts."""
         return [tuple(row.values()) for row in self.json("sql", query)]
 
     def connect(self, plan: str = "growth", user: str = "case") -> Result:
         return self.run("connect", "--user", user, "--plan", plan, stdin=key_of(user))
 
     def connect_all(self, plan: str = "growth") -> Result:
-        """Connects a user to each organization, named alike."""
+        """Connect a user of the same name to each organization."""
         lines = "".join(f"{user},{plan},{key_of(user)}\n" for user in self.users)
         return self.run("connect", "--many", stdin=lines)
 
     @property
     def installation(self) -> Installation:
-        """The same data folder for what no command can do: a refresh that soon gives up repeating."""
+        """The same data folder with limits no command has: retries end soon."""
         return Installation(self.home, cast("OpenAI", self.server))
 
     def refresh_impatiently(self) -> runs.RunResult:
-        """A real run of the refresh job of all users that repeats a failed request for milliseconds."""
+        """Run the refresh job for all users, with retries for milliseconds only."""
         return self.installation.run()
 
     def status(self, user: str = "case") -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Case:
         return connection
 
     def bill(self, user: str = "case") -> Decimal:
-        """All of a user's charges; the parts by model, member and API key add up to them exactly."""
+        """Return a user's total cost; its parts by model, member and API key must add up to it."""
         tables = ("daily_costs", "daily_model_costs", "daily_member_costs", "daily_key_costs")
         sums = ", ".join(
             f"(SELECT sum(amount_usd) FROM {table} WHERE user_id = '{user}' AND NOT is_sample) AS {table}"
@@ -101,7 +101,7 @@ class Case:
         return Decimal(total)
 
     def by(self, column: str, table: str, user: str = "case") -> dict[Any, Decimal]:
-        """A user's charges by the values of a column."""
+        """Return a user's costs by the values of a column."""
         rows = self.sql(
             f"SELECT {column} AS name, sum(amount_usd) AS usd FROM {table} "
             f"WHERE user_id = '{user}' AND NOT is_sample GROUP BY ALL"
@@ -118,7 +118,7 @@ class Case:
         return self.by("model", "daily_model_costs", user)
 
     def directory(self, user: str = "case") -> dict[str, int]:
-        """How many projects, members and API keys are held of a user."""
+        """Count the user's projects, members and API keys."""
         tables = ("projects", "members", "api_keys")
         return {
             table: self.sql(f"SELECT count(*) AS n FROM {table} WHERE user_id = '{user}'")[0][0]
@@ -126,18 +126,18 @@ class Case:
         }
 
     def words(self, user: str = "case") -> str:
-        """All that `finora status` shows of a user, to a person and to a script, in one line."""
+        """Return what `finora status` shows of a user, as table and JSON, in one line."""
         texts = (self.ok("status", "--user", user), self.ok("status", "--user", user, "--json"))
         return " ".join(" ".join(texts).split())
 
     def keys_page(self, user: str = "case") -> str:
-        """What the page API Keys of a user shows, in one line."""
+        """Return the text of a user's page API Keys in one line."""
         with dashboard(self.installation.settings) as pages:
             return pages.page(f"/users/{user}/settings/keys").text
 
 
 def assert_usual(case: Case, user: str = "case", requests: int = 5) -> None:
-    """$2.00 yesterday, all of it by member One and the key "prod key"."""
+    """Assert $2.00 yesterday, all of it by member One and the key "prod key"."""
     assert case.bill(user) == 2
     assert case.by("date", "daily_costs", user) == {day(-1): 2}
     assert case.by("project_name", "named_member_costs", user) == {"Alpha": 2}
@@ -154,7 +154,7 @@ def assert_usual(case: Case, user: str = "case", requests: int = 5) -> None:
 
 @contextmanager
 def served(home: Path, texts: Mapping[str, str]) -> Iterator[Case]:
-    """A case for the length of the block: the organizations by the user's name."""
+    """Serve organizations, by user id, for the length of the block."""
     server = CaseServer({key_of(user): Organization(text) for user, text in texts.items()})
     with playing(server):
         yield Case(server, home, list(texts))
@@ -162,8 +162,10 @@ def served(home: Path, texts: Mapping[str, str]) -> Iterator[Case]:
 
 @pytest.fixture
 def play(tmp_path: Path) -> Iterator[Callable[..., Case]]:
-    """Plays a file of this folder, or organizations by the user's name: `play("null_project")`,
-    `play(one=text, other=text)`."""
+    """Play a file of this folder, or organizations by user id.
+
+    `play("null_project")`, `play(one=text, other=text)`.
+    """
     with ExitStack() as stack:
 
         def start(name: str = "", **texts: str) -> Case:

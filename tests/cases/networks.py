@@ -1,4 +1,4 @@
-"""A company's network for tests: one web proxy that leads out, and a server with a private certificate."""
+"""A company's network for tests: a web proxy, and a server with a private certificate."""
 
 import asyncio
 import ssl
@@ -21,7 +21,7 @@ from tests.cases.server import CaseServer, listen
 
 @dataclass(frozen=True)
 class Certificates:
-    """Files: a private authority's certificate, and a server's certificate and key for one host name."""
+    """Files: a private authority's certificate, a server's certificate and its key."""
 
     authority: Path
     server: Path
@@ -29,7 +29,7 @@ class Certificates:
 
 
 def certificates(folder: Path, host: str) -> Certificates:
-    """Makes a private authority and a certificate of it for the host."""
+    """Create a private authority and its certificate for the host."""
     authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Private authority of a test")])
     now = datetime.now(UTC)
@@ -89,7 +89,7 @@ def certificates(folder: Path, host: str) -> Certificates:
 
 @contextmanager
 def playing_over_tls(server: CaseServer, files: Certificates) -> Iterator[int]:
-    """Serves with that certificate on loopback for the length of the block; yields the port."""
+    """Serve with that certificate on loopback for the length of the block; yield the port."""
     with listen() as bound:
         config = uvicorn.Config(
             server,  # type: ignore[arg-type]
@@ -112,7 +112,7 @@ def playing_over_tls(server: CaseServer, files: Certificates) -> Iterator[int]:
 
 @dataclass
 class Proxy:
-    """A web proxy: its address, and the first line of every request that reached it."""
+    """A web proxy: its address, and the first line of every request it received."""
 
     url: str
     requests: list[str] = field(default_factory=list)
@@ -120,7 +120,7 @@ class Proxy:
 
 @contextmanager
 def proxy(names: dict[str, int]) -> Iterator[Proxy]:
-    """Opens tunnels (CONNECT) from host names to ports on loopback for the length of the block."""
+    """Open tunnels (CONNECT) from host names to loopback ports for the length of the block."""
     with listen() as bound:
         found = Proxy(f"http://127.0.0.1:{bound.getsockname()[1]}")
 
@@ -159,7 +159,7 @@ def _run(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, None]) -> No
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Hands on what comes until it ends, however it ends."""
+    """Forward bytes until the connection ends, in whatever way."""
     try:
         while data := await reader.read(65_536):
             writer.write(data)

@@ -1,4 +1,4 @@
-"""The usual organization of the cases as a text to vary: $2.00 yesterday, all of it by one member and key."""
+"""The usual organization as text to vary: $2.00 yesterday, all by one member and key."""
 
 import json
 from typing import Any
@@ -35,7 +35,7 @@ def usual(
     service_accounts: str = RUNNER,
     **parts: Any,
 ) -> str:
-    """The organization with other rows or objects, as JSON text, and further parts of a file, as values."""
+    """Return the usual organization with other rows or objects, as JSON text, or other parts."""
     more = "".join(f",{json.dumps(name)}:{json.dumps(value)}" for name, value in parts.items())
     return (
         f'{{"rows":{{"costs":[{costs}],"completions":[{completions}]{rows}}},'
@@ -45,11 +45,11 @@ def usual(
 
 
 def changed(text: str, old: str, new: str) -> str:
-    """The text with each `old` replaced; fails where there is none."""
+    """Replace each `old` in the text; fail where it does not occur."""
     assert old in text, old
     return text.replace(old, new)
 
 
 def error(message: str, code: str | None = None, kind: str = "invalid_request_error") -> dict[str, Any]:
-    """An error's body as OpenAI writes it."""
+    """Return an error body as OpenAI writes it."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

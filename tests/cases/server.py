@@ -15,7 +15,7 @@ A file is one object. All of its parts may be missing:
     _refuse_future_end    an `end_time` after this moment is a 400
 
 Rows are sent with the spelling of the file: `10.0` stays `10.0`, `\\ud83d` stays an escape, a field given
-twice is sent twice. Only rows that a request does not tell apart are added up, exactly.
+twice is sent twice. Only rows of a request's same group are added up, exactly.
 """
 
 import json
@@ -41,7 +41,7 @@ Members = list[tuple[str, str]]
 DAY = 86_400
 HOST = "127.0.0.1"
 _KEYED = ("project_id", "user_id", "api_key_id", "model")
-# What each endpoint may be grouped by.
+# The dimensions that each endpoint accepts in `group_by`.
 DIMENSIONS: dict[str, tuple[str, ...]] = {
     "costs": ("project_id", "line_item", "user_id", "api_key_id"),
     "completions": (*_KEYED, "batch", "service_tier", "api_source"),
@@ -68,7 +68,7 @@ _WIDE = Context(prec=7_000)
 
 
 def members(text: str) -> Members:
-    """The fields of an object as they are written: names decoded, values as text, none left out."""
+    """Return all fields of an object: names decoded, values as written."""
     found: Members = []
     at = _after(text, text.index("{") + 1)
     while text[at] != "}":
@@ -81,7 +81,7 @@ def members(text: str) -> Members:
 
 
 def elements(text: str) -> list[str]:
-    """The values of a list as they are written."""
+    """Return the values of a list as written."""
     found = []
     at = _after(text, text.index("[") + 1)
     while text[at] != "]":
@@ -92,7 +92,7 @@ def elements(text: str) -> list[str]:
 
 
 def _after(text: str, at: int) -> int:
-    """Where the next value begins: behind white space, a comma or a colon."""
+    """Return where the next value begins, after white space, a comma or a colon."""
     match = _SPACE.match(text, at)
     assert match is not None
     return match.end()
@@ -100,7 +100,7 @@ def _after(text: str, at: int) -> int:
 
 @dataclass
 class Fault:
-    """A wrong answer, and how many requests have met it."""
+    """A wrong response, and the number of requests that met it."""
 
     path: str
     query: str = ""
@@ -112,7 +112,7 @@ class Fault:
     matches: int = 0
 
     def strikes(self, path: str, query: str) -> bool:
-        """Whether it answers this request; each match is counted."""
+        """Return whether it answers this request; each match is counted."""
         if not (re.search(self.path, path) and re.search(self.query, query)):
             return False
         self.matches += 1
@@ -121,7 +121,7 @@ class Fault:
 
 
 class Organization:
-    """What one file says, and every request that was made: path and query, decoded."""
+    """One file's content, and the decoded path and query of every request."""
 
     def __init__(self, text: str) -> None:
         parts = dict(members(text))
@@ -142,11 +142,11 @@ class Organization:
         self._refuses_future_end = json.loads(parts.get("_refuse_future_end", "false"))
 
     def asked(self, path: str, query: str = "") -> int:
-        """How many requests matched both expressions."""
+        """Count requests that match both expressions."""
         return sum(bool(re.search(path, p) and re.search(query, q)) for p, q in self.requests)
 
     def answer(self, path: str, query: str) -> tuple[int, str, Mapping[str, str]]:
-        """Status, body and headers of the answer to a GET."""
+        """Return status, body and headers of the response to a GET."""
         self.requests.append((path, query))
         for fault in self.faults:
             if fault.strikes(path, query):
@@ -176,7 +176,7 @@ class Organization:
         return any(_value(one, "id") == project for one in self._lists["projects"])
 
     def _page(self, name: str, params: Mapping[str, list[str]]) -> str:
-        """A page of daily buckets from the token's day on."""
+        """Return a page of daily buckets from the token's day on."""
         now = datetime.now(UTC)
         today = int(now.timestamp()) // DAY
         most = 180 if name == "costs" else 31
@@ -202,7 +202,7 @@ class Organization:
             raise _bad(f"Invalid 'start_time': data before {oldest} is not available.")
         if self._refuses_future_end and end_time > now.timestamp():
             raise _bad("Invalid 'end_time': it must not be in the future.")
-        # The day of an end that is no midnight is part of the answer.
+        # The day of an end other than midnight is part of the response.
         end = min(-(-end_time // DAY), today + 1)
         first = int(params["page"][0].removeprefix("page_")) if "page" in params else start
         last = min(first + limit, end)
@@ -229,7 +229,7 @@ class Organization:
 
 
 class _Refused(Exception):
-    """An answer other than 200; its text is the body."""
+    """A response other than 200; its text is the body."""
 
     def __init__(self, status: int, body: str) -> None:
         super().__init__(body)
@@ -242,7 +242,7 @@ def _bad(message: str) -> _Refused:
 
 
 def fault_of(parts: Mapping[str, Any]) -> Fault:
-    """A fault from the fields of a file, as values."""
+    """Build a fault from the fields of a file."""
     return _fault(json.dumps(parts))
 
 
@@ -268,7 +268,7 @@ def _number(params: Mapping[str, list[str]], name: str, default: int | None = No
 
 
 def _sent(name: str, group: list[Members], grouping: Sequence[str]) -> Members:
-    """The rows of one combination as one: as it is written if it is the only one, else added up."""
+    """Return a group's row: as written if single, else added up."""
     hidden = {dimension for dimension in DIMENSIONS[name] if dimension not in grouping}
     if "project_id" in hidden:
         hidden.add("project_name")
@@ -287,7 +287,7 @@ def _sent(name: str, group: list[Members], grouping: Sequence[str]) -> Members:
 
 
 def _sums(group: list[Members]) -> dict[str, str]:
-    """The exact sums of what can be added up: amounts and counts."""
+    """Return the exact sums of amounts and counts."""
     sums: dict[str, str] = {}
     rows = [dict(row) for row in group]
     for key in rows[0]:
@@ -304,7 +304,7 @@ def _sums(group: list[Members]) -> dict[str, str]:
 
 
 def _exact(texts: Iterable[str]) -> Decimal:
-    """The sum without a digit lost: the usual context keeps 28."""
+    """Add without losing a digit: the default context keeps 28."""
     return reduce(_WIDE.add, map(Decimal, texts), Decimal(0))
 
 
@@ -316,7 +316,7 @@ def _written(fields: Any) -> str:
 
 
 def _listed(shown: list[str], params: Mapping[str, list[str]]) -> str:
-    """One page of a list, from behind the object named by `after`."""
+    """Return one page of a list, after the object named by `after`."""
     limit = _number(params, "limit", 20)
     ids = [_value(one, "id") for one in shown]
     after = params.get("after", [None])[0]
@@ -331,7 +331,7 @@ def _listed(shown: list[str], params: Mapping[str, list[str]]) -> str:
 
 
 class CaseServer:
-    """An ASGI application: each Admin key reads the organization it belongs to; others are refused."""
+    """An ASGI application: each Admin key reads its organization; others are refused."""
 
     def __init__(self, organizations: Mapping[str, Organization]) -> None:
         self.organizations = dict(organizations)
@@ -365,17 +365,17 @@ async def _send(send: Send, status: int, body: str, headers: Mapping[str, str]) 
 
 
 def case_text(name: str) -> str:
-    """The text of one of this folder's files, named without its suffix."""
+    """Return the text of a file in this folder, named without its suffix."""
     return (Path(__file__).parent / f"{name}.json").read_text()
 
 
 def day(offset: int) -> str:
-    """A day counted from today's UTC date, in ISO 8601."""
+    """Return a day counted from today's UTC date, in ISO 8601."""
     return (datetime.now(UTC).date() + timedelta(days=offset)).isoformat()
 
 
 def listen(port: int = 0) -> socket.socket:
-    """A listening socket on loopback; port 0 takes a free one."""
+    """Return a listening socket on loopback; port 0 takes a free one."""
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind((HOST, port))
@@ -385,7 +385,7 @@ def listen(port: int = 0) -> socket.socket:
 
 @contextmanager
 def playing(server: CaseServer, port: int = 0) -> Iterator[CaseServer]:
-    """Serves on loopback in a thread for the length of the block; `base_url` is its address."""
+    """Serve on loopback in a thread for the length of the block; `base_url` is its address."""
     with listen(port) as bound:
         server.base_url = f"http://{HOST}:{bound.getsockname()[1]}/v1"
         config = uvicorn.Config(

@@ -1,5 +1,7 @@
-"""Given an organization that answers oddly, when it is connected and refreshed by the real commands, then the
-figures are right and every sentence is true. One file a kind; what stands in it: server.py."""
+"""Odd organizations, connected and refreshed by the real commands: figures and messages.
+
+One file for each kind; server.py describes the format.
+"""
 
 import csv
 import io
@@ -14,13 +16,13 @@ import pytest
 from finora_pipeline.cli import runs
 from tests.cases.conftest import KEY_ADVICE, Case, assert_usual
 from tests.cases.server import case_text, day
-from tests.dashboard.house import Node, dashboard
+from tests.dashboard.served import Node, dashboard
 
 Play = Callable[..., Case]
 
 
 def loaded(case: Case, plan: str = "growth") -> Case:
-    """The case once it is connected and refreshed, both without a complaint."""
+    """Connect and refresh the case without any error; return it."""
     connected = case.connect(plan)
     assert connected.exit_code == 0, connected.output
     case.organization().requests.clear()
@@ -31,7 +33,7 @@ def loaded(case: Case, plan: str = "growth") -> Case:
     return case
 
 
-def test_keys_of_an_archived_project_that_may_not_be_listed(play: Play):
+def test_keys_of_an_archived_project_cannot_be_listed(play: Play):
     case = loaded(play("archived_project_400"))
     assert_usual(case)
     assert case.directory() == {"projects": 2, "members": 2, "api_keys": 1}
@@ -46,7 +48,7 @@ def test_keys_of_an_archived_project_that_may_not_be_listed(play: Play):
     assert case.organization().asked(of_the_list) == asked
 
 
-def test_one_projects_list_of_keys_that_always_fails(play: Play):
+def test_one_projects_key_list_always_fails(play: Play):
     case = loaded(play("one_project_500"))
     assert_usual(case)
     assert case.directory() == {"projects": 2, "members": 2, "api_keys": 1}
@@ -59,7 +61,7 @@ def test_one_projects_list_of_keys_that_always_fails(play: Play):
     assert_usual(case)
 
 
-def test_one_endpoint_of_use_that_is_not_open_to_the_organization(play: Play):
+def test_one_usage_endpoint_is_closed_to_the_organization(play: Play):
     case = loaded(play("decisions_403"), plan="enterprise")
     assert_usual(case)
     assert case.directory() == {"projects": 2, "members": 2, "api_keys": 1}
@@ -78,7 +80,7 @@ def test_one_endpoint_of_use_that_is_not_open_to_the_organization(play: Play):
 
 
 @pytest.mark.parametrize("before", [0, 1, 2, 3, 8, 20])
-def test_one_page_of_the_protection_in_front_of_the_api(play: Play, before: int):
+def test_one_page_of_a_protection_service_is_retried(play: Play, before: int):
     case = play("cloudflare_403_once")
     case.organization().faults[0].after = before
     loaded(case)
@@ -89,7 +91,7 @@ def test_one_page_of_the_protection_in_front_of_the_api(play: Play, before: int)
     assert "Just a moment" not in case.words()
 
 
-def test_an_address_that_the_organization_does_not_allow_is_refused_at_connect(play: Play):
+def test_connect_from_an_ip_address_not_allowed_is_refused(play: Play):
     case = play("ip_not_authorized")
     refused = case.connect()
     assert refused.exit_code == 1
@@ -99,7 +101,7 @@ def test_an_address_that_the_organization_does_not_allow_is_refused_at_connect(p
     assert case.ok("status").startswith("No connections yet")
 
 
-def test_an_address_that_is_no_longer_allowed(play: Play):
+def test_an_ip_address_stops_being_allowed(play: Play):
     case = play("ip_not_authorized")
     (fault,) = case.organization().faults
     case.organization().faults.clear()
@@ -132,7 +134,7 @@ def test_two_kinds_of_cache_writes(play: Play):
     }
 
 
-def test_charges_for_services_with_their_use(play: Play):
+def test_charges_for_services_match_their_usage(play: Play):
     case = loaded(play("service_lines_use"))
     assert case.bill() == Decimal("2.10")
     charged = case.by_model()
@@ -177,14 +179,14 @@ def test_a_credit_that_exceeds_the_days_spend(play: Play):
 
 
 def edges(bar: Node) -> tuple[float, float]:
-    """Top and bottom of what is drawn of a bar, downwards from the top of the chart."""
+    """Return a bar's top and bottom, measured downwards from the top of the chart."""
     drawn = [r.attributes for r in bar.all("rect") if "room" not in (r.attributes.get("class") or "").split()]
     spans = [(float(one["y"] or 0), float(one["y"] or 0) + float(one["height"] or 0)) for one in drawn]
     return min(top for top, _ in spans), max(bottom for _, bottom in spans)
 
 
 @pytest.mark.parametrize("spelled", ["10.0", '"10"', "1e1"])
-def test_a_count_that_is_spelled_otherwise(play: Play, spelled: str):
+def test_counts_written_as_floats_are_loaded(play: Play, spelled: str):
     sent = '"num_model_requests": 10.0'
     text = case_text("float_counts_integral").replace(sent, f'"num_model_requests": {spelled}')
     assert spelled in text
@@ -227,7 +229,7 @@ def test_a_limit_on_history(play: Play):
     assert case.bill() == 3
 
 
-def test_a_history_that_openai_gives_later_is_there_when_it_is_loaded_again(play: Play):
+def test_a_history_no_longer_refused_is_loaded_by_a_new_fetch(play: Play):
     case = loaded(play("history_limit_400"), plan="enterprise")
     assert "refuses older days" in case.words()
     case.organization()._first_day = None
@@ -240,7 +242,7 @@ def test_a_history_that_openai_gives_later_is_there_when_it_is_loaded_again(play
     assert "refuses older days" not in case.words()
 
 
-def test_use_by_a_service_account(play: Play):
+def test_usage_by_a_service_account(play: Play):
     case = loaded(play("service_account"))
     assert case.bill() == 2
     assert case.by_member() == {"CI runner": 2}
@@ -252,7 +254,7 @@ def test_buckets_that_end_before_they_start(play: Play):
     assert_usual(loaded(play("bucket_end_before_start")))
 
 
-def test_use_without_member_and_key(play: Play):
+def test_usage_without_member_and_key(play: Play):
     case = loaded(play("usage_null_dims"))
     assert case.bill() == 2
     assert case.by_member() == {"Member One": Decimal("1.20"), None: Decimal("0.80")}
@@ -266,7 +268,7 @@ def test_costs_without_a_project(play: Play):
     assert case.by_key() == {"prod key": Decimal("0.75"), None: Decimal("1.25")}
 
 
-def test_names_that_a_spreadsheet_or_a_browser_would_run(play: Play):
+def test_names_with_formulas_or_markup_stay_text(play: Play):
     case = loaded(play("names_formula"))
     assert case.bill() == Decimal("1.25")
     with dashboard(case.installation.settings) as pages:

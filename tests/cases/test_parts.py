@@ -1,5 +1,7 @@
-"""Each part of what OpenAI is asked for has its own outcome: one that fails is missing and named in the
-status, and changes neither the connection's state nor its pace."""
+"""Each part of a fetch has its own outcome.
+
+A failed part is missing and named in the status; the connection's state and pace do not change.
+"""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -36,7 +38,7 @@ LISTS = {
     "service_accounts": ("/projects/proj_case0001/service_accounts$", "service accounts"),
 }
 USE_PATH = "/usage/{}$"
-# Names that say nothing: what a status says of a part must not be the name of its user.
+# Neutral names: a status that names a part must not match its user id.
 FEW, THOROUGHLY_TRIED = ("400", "401", "403", "404", "500"), ("completions", "vector_stores", "decisions")
 USE_USERS = {
     (name, answer): f"use-{number}"
@@ -52,8 +54,7 @@ def faults(path: str, answer: str) -> list[Fault]:
 
 @pytest.fixture(scope="module")
 def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    """A user for each endpoint of use and each way of not answering, and one without a fault, after the first
-    refresh."""
+    """A user for each usage endpoint and kind of failure, and one without, after a refresh."""
     texts = dict.fromkeys(("whole", *USE_USERS.values()), usual())
     with served(tmp_path_factory.mktemp("endpoints") / "home", texts) as case:
         connected = case.connect_all("enterprise")
@@ -66,10 +67,10 @@ def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize(("name", "answer"), USE_USERS)
-def test_an_endpoint_of_use_costs_its_own_rows_alone(endpoints: Case, name: str, answer: str):
+def test_a_failed_usage_endpoint_costs_only_its_own_rows(endpoints: Case, name: str, answer: str):
     user = USE_USERS[name, answer]
     if name == "completions":
-        # Without use no charge can be split; the bill itself is whole.
+        # Without usage no charge can be split; the total stays complete.
         assert endpoints.bill(user) == 2
         assert endpoints.by_model(user) == {"gpt-5.5-2026-04-23": 2}
     else:
@@ -84,7 +85,7 @@ def test_an_endpoint_of_use_costs_its_own_rows_alone(endpoints: Case, name: str,
         assert OWN_WORDS in said
 
 
-def test_no_part_changes_the_pace_or_the_others(endpoints: Case):
+def test_a_failed_part_delays_no_other_part(endpoints: Case):
     assert_usual(endpoints, "whole")
     assert endpoints.status("whole")["last_failure"] is None
     for status in endpoints.json("status"):
@@ -94,7 +95,7 @@ def test_no_part_changes_the_pace_or_the_others(endpoints: Case):
         assert promised - refreshed == timedelta(minutes=15), status["user_id"]
 
 
-def test_a_refused_endpoint_is_asked_for_once_a_day_and_then_heals(endpoints: Case):
+def test_a_refused_endpoint_is_fetched_once_a_day_until_it_heals(endpoints: Case):
     def asked() -> dict[tuple[str, str], int]:
         return {
             pair: endpoints.organization(user).asked(USE_PATH.format(pair[0]))
@@ -114,7 +115,7 @@ def test_a_refused_endpoint_is_asked_for_once_a_day_and_then_heals(endpoints: Ca
 
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    """A user for each list of the directory and each way of not answering, after the first refresh."""
+    """A user for each directory list and kind of failure, after the first refresh."""
     texts = dict.fromkeys(LIST_USERS.values(), usual())
     with served(tmp_path_factory.mktemp("lists") / "home", texts) as case:
         connected = case.connect_all()
@@ -128,14 +129,14 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("name", LISTS)
-def test_a_list_of_names_costs_its_own_names_alone(lists: Case, name: str, answer: str):
+def test_a_failed_directory_list_costs_only_its_own_names(lists: Case, name: str, answer: str):
     user = LIST_USERS[name, answer]
     assert lists.bill(user) == 2
     status = lists.status(user)
     assert (status["status"], status["status_reason"]) == ("active", None)
     said = lists.words(user)
     assert not KEY_ADVICE.search(said)
-    # A project that OpenAI no longer knows has neither keys nor service accounts.
+    # A project unknown to OpenAI has neither keys nor service accounts.
     if answer != "404" or name in ("projects", "users"):
         assert LISTS[name][1] in said.replace("_", " ")
     if name != "projects":
@@ -168,7 +169,7 @@ def test_a_split_of_the_costs_is_optional(play, answer: str):
     assert case.status()["status"] == "active"
 
 
-# What concerns the whole organization: status, code, OpenAI's words, and whether the key is the cause.
+# Errors of a whole organization: status, code, message, whether the key is the cause.
 WHOLE = {
     "address": (401, "ip_not_authorized", "Your IP is not on the allowlist of your organization.", False),
     "host": (401, "incorrect_hostname", "Use https://eu.api.openai.com for this project.", False),
@@ -187,7 +188,7 @@ WHOLE = {
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    """Users whose organization refuses all costs after the first refresh, and one who is served."""
+    """Users whose costs are all refused after the first refresh, and one without a fault."""
     texts = dict.fromkeys(("served", *WHOLE), usual())
     with served(tmp_path_factory.mktemp("whole") / "home", texts) as case:
         assert case.connect_all().exit_code == 0
@@ -201,7 +202,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("user", WHOLE)
-def test_a_refusal_says_what_openai_says(refused: Case, user: str):
+def test_a_refusal_shows_openais_reason(refused: Case, user: str):
     _, _, words, is_the_key = WHOLE[user]
     said = refused.words(user)
     assert is_the_key or words in said
@@ -213,14 +214,14 @@ def test_a_refusal_says_what_openai_says(refused: Case, user: str):
 
 
 @pytest.mark.parametrize("user", [user for user, (status, *_) in WHOLE.items() if status == 429])
-def test_what_asking_again_does_not_change_is_asked_for_once(refused: Case, user: str):
+def test_a_lasting_refusal_is_not_retried(refused: Case, user: str):
     assert (
         refused.organization(user).asked("/organization/costs$", "line_item(?!.*(user_id|api_key_id))") == 1
     )
     assert "rate limit" not in refused.words(user).lower()
 
 
-def test_the_others_are_refreshed(refused: Case):
+def test_one_users_fault_leaves_the_others_refreshed(refused: Case):
     assert_usual(refused, "served")
     assert refused.status("served")["last_failure"] is None
 
@@ -237,7 +238,7 @@ BODIES = {
 
 @pytest.fixture(scope="module")
 def odd_bodies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    """Users whose costs are answered by something that is not OpenAI's, each kind for ever and once."""
+    """Users whose costs get a foreign response, each kind for ever and once."""
     users = [f"{name}{suffix}" for name in BODIES for suffix in ("", "_once")]
     with served(tmp_path_factory.mktemp("bodies") / "home", dict.fromkeys(users, usual())) as case:
         assert case.connect_all().exit_code == 0
@@ -251,7 +252,7 @@ def odd_bodies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_an_answer_that_is_not_openais_is_tried_again(odd_bodies: Case, name: str):
+def test_an_answer_not_from_openai_is_retried(odd_bodies: Case, name: str):
     assert_usual(odd_bodies, f"{name}_once")
     assert odd_bodies.status(f"{name}_once")["last_failure"] is None
     said = odd_bodies.words(name)

@@ -1,4 +1,4 @@
-"""The server that plays the cases keeps every letter of them, and otherwise answers as OpenAI does."""
+"""The server that plays the cases keeps their spelling and answers as OpenAI does."""
 
 import json
 from datetime import UTC, datetime
@@ -45,7 +45,7 @@ def test_a_day_has_a_bucket_with_and_without_rows_and_today_is_the_last():
     assert (page["has_more"], page["next_page"]) == (False, None)
 
 
-def test_rows_that_are_not_told_apart_are_added_up():
+def test_duplicate_rows_are_added_up():
     (row,) = json.loads(answer(usual(), COSTS, ALL_WEEK))["data"][-2]["results"]
     assert row["amount"] == {"value": "2.0000000000000000000000000000000000", "currency": "usd"}
     assert (row["line_item"], row["project_id"], row["project_name"]) == (None, None, None)
@@ -99,7 +99,7 @@ def test_the_first_fault_that_strikes_answers():
     assert organization.asked("costs") == 4
 
 
-def test_an_object_is_taken_apart_without_a_change():
+def test_members_and_elements_keep_their_spelling():
     text = f'{{ "a" : 1.0 ,"b":[ {INPUT}, {OUTPUT} ],"a":"\\u00e9" }}'
     assert [name for name, _ in members(text)] == ["a", "b", "a"]
     assert elements(members(text)[1][1]) == [INPUT, OUTPUT]

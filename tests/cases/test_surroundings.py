@@ -1,5 +1,4 @@
-"""What surrounds an installation: other programs at its files, a company's network, settings of other tools,
-keys of other providers, a machine in another time zone."""
+"""Other programs at an installation's files, networks, foreign settings, time zones."""
 
 import json
 import os
@@ -20,7 +19,7 @@ from tests.cases.server import CaseServer, Organization, day
 
 Play = Callable[..., Case]
 
-# Opens a database, runs a statement, says so, and waits to be killed.
+# Opens a database, runs a statement, prints a line, and waits to be killed.
 OPENER = """
 import sys, duckdb
 connection = duckdb.connect(sys.argv[1])
@@ -32,7 +31,7 @@ sys.stdin.read()
 
 @contextmanager
 def opened(database: Path, statement: str) -> Iterator[int]:
-    """Another program that has run the statement in the file and has it open; it is killed at the end."""
+    """Run a program that executed the statement and keeps the file open; kill it at the end."""
     line = [sys.executable, "-c", OPENER, str(database), statement]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -53,7 +52,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("statement", CHANGES.values(), ids=CHANGES)
-def test_what_others_wrote_into_the_published_file_is_gone_and_reported(play: Play, statement: str):
+def test_foreign_changes_of_the_published_file_are_undone_and_reported(play: Play, statement: str):
     case = play("null_project")
     assert case.connect().exit_code == 0
     case.ok("refresh")
@@ -91,12 +90,12 @@ def test_the_warehouse_is_open_in_another_program(play: Play):
     assert case.bill() == 2
 
 
-# A name that no name server knows, by its standard.
+# A name that no DNS server resolves (RFC 6761).
 HOST = "openai.company.invalid"
 
 
 def finora(environment: dict[str, str], *arguments: str, stdin: str = "") -> tuple[int, str]:
-    """Exit code and words of a command in a process of its own."""
+    """Return exit code and output of a command in its own process."""
     line = [sys.executable, "-m", "finora_pipeline", *arguments]
     ended = subprocess.run(
         line,
@@ -110,7 +109,7 @@ def finora(environment: dict[str, str], *arguments: str, stdin: str = "") -> tup
     return ended.returncode, " ".join(ended.stdout.split())
 
 
-def test_only_a_proxy_leads_out(tmp_path: Path):
+def test_refreshes_go_through_the_only_proxy(tmp_path: Path):
     files = certificates(tmp_path / "certificates", HOST)
     server = CaseServer({key_of("case"): Organization(usual())})
     home = tmp_path / "home"
@@ -206,14 +205,14 @@ AROUND = (
 
 
 @pytest.mark.parametrize("pasted", AROUND)
-def test_what_is_pasted_around_a_key_is_left_out(play: Play, pasted: str):
+def test_text_pasted_around_a_key_is_dropped(play: Play, pasted: str):
     case = play("null_project")
     connected = case.run("connect", "--user", "case", stdin=pasted.format(key_of("case")))
     assert connected.exit_code == 0, connected.output
     assert case.organization().requests
 
 
-def test_days_are_those_of_utc_in_any_time_zone(play: Play):
+def test_days_are_utc_in_any_time_zone(play: Play):
     case = play(case=usual())
     assert case.connect(plan="scale").exit_code == 0
     zone = {

@@ -1,4 +1,4 @@
-"""Odd texts and numbers: what loses nothing is read, what cannot be read costs only its own field."""
+"""Odd texts and numbers: a value that cannot be parsed costs only its own field."""
 
 import re
 import unicodedata
@@ -18,7 +18,7 @@ Play = Callable[..., Case]
 
 
 def refreshed(case: Case) -> Case:
-    """The case after a refresh that no user failed."""
+    """Refresh the case, without a failed user; return it."""
     connected = case.connect_all()
     assert connected.exit_code == 0, connected.output
     result = case.refresh_impatiently()
@@ -29,7 +29,7 @@ def refreshed(case: Case) -> Case:
 
 @contextmanager
 def tried(home: Path, texts: Mapping[str, str]) -> Iterator[Case]:
-    """Users who were connected and refreshed together, whatever became of each."""
+    """Connect and refresh users together, with any outcome."""
     with served(home, texts) as case:
         case.connect_all()
         for user in texts:
@@ -41,7 +41,7 @@ def tried(home: Path, texts: Mapping[str, str]) -> Iterator[Case]:
 # Counts
 
 COUNTED = ("10", "10.0", '"10"', "1e1", "10.00", "1E+1", '"10.0"', '"1e1"', "100e-1")
-# Each endpoint's measures, and the column that holds each.
+# Each endpoint's measures with their columns.
 MEASURES = {
     "completions": {"input_tokens": "input_tokens", "num_model_requests": "requests"},
     "embeddings": {"input_tokens": "input_tokens", "num_model_requests": "requests"},
@@ -59,7 +59,7 @@ OF_ALPHA = '"day":-1,"project_id":"proj_case0001"'
 
 
 def counted(spelled: str) -> str:
-    """An organization whose every measure of use is spelled so."""
+    """Build an organization whose usage measures all have this spelling."""
     rows = {
         name: "{" + ",".join([OF_ALPHA, *(f'"{measure}":{spelled}' for measure in measures)]) + "}"
         for name, measures in MEASURES.items()
@@ -85,7 +85,7 @@ def test_a_whole_number_is_a_count_however_it_is_spelled(spellings: Case, number
     for service, *values in rows:
         held = {column: value for column, value in zip(columns, values, strict=True) if value is not None}
         assert held == dict.fromkeys(MEASURES[service].values(), 10)
-    # A type that never changes is not asked for again.
+    # A type that never changes is not fetched again.
     assert spellings.organization(user).asked("/usage/") == 3 * len(MEASURES)
 
 
@@ -104,7 +104,7 @@ def no_counts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("number", range(len(NO_COUNTS)), ids=NO_COUNTS)
-def test_what_is_no_count_costs_neither_the_money_nor_the_state(no_counts: Case, number: int):
+def test_an_invalid_count_keeps_the_costs_and_the_state(no_counts: Case, number: int):
     user = f"user-{number}"
     assert no_counts.bill(user) == 2
     assert no_counts.status(user)["status"] == "active"
@@ -135,7 +135,7 @@ NAMES = {
 
 
 def named(name: str) -> str:
-    """An organization in which everything that has a name has this one."""
+    """Build an organization in which every object has this name."""
 
     def rename(text: str, *old: str) -> str:
         for one in old:
@@ -161,7 +161,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
-def test_a_name_is_never_a_reason_to_refuse_money(names: Case, number: int):
+def test_an_odd_name_never_rejects_costs(names: Case, number: int):
     user = f"user-{number}"
     assert names.bill(user) == 2
     assert names.by("member_id", "daily_member_costs", user) == {"user-case0001": 2}
@@ -215,7 +215,7 @@ def test_an_odd_line_item_keeps_its_money(play: Play, line_item: str):
 
 
 def priced(*values: str, offset: int = -1) -> str:
-    """Rows of one day with these amounts, each of its own line item."""
+    """Return rows of a day with these amounts, each with its own line item."""
     texts = []
     for number, value in enumerate(values):
         row = changed(INPUT, '"value":"1.250000000000000000000000000000000"', f'"value":{value}')
@@ -271,7 +271,7 @@ def test_a_field_that_is_given_twice_has_one_meaning(play: Play):
         assert all("value" in case.words(user) for user in read)
 
 
-def test_fields_that_are_not_documented_are_passed_over(play: Play):
+def test_undocumented_fields_are_ignored(play: Play):
     more = '"day":-1,"tomorrow":{"a":[1,{"b":null}]},"amount_usd":1e999,"project":7,"tags":["x"]'
     row = changed(INPUT, '"day":-1', more)
     used = changed(COMPLETIONS, '"day":-1', '"day":-1,"num_sessions_of_tomorrow":0.5,"tools":{"web":2}')
@@ -282,7 +282,7 @@ def test_fields_that_are_not_documented_are_passed_over(play: Play):
 
 
 @pytest.mark.parametrize("name", ["project_id", "user_id", "api_key_id", "model"])
-def test_an_empty_text_is_no_fault(play: Play, name: str):
+def test_an_empty_text_is_accepted(play: Play, name: str):
     used = re.sub(f'"{name}":"[^"]*"', f'"{name}":""', COMPLETIONS)
     assert used != COMPLETIONS
     case = play(case=usual(completions=used))
@@ -297,7 +297,7 @@ def days_of_costs(*offsets: int) -> str:
     return ",".join(priced('"1.00"', offset=offset) for offset in offsets)
 
 
-def test_a_limit_on_the_history_of_use_alone(play: Play):
+def test_a_history_limit_on_usage_alone(play: Play):
     offsets = (-1, -20, -60, -80)
     used = ",".join(changed(COMPLETIONS, '"day":-1', f'"day":{offset}') for offset in offsets)
     endpoints = [*MEASURES]
@@ -315,7 +315,7 @@ def test_a_limit_on_the_history_of_use_alone(play: Play):
 
 
 @pytest.mark.parametrize(("limit", "plan"), [(6, "growth"), (45, "growth"), (200, "enterprise")])
-def test_all_days_that_are_given_are_read(play: Play, limit: int, plan: str):
+def test_all_days_openai_returns_are_loaded(play: Play, limit: int, plan: str):
     text = usual(costs=days_of_costs(-1, 1 - limit, -limit, -limit - 1), _refuse_before_days=limit)
     case = play(case=text)
     assert case.connect(plan).exit_code == 0

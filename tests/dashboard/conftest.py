@@ -1,4 +1,4 @@
-"""One refreshed installation for all tests of the dashboard, served without and with sign-in."""
+"""One refreshed installation for all dashboard tests, served without and with sign-in."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.conftest import Installation
-from tests.dashboard.house import PUBLIC_URL, Served, dashboard, furnished
+from tests.dashboard.served import PUBLIC_URL, Served, dashboard, refreshed_installation
 
 PASSWORD = "correct horse battery"
 LOGINS = {"ops@finora.example": None, "ada@acme.example": "acme", "bob@bolt.example": "bolt"}
@@ -16,20 +16,20 @@ LOGINS = {"ops@finora.example": None, "ada@acme.example": "acme", "bob@bolt.exam
 
 @pytest.fixture(scope="session")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    with furnished(tmp_path_factory.mktemp("dashboard") / "home") as installation:
+    with refreshed_installation(tmp_path_factory.mktemp("dashboard") / "home") as installation:
         yield installation
 
 
 @pytest.fixture(scope="session")
 def local(installation: Installation) -> Iterator[Served]:
-    """On this machine, by the start link."""
+    """The dashboard on this machine, opened by the start link."""
     with dashboard(installation.settings) as served:
         yield served
 
 
 @pytest.fixture(scope="session")
 def closed(installation: Installation) -> Iterator[Served]:
-    """The same users on an accounts database of their own, where people must sign in."""
+    """The same users on a separate accounts database with logins."""
     home = installation.settings.home
     with closing(sqlite3.connect(home / "accounts.sqlite")) as database:
         database.execute("VACUUM INTO ?", [str(home / "closed.sqlite")])
@@ -42,6 +42,6 @@ def closed(installation: Installation) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def public(closed: Served) -> Iterator[Served]:
-    """The closed one as a proxy with TLS reaches it."""
+    """The dashboard with logins as a TLS proxy reaches it."""
     with dashboard(closed.settings, PUBLIC_URL) as served:
         yield served

@@ -1,4 +1,4 @@
-"""Every figure that the pages show is the simulated OpenAI's truth, to the last digit."""
+"""Every figure on the pages equals the simulated OpenAI's truth exactly."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.publish import publish
 from tests.conftest import Installation
-from tests.dashboard.house import DAYS_OF, Node, Served, dashboard, read_html
+from tests.dashboard.served import DAYS_OF, Node, Served, dashboard, read_html
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
 UNIT = Decimal("1e-18")
@@ -43,7 +43,7 @@ Row = tuple[date, str, str]
 
 @dataclass(frozen=True)
 class Days:
-    """What is asked for, and the days that must be shown."""
+    """A period of a request, and the days that must be shown."""
 
     query: str
     first: date
@@ -55,7 +55,7 @@ class Days:
 
 
 def spans(today: date) -> dict[str, Days]:
-    """The periods that are looked at: those with a name, some days that begin and end anywhere, one day."""
+    """Return the tested periods: named ones, arbitrary spans, one day."""
     lengths = {name: Days(f"period={name}", today - timedelta(n - 1), today) for name, n in
                (("7d", 7), ("30d", 30), ("90d", 90))}  # fmt: skip
     some = Days("", today - timedelta(53), today - timedelta(17))
@@ -68,7 +68,7 @@ def spans(today: date) -> dict[str, Days]:
 
 
 def truth_of(installation: Installation, user_id: str, days: Days) -> dict[Row, Decimal]:
-    """Day, project and model (the charge's text where it names none) to USD."""
+    """Return USD by day, project and model (the line item where it names none)."""
     number = NUMBER_OF[user_id]
     organization = installation.openai.organizations[number]
     truth = organization.truth(days.first, days.last + timedelta(1), installation.openai.simulator.now)
@@ -79,7 +79,7 @@ def truth_of(installation: Installation, user_id: str, days: Days) -> dict[Row, 
 
 
 def added(rows: dict[Row, Decimal], by: Callable[[Row], str]) -> dict[str, Decimal]:
-    """The rows' sums by a part of their keys."""
+    """Return the sums of rows by a part of their keys."""
     sums: dict[str, Decimal] = defaultdict(Decimal)
     for row, amount in rows.items():
         sums[by(row)] += amount
@@ -87,7 +87,7 @@ def added(rows: dict[Row, Decimal], by: Callable[[Row], str]) -> dict[str, Decim
 
 
 def rounded(amount: Decimal) -> str:
-    """As the tables tell amounts of a cent and more."""
+    """Format an amount of a cent and more as the tables do."""
     return f"${amount.quantize(Decimal('0.01'), ROUND_HALF_UP):,}"
 
 
@@ -105,12 +105,12 @@ def note(tile: Node) -> str:
 
 
 def breakdown(page: Node, title: str) -> dict[str, Decimal]:
-    """Names and exact amounts of a breakdown, the rows behind `Show more` among them."""
+    """Return names and exact amounts of a breakdown, with the rows behind `Show more`."""
     (card,) = [card for card in page.all("section", class_="card") if card.one("h2").text == title]
     rows = [row for table in card.all("table") for row in table.one("tbody").all("tr")]
     found = [(row.one("th").text, Decimal(row.all("td")[0].title)) for row in rows]
     assert len(dict(found)) == len(found)
-    # What was used and cost nothing has a row, too.
+    # Usage without costs has a row, too.
     return {name: amount for name, amount in found if amount}
 
 
@@ -125,7 +125,7 @@ def csv_rows(text: str) -> dict[Row, Decimal]:
 
 
 @pytest.mark.parametrize("name", spans(date(2026, 1, 1)))
-def test_all_of_overview_is_the_truth(name: str, installation: Installation, local: Served) -> None:
+def test_overview_equals_the_simulators_truth(name: str, installation: Installation, local: Served) -> None:
     today = installation.today
     days = spans(today)[name]
     truth = truth_of(installation, "acme", days)
@@ -166,7 +166,7 @@ def test_all_of_overview_is_the_truth(name: str, installation: Installation, loc
 
 
 def assert_chart(page: Node, truth: dict[Row, Decimal], days: Days) -> None:
-    """Each day's total and its models' amounts, the smaller ones together."""
+    """Assert each day's total and its models' amounts, the smaller ones together."""
     table = page.one("section", class_="chart").one("details").one("table")
     names = [cell.text for cell in table.one("thead").all("th")]
     rows = [[row.one("th").text, *(td.text for td in row.all("td"))] for row in table.one("tbody").all("tr")]
@@ -178,12 +178,12 @@ def assert_chart(page: Node, truth: dict[Row, Decimal], days: Days) -> None:
         of_day = {key: amount for key, amount in truth.items() if key[0].isoformat() == row[0]}
         expected = added(of_day, lambda key: key[2] if key[2] in named else "others")
         assert row[1] == rounded(sum(of_day.values(), Decimal(0)))
-        for name, told in zip(names[2:], row[2:], strict=True):
+        for name, text in zip(names[2:], row[2:], strict=True):
             amount = expected.get(name, Decimal(0))
             if not amount or amount >= Decimal("0.01"):
-                assert told == rounded(amount)
+                assert text == rounded(amount)
             else:
-                assert abs(Decimal(told.removeprefix("$")) / amount - 1) < Decimal("0.01")
+                assert abs(Decimal(text.removeprefix("$")) / amount - 1) < Decimal("0.01")
 
 
 @pytest.mark.parametrize("period", ["7d", "30d", "90d", "month"])
@@ -201,11 +201,11 @@ def test_tiles_agree_with_the_published_metrics(
     shown = tiles(local.page(f"/users/acme/overview?period={period}"))
     for label, metric in METRICS.items():
         expected, change, _, _ = published[metric]
-        told = value(shown[label])
+        figure = value(shown[label])
         if metric == "top_model_share":
-            assert told is not None
-            told = told.quantize(Decimal("1e-12"), ROUND_HALF_UP)
-        assert told == expected
+            assert figure is not None
+            figure = figure.quantize(Decimal("1e-12"), ROUND_HALF_UP)
+        assert figure == expected
         assert shown[label].one("p", class_="change").text.startswith(percent(change))
     covered = published["cost_per_1k_tokens"][3]
     assert note(shown["Cost per 1k tokens"]) == f"covers {percent(covered).lstrip('+')} of the spend"
@@ -215,14 +215,14 @@ def test_tiles_agree_with_the_published_metrics(
             "AND period = 'month'"
         )
     ]  # fmt: skip
-    told = value(shown["Month over month"])
+    figure = value(shown["Month over month"])
     assert growth is not None
-    assert told is not None
-    assert told.quantize(Decimal("1e-12"), ROUND_HALF_UP) == growth
+    assert figure is not None
+    assert figure.quantize(Decimal("1e-12"), ROUND_HALF_UP) == growth
 
 
 def percent(share: Decimal | None) -> str:
-    """A change as a tile tells it."""
+    """Format a change as a tile does."""
     if share is None:
         return "–"
     number = (share * 100).quantize(Decimal("0.1"), ROUND_HALF_UP)
@@ -244,9 +244,7 @@ def test_a_model_is_shown_alone(installation: Installation, local: Served) -> No
     assert_chart(page, mine, days)
 
 
-def test_a_project_is_shown_alone_and_its_tokens_are_no_figure(
-    installation: Installation, local: Served
-) -> None:
+def test_a_single_project_shows_costs_but_no_tokens(installation: Installation, local: Served) -> None:
     days = spans(installation.today)["30d"]
     truth = truth_of(installation, "acme", days)
     project = installation.openai.organizations[0].projects[1]
@@ -266,13 +264,13 @@ def test_a_project_is_shown_alone_and_its_tokens_are_no_figure(
     both = local.page(f"/users/acme/overview?{query}&{urlencode({'model': model})}")
     of_model = sum(mine[row] for row in mine if row[2] == model)
     assert value(tiles(both)["Total spend"]) == of_model
-    # Its own page is of the same days and project.
+    # The model's page has the same days and project.
     alone = local.page(f"/users/acme/model?{query}&{urlencode({'model': model})}")
     total = alone.one("tfoot").all("td")[0]
     assert Decimal(total.title) == of_model
 
 
-def test_a_models_page_splits_it_by_direction(installation: Installation, local: Served) -> None:
+def test_a_models_page_splits_costs_by_token_type(installation: Installation, local: Served) -> None:
     days = spans(installation.today)["30d"]
     number = NUMBER_OF["bolt"]
     organization = installation.openai.organizations[number]
@@ -299,7 +297,7 @@ def test_long_periods_are_drawn_by_week_and_month(
     back: int, bucket: str, installation: Installation, local: Served
 ) -> None:
     today = installation.today
-    # What the refresh read is all there is; a plan that keeps everything lets it be seen.
+    # The refresh loaded the whole history, which a plan with unlimited retention shows.
     installation.accounts.users.set_plan("bolt", "enterprise")
     first = max(today - timedelta(back), date(2020, 6, 1))
     truth = truth_of(installation, "bolt", Days("", first, today))
@@ -311,19 +309,19 @@ def test_long_periods_are_drawn_by_week_and_month(
         return day - timedelta(day.weekday()) if bucket == "week" else day.replace(day=1)
 
     sums = added(truth, lambda row: start(row[0]).isoformat())
-    assert {at: told for at, told in rows.items() if told != "$0.00"} == {
+    assert {at: text for at, text in rows.items() if text != "$0.00"} == {
         at: rounded(amount) for at, amount in sums.items()
     }
     assert value(tiles(page)["Total spend"]) == sum(truth.values())
 
 
-def test_a_plan_shows_what_it_keeps(installation: Installation, local: Served) -> None:
+def test_a_plan_shows_its_retention(installation: Installation, local: Served) -> None:
     today = installation.today
     week = Days("", today - timedelta(6), today)
     page = local.page("/users/tiny/overview?period=30d")
     assert value(tiles(page)["Total spend"]) == sum(truth_of(installation, "tiny", week).values())
-    told = [one.text for one in page.all("p", class_="note")]
-    assert f"The trial plan keeps 7 days: days before {week.first} are not shown." in told
+    notes = [one.text for one in page.all("p", class_="note")]
+    assert f"The trial plan keeps 7 days: days before {week.first} are not shown." in notes
     custom = local.page(f"/users/tiny/overview?from={today - timedelta(20)}&to={today - timedelta(2)}")
     kept = Days("", week.first, today - timedelta(2))
     assert value(tiles(custom)["Total spend"]) == sum(truth_of(installation, "tiny", kept).values())
@@ -359,7 +357,7 @@ def test_days_without_costs_say_so(installation: Installation, local: Served) ->
 
 
 @pytest.mark.parametrize(
-    ("query", "told"),
+    ("query", "sentence"),
     [
         ("period=1y", "“1y” is no period: take 7d, 30d, 90d, month, or from and to."),
         ("from=yesterday", "“yesterday” is no day: write it like 2026-11-24."),
@@ -374,8 +372,8 @@ def test_days_without_costs_say_so(installation: Installation, local: Served) ->
     ],
 )
 @pytest.mark.parametrize("page", ["overview", "overview.csv", "model"])
-def test_days_that_cannot_be_shown_are_refused(
-    page: str, query: str, told: str, installation: Installation, local: Served
+def test_an_invalid_period_is_refused(
+    page: str, query: str, sentence: str, installation: Installation, local: Served
 ) -> None:
     today = installation.today
     words = {"today": today, "yesterday": today - timedelta(1), "tomorrow": today + timedelta(1),
@@ -384,18 +382,18 @@ def test_days_that_cannot_be_shown_are_refused(
     assert answer.status_code == 400
     card = read_html(answer.text).one("section", class_="card")
     assert card.one("h1").text == "These days cannot be shown"
-    assert card.all("p")[0].text == told.format(**words)
+    assert card.all("p")[0].text == sentence.format(**words)
 
 
 EXTREME = Decimal("6789012345.123456789012345678")
-# Python would round a sum of so many digits.
+# Python's default context would round a sum of so many digits.
 TWICE = Decimal("13578024690.246913578024691356")
 SMALL = Decimal("0.000001")
 MODELS = 3000
 
 
-def name_nobody(published: duckdb.DuckDBPyConnection, today: date) -> None:
-    """A user whose project, keys and members OpenAI lists with empty names."""
+def clear_names(published: duckdb.DuckDBPyConnection, today: date) -> None:
+    """Load a user whose projects, keys and members have empty names."""
     of = "'nameless' AS user_id, 'openai' AS provider"
     cost = f"{of}, ?::DATE AS date, 'gpt-4o' AS model, false AS is_sample"
     listed = f"{of}, true AS is_listed, now() AS first_seen_at, now() AS last_seen_at"
@@ -416,7 +414,7 @@ def name_nobody(published: duckdb.DuckDBPyConnection, today: date) -> None:
         published.execute(f"INSERT INTO {table} BY NAME SELECT {listed}, {columns}")
 
 
-def test_what_has_an_empty_name_is_known_by_its_id(extremes: Served) -> None:
+def test_an_empty_name_is_replaced_by_its_id(extremes: Served) -> None:
     page = extremes.page("/users/nameless/overview")
     assert set(breakdown(page, "Cost by project")) == {"proj_1"}
     assert set(breakdown(page, "Cost by member")) == {"ada@acme.example", "user_2", "not attributed"}
@@ -425,18 +423,18 @@ def test_what_has_an_empty_name_is_known_by_its_id(extremes: Served) -> None:
 
 @pytest.fixture(scope="module")
 def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A user whose last 30 days cost more than a float can tell, and the days before next to nothing."""
+    """A user whose last 30 days cost more than a float can hold, the days before almost nothing."""
     home = tmp_path_factory.mktemp("extremes") / "home"
     today = datetime.now(UTC).date()
     amounts = {0: EXTREME, 1: EXTREME, 40: SMALL, 70: UNIT}
     pages = [cost_day([cost_row(f'"{amounts[n]:f}"')], today - timedelta(n)) for n in sorted(amounts)]
     warehouse = Warehouse(home)
     land(warehouse, page_of(*pages))
-    # Another, of a quarter whose months differ in length: a dollar a day, two in March.
+    # A second, with months of different length: a dollar a day, two in March.
     quarter = [date(2026, 1, 1) + timedelta(n) for n in range(90)]
     spent = [cost_day([cost_row('"2.0"' if day.month == 3 else '"1.0"')], day) for day in quarter]
     land(warehouse, page_of(*spent), user_id="quarter")
-    # A third, whose credit is more than it spent; a fourth has nothing but credits.
+    # A third with credits above its charges; a fourth with credits only.
     usage, credit = "gpt-5.5-2026-04-23, input", "promotional credit"
     days = [[("0.25", usage)], [("2.00", usage), ("-5.00", credit)], [("1.00", usage)]]
     for user_id, charges in (("credited", days), ("given", [[("-3.00", credit)]])):
@@ -450,7 +448,7 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     refresh_metrics(warehouse, everyone, today)
     publish(warehouse, everyone, list, today)
     settings = Settings.from_environment({"FINORA_HOME": str(home)})
-    # So many would take a minute to load: the n-th model costs a dollar and n units a day.
+    # Loading so many takes a minute, so they are inserted: model n costs a dollar and n units a day.
     with duckdb.connect(settings.published_database) as published:
         published.execute(
             "INSERT INTO daily_model_costs BY NAME "
@@ -461,7 +459,7 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             "FROM range(180) AS days(day), range(?) AS models(n)",
             [today, MODELS],
         )
-        name_nobody(published, today)
+        clear_names(published, today)
     with dashboard(settings) as served:
         for user_id in ("acme", "many", "nameless", "credited", "given"):
             served.accounts.users.add(user_id, "growth")
@@ -504,11 +502,11 @@ def test_thousands_of_models_fit_and_add_up(period: str, days: int, extremes: Se
     assert [cell.text[-17:] for cell in table.one("thead").all("th")[2:]] == [
         *(f"support-{MODELS - 1 - n}:BxYz" for n in range(6)), "others",
     ]  # fmt: skip
-    told = [[cell.text for cell in row.all("td")] for row in table.one("tbody").all("tr")]
-    assert told == [["$3,000.00", *["$1.00"] * 6, "$2,994.00"]] * days
+    cells = [[cell.text for cell in row.all("td")] for row in table.one("tbody").all("tr")]
+    assert cells == [["$3,000.00", *["$1.00"] * 6, "$2,994.00"]] * days
 
 
-def test_a_page_that_does_not_fit_is_made_alone_with_more_memory(
+def test_a_page_out_of_memory_is_built_again_alone_with_more(
     extremes: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copies_module, "MEMORY_LIMIT", "8MB")
@@ -520,19 +518,21 @@ def test_a_page_that_does_not_fit_is_made_alone_with_more_memory(
     assert total == 90 * sum(1 + n * UNIT for n in range(MODELS))
 
 
-def test_what_does_not_fit_is_asked_for_again(extremes: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_never_fits_asks_for_a_later_visit(
+    extremes: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(copies_module, "MEMORY_LIMIT", "8MB")
     monkeypatch.setattr(copies_module, "ALONE_BYTES", 8_000_000)
     with dashboard(extremes.settings) as narrow:
         assert narrow.get("/users/acme/overview").status_code == 200
         answer = narrow.get("/users/many/overview?period=90d")
         assert answer.status_code == 503
-        told = read_html(answer.text).one("section", class_="card").all("p")[0].text
-        assert told == "Too much is asked at once: try again in a moment, or ask for fewer days."
+        text = read_html(answer.text).one("section", class_="card").all("p")[0].text
+        assert text == "Too much is asked at once: try again in a moment, or ask for fewer days."
         assert narrow.get("/users/acme/overview").status_code == 200
 
 
-def test_months_of_different_length_are_compared_by_their_own_days(extremes: Served) -> None:
+def test_months_of_different_length_compare_their_own_days(extremes: Served) -> None:
     today = date(2026, 3, 30)
     copies = Copies(extremes.settings.published_database)
     view = view_of({"period": "month"}, PLANS["growth"], today)
@@ -572,7 +572,7 @@ def test_a_credit_that_exceeds_the_spend_is_drawn_below_zero(extremes: Served) -
     assert drawn == [[("80.00", "40.00")], [("120.00", "120.00")], [("110.00", "10.00")]]
 
 
-def test_where_there_are_credits_alone_there_is_no_share(extremes: Served) -> None:
+def test_credits_without_charges_have_no_share(extremes: Served) -> None:
     answer = extremes.get("/users/given/overview?period=7d").text
     shown = tiles(read_html(answer))
     assert shown["Total spend"].one("p", class_="value").text == "−$3.00"

@@ -1,4 +1,4 @@
-"""Figures as a person reads them: rounding never misleads, and what is exact is exact."""
+"""Formatting of figures: rounding never misleads, exact values stay exact."""
 
 import xml.etree.ElementTree as ET
 from datetime import date, timedelta
@@ -15,7 +15,7 @@ from finora_pipeline.dashboard.periods import BadPeriod, view_of
 from finora_pipeline.openai_admin.provider import FIRST_DAY
 from finora_pipeline.plans import PLANS
 
-# The same examples in every run, on however busy a machine.
+# The same examples in every run, without a time limit on a busy machine.
 REPEATABLE = settings(derandomize=True, deadline=None, max_examples=30)
 # All that DECIMAL(38, 18) holds.
 DIGITS = st.integers(-(10**38) + 1, 10**38 - 1) | st.integers(-(10**21), 10**21) | st.integers(-2000, 2000)
@@ -25,72 +25,72 @@ TODAY = date(2026, 11, 24)
 
 
 def read(text: str) -> Fraction:
-    """What a person understands of a figure."""
+    """Return the value that a formatted figure shows."""
     text = text.replace("−", "-").replace("$", "").replace(",", "").removesuffix(" %").removeprefix("+")
     unit = UNITS.get(text[-1], 1)
     return Fraction(text.rstrip("KMBT")) * unit
 
 
-def assert_rounds(told: str, exact: Fraction, share: Fraction, least: Fraction = Fraction(0)) -> None:
-    """The figure is off by no more than a share of itself, or by the least that is told."""
-    assert abs(read(told) - exact) <= max(abs(exact) * share, least)
-    assert read(told) * exact >= 0
+def assert_rounds(text: str, exact: Fraction, share: Fraction, least: Fraction = Fraction(0)) -> None:
+    """Assert that rounding is within a share of the figure, or within its last shown digit."""
+    assert abs(read(text) - exact) <= max(abs(exact) * share, least)
+    assert read(text) * exact >= 0
 
 
 @REPEATABLE
 @given(amount=AMOUNTS)
 def test_dollars(amount: Decimal) -> None:
-    told = formats.usd(amount)
+    text = formats.usd(amount)
     exact = Fraction(amount)
     if abs(exact) >= Fraction(1, 100):
-        assert_rounds(told, exact, Fraction(0), Fraction(1, 200))
-        assert told[-3] == "."
+        assert_rounds(text, exact, Fraction(0), Fraction(1, 200))
+        assert text[-3] == "."
     else:
-        assert_rounds(told, exact, Fraction(1, 200))
-    assert (read(told) == 0) == (amount == 0)
-    assert "E" not in told
+        assert_rounds(text, exact, Fraction(1, 200))
+    assert (read(text) == 0) == (amount == 0)
+    assert "E" not in text
 
 
 @REPEATABLE
 @given(amount=AMOUNTS)
 def test_prices(amount: Decimal) -> None:
-    told = formats.price(amount)
+    text = formats.price(amount)
     exact = Fraction(amount)
-    assert_rounds(told, exact, Fraction(1, 2000))
-    assert abs(read(told) - exact) <= Fraction(1, 200)
-    assert (read(told) == 0) == (amount == 0)
-    assert len(told.partition(".")[2]) >= 2
+    assert_rounds(text, exact, Fraction(1, 2000))
+    assert abs(read(text) - exact) <= Fraction(1, 200)
+    assert (read(text) == 0) == (amount == 0)
+    assert len(text.partition(".")[2]) >= 2
 
 
 @REPEATABLE
 @given(amount=AMOUNTS)
 def test_the_exact_amount_is_exact(amount: Decimal) -> None:
-    told = formats.exact(amount)
-    assert Fraction(told) == Fraction(amount)
-    assert "E" not in told
-    assert not (told.endswith("0") and "." in told)
+    text = formats.exact(amount)
+    assert Fraction(text) == Fraction(amount)
+    assert "E" not in text
+    assert not (text.endswith("0") and "." in text)
 
 
 @REPEATABLE
 @given(share=AMOUNTS, signed=st.booleans())
 def test_percents(share: Decimal, signed: bool) -> None:
-    told = formats.percent(share, signed)
+    text = formats.percent(share, signed)
     exact = Fraction(share) * 100
-    assert_rounds(told, exact, Fraction(1, 2000), Fraction(1, 20))
-    assert told.startswith("+") == (signed and read(told) > 0)
+    assert_rounds(text, exact, Fraction(1, 2000), Fraction(1, 20))
+    assert text.startswith("+") == (signed and read(text) > 0)
 
 
 @REPEATABLE
 @given(number=st.integers(0, 10**16) | st.integers(0, 2000))
 def test_counts(number: int) -> None:
-    told = formats.count(number)
-    assert_rounds(told, Fraction(number), Fraction(1, 200))
-    digits = told.rstrip("KMBT").replace(".", "")
-    assert len(digits) <= 3 or told.endswith("T")
+    text = formats.count(number)
+    assert_rounds(text, Fraction(number), Fraction(1, 200))
+    digits = text.rstrip("KMBT").replace(".", "")
+    assert len(digits) <= 3 or text.endswith("T")
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("text", "expected"),
     [
         (formats.usd(Decimal("0.00996")), "$0.00996"),
         (formats.usd(Decimal("0.009999")), "$0.0100"),
@@ -111,27 +111,29 @@ def test_counts(number: int) -> None:
         (formats.duration(timedelta(seconds=-5)), "less than a minute"),
     ],
 )
-def test_at_the_edges(told: str, expected: str) -> None:
-    assert told == expected
+def test_numbers_at_the_edges_of_their_units(text: str, expected: str) -> None:
+    assert text == expected
 
 
-@pytest.mark.parametrize("tell", [formats.usd, formats.price, formats.count, formats.percent, formats.moment])
-def test_no_figure_is_a_dash(tell: object) -> None:
-    assert callable(tell)
-    assert tell(None) == "–"
+@pytest.mark.parametrize(
+    "format_value", [formats.usd, formats.price, formats.count, formats.percent, formats.moment]
+)
+def test_a_missing_figure_is_a_dash(format_value: object) -> None:
+    assert callable(format_value)
+    assert format_value(None) == "–"
     assert formats.exact(None) == ""
 
 
 @REPEATABLE
 @given(part=AMOUNTS, whole=st.integers(-5, 10**15), per=st.sampled_from([1, 1000, 1_000_000]))
 def test_a_ratio_is_cut_after_the_18th_decimal(part: Decimal, whole: int, per: int) -> None:
-    told = formats.ratio(part, whole, per)
+    text = formats.ratio(part, whole, per)
     if whole <= 0:
-        assert told is None
+        assert text is None
         return
-    assert told is not None
+    assert text is not None
     units = Fraction(part) * per * 10**18 / whole
-    assert Fraction(told) * 10**18 == int(units)
+    assert Fraction(text) * 10**18 == int(units)
 
 
 DAYS = st.dates(date(2019, 1, 1), date(2027, 1, 1))
@@ -150,7 +152,7 @@ QUERIES = st.fixed_dictionaries(
 
 @REPEATABLE
 @given(query=QUERIES, plan=st.sampled_from(list(PLANS.values())), today=DAYS)
-def test_a_views_address_gives_the_view_again(query: dict[str, str], plan, today: date) -> None:
+def test_the_address_of_a_view_restores_it(query: dict[str, str], plan, today: date) -> None:
     assume(today > FIRST_DAY)
     try:
         view = view_of(query, plan, today)
@@ -167,7 +169,7 @@ def test_a_views_address_gives_the_view_again(query: dict[str, str], plan, today
 
 
 def numbers(svg: str) -> list[float]:
-    """Every number of a drawing's shapes; fails where it is no XML."""
+    """Return every number of a drawing's shapes; fail for invalid XML."""
     found: list[float] = []
     for element in ET.fromstring(svg).iter():
         for name in ("x", "y", "width", "height"):
@@ -178,7 +180,7 @@ def numbers(svg: str) -> list[float]:
     return found
 
 
-# What XML cannot hold does not come from OpenAI's names: they are printed as they are otherwise.
+# Characters invalid in XML never come from OpenAI's names, which are printed otherwise.
 NAMES = st.text(
     st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff"), max_size=12
 )
@@ -208,7 +210,7 @@ def test_no_value_exceeds_the_scale(values: list[Decimal]) -> None:
 
 
 def heights(svg: str) -> list[list[tuple[str, float, float]]]:
-    """The parts of each bar: class, distance of its upper edge from the top, height."""
+    """Return the parts of each bar: class, distance from the top, height."""
     bars = [[one.attrib for one in group if one.attrib["class"] != "room"] for group in ET.fromstring(svg)]
     return [[(one["class"], float(one["y"]), float(one["height"])) for one in bar] for bar in bars]
 

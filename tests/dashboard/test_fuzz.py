@@ -1,4 +1,4 @@
-"""Whatever is asked, the server answers with a page of its own, and nothing that was asked is code in it."""
+"""Any request gets a page of the server, in which no input becomes code."""
 
 from urllib.parse import quote, urlencode
 
@@ -7,16 +7,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.routing import Mount, Route
 
-from tests.dashboard.house import OWN, Served, read_html
+from tests.dashboard.served import OWN, Served, read_html
 
-# The same examples in every run, on however busy a machine.
+# The same examples in every run, without a time limit on a busy machine.
 REPEATABLE = settings(
     derandomize=True,
     deadline=None,
     max_examples=80,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-# Marks what was asked; unescaped it would be an element of the page.
+# Marks input; unescaped it would be an element of the page.
 MARK = "<i data-x='1' y=\"2\">&amp;"
 NASTY = st.sampled_from(
     [
@@ -106,7 +106,7 @@ def ask(
 def test_no_request_breaks_the_server(data: st.DataObject, local: Served) -> None:
     template = data.draw(st.sampled_from(paths(local)))
     method = data.draw(METHODS)
-    # A user who is removed, or whose plan is changed, is no use to the other tests.
+    # Removing a user or changing a plan would break other tests.
     others = ["tiny-2", "nobody"] if method == "POST" else ["acme", "tiny", "nobody"]
     user_id = data.draw(st.sampled_from(others) | TEXTS)
     if method == "POST" and user_id in ("acme", "bolt", "tiny", "gone"):
@@ -116,7 +116,7 @@ def test_no_request_breaks_the_server(data: st.DataObject, local: Served) -> Non
 
 @settings(REPEATABLE, max_examples=40)
 @given(data=st.data())
-def test_no_request_breaks_the_server_where_people_sign_in(data: st.DataObject, closed: Served) -> None:
+def test_no_request_breaks_a_server_with_sign_in(data: st.DataObject, closed: Served) -> None:
     template = data.draw(st.sampled_from([path for path in paths(closed) if path != "/sign-in"]))
     method = data.draw(METHODS)
     cookie = {
@@ -133,7 +133,7 @@ def test_no_sign_in_breaks_the_server(name: str, password: str, after: str, clos
 
 
 @pytest.mark.parametrize("after", ["/users/acme/overview?model=" + quote(MARK), "/" + MARK, "/{{ 7 * 7 }}"])
-def test_what_comes_back_in_a_page_is_text(after: str, closed: Served) -> None:
+def test_input_repeated_on_a_page_is_escaped(after: str, closed: Served) -> None:
     shown = closed.post("/sign-in", {"name": MARK, "password": "wrong", "next": after})
     assert shown.status_code == 401
     assert MARK not in shown.text

@@ -1,4 +1,4 @@
-"""Requests that other sites make, bodies without end, and the headers of every answer."""
+"""Cross-site requests, endless bodies, and the headers of every response."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +10,7 @@ import pytest
 from finora_pipeline.dashboard.security.guard import LONGEST_BODY
 from finora_pipeline.settings import Settings
 from tests.conftest import Installation
-from tests.dashboard.house import OWN, PUBLIC_URL, Served, dashboard
+from tests.dashboard.served import OWN, PUBLIC_URL, Served, dashboard
 
 POSTS = (
     "/users",
@@ -39,7 +39,7 @@ POSTS = (
     ],
     ids=str,
 )
-def test_what_another_site_sends_is_not_carried_out(headers: dict[str, str], public: Served) -> None:
+def test_cross_site_requests_are_blocked(headers: dict[str, str], public: Served) -> None:
     session = public.signed_in("ops@finora.example")
     before = public.accounts.connections.get("acme"), public.accounts.users.plans()
     for path in POSTS:
@@ -54,14 +54,14 @@ def test_what_another_site_sends_is_not_carried_out(headers: dict[str, str], pub
 
 
 @pytest.mark.parametrize("headers", [OWN, {"Origin": PUBLIC_URL}, OWN | {"Origin": PUBLIC_URL}], ids=str)
-def test_what_the_own_pages_send_is_carried_out(headers: dict[str, str], public: Served) -> None:
+def test_same_site_requests_are_accepted(headers: dict[str, str], public: Served) -> None:
     session = public.signed_in("ops@finora.example")
     answer = public.browser.post("/users/acme/plan", headers=session | headers, data={"plan": "growth"})
     assert answer.status_code == 303
     assert public.browser.get("/users", headers=session | {"Sec-Fetch-Site": "cross-site"}).status_code == 200
 
 
-def test_a_foreign_host_name_is_not_answered_to(local: Served, public: Served) -> None:
+def test_a_foreign_host_name_is_refused(local: Served, public: Served) -> None:
     port = local.url.rpartition(":")[2]
     for host in (
         "evil.example",
@@ -75,13 +75,13 @@ def test_a_foreign_host_name_is_not_answered_to(local: Served, public: Served) -
     for host in (f"localhost:{port}", "127.0.0.1:9000", f"[::1]:{port}"):
         opened = local.by_link() | {"Host": host}
         assert local.get("/users/acme/overview", headers=opened).status_code == 200
-    # Whoever watches the server asks by its address.
+    # Monitoring requests the server by its address.
     assert public.get("/health", headers={"Host": f"127.0.0.1:{port}"}).status_code == 200
     assert public.get("/users", headers={"Host": f"127.0.0.1:{port}"}).status_code == 421
 
 
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via"])
-def test_a_proxy_before_pages_without_sign_in_is_refused(header: str, local: Served) -> None:
+def test_a_proxied_request_without_sign_in_is_refused(header: str, local: Served) -> None:
     answer = local.get("/users", headers={header: "203.0.113.7"})
     assert (answer.status_code, answer.text) == (
         421,
@@ -89,7 +89,7 @@ def test_a_proxy_before_pages_without_sign_in_is_refused(header: str, local: Ser
     )
 
 
-def test_what_is_too_large_is_refused(local: Served) -> None:
+def test_a_body_too_large_is_refused(local: Served) -> None:
     pieces = 8
 
     def body(size: int) -> Iterator[bytes]:
@@ -99,8 +99,8 @@ def test_what_is_too_large_is_refused(local: Served) -> None:
 
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     for path in ("/users", "/users/acme/plan", "/users/acme/settings/keys", "/sign-in", "/sign-out"):
-        told = local.post(path, {"user_id": "x" * LONGEST_BODY})
-        assert (told.status_code, told.text) == (413, "That is too large.")
+        refused = local.post(path, {"user_id": "x" * LONGEST_BODY})
+        assert (refused.status_code, refused.text) == (413, "That is too large.")
         untold = local.browser.post(path, content=body(LONGEST_BODY + 800), headers=OWN | form)
         assert "content-length" not in untold.request.headers
         assert (untold.status_code, untold.text) == (413, "That is too large.")
@@ -123,7 +123,7 @@ def test_forms_of_many_fields_or_files_are_refused(local: Served) -> None:
 
 
 def assert_safe(answer: httpx.Response, is_public: bool = False) -> None:
-    """Every answer's headers, whatever went right or wrong."""
+    """Assert the security headers of any response."""
     parts = [part.strip().partition(" ") for part in answer.headers["content-security-policy"].split(";")]
     policy = {name: allowed for name, _, allowed in parts}
     assert policy["default-src"] == "'none'"
@@ -166,13 +166,13 @@ def assert_safe(answer: httpx.Response, is_public: bool = False) -> None:
         ("POST", "/users", 422),
     ],
 )
-def test_every_answer_has_the_headers(method: str, path: str, status: int, local: Served) -> None:
+def test_every_response_has_the_security_headers(method: str, path: str, status: int, local: Served) -> None:
     answer = local.browser.request(method, path, headers=OWN)
     assert answer.status_code == status
     assert_safe(answer)
 
 
-def test_what_is_refused_at_the_door_has_them_too(local: Served, public: Served) -> None:
+def test_refused_requests_get_the_security_headers_too(local: Served, public: Served) -> None:
     for answer, status in (
         (local.browser.post("/users"), 403),
         (local.get("/", headers={"Host": "evil.example"}), 421),
@@ -184,7 +184,7 @@ def test_what_is_refused_at_the_door_has_them_too(local: Served, public: Served)
         assert_safe(public.get(path), is_public=True)
 
 
-def test_a_failure_is_a_page_that_tells_nothing_and_passes(
+def test_an_internal_error_page_reveals_nothing(
     installation: Installation, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     published = tmp_path / "published" / "finora.duckdb"
@@ -209,7 +209,7 @@ def test_a_failure_is_a_page_that_tells_nothing_and_passes(
             "GET /users failed",
         ]
         assert served.get("/users/acme/settings/keys").status_code == 200
-        # The next publication puts a whole one in its place.
+        # The next publish replaces it.
         mended = published.with_name("mended")
         mended.write_bytes(installation.settings.published_database.read_bytes())
         mended.replace(published)

@@ -12,7 +12,7 @@ from finora_pipeline.accounts import onboarding as connections
 from finora_pipeline.accounts.model import Status
 from finora_pipeline.openai_simulator import Fault, FaultKind, KeyState
 from tests.conftest import QUICK, Installation
-from tests.dashboard.house import Node, Served, dashboard, read_html
+from tests.dashboard.served import Node, Served, dashboard, read_html
 from tests.dashboard.test_states import REVOKED, attempt
 from tests.pipeline.test_no_leak import forms
 from tests.small_openai import fresh_key
@@ -34,19 +34,19 @@ def save(served: Served, user_id: str, key: str, provider: str = "openai") -> ht
     return served.post(f"/users/{user_id}/settings/keys", {"provider": provider, "key": key})
 
 
-def told(answer: httpx.Response) -> str:
+def message_of(answer: httpx.Response) -> str:
     return read_html(answer.text).one("div", id="key-error").text
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits here for an OpenAI that does not answer."""
+    """Shorten the time-out for an OpenAI that does not answer."""
     monkeypatch.setattr(connections, "CHECK_LIMITS", QUICK)
 
 
 @pytest.fixture
 def bad_keys(installation: Installation) -> Iterator[dict[str, str]]:
-    """A key for each reason to refuse one."""
+    """Keys to refuse, one for each reason."""
     openai = installation.openai
     keys = {name: fresh_key(openai, 0) for name in ("deleted", "without scope", "demoted", "no answer")}
     for name, state in (
@@ -65,7 +65,7 @@ def bad_keys(installation: Installation) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_a_key_that_does_not_work_is_refused_with_the_reason(
+def test_a_key_that_does_not_work_is_refused_with_a_reason(
     reason: str, bad_keys: dict[str, str], installation: Installation, local: Served
 ) -> None:
     accounts = installation.accounts
@@ -82,9 +82,9 @@ def test_a_key_that_does_not_work_is_refused_with_the_reason(
     for user_id in ("newcomer", "careful"):
         answer = save(local, user_id, bad_keys[reason])
         assert answer.status_code == 422
-        assert REASONS[reason] in told(answer)
-        assert told(answer).startswith("Validation failed. ")
-        assert told(answer).endswith("The old key keeps working.") == (user_id == "careful")
+        assert REASONS[reason] in message_of(answer)
+        assert message_of(answer).startswith("Validation failed. ")
+        assert message_of(answer).endswith("The old key keeps working.") == (user_id == "careful")
         if len(bad_keys[reason]) > 10:
             assert bad_keys[reason] not in answer.text
     assert accounts.connections.get("newcomer") is None
@@ -92,13 +92,13 @@ def test_a_key_that_does_not_work_is_refused_with_the_reason(
     assert accounts.connections.key_ring(["careful"]).key_of("careful").reveal() == key
 
 
-def test_openai_out_of_reach_is_said(installation: Installation) -> None:
-    # Nothing listens on the port that is reserved for discarding.
+def test_an_unreachable_openai_is_reported(installation: Installation) -> None:
+    # The port of the discard protocol: nothing listens there.
     settings = replace(installation.settings, openai_base_url="http://127.0.0.1:9/v1")
     with dashboard(settings) as served:
         answer = save(served, "newcomer", UNKNOWN)
     assert answer.status_code == 422
-    assert "OpenAI" in told(answer)
+    assert "OpenAI" in message_of(answer)
     assert installation.accounts.connections.get("newcomer") is None
 
 
@@ -107,12 +107,12 @@ def test_a_key_of_another_organization_is_refused(installation: Installation, lo
     before = installation.accounts.connections.get("mixed")
     answer = save(local, "mixed", fresh_key(installation.openai, 1))
     assert answer.status_code == 422
-    assert "This key belongs to another OpenAI organization than the one connected" in told(answer)
+    assert "This key belongs to another OpenAI organization than the one connected" in message_of(answer)
     assert installation.accounts.connections.get("mixed") == before
 
 
 @pytest.mark.parametrize("is_removed", [False, True])
-def test_another_organization_takes_over_when_the_box_is_ticked(
+def test_another_organization_takes_over_when_confirmed(
     is_removed: bool, installation: Installation, local: Served
 ) -> None:
     user_id = f"moved-{is_removed}"
@@ -123,7 +123,7 @@ def test_another_organization_takes_over_when_the_box_is_ticked(
     assert box(save(local, user_id, "my key")) == []
     key = fresh_key(installation.openai, 1)
     refused = save(local, user_id, key)
-    assert "--" not in told(refused)
+    assert "--" not in message_of(refused)
     (ticked,) = box(refused)
     assert "checked" not in ticked.attributes
     form = {"provider": "openai", "key": key, ticked.attributes["name"]: ticked.attributes["value"]}
@@ -135,11 +135,11 @@ def test_another_organization_takes_over_when_the_box_is_ticked(
 
 
 def box(answer: httpx.Response) -> list[Node]:
-    """The box that lets another organization take over, where it is offered."""
+    """Return the boxes that let another organization take over."""
     return read_html(answer.text).all("input", type="checkbox")
 
 
-def test_a_key_that_openai_refuses_is_not_told_to_work(installation: Installation, local: Served) -> None:
+def test_a_key_refused_by_openai_is_not_shown_as_working(installation: Installation, local: Served) -> None:
     local.connect("deleted", installation.openai.organizations[0].admin_key)
     settings = "/users/deleted/settings/keys"
     assert next_refresh(local.page(settings)) == "under way"
@@ -149,8 +149,8 @@ def test_a_key_that_openai_refuses_is_not_told_to_work(installation: Installatio
     page = local.page(f"{settings}?update=yes")
     assert next_refresh(page).startswith("tried again after ")
     assert "The old key" not in page.text
-    assert told(save(local, "deleted", "my key")).startswith("Validation failed. This is not an OpenAI")
-    assert "The old key" not in told(save(local, "deleted", "my key"))
+    assert message_of(save(local, "deleted", "my key")).startswith("Validation failed. This is not an OpenAI")
+    assert "The old key" not in message_of(save(local, "deleted", "my key"))
     for saved in ("connected", "updated", "removed"):
         assert local.page(f"{settings}?saved={saved}").all("section", class_="success") == []
 
@@ -161,7 +161,9 @@ def next_refresh(page: Node) -> str:
 
 
 @pytest.mark.parametrize(("user_id", "true"), [("acme", {"connected", "updated"}), ("gone", {"removed"})])
-def test_what_was_saved_is_told_while_it_is_so(user_id: str, true: set[str], local: Served) -> None:
+def test_the_notice_of_a_saved_key_disappears_when_outdated(
+    user_id: str, true: set[str], local: Served
+) -> None:
     page = f"/users/{user_id}/settings/keys?saved="
     banners = {
         saved: len(local.page(page + saved).all("section", class_="success"))
@@ -170,7 +172,7 @@ def test_what_was_saved_is_told_while_it_is_so(user_id: str, true: set[str], loc
     assert {saved for saved, number in banners.items() if number} == true
 
 
-def test_a_key_that_was_saved_since_the_question_is_not_removed(
+def test_a_key_saved_after_the_confirmation_page_is_not_removed(
     installation: Installation, local: Served
 ) -> None:
     local.connect("shared", installation.openai.organizations[0].admin_key)
@@ -191,7 +193,7 @@ def test_a_key_that_was_saved_since_the_question_is_not_removed(
 
 
 def asked_about(page: Node) -> dict[str, str]:
-    """What the form says of the key that it is about."""
+    """Return the hidden fields that identify the form's key."""
     return {"key_version": page.one("input", name="key_version").attributes["value"] or ""}
 
 
@@ -199,7 +201,7 @@ def test_another_provider_is_refused(local: Served) -> None:
     assert save(local, "newcomer", UNKNOWN, provider="anthropic").status_code == 422
 
 
-def test_connect_update_remove_and_no_key_is_left_anywhere(
+def test_connect_update_and_remove_leave_no_key_anywhere(
     installation: Installation, local: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -227,7 +229,7 @@ def test_connect_update_remove_and_no_key_is_left_anywhere(
     assert connection.key_version == 2
     assert accounts.connections.key_ring(["whole"]).key_of("whole").reveal() == second
 
-    # A key in the wrong field is nobody's to keep, either.
+    # A key pasted into the wrong field is not kept, either.
     for form, path in (
         ({"user_id": f"key {second}"}, "/users"),
         ({"plan": second}, "/users/whole/plan"),
@@ -245,7 +247,7 @@ def test_connect_update_remove_and_no_key_is_left_anywhere(
     connection = accounts.connections.get("whole")
     assert connection is not None
     assert connection.status is Status.REMOVED
-    # Again, by somebody whose page is old: it is removed already.
+    # Again, from an outdated page: the key is already removed.
     answers.append(local.post("/users/whole/settings/keys/remove", {"key_version": "9" * 5000}))
     assert answers[-1].headers["location"] == "/users/whole/settings/keys"
     assert local.get("/users/whole/settings/keys/remove").status_code == 303

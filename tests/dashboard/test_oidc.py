@@ -1,4 +1,4 @@
-"""Sign-in through an identity provider: what is sent there, and which of its answers are taken."""
+"""Sign-in through an identity provider: what is sent, and which responses are accepted."""
 
 import base64
 import hashlib
@@ -22,9 +22,9 @@ from starlette.routing import Route
 from finora_pipeline.dashboard.security.oidc import Oidc, OidcError
 from finora_pipeline.openai_simulator.server import listen
 from finora_pipeline.settings import Settings
-from tests.dashboard.house import PUBLIC_URL, Served, dashboard, on_loopback, read_html
+from tests.dashboard.served import PUBLIC_URL, Served, dashboard, on_loopback, read_html
 
-CLIENT, SECRET = "finora", "a-client-secret-that-nobody-may-see"
+CLIENT, SECRET = "finora", "a-client-secret-for-tests-only"
 ADA = "ada@acme.example"
 NOT_CONFIRMED = "The identity provider did not confirm the sign-in; begin again."
 NOT_REACHED = "The identity provider cannot be reached; try again later."
@@ -33,8 +33,11 @@ NOT_VERIFIED = "The identity provider did not tell a verified e-mail address."
 
 @dataclass
 class Provider:
-    """A small OpenID provider. `claims` change what it says of who signs in, `is_down` makes it fail, and
-    `signed_by` and `algorithm` spoil its signature."""
+    """A small OpenID provider.
+
+    `claims` replace those of the token, `is_down` makes it fail, `signed_by` and `algorithm` break its
+    signature.
+    """
 
     url: str = ""
     claims: dict[str, Any] = field(default_factory=dict)
@@ -106,7 +109,7 @@ def running_provider() -> Iterator[Provider]:
 
 @pytest.fixture
 def provider(running_provider: Provider) -> Provider:
-    """As it is when it works."""
+    """A working provider."""
     fresh = Provider()
     for name in ("claims", "is_down", "has_id_token", "signed_by", "asked", "codes", "refused"):
         setattr(running_provider, name, getattr(fresh, name))
@@ -122,7 +125,7 @@ def served(running_provider: Provider, tmp_path_factory: pytest.TempPathFactory)
 
 
 def begin(served: Served, after: str = "/") -> tuple[str, dict[str, str]]:
-    """The provider's address as the browser is sent there, and the cookie that it has then."""
+    """Start a sign-in; return the provider's address and the browser's cookie."""
     answer = served.browser.get("/sign-in/oidc", params={"next": after})
     served.browser.cookies.clear()
     assert answer.status_code == 302
@@ -130,7 +133,7 @@ def begin(served: Served, after: str = "/") -> tuple[str, dict[str, str]]:
 
 
 def back(served: Served, after: str = "/") -> tuple[str, dict[str, str]]:
-    """The address by which the provider sends the browser back, and the cookie that it has then."""
+    """Return the provider's redirect back, and the browser's cookie."""
     address, cookie = begin(served, after)
     returned = urlsplit(served.get(address).headers["location"])
     assert f"{returned.scheme}://{returned.netloc}" == served.url
@@ -148,13 +151,13 @@ def session_of(answer: httpx.Response) -> str | None:
     return next((value.partition(";")[0] for value in values if value.startswith("finora=")), None)
 
 
-def assert_refused(answer: httpx.Response, status: int, told: str) -> None:
+def assert_refused(answer: httpx.Response, status: int, line: str) -> None:
     assert answer.status_code == status
-    assert read_html(answer.text).one("div", class_="error").text == told
+    assert read_html(answer.text).one("div", class_="error").text == line
     assert session_of(answer) is None
 
 
-def test_who_is_known_by_a_verified_address_comes_in(
+def test_a_verified_address_with_a_login_signs_in(
     provider: Provider, served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -181,18 +184,18 @@ def test_who_is_known_by_a_verified_address_comes_in(
         assert base64.b64encode(f"{CLIENT}:{SECRET}".encode()).decode() not in text
         assert "an-access-token" not in text
 
-    # Neither the code nor the state serves a second time.
+    # Neither the code nor the state works twice.
     assert_refused(come(served, returned, cookie), 401, NOT_CONFIRMED)
 
 
-def test_each_sign_in_is_asked_for_anew(provider: Provider, served: Served) -> None:
+def test_each_sign_in_uses_a_fresh_state_and_nonce(provider: Provider, served: Served) -> None:
     first, second = (dict(parse_qsl(urlsplit(begin(served)[0]).query)) for _ in range(2))
     for name in ("state", "nonce", "code_challenge"):
         assert first[name] != second[name]
     assert provider.refused == []
 
 
-def test_an_answer_that_was_not_asked_for_is_refused(provider: Provider, served: Served) -> None:
+def test_an_unrequested_callback_is_refused(provider: Provider, served: Served) -> None:
     path, cookie = back(served)
     code = parse_qs(urlsplit(path).query)["code"][0]
     for forged in (
@@ -202,24 +205,22 @@ def test_an_answer_that_was_not_asked_for_is_refused(provider: Provider, served:
         "/sign-in/oidc/callback?error=access_denied&error_description=%3Cb%3E",
     ):
         assert_refused(come(served, forged, cookie), 401, NOT_CONFIRMED)
-    # The same answer in another's browser, who would be signed in as somebody else.
+    # The same redirect in another browser, which would get another person's session.
     assert_refused(come(served, path, {}), 401, NOT_CONFIRMED)
     assert_refused(come(served, path, begin(served)[1]), 401, NOT_CONFIRMED)
     assert provider.codes
 
 
-def test_what_comes_back_writes_no_line_of_its_own_into_the_log(
-    served: Served, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_callback_cannot_forge_log_lines(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     said = "no%0D%0A2026-11-27 ERROR forged%1B[2J%E2%80%A8end"
     path = f"/sign-in/oidc/callback?error=denied%0A&error_description={said}"
     assert_refused(come(served, path, begin(served)[1]), 401, NOT_CONFIRMED)
-    (told,) = [record.getMessage() for record in caplog.records if record.name == "finora.dashboard"]
-    assert "ERROR forged" in told
-    assert told.isprintable()
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "finora.dashboard"]
+    assert "ERROR forged" in line
+    assert line.isprintable()
 
 
-def test_the_verifier_of_another_sign_in_is_of_no_use(provider: Provider, served: Served) -> None:
+def test_the_verifier_of_another_sign_in_is_refused(provider: Provider, served: Served) -> None:
     path, cookie = back(served)
     (code,) = provider.codes
     # As if the code had been stolen from another sign-in.
@@ -240,7 +241,7 @@ def test_the_verifier_of_another_sign_in_is_of_no_use(provider: Provider, served
     ],
     ids=str,
 )
-def test_a_token_that_is_not_for_this_sign_in_is_refused(
+def test_a_token_of_another_sign_in_is_refused(
     claims: dict[str, Any], provider: Provider, served: Served
 ) -> None:
     provider.claims = claims
@@ -257,20 +258,18 @@ def test_a_forged_signature_is_refused(provider: Provider, served: Served) -> No
     [{"email_verified": False}, {"email_verified": None}, {"email_verified": "true"}, {"email": None}],
     ids=str,
 )
-def test_an_address_that_is_not_verified_is_refused(
-    claims: dict[str, Any], provider: Provider, served: Served
-) -> None:
+def test_an_unverified_address_is_refused(claims: dict[str, Any], provider: Provider, served: Served) -> None:
     provider.claims = claims
     assert_refused(come(served, *back(served)), 401, NOT_VERIFIED)
 
 
-def test_without_a_token_of_identity_nobody_comes_in(provider: Provider, served: Served) -> None:
+def test_a_callback_without_an_id_token_is_refused(provider: Provider, served: Served) -> None:
     provider.has_id_token = False
     assert_refused(come(served, *back(served)), 401, NOT_VERIFIED)
 
 
 @pytest.mark.parametrize("email", ["eve@evil.example", "<b>eve</b>@evil.example", "\0"])
-def test_who_has_no_login_is_refused(email: str, provider: Provider, served: Served) -> None:
+def test_an_address_without_a_login_is_refused(email: str, provider: Provider, served: Served) -> None:
     provider.claims = {"email": email}
     answer = come(served, *back(served))
     assert answer.status_code == 403
@@ -279,29 +278,29 @@ def test_who_has_no_login_is_refused(email: str, provider: Provider, served: Ser
     assert "<b>eve" not in answer.text
 
 
-def test_a_login_without_a_password_has_no_other_way_in(served: Served) -> None:
+def test_a_login_without_a_password_signs_in_by_provider_alone(served: Served) -> None:
     assert served.post("/sign-in", {"name": ADA, "password": ""}).status_code == 401
     assert "Single sign-on" in served.get("/sign-in").text
 
 
-def test_a_provider_that_fails_is_told(provider: Provider, served: Served, tmp_path: Path) -> None:
+def test_a_provider_failure_is_shown(provider: Provider, served: Served, tmp_path: Path) -> None:
     path, cookie = back(served)
     provider.is_down = True
     assert_refused(come(served, path, cookie), 401, NOT_REACHED)
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
     with dashboard(settings, oidc=Oidc("http://127.0.0.1:9", CLIENT, SECRET), by_link=False) as alone:
         assert_refused(alone.get("/sign-in/oidc"), 502, NOT_REACHED)
-        # Without a login it lets no one in.
+        # Without a login it signs no one in.
         assert alone.get("/users/my-company/overview").status_code == 303
 
 
-def test_no_next_leads_to_another_site(provider: Provider, served: Served) -> None:
+def test_no_next_parameter_leads_to_another_site(provider: Provider, served: Served) -> None:
     answer = come(served, *back(served, "//evil.example"))
     assert answer.headers["location"] == "/"
     assert provider.refused == []
 
 
-def test_beyond_this_machine_it_comes_back_to_the_public_address(provider: Provider, tmp_path: Path) -> None:
+def test_the_callback_uses_the_public_address(provider: Provider, tmp_path: Path) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
     with dashboard(settings, PUBLIC_URL, Oidc(provider.url, CLIENT, SECRET)) as served:
         answer = served.get("/sign-in/oidc")
@@ -311,7 +310,7 @@ def test_beyond_this_machine_it_comes_back_to_the_public_address(provider: Provi
     assert {"secure", "httponly", "samesite=lax", "path=/sign-in"} <= attributes
 
 
-def test_without_a_provider_there_is_no_such_page(closed: Served) -> None:
+def test_without_a_provider_its_pages_are_not_found(closed: Served) -> None:
     for path in ("/sign-in/oidc", "/sign-in/oidc/callback"):
         assert closed.get(path).status_code == 404
     assert "Single sign-on" not in closed.get("/sign-in").text

@@ -1,4 +1,4 @@
-"""Passwords are checked on few threads of their own."""
+"""Passwords are checked on a few dedicated threads."""
 
 import asyncio
 import threading
@@ -10,12 +10,12 @@ import pytest
 from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.dashboard.security.password_threads import Busy, PasswordThreads
 from finora_pipeline.settings import Settings
-from tests.dashboard.house import OWN, dashboard
+from tests.dashboard.served import OWN, dashboard
 
 PATIENCE = 30
 
 
-def test_what_does_not_fit_into_the_queue_is_refused() -> None:
+def test_sign_ins_beyond_the_queue_are_refused() -> None:
     begun, may_end = threading.Semaphore(0), threading.Event()
 
     def check(number: int) -> int:
@@ -41,7 +41,7 @@ def test_what_does_not_fit_into_the_queue_is_refused() -> None:
     assert asyncio.run(run()) == [0, 1, 2, 3, 4]
 
 
-def test_a_flood_of_sign_ins_leaves_the_pages_open(tmp_path: Path) -> None:
+def test_a_flood_of_sign_ins_does_not_block_pages(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
     accounts_of(settings).logins.save("ada@acme.example", user_id=None, password="a long password")
     with dashboard(settings) as served:

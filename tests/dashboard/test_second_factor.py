@@ -1,4 +1,4 @@
-"""Codes besides passwords, and what the audit trail keeps of sign-ins."""
+"""Second factors, and sign-ins in the audit trail."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ from finora_pipeline.dashboard.security.throttle import FREE_FAILURES, Attempt
 from finora_pipeline.dashboard.server import DashboardRefused, prepared
 from finora_pipeline.settings import Settings, SettingsError
 from tests.dashboard.conftest import PASSWORD
-from tests.dashboard.house import ACCESS_TOKEN, PUBLIC_URL, Served, dashboard, read_html
+from tests.dashboard.served import ACCESS_TOKEN, PUBLIC_URL, Served, dashboard, read_html
 
 OPERATOR, ADA = "ops@finora.example", "ada@acme.example"
 
@@ -40,7 +40,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 
 def code_of(secret: str, moment: datetime) -> str:
-    """What an authenticator app shows, by RFC 6238."""
+    """Return the code of an authenticator app (RFC 6238)."""
     step = struct.pack(">Q", int(moment.timestamp()) // 30)
     digest = hmac.new(base64.b32decode(secret), step, hashlib.sha1).digest()
     offset = digest[-1] & 15
@@ -63,7 +63,7 @@ def trail(served: Served, user_id: str) -> list[tuple[str, str | None, str | Non
     return [(one.action, one.detail, one.actor) for one in served.accounts.audit.of_user(user_id)]
 
 
-def test_the_code_of_the_app_is_asked_for(served: Served) -> None:
+def test_sign_in_asks_for_the_code_of_the_app(served: Served) -> None:
     secret = served.accounts.second_factor.turn_on(OPERATOR).secret
     token = pending(with_password(served))
     # The password alone opens nothing.
@@ -85,7 +85,7 @@ def test_the_code_of_the_app_is_asked_for(served: Served) -> None:
     assert with_password(served, ADA).status_code == 303
 
 
-def test_a_code_is_good_for_a_step_and_once(served: Served) -> None:
+def test_a_code_is_valid_for_one_step_and_one_use(served: Served) -> None:
     now = datetime(2026, 11, 24, 12, 0, 10, tzinfo=UTC)
     factor = served.accounts.second_factor
     secret = factor.turn_on(OPERATOR).secret
@@ -98,7 +98,7 @@ def test_a_code_is_good_for_a_step_and_once(served: Served) -> None:
     assert factor.accepts(OPERATOR, early, now)
     assert not factor.accepts(OPERATOR, early, now)
     assert factor.accepts(OPERATOR, late, now)
-    # One that is older than the last that was used may have been seen.
+    # A code older than the last used one may have been seen.
     assert not factor.accepts(OPERATOR, code_of(secret, now), now)
     assert not factor.accepts(ADA, late, now)
     assert not factor.accepts("missing@finora.example", late, now)
@@ -110,7 +110,7 @@ def test_the_secret_is_sealed_and_stays_with_the_login(served: Served) -> None:
     assert login
     token = served.sign_in.open_session(login, datetime.now(UTC))
     made = factor.turn_on(OPERATOR)
-    # Sessions that were opened without a code end.
+    # Sessions opened without a code end.
     assert served.sign_in.of_session(token, datetime.now(UTC)) is None
     asked = parse_qs(urlsplit(made.address).query)
     assert made.address.startswith("otpauth://totp/Finora:")
@@ -119,7 +119,7 @@ def test_the_secret_is_sealed_and_stays_with_the_login(served: Served) -> None:
     stored = b"".join(file.read_bytes() for file in database.parent.glob(f"{database.name}*"))
     assert made.secret.encode() not in stored
     assert base64.b32decode(made.secret) not in stored
-    # A new password does not take the code away; a login without one has none.
+    # A new password keeps the second factor; a login without a password has none.
     replaced = served.sign_in.save(OPERATOR, user_id=None, password=PASSWORD)
     assert replaced.has_second_factor
     now = datetime.now(UTC)
@@ -138,7 +138,7 @@ def test_guessing_codes_is_slowed_down(served: Served) -> None:
         form = {"pending": token, "code": "x"}
         answers = [served.post("/sign-in/code", form) for _ in range(MOST_TRIES)]
         assert [answer.status_code for answer in answers] == [401] * MOST_TRIES
-        # After some wrong ones the password is asked for again.
+        # After some wrong codes the password is required again.
         assert "Enter name and password again" in answers[-1].text
     right = {"pending": pending(with_password(served)), "code": code_of(secret, datetime.now(UTC))}
     assert served.post("/sign-in/code", right).status_code == 429
@@ -163,12 +163,12 @@ def test_guessing_codes_from_many_addresses_is_slowed_down(tmp_path: Path) -> No
 
         for number in range(FREE_FAILURES):
             assert answer_to("x", f"203.0.113.{number}").status_code == 401
-        # Strangers who know the password: another address gives them no further guesses.
+        # A stranger with the password gets no further guesses from another address.
         right = code_of(secret, datetime.now(UTC))
         assert answer_to(right, "198.51.100.1").status_code == 429
 
 
-def test_a_half_finished_sign_in_ends(served: Served) -> None:
+def test_a_half_finished_sign_in_expires(served: Served) -> None:
     clock = [0.0]
     unfinished = Unfinished(now=lambda: clock[0])
     login = Login(OPERATOR, None, True, datetime.now(UTC), True)
@@ -179,7 +179,7 @@ def test_a_half_finished_sign_in_ends(served: Served) -> None:
     assert unfinished.of(token) is None
     assert not unfinished.has_tries_left(token)
     assert unfinished.of("") is None
-    # So does that of a login that was replaced since.
+    # So does the sign-in of a login replaced since.
     secret = served.accounts.second_factor.turn_on(OPERATOR).secret
     waiting = pending(with_password(served))
     served.sign_in.save(OPERATOR, user_id=None, password="another long password")
@@ -251,7 +251,7 @@ def test_passwords_can_be_switched_off_for_single_sign_on(
         Settings.from_environment({"FINORA_PASSWORD_SIGN_IN": "no"})
 
 
-def test_the_second_factor_is_set_up_and_taken_away_at_the_terminal() -> None:
+def test_the_terminal_sets_up_and_removes_a_second_factor() -> None:
     terminal = CliRunner()
 
     def finora(*words: str, said: str = "") -> tuple[int, str]:
@@ -264,7 +264,7 @@ def test_the_second_factor_is_set_up_and_taken_away_at_the_terminal() -> None:
     assert re.search(r"^Secret: [A-Z2-7]{32}$", printed, re.MULTILINE)
     assert re.search(r"^Address: otpauth://totp/Finora:.*secret=", printed, re.MULTILINE)
     assert "password and code" in finora("login", "list")[1]
-    # Its secret goes over to a new master key.
+    # Its secret is moved to a new master key.
     (secret,) = re.findall("Secret: ([A-Z2-7]+)", printed)
     assert finora("rotate-master-key")[0] == 0
     now = datetime.now(UTC)

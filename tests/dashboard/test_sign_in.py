@@ -1,4 +1,4 @@
-"""Who may come in, for how long, and what they may see."""
+"""Sign-in: access, duration of sessions, and visible pages."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ from finora_pipeline.dashboard.server import DashboardRefused, prepared
 from finora_pipeline.settings import Settings, SettingsError
 from tests.conftest import Installation
 from tests.dashboard.conftest import PASSWORD
-from tests.dashboard.house import ACCESS_TOKEN, OWN, PUBLIC_URL, Served, dashboard, read_html
+from tests.dashboard.served import ACCESS_TOKEN, OWN, PUBLIC_URL, Served, dashboard, read_html
 
 ADA, BOB, OPERATOR = "ada@acme.example", "bob@bolt.example", "ops@finora.example"
 
@@ -46,19 +46,19 @@ def sign_in(served: Served, name: str, password: str, after: str = "/") -> httpx
 
 
 def cookie_of(answer: httpx.Response) -> str:
-    """The session as the browser sends it back."""
+    """Return the session cookie as the browser sends it."""
     return answer.headers["set-cookie"].partition(";")[0]
 
 
 def pages(served: Served, user_id: str) -> Iterator[tuple[str, str]]:
-    """Method and path of every endpoint, with a user's id where one belongs."""
+    """Return method and path of every endpoint, with a user id in its place."""
     for route in served.app.routes:
         if isinstance(route, Route):
             for method in sorted((route.methods or set()) - {"HEAD"}):
                 yield method, route.path.replace("{user_id}", user_id)
 
 
-def test_on_this_machine_the_start_link_opens_the_pages(tmp_path: Path) -> None:
+def test_the_start_link_opens_the_pages_on_this_machine(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
     with dashboard(settings, by_link=False) as served:
         opened = served.by_link()
@@ -71,7 +71,7 @@ def test_on_this_machine_the_start_link_opens_the_pages(tmp_path: Path) -> None:
             assert served.post("/users", {"user_id": "mine"}).status_code == 401
             assert "finora up" in served.page("/sign-in").one("p", class_="note").text
             assert served.get("/users", headers=opened).status_code == 200
-            # A login changes nothing about it.
+            # A login changes nothing here.
             served.sign_in.save("first@acme.example", user_id="acme", password=None)
         assert served.accounts.users.ids() == []
 
@@ -117,13 +117,13 @@ def test_scripts_send_the_token_as_a_bearer_token(tmp_path: Path) -> None:
             other = {"Authorization": wrong}
             assert served.get("/users", headers=other).status_code == 303
             assert served.browser.post("/users", data={"user_id": "x"}, headers=other).status_code == 403
-        # A page elsewhere could not send it, and is refused whatever it sends.
+        # A foreign page could not send it, and is refused in any case.
         foreign = bearer | {"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"}
         assert served.browser.post("/users", data={"user_id": "x"}, headers=foreign).status_code == 403
         assert served.accounts.users.ids() == ["mine"]
 
 
-def test_the_cookie_of_the_start_link_ends_after_a_week_and_by_sign_out(tmp_path: Path) -> None:
+def test_the_start_links_cookie_ends_after_a_week_and_at_sign_out(tmp_path: Path) -> None:
     now = [1_000_000.0]
     access = Access(ACCESS_TOKEN, now=lambda: now[0])
     response = Response()
@@ -135,7 +135,7 @@ def test_the_cookie_of_the_start_link_ends_after_a_week_and_by_sign_out(tmp_path
     assert access.is_operator(asked)
     now[0] += 1
     assert not access.is_operator(asked)
-    # Another start, another token, another cookie: side by side in one browser.
+    # Two servers, two tokens, two cookies in one browser.
     other = Access("another-token-of-the-tests", now=lambda: now[0])
     assert other.cookie != access.cookie
     with dashboard(Settings.from_environment({"FINORA_HOME": str(tmp_path)})) as served:
@@ -144,7 +144,7 @@ def test_the_cookie_of_the_start_link_ends_after_a_week_and_by_sign_out(tmp_path
         assert f'{served.access.cookie}=""' in gone.headers.get_list("set-cookie")[1]
 
 
-def test_a_token_that_anybody_could_guess_is_refused() -> None:
+def test_an_access_token_easy_to_guess_is_refused() -> None:
     for weak in ("", "1234567", "with a space in it", "snowman-\N{SNOWMAN}-snowman"):
         with pytest.raises(SettingsError, match="FINORA_ACCESS_TOKEN must have at least 8 ASCII characters"):
             Access(weak)
@@ -153,12 +153,12 @@ def test_a_token_that_anybody_could_guess_is_refused() -> None:
     link = fresh.link("http://127.0.0.1:8000")
     assert fresh.is_token(link.partition("?token=")[2])
     assert Access.from_environment({}).link("") != fresh.link("")
-    # A log may keep what is printed: a token that lasts is not.
+    # Output may end in a log, so a permanent token is not printed.
     lasting = Access.from_environment({"FINORA_ACCESS_TOKEN": ACCESS_TOKEN})
     assert lasting.link("http://127.0.0.1:8000") == "http://127.0.0.1:8000/?token=…"
 
 
-def test_behind_a_proxy_with_a_public_address_the_token_opens_nothing(public: Served) -> None:
+def test_the_token_opens_nothing_at_a_public_address(public: Served) -> None:
     answer = public.browser.get("/users", params={"token": ACCESS_TOKEN})
     assert (answer.status_code, answer.headers["location"]) == (303, "/users")
     assert "set-cookie" not in answer.headers
@@ -200,14 +200,14 @@ def test_every_page_needs_a_sign_in(closed: Served) -> None:
         ("\0", PASSWORD),
     ],
 )
-def test_a_wrong_password_lets_nobody_in(name: str, password: str, closed: Served) -> None:
+def test_a_wrong_password_is_refused(name: str, password: str, closed: Served) -> None:
     answer = sign_in(closed, name, password)
     assert answer.status_code == 401
     assert read_html(answer.text).one("div", class_="error").text == "Name or password is wrong."
     assert "set-cookie" not in answer.headers
 
 
-def test_a_password_lets_in_and_the_page_that_was_asked_for_follows(closed: Served) -> None:
+def test_a_password_signs_in_and_leads_to_the_requested_page(closed: Served) -> None:
     answer = sign_in(closed, f" {ADA.upper()} ", PASSWORD, "/users/acme/plan?saved=yes")
     assert answer.status_code == 303
     assert answer.headers["location"] == "/users/acme/plan?saved=yes"
@@ -222,7 +222,7 @@ def test_a_password_lets_in_and_the_page_that_was_asked_for_follows(closed: Serv
     assert closed.get("/users/acme/overview", headers=session).status_code == 303
 
 
-def test_beyond_this_machine_the_cookie_is_the_hosts_and_encrypted_ones_alone(public: Served) -> None:
+def test_public_cookies_are_secure_and_bound_to_the_host(public: Served) -> None:
     answer = sign_in(public, ADA, PASSWORD)
     name, _, rest = answer.headers["set-cookie"].partition("=")
     assert name == "__Host-finora"
@@ -235,7 +235,7 @@ def test_beyond_this_machine_the_cookie_is_the_hosts_and_encrypted_ones_alone(pu
     assert gone.headers["set-cookie"].lower().count("secure") == 1
 
 
-def test_sign_out_everywhere_ends_every_session_of_that_login_alone(closed: Served) -> None:
+def test_sign_out_everywhere_ends_that_logins_sessions_alone(closed: Served) -> None:
     mine, other, bobs = (closed.signed_in(name) for name in (ADA, ADA, BOB))
     closed.post("/sign-out", {"everywhere": "yes"}, headers=mine)
     assert closed.get("/", headers=mine).headers["location"].startswith("/sign-in")
@@ -243,7 +243,7 @@ def test_sign_out_everywhere_ends_every_session_of_that_login_alone(closed: Serv
     assert closed.get("/", headers=bobs).headers["location"] == "/users/bolt/overview"
 
 
-def test_guessing_is_slowed_down(tmp_path: Path) -> None:
+def test_password_guessing_is_slowed_down(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
     with dashboard(settings, by_link=False) as served:
         served.sign_in.save(ADA, user_id="acme", password=PASSWORD)
@@ -252,7 +252,7 @@ def test_guessing_is_slowed_down(tmp_path: Path) -> None:
         def guess(number: int) -> int:
             return sign_in(served, ADA, f"guess number {number}").status_code
 
-        # Guesses that are sent at once are counted like any others.
+        # Concurrent guesses are counted like others.
         with ThreadPoolExecutor(FREE_FAILURES + 3) as threads:
             answers = sorted(threads.map(guess, range(FREE_FAILURES + 3)))
         assert answers == [401] * FREE_FAILURES + [429] * 3
@@ -270,8 +270,8 @@ def test_guessing_is_slowed_down(tmp_path: Path) -> None:
             assert elsewhere.post("/sign-in", data=form, headers=OWN).status_code == 303
 
 
-def test_strangers_do_not_lock_out_a_device_that_has_signed_in(closed: Served, tmp_path: Path) -> None:
-    """Behind a proxy that is not trusted all clients have the same address."""
+def test_strangers_do_not_lock_out_a_known_device(closed: Served, tmp_path: Path) -> None:
+    """Behind an untrusted proxy all clients have the same address."""
     settings = replace(closed.settings, accounts_url=f"sqlite:///{tmp_path}/accounts.sqlite")
     accounts_of(settings).logins.save(ADA, user_id="acme", password=PASSWORD)
     with dashboard(settings, PUBLIC_URL, by_link=False) as served:
@@ -287,7 +287,7 @@ def test_strangers_do_not_lock_out_a_device_that_has_signed_in(closed: Served, t
         assert served.post("/sign-in", form, headers=device).status_code == 303
         served.browser.cookies.clear()
 
-        # The mark is of a single name, and guesses with it are counted, too.
+        # A device is known for a single name, and its guesses are counted, too.
         wrong = form | {"password": "wrong password"}
         codes = [served.post("/sign-in", wrong, headers=device).status_code for _ in range(FREE_FAILURES + 1)]
         assert codes == [401] * FREE_FAILURES + [429]
@@ -329,7 +329,7 @@ def test_a_trusted_proxy_names_the_client(tmp_path: Path) -> None:
     accounts_of(settings).logins.save(ADA, user_id="acme", password=PASSWORD)
     with dashboard(settings, PUBLIC_URL, by_link=False) as served:
         form = {"name": ADA, "password": "wrong password"}
-        # What the client itself claims comes first in the header.
+        # The client's own claim comes first in the header.
         claims = [{"X-Forwarded-For": f"192.0.2.{n}, 203.0.113.9"} for n in range(FREE_FAILURES + 1)]
         codes = [served.post("/sign-in", form, headers=claim).status_code for claim in claims]
         assert codes == [401] * FREE_FAILURES + [429]
@@ -354,7 +354,7 @@ def test_only_a_trusted_proxy_is_believed() -> None:
         Settings.from_environment({"FINORA_TRUSTED_PROXIES": "nginx"})
 
 
-def test_waits_double_and_failures_are_forgotten() -> None:
+def test_waits_double_and_failures_expire() -> None:
     clock = [0.0]
     throttle = SignInThrottle(now=lambda: clock[0])
     ada, bob = Attempt("ada", "203.0.113.9"), Attempt("bob", "203.0.113.9")
@@ -382,10 +382,10 @@ def test_waits_double_and_failures_are_forgotten() -> None:
     assert throttle.wait(shared) == 0
 
 
-def test_many_names_and_many_addresses_are_slowed_whatever_the_pairs() -> None:
+def test_many_names_and_addresses_are_slowed_in_any_pairing() -> None:
     clock = [0.0]
     throttle = SignInThrottle(now=lambda: clock[0])
-    # One customer's addresses of IPv6 are one address.
+    # A customer's IPv6 addresses count as one.
     for number in range(FAILURES_OF_ADDRESS):
         throttle.begun(Attempt(f"name {number}", f"2001:db8::{number}"))
     assert throttle.wait(Attempt("another", "2001:db8::ffff")) == 10
@@ -406,7 +406,7 @@ def test_no_flood_of_names_fills_the_memory() -> None:
     assert len(throttle._pairs) == len(throttle._addresses) == 3
 
 
-def test_sessions_end_when_idle_when_old_and_with_their_login(
+def test_sessions_end_when_idle_old_or_without_a_login(
     tmp_path: Path,
 ) -> None:
     now = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -415,7 +415,7 @@ def test_sessions_end_when_idle_when_old_and_with_their_login(
     ada = people.save(ADA, user_id="acme", password=PASSWORD)
     token = people.open_session(ada, now)
     assert people.of_session(token, now + SESSION_IDLE) == ada
-    # Seen then, it is good for as long again.
+    # Used then, it is valid for as long again.
     assert people.of_session(token, now + SESSION_IDLE * 2) == ada
     assert people.of_session(token, now + SESSION_IDLE * 3 + timedelta(seconds=1)) is None
     kept = people.open_session(ada, now)
@@ -437,14 +437,14 @@ def test_sessions_end_when_idle_when_old_and_with_their_login(
         people.remove(ADA)
 
 
-def test_who_is_signed_in_does_not_wait_for_whoever_writes_the_accounts(closed: Served) -> None:
+def test_pages_with_a_session_do_not_wait_for_a_writer(closed: Served) -> None:
     ada = closed.signed_in(ADA)
     long_ago = update(sessions).values(seen_at=datetime.now(UTC) - timedelta(hours=1))
     with closed.accounts.database.write() as database:
         database.execute(long_ago)
     with closed.accounts.database.write():
         assert closed.get("/users/acme/overview", headers=ada, timeout=5).status_code == 200
-    # Whoever comes next is seen, and waits for others as before.
+    # The next request is recorded, and waits for writers as before.
     assert closed.get("/users/acme/plan", headers=ada).status_code == 200
     with closed.accounts.database.read() as database:
         seen = database.scalars(select(sessions.c.seen_at)).all()
@@ -454,7 +454,7 @@ def test_who_is_signed_in_does_not_wait_for_whoever_writes_the_accounts(closed: 
     raw.close()
 
 
-def test_what_is_stored_signs_nobody_in(closed: Served) -> None:
+def test_stored_hashes_cannot_sign_in(closed: Served) -> None:
     session = closed.signed_in(ADA)["Cookie"].partition("=")[2]
     path = Path(closed.settings.accounts_url.removeprefix("sqlite:///"))
     written = b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
@@ -488,7 +488,7 @@ ELSEWHERE = [
 ]
 
 
-def test_no_next_leads_to_another_site(closed: Served) -> None:
+def test_no_next_parameter_leads_to_another_site(closed: Served) -> None:
     for after in ELSEWHERE:
         shown = closed.get("/sign-in", params={"next": after})
         assert shown.status_code == 200
@@ -500,10 +500,10 @@ def test_no_next_leads_to_another_site(closed: Served) -> None:
     assert read_html(shown.text).one("input", name="next").attributes["value"] == kept
 
 
-# What is another's.
+# Other users' data.
 
 
-def test_what_is_anothers_is_not_there(closed: Served, installation: Installation) -> None:
+def test_another_users_pages_are_not_found(closed: Served, installation: Installation) -> None:
     ada = closed.signed_in(ADA)
     bolt = installation.openai.organizations[1]
     connection = closed.accounts.connections.get("bolt")
@@ -540,7 +540,7 @@ def test_what_is_anothers_is_not_there(closed: Served, installation: Installatio
     assert "mine" not in closed.accounts.users.ids()
 
 
-def test_nothing_of_anothers_is_on_ones_own_pages(closed: Served, installation: Installation) -> None:
+def test_a_users_pages_show_nothing_of_other_users(closed: Served, installation: Installation) -> None:
     ada = closed.signed_in(ADA)
     acme, bolt = installation.openai.organizations[:2]
     own = ""
@@ -556,7 +556,7 @@ def test_nothing_of_anothers_is_on_ones_own_pages(closed: Served, installation: 
     assert foreign.all("p", class_="value")[0].title == "0"
 
 
-def test_a_user_does_not_change_the_plan_and_an_operator_sees_and_does_all(closed: Served) -> None:
+def test_only_operators_change_plans_and_see_all_users(closed: Served) -> None:
     ada, operator = closed.signed_in(ADA), closed.signed_in(OPERATOR)
     refused = closed.post("/users/acme/plan", {"plan": "enterprise"}, headers=ada)
     assert refused.status_code == 403
@@ -588,7 +588,7 @@ def test_a_user_does_not_change_the_plan_and_an_operator_sees_and_does_all(close
     assert "cannot be a user id" in refused.text
 
 
-def test_many_users_come_page_by_page(tmp_path: Path) -> None:
+def test_many_users_are_listed_page_by_page(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
     with dashboard(settings) as served:
         for number in range(53):
@@ -604,11 +604,11 @@ def test_many_users_come_page_by_page(tmp_path: Path) -> None:
             assert served.get("/users", params={"from": odd}).status_code == 200
 
 
-# Where the server may answer.
+# Addresses that the server may listen on.
 
 
 @pytest.mark.parametrize(
-    ("host", "public_url", "has_sign_in", "told"),
+    ("host", "public_url", "has_sign_in", "reason"),
     [
         ("0.0.0.0", None, True, "need --public-url"),
         ("0.0.0.0", "http://finora.example.com", True, "need --public-url"),
@@ -619,14 +619,14 @@ def test_many_users_come_page_by_page(tmp_path: Path) -> None:
         ("192.168.1.5", None, False, "need --public-url"),
     ],
 )
-def test_beyond_this_machine_it_is_encrypted_and_signed_in(
-    host: str, public_url: str | None, has_sign_in: bool, told: str
+def test_a_public_dashboard_needs_https_and_sign_in(
+    host: str, public_url: str | None, has_sign_in: bool, reason: str
 ) -> None:
-    with pytest.raises(ExposedWithoutSignIn, match=told):
+    with pytest.raises(ExposedWithoutSignIn, match=reason):
         exposure(host, 8000, public_url, has_sign_in)
 
 
-def test_where_it_answers() -> None:
+def test_exposure_has_the_origins_browsers_use() -> None:
     here = exposure("127.0.0.1", 8000, None, False)
     assert not here.is_public
     assert "http://localhost:8000" in here.origins
@@ -638,7 +638,7 @@ def test_where_it_answers() -> None:
     assert "http://localhost" in exposure("127.0.0.1", 80, None, False).origins
 
 
-def test_what_is_served_is_looked_at_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsafe_combination_of_options_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings.from_environment({"FINORA_HOME": str(tmp_path)})
     for name in ("FINORA_OIDC_ISSUER", "FINORA_OIDC_CLIENT_ID", "FINORA_OIDC_CLIENT_SECRET"):
         monkeypatch.delenv(name, raising=False)
@@ -655,7 +655,7 @@ def test_what_is_served_is_looked_at_as_a_whole(tmp_path: Path, monkeypatch: pyt
 # At the terminal.
 
 
-def test_logins_are_made_and_ended_at_the_terminal() -> None:
+def test_the_terminal_creates_and_ends_logins() -> None:
     terminal = CliRunner()
 
     def finora(*words: str, said: str = "") -> tuple[int, str]:
@@ -666,10 +666,10 @@ def test_logins_are_made_and_ended_at_the_terminal() -> None:
         0, f"{ADA} may sign in and sees acme.\n")  # fmt: skip
     assert finora("login", "add", OPERATOR, "--operator", "--no-password")[0] == 0
     for wrong in (["login", "add", "x"], ["login", "add", "x", "--user", "a", "--operator"]):
-        code, told = finora(*wrong, said=PASSWORD)
-        assert (code, "Say --user U or --operator." in told) == (2, True)
-    code, told = finora("login", "add", "x", "--operator", said="short\n")
-    assert (code, "Take a password of 12 to 1000 characters." in told) == (1, True)
+        code, output = finora(*wrong, said=PASSWORD)
+        assert (code, "Say --user U or --operator." in output) == (2, True)
+    code, output = finora("login", "add", "x", "--operator", said="short\n")
+    assert (code, "Take a password of 12 to 1000 characters." in output) == (1, True)
     assert finora("login", "add", " ", "--operator", said=f"{PASSWORD}\n")[0] == 1
     assert finora("login", "add", "x", "--user", "../x", said=f"{PASSWORD}\n")[0] == 1
 
@@ -680,9 +680,9 @@ def test_logins_are_made_and_ended_at_the_terminal() -> None:
     ]
     assert people.by_password(ADA, PASSWORD) == people.get(ADA)
     assert people.by_password(OPERATOR, PASSWORD) is None
-    code, told = finora("login", "list")
+    code, output = finora("login", "list")
     assert code == 0
-    assert "identity provider" in told
+    assert "identity provider" in output
     assert PASSWORD not in finora("login", "list", "--json")[1]
     now = datetime.now(UTC)
     login = people.get(ADA)
@@ -696,6 +696,6 @@ def test_logins_are_made_and_ended_at_the_terminal() -> None:
     assert people.of_session(token, now) is None
     assert finora("login", "remove", ADA)[0] == 0
     assert people.get(ADA) is None
-    code, told = finora("login", "remove", ADA)
-    assert (code, f"There is no login {ADA}." in told) == (1, True)
+    code, output = finora("login", "remove", ADA)
+    assert (code, f"There is no login {ADA}." in output) == (1, True)
     assert finora("dashboard", "--host", "0.0.0.0")[0] == 1

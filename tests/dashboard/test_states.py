@@ -1,4 +1,4 @@
-"""What the pages say of a connection's state, what to do about it, and how fresh the figures are."""
+"""Pages show a connection's state, the next action and the freshness of figures."""
 
 import shutil
 from dataclasses import replace
@@ -14,7 +14,7 @@ from finora_pipeline.dashboard import notices as states
 from finora_pipeline.dashboard.notices import Freshness, freshness
 from finora_pipeline.dashboard.snapshots import Copies
 from tests.conftest import Installation
-from tests.dashboard.house import Node, Served
+from tests.dashboard.served import Node, Served
 from tests.small_openai import fresh_key
 
 SAMPLE = "This is sample data of an imaginary organization"
@@ -22,12 +22,12 @@ REVOKED = "OpenAI refused the key: create a new one."
 
 
 def notices(page: Node) -> list[str]:
-    """Titles of what stands above the figures."""
+    """Return the titles of notices above the figures."""
     return [notice.one("h2").text for notice in page.all("section", class_="notice")]
 
 
 def actions(page: Node) -> list[tuple[str, str | None]]:
-    """Buttons of what stands above the figures, and where they lead."""
+    """Return the buttons of notices above the figures with their targets."""
     links = [link for notice in page.all("section", class_="notice") for link in notice.all("a")]
     return [(link.text, link.attributes["href"]) for link in links]
 
@@ -35,7 +35,7 @@ def actions(page: Node) -> list[tuple[str, str | None]]:
 def attempt(
     installation: Installation, user_id: str, message: str | None = None, permanent: bool = False
 ) -> datetime:
-    """Records a read that has just ended, as a refresh does; when it began."""
+    """Record a fetch that just ended, as a refresh does; return when it began."""
     now = datetime.now(UTC)
     outcome = Refresh(
         user_id, now.date() - timedelta(89), now.date() + timedelta(1), now, now, 1,
@@ -46,13 +46,13 @@ def attempt(
 
 
 def published(installation: Installation, user_id: str, at: datetime) -> None:
-    """Notes that a read which began at that moment is what everybody sees."""
+    """Record that the fetch begun at that moment is published."""
     read = Read("run", user_id, at, at.date() + timedelta(1))
     installation.accounts.refreshes.mark_published([read], datetime.now(UTC))
 
 
 def connected(installation: Installation, user_id: str, at: datetime) -> None:
-    """As if the user had connected then."""
+    """Set the time at which the user connected."""
     with installation.accounts.database.write() as database:
         chosen = update(connections).where(connections.c.user_id == user_id)
         database.execute(chosen.values(connected_at=at, changed_at=at))
@@ -70,18 +70,18 @@ def test_without_a_connection_a_sample_is_shown(local: Served) -> None:
     assert exported.status_code == 403
 
 
-def test_figures_without_a_connection_are_no_sample() -> None:
-    (told,) = states.notices(None, None, is_sample=False)
-    assert (told.kind, told.title, told.action) == ("info", "OpenAI is not connected", "Connect OpenAI")
-    assert told.text == "The costs shown here were read before."
+def test_figures_without_a_connection_are_not_replaced_by_samples() -> None:
+    (shown,) = states.notices(None, None, is_sample=False)
+    assert (shown.kind, shown.title, shown.action) == ("info", "OpenAI is not connected", "Connect OpenAI")
+    assert shown.text == "The costs shown here were read before."
 
 
-def test_a_first_refresh_is_followed_to_its_end(installation: Installation, local: Served) -> None:
+def test_the_first_refresh_shows_its_progress(installation: Installation, local: Served) -> None:
     local.connect("fresh", installation.openai.organizations[3].admin_key)
     page = local.page("/users/fresh/overview")
     assert notices(page) == ["First refresh under way", SAMPLE]
-    told = page.one("section", class_="sample").one("p").text
-    assert told == "Your own figures take their place with the first refresh."
+    shown = page.one("section", class_="sample").one("p").text
+    assert shown == "Your own figures take their place with the first refresh."
     steps = [step.text for step in page.one("ol", class_="steps").all("li")]
     assert steps == [
         "Key checked with OpenAI: done",
@@ -102,14 +102,14 @@ def test_a_first_refresh_is_followed_to_its_end(installation: Installation, loca
     published(installation, "fresh", datetime.now(UTC))
     page = local.page("/users/fresh/overview")
     assert notices(page) == ["Nothing charged so far", SAMPLE]
-    told = page.one("section", class_="sample").one("p").text
-    assert told == "Your own figures take their place as soon as OpenAI reports costs."
+    shown = page.one("section", class_="sample").one("p").text
+    assert shown == "Your own figures take their place as soon as OpenAI reports costs."
     assert page.one("p", class_="freshness").text.startswith(
         "Refreshed less than a minute ago, next within 23 h"
     )
 
 
-def test_a_connection_that_needs_attention_says_why(installation: Installation, local: Served) -> None:
+def test_a_connection_needing_attention_shows_its_reason(installation: Installation, local: Served) -> None:
     local.connect("refused", installation.openai.organizations[0].admin_key)
     attempt(installation, "refused", REVOKED, permanent=True)
     page = local.page("/users/refused/overview")
@@ -123,9 +123,7 @@ def test_a_connection_that_needs_attention_says_why(installation: Installation, 
     assert settings.one("p", class_="error").text == REVOKED
 
 
-def test_a_key_that_was_just_saved_is_not_told_to_have_failed(
-    installation: Installation, local: Served
-) -> None:
+def test_a_just_saved_key_is_not_shown_as_failed(installation: Installation, local: Served) -> None:
     local.connect("mended", installation.openai.organizations[0].admin_key)
     attempt(installation, "mended", REVOKED, permanent=True)
     key = fresh_key(installation.openai, 0)
@@ -137,7 +135,7 @@ def test_a_key_that_was_just_saved_is_not_told_to_have_failed(
     assert REVOKED not in local.page("/users/mended/settings/keys").text
 
 
-def test_a_passing_failure_is_tried_again_by_itself(installation: Installation, local: Served) -> None:
+def test_a_transient_failure_shows_when_it_is_retried(installation: Installation, local: Served) -> None:
     local.connect("unlucky", installation.openai.organizations[0].admin_key)
     attempt(installation, "unlucky", "OpenAI answered 500.")
     page = local.page("/users/unlucky/overview")
@@ -147,8 +145,8 @@ def test_a_passing_failure_is_tried_again_by_itself(installation: Installation, 
         page.one("section", class_="warning").one("p").text
         == "OpenAI answered 500. The next refresh tries again."
     )
-    told = local.page("/users/unlucky/settings/keys").one("p", class_="warning").text
-    assert told == "The last attempt failed: OpenAI answered 500. The next refresh tries again."
+    shown = local.page("/users/unlucky/settings/keys").one("p", class_="warning").text
+    assert shown == "The last attempt failed: OpenAI answered 500. The next refresh tries again."
     key = {"provider": "openai", "key": installation.openai.organizations[0].admin_key}
     assert local.post("/users/unlucky/settings/keys", key).status_code == 303
     assert notices(local.page("/users/unlucky/overview"))[0] == "First refresh under way"
@@ -157,19 +155,19 @@ def test_a_passing_failure_is_tried_again_by_itself(installation: Installation, 
     assert notices(local.page("/users/unlucky/overview"))[0] == "First refresh under way"
 
 
-def test_what_is_overdue_is_marked(installation: Installation, local: Served) -> None:
+def test_a_late_refresh_is_marked(installation: Installation, local: Served) -> None:
     local.connect("late", installation.openai.organizations[0].admin_key)
     since = datetime.now(UTC) - timedelta(hours=30, minutes=5)
     connected(installation, "late", since)
     published(installation, "late", since)
-    told = local.page("/users/late/overview").one("p", class_="freshness")
-    assert told.fits({"class_": "overdue"})
-    assert told.text == "Refreshed 30 h ago, overdue for 6 h"
+    shown = local.page("/users/late/overview").one("p", class_="freshness")
+    assert shown.fits({"class_": "overdue"})
+    assert shown.text == "Refreshed 30 h ago, overdue for 6 h"
     row = next(row for row in local.page("/users").all("tr") if row.text.startswith("late"))
     assert row.one("td", class_="overdue").text == "Refreshed 30 h ago, overdue for 6 h"
 
 
-def test_who_connects_again_is_not_overdue(installation: Installation, local: Served) -> None:
+def test_a_reconnected_user_is_not_late(installation: Installation, local: Served) -> None:
     local.connect("back", installation.openai.organizations[0].admin_key)
     since = datetime.now(UTC) - timedelta(days=40)
     connected(installation, "back", since)
@@ -187,7 +185,7 @@ def test_who_connects_again_is_not_overdue(installation: Installation, local: Se
     assert states.notices(installation.accounts.connections.get("back"), None, is_sample=False) == []
 
 
-def test_what_was_removed_keeps_its_figures(local: Served) -> None:
+def test_a_removed_connection_keeps_its_figures(local: Served) -> None:
     page = local.page("/users/gone/overview")
     (title,) = notices(page)
     assert title.startswith("OpenAI was removed on 20")
@@ -198,7 +196,7 @@ def test_what_was_removed_keeps_its_figures(local: Served) -> None:
     assert settings.startswith("No provider is connected; OpenAI was removed on 20")
 
 
-def test_what_works_has_nothing_above_its_figures(local: Served) -> None:
+def test_a_working_connection_shows_no_notice(local: Served) -> None:
     page = local.page("/users/acme/overview")
     assert notices(page) == []
     assert page.one("p", class_="freshness").text.endswith("; today is partial")
@@ -232,7 +230,7 @@ def test_freshness_in_words(
     assert freshness(None, now) is None
 
 
-def test_a_copy_that_cannot_be_opened_leaves_the_one_before(
+def test_an_unreadable_snapshot_leaves_the_previous_one(
     installation: Installation, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     published = tmp_path / "finora.duckdb"
@@ -251,7 +249,7 @@ def test_a_copy_that_cannot_be_opened_leaves_the_one_before(
     copies.close()
 
 
-def test_databases_that_are_open_at_once_spill_apart(installation: Installation) -> None:
+def test_databases_open_at_once_spill_to_separate_folders(installation: Installation) -> None:
     copies = Copies(installation.settings.published_database)
     with copies.of("acme"), copies.of("nobody") as sample:
         assert sample.is_sample
@@ -261,6 +259,6 @@ def test_databases_that_are_open_at_once_spill_apart(installation: Installation)
     assert not any(folder.exists() for folder in folders)
 
 
-def test_a_page_does_not_wait_for_whoever_writes_the_accounts(local: Served) -> None:
+def test_a_page_does_not_wait_for_a_writer_of_the_accounts(local: Served) -> None:
     with local.accounts.database.write():
         assert local.get("/users/acme/overview", timeout=5).status_code == 200

@@ -1,4 +1,4 @@
-"""Which addresses may receive an Admin key, and which of them are the same to a stored key."""
+"""Addresses that may receive an Admin key, and which of them are equal to a stored key."""
 
 import pytest
 
@@ -64,12 +64,12 @@ def test_an_address_has_one_spelling(given: str, address: str) -> None:
         ("http://127.0.0.1.evil.example/v1", "Use https"),
         ("http://localhost.evil.example/v1", "Use https"),
         ("http://0.0.0.0/v1", "Use https"),
-        # What resolvers take for 127.0.0.1 and no one reads as such.
+        # Spellings that resolvers accept as 127.0.0.1.
         ("http://2130706433/v1", "Use https"),
         ("http://127.1/v1", "Use https"),
     ],
 )
-def test_an_address_that_may_not_receive_a_key_is_refused_in_a_sentence(given: str, words: str) -> None:
+def test_an_address_not_allowed_to_receive_keys_is_refused(given: str, words: str) -> None:
     with pytest.raises(AddressError) as refused:
         parse_address(given)
 
@@ -93,7 +93,7 @@ def test_openai_is_its_own_hosts_over_https() -> None:
         assert not is_openai(other)
 
 
-def test_loopback_is_one_address_whatever_its_name_and_port() -> None:
+def test_loopback_is_one_address_under_any_name_and_port() -> None:
     spellings = ("127.0.0.1:8765", "127.0.0.1", "127.9.9.9:1", "localhost:5000", "LOCALHOST", "[::1]:80")
     assert {bound_form(f"http://{spelling}/v1") for spelling in spellings} == {"http://127.0.0.1/v1"}
     assert all(is_loopback(f"http://{spelling}/v1") for spelling in spellings)

@@ -1,4 +1,4 @@
-"""Amounts: read from their own characters, added exactly, rounded so that sums stay right."""
+"""Amounts: parsed from their text, added exactly, rounded so that sums stay right."""
 
 import json
 from decimal import ROUND_HALF_EVEN, Context, Decimal
@@ -16,12 +16,12 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 UNIT = Decimal("1e-18")
 ENOUGH = Context(prec=400, rounding=ROUND_HALF_EVEN)
 
-# The same examples in every run, on however busy a machine.
+# The same examples in every run, without a time limit on a busy machine.
 REPEATABLE = settings(derandomize=True, deadline=None)
 
 
 def amounts_of(fixture: str) -> list[str]:
-    """The texts of the amounts of a captured page, strings and numbers alike."""
+    """Return the amounts of a captured page as text, strings and numbers alike."""
     page = json.loads((FIXTURES / fixture).read_text(), parse_float=str, parse_int=str)
     buckets = page["data"] if isinstance(page, dict) else page
     return [result["amount"]["value"] for bucket in buckets for result in bucket["results"]]
@@ -32,7 +32,7 @@ NUMBERS = amounts_of("captured_costs_31_days_number_amounts.json")
 
 
 def decimals(places: int) -> st.SearchStrategy[Decimal]:
-    """Amounts of up to 34 digits, as decimal128 has them, with at most so many places."""
+    """Generate amounts of up to 34 digits (decimal128), with at most so many places."""
 
     def of(exponent: int) -> st.SearchStrategy[Decimal]:
         # No amount has more than 10 digits before its point.
@@ -43,7 +43,7 @@ def decimals(places: int) -> st.SearchStrategy[Decimal]:
 
 
 def json_forms(amounts: st.SearchStrategy[Decimal]) -> st.SearchStrategy[str]:
-    """The same amounts as JSON: numbers and strings, plain and with exponents, and nothing."""
+    """Generate amounts as JSON: numbers and strings, plain and with exponents, or null."""
     numbers = st.one_of(
         amounts.map(lambda amount: format(amount, "f")),
         amounts.map(lambda amount: format(amount, "E")),
@@ -53,13 +53,13 @@ def json_forms(amounts: st.SearchStrategy[Decimal]) -> st.SearchStrategy[str]:
 
 
 def values_of(texts: list[str]) -> list[Decimal]:
-    """What the JSON texts say, by another reader than the one under test."""
+    """Parse the JSON texts independently of the code under test."""
     read = (json.loads(text, parse_float=str, parse_int=str) for text in texts)
     return [Decimal(value) for value in read if value is not None]
 
 
 def exact_sum(values: list[Decimal]) -> Fraction:
-    """By another arithmetic than the one under test."""
+    """Add exactly, independently of the code under test."""
     return sum((Fraction(value) for value in values), Fraction(0))
 
 
@@ -111,13 +111,13 @@ def test_amount_is_read_exactly(raw: bytes, value: Decimal | None) -> None:
         pytest.param(b'"1E+1000000"'),
     ],
 )
-def test_what_is_no_amount_is_refused(raw: bytes) -> None:
+def test_text_unlike_an_amount_is_refused(raw: bytes) -> None:
     with pytest.raises(AmountError) as refused:
         parse_amount(raw)
     assert str(refused.value).endswith((" is not a decimal number.", " is too large."))
 
 
-def test_refused_text_is_not_repeated_without_end() -> None:
+def test_refused_text_is_repeated_only_in_part() -> None:
     with pytest.raises(AmountError) as refused:
         parse_amount(b'"' + b"x" * 10_000 + b'"')
     assert len(str(refused.value)) < 100
@@ -143,14 +143,14 @@ def test_zero_with_the_smallest_exponent_stays_small() -> None:
     assert str(total) == "0.1"
 
 
-def test_nothing_adds_up_to_zero() -> None:
+def test_an_empty_sum_is_zero() -> None:
     assert add_exactly([]) == 0
     assert round_to_total([]) == []
     assert round_to_total([None, None]) == [None, None]
 
 
 def test_small_parts_are_not_rounded_away() -> None:
-    # Each alone would round to nothing, and together they are two units.
+    # Each alone rounds to zero; together they are two units.
     parts = [Decimal("0.25e-18")] * 8
 
     rounded = [value for value in round_to_total(parts) if value is not None]
@@ -171,7 +171,7 @@ def test_a_float_on_the_way_would_be_seen() -> None:
         "1234567890.000000000000000001",
         "1234567890.123456789012345678",
     ]
-    # The same through floats ends elsewhere, so that the lines above would notice one.
+    # Floats give another result, so the lines above would detect them.
     assert Decimal(sum(map(float, values))) != add_exactly(values)
 
 
@@ -200,7 +200,7 @@ def test_groups_of_mixed_forms_sum_to_the_texts_rounded_once(texts: list[str]) -
 
 @REPEATABLE
 @given(texts=st.lists(json_forms(decimals(18)), max_size=30))
-def test_texts_of_at_most_18_places_come_out_as_they_are(texts: list[str]) -> None:
+def test_texts_of_at_most_18_places_stay_unchanged(texts: list[str]) -> None:
     rounded = round_to_total([parse_amount(text.encode()) for text in texts])
 
     assert [value for value in rounded if value is not None] == values_of(texts)

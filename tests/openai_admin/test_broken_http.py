@@ -1,4 +1,4 @@
-"""The client against what is not OpenAI, or not HTTP: proxies, captive portals and torn connections."""
+"""The client against foreign servers and broken HTTP: proxies, portals, torn connections."""
 
 import asyncio
 import gzip
@@ -21,7 +21,7 @@ from tests.conftest import QUICK
 
 KEY = AdminKey("sk-admin-Zk3_9xQw-7LmN2pRtVbY4cD1")
 FIRST = date(2026, 6, 14)
-# Every answer counts: nothing is asked twice, however quickly it comes.
+# No retries, so that every response counts.
 ONCE = replace(QUICK, timeout_seconds=20, retry_seconds=0)
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
@@ -31,7 +31,7 @@ def with_length(body: bytes, headers: bytes = b"") -> bytes:
 
 
 def page(*days: int, next_page: str | None = None) -> bytes:
-    """An answer with empty buckets of these days, counted from the first one."""
+    """Return a response with empty buckets of these days, counted from the first."""
     starts = [unix_seconds(FIRST + timedelta(days=day)) for day in days]
     buckets = [
         {"object": "bucket", "start_time": start, "end_time": start + 86_400, "results": []}
@@ -43,7 +43,7 @@ def page(*days: int, next_page: str | None = None) -> bytes:
 
 @asynccontextmanager
 async def listening(answers: Sequence[bytes], heard: list[bytes]) -> AsyncIterator[str]:
-    """A port that answers with these bytes, one after another and then the last for ever."""
+    """Serve these bytes on a port in order, then the last ones for ever."""
     left = list(answers)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -59,18 +59,18 @@ async def listening(answers: Sequence[bytes], heard: list[bytes]) -> AsyncIterat
 
 
 def read(*answers: bytes, days: int = 3, limits: Limits = ONCE) -> tuple[list[Page], int]:
-    """What the client makes of these answers to a window of so many days, and how often it asked."""
+    """Fetch a window of so many days; return the pages and the number of requests."""
 
     async def run() -> tuple[list[Page], int]:
         window = Window(FIRST, FIRST + timedelta(days=days))
         async with listening(answers, []) as base_url, open_client(base_url, limits) as client:
-            return await client.organization(KEY).read(COSTS, window), client.outcomes.total()
+            return await client.organization(KEY).fetch(COSTS, window), client.outcomes.total()
 
     return asyncio.run(run())
 
 
 def failure(*answers: bytes, limits: Limits = ONCE) -> OpenAIAdminError:
-    """The error of such a read, which must be one of ours and hold no key."""
+    """Return the error of such a fetch, which must be ours and hold no key."""
     with pytest.raises(OpenAIAdminError) as caught:
         read(*answers, limits=limits)
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
@@ -109,11 +109,11 @@ def failure(*answers: bytes, limits: Limits = ONCE) -> OpenAIAdminError:
         pytest.param(OK + b"X: " + b"x" * 100_000 + b"\r\n\r\n", Unreachable, id="endless header"),
     ],
 )
-def test_broken_answer_is_a_passing_fault(answer: bytes, error: type[OpenAIAdminError]) -> None:
+def test_a_broken_response_is_transient(answer: bytes, error: type[OpenAIAdminError]) -> None:
     assert type(failure(answer)) is error
 
 
-def test_broken_answer_is_asked_for_again() -> None:
+def test_a_broken_response_is_retried() -> None:
     pages, requests = read(b"SSH-2.0-OpenSSH_9.9\r\n", page(0, 1, 2), limits=replace(ONCE, retry_seconds=20))
 
     assert [len(json.loads(one.body)["data"]) for one in pages] == [3]
@@ -123,29 +123,29 @@ def test_broken_answer_is_asked_for_again() -> None:
 def test_no_error_about_malformed_http_shows_the_key() -> None:
     with pytest.raises((OpenAIAdminError, aiohttp.ClientError)) as caught:
         read(b"SSH-2.0-OpenSSH_9.9\r\n")
-    # A bare assertion about the text would print it, with the key, into every log of a failure.
+    # A bare assertion on the text would print it, with the key, on failure.
     shows_key = KEY.reveal() in repr(caught.value)
     assert not shows_key
 
 
-def test_redirection_takes_the_key_nowhere() -> None:
+def test_a_redirect_does_not_carry_the_key() -> None:
     async def run() -> list[bytes]:
         heard: list[bytes] = []
         async with listening([page(0)], heard) as elsewhere:
             moved = b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % elsewhere.encode()
             async with listening([moved], []) as base_url, open_client(base_url, ONCE) as client:
                 with pytest.raises(UnreadableResponse, match="unexpected status"):
-                    await client.organization(KEY).read(COSTS, Window(FIRST, FIRST + timedelta(days=1)))
+                    await client.organization(KEY).fetch(COSTS, Window(FIRST, FIRST + timedelta(days=1)))
         return heard
 
     assert asyncio.run(run()) == []
 
 
-def test_key_goes_into_the_authorization_alone() -> None:
+def test_only_the_authorization_header_carries_the_key() -> None:
     async def run() -> list[bytes]:
         heard: list[bytes] = []
         async with listening([page(0)], heard) as base_url, open_client(base_url, ONCE) as client:
-            await client.organization(KEY).read(COSTS, Window(FIRST, FIRST + timedelta(days=1)))
+            await client.organization(KEY).fetch(COSTS, Window(FIRST, FIRST + timedelta(days=1)))
         return heard
 
     (asked,) = asyncio.run(run())
@@ -160,22 +160,22 @@ def test_key_goes_into_the_authorization_alone() -> None:
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        ([page(-1, 0, 1)], "other days"),
-        ([page(0, 1, 2, 3)], "other days"),
-        ([page(0, 1, 1)], "one twice"),
-        ([page(0, 2, 1)], "one twice"),
-        ([page(0, 1, next_page="page_a"), page(1, 2)], "one twice"),
+        ([page(-1, 0, 1)], "not requested"),
+        ([page(0, 1, 2, 3)], "not requested"),
+        ([page(0, 1, 1)], "a day twice"),
+        ([page(0, 2, 1)], "a day twice"),
+        ([page(0, 1, next_page="page_a"), page(1, 2)], "a day twice"),
         ([page(0, next_page="page_a"), page(1, next_page="page_a")], "repeated a page token"),
         ([page(0, next_page="")], "gave no page token"),
     ],
     ids=["a day too early", "a day too late", "twice", "backwards", "again", "same token", "empty token"],
 )
 def test_pages_that_do_not_fit_their_window_are_unreadable(answers: list[bytes], words: str) -> None:
-    # The window is asked for three times before it is given up.
-    told = failure(*answers * 3)
+    # The window is requested three times before the fetch fails.
+    error = failure(*answers * 3)
 
-    assert isinstance(told, UnreadableResponse)
-    assert words in str(told)
+    assert isinstance(error, UnreadableResponse)
+    assert words in str(error)
 
 
 def test_pages_that_fit_their_window_are_read() -> None:
@@ -189,16 +189,16 @@ def test_pages_that_fit_their_window_are_read() -> None:
     "moment",
     ["Wed, 21 Oct 99999999999 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:00 +99999999999999"],
 )
-def test_retry_after_beyond_the_calendar_is_none(moment: str) -> None:
+def test_retry_after_beyond_the_calendar_is_ignored(moment: str) -> None:
     busy = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: %s\r\nContent-Length: 0\r\n\r\n" % moment.encode()
 
-    told = failure(busy)
+    error = failure(busy)
 
-    assert isinstance(told, RateLimited)
-    assert told.retry_after is None
+    assert isinstance(error, RateLimited)
+    assert error.retry_after is None
 
 
-def test_answer_nested_without_end_is_unreadable() -> None:
+def test_a_deeply_nested_response_is_unreadable() -> None:
     body = b'{"object":"page","data":[],"has_more":false,"extra":' + b"[" * 20_000 + b"]" * 20_000 + b"}"
 
     assert isinstance(failure(with_length(body)), UnreadableResponse)

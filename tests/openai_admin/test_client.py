@@ -1,4 +1,4 @@
-"""The client against a simulated OpenAI that misbehaves: what recovers, what ends, what a person reads."""
+"""The client against a faulty simulated OpenAI: retries, errors and messages."""
 
 import asyncio
 import json
@@ -42,18 +42,18 @@ from tests.conftest import QUICK, OpenAI
 T = TypeVar("T")
 StartOpenAI = Callable[..., OpenAI]
 
-# A busy machine must not turn a slow answer into a time-out, nor a repeat into a surrender.
+# A busy machine must cause neither time-outs nor exhausted retries.
 PATIENT = replace(QUICK, timeout_seconds=20, retry_seconds=20)
 IMPATIENT = replace(QUICK, timeout_seconds=20)
 
-# `read` asks for at most one page's days at a time; pages of four days make OpenAI give cursors.
+# `read` requests at most one page's days; pages of four days make OpenAI return cursors.
 COMPLETIONS = ENDPOINTS["completions"]
 SHORT_PAGES = replace(COMPLETIONS, days_per_page=4)
 
 
 @pytest.fixture(scope="module")
 def shared_openai() -> Iterator[OpenAI]:
-    """One server for the module: starting and stopping one takes longer than most tests."""
+    """One server for the module: starting one takes longer than most tests."""
     now = datetime(2026, 11, 18, 15, tzinfo=UTC)
     since = now.date() - timedelta(days=9)
     simulator = Simulator([OrganizationSpec(number, since=since) for number in range(4)], now=now)
@@ -63,7 +63,7 @@ def shared_openai() -> Iterator[OpenAI]:
 
 @pytest.fixture
 def openai(shared_openai: OpenAI) -> Iterator[OpenAI]:
-    """A simulated OpenAI of four organizations, in which everything is well."""
+    """A simulated OpenAI of four organizations, reset to no faults."""
     shared_openai.simulator.requests.clear()
     yield shared_openai
     shared_openai.simulator.clear_faults()
@@ -74,7 +74,7 @@ def openai(shared_openai: OpenAI) -> Iterator[OpenAI]:
 def with_client(
     base_url: str, use: Callable[[OpenAIAdminClient], Awaitable[T]], limits: Limits = PATIENT
 ) -> T:
-    """What `use` makes of a client that is open for as long as it runs."""
+    """Call `use` with an open client; return its result."""
 
     async def run() -> T:
         async with open_client(base_url, limits) as client:
@@ -84,7 +84,7 @@ def with_client(
 
 
 def last_days(openai: OpenAI, days: int) -> Window:
-    """The UTC days up to the simulator's today."""
+    """Return the UTC days up to the simulator's today."""
     tomorrow = openai.simulator.now.date() + timedelta(days=1)
     return Window(tomorrow - timedelta(days=days), tomorrow)
 
@@ -96,29 +96,29 @@ def key_of(openai: OpenAI, number: int = 0) -> AdminKey:
 def read(
     openai: OpenAI, endpoint: Endpoint = COSTS, days: int = 5, limits: Limits = PATIENT
 ) -> tuple[list[Page], int]:
-    """The pages of the last days, and how many requests they took."""
+    """Fetch the last days; return the pages and the number of requests."""
 
     async def use(client: OpenAIAdminClient) -> tuple[list[Page], int]:
-        pages = await client.organization(key_of(openai)).read(endpoint, last_days(openai, days))
+        pages = await client.organization(key_of(openai)).fetch(endpoint, last_days(openai, days))
         return pages, client.outcomes.total()
 
     return with_client(openai.base_url, use, limits)
 
 
 def read_with_cursor(openai: OpenAI, days: int = 10, limits: Limits = PATIENT) -> tuple[list[Page], int]:
-    """The same, in pages of four days that a cursor leads through."""
+    """Fetch the same in pages of four days, following cursors."""
 
     async def use(client: OpenAIAdminClient) -> tuple[list[Page], int]:
         reader = client.organization(key_of(openai))
         query = _Query(SHORT_PAGES, SHORT_PAGES.group_by, None, None)
-        pages = await reader._read_piece(query, last_days(openai, days))
+        pages = await reader._fetch_piece(query, last_days(openai, days))
         return pages, client.outcomes.total()
 
     return with_client(openai.base_url, use, limits)
 
 
 def failure(openai: OpenAI, run: Callable[[], object]) -> OpenAIAdminError:
-    """The error that `run` ends with, after a look at what a person would read of it."""
+    """Return the error that `run` raises, after checking its message."""
     with pytest.raises(OpenAIAdminError) as caught:
         run()
     message = str(caught.value)
@@ -134,7 +134,7 @@ def failure(openai: OpenAI, run: Callable[[], object]) -> OpenAIAdminError:
 
 
 def starts_of(pages: list[Page]) -> list[int]:
-    """The first second of each bucket, in the order of the pages."""
+    """Return the first second of each bucket, in the order of the pages."""
     return [bucket["start_time"] for page in pages for bucket in json.loads(page.body)["data"]]
 
 
@@ -168,11 +168,11 @@ LASTING: list[tuple[Fault, type[OpenAIAdminError], str]] = [
     (Fault(FaultKind.FOREIGN_CURRENCY), UnexpectedShape, "'eur'"),
     (Fault(FaultKind.NO_CURSOR), UnreadableResponse, "no page token"),
     (Fault(FaultKind.SAME_CURSOR), UnreadableResponse, "repeated a page token"),
-    (Fault(FaultKind.ECHO_KEY), UnreadableResponse, "repeats the key"),
+    (Fault(FaultKind.ECHO_KEY), UnreadableResponse, "contains the key"),
 ]
 
 
-def test_days_before_the_first_are_taken_for_those_before_an_organization_that_is_not_known(
+def test_days_before_a_new_organizations_first_day_count_as_empty(
     openai: OpenAI,
 ) -> None:
     window = last_days(openai, 5)
@@ -180,7 +180,7 @@ def test_days_before_the_first_are_taken_for_those_before_an_organization_that_i
 
     def read_since(known_from: date | None) -> list[Page]:
         async def use(client: OpenAIAdminClient) -> list[Page]:
-            return await client.organization(key_of(openai)).read(COSTS, window, known_from=known_from)
+            return await client.organization(key_of(openai)).fetch(COSTS, window, known_from=known_from)
 
         return with_client(openai.base_url, use)
 
@@ -191,17 +191,17 @@ def test_days_before_the_first_are_taken_for_those_before_an_organization_that_i
             read_since(known_from)
 
 
-def test_an_answer_is_of_the_moment_when_it_was_asked_for(openai: OpenAI) -> None:
+def test_the_fetch_time_is_the_time_of_the_request(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SLOW, seconds=0.2))
     pages, _ = read(openai)
     assert datetime.now(UTC) - pages[0].fetched_at >= timedelta(seconds=0.2)
 
 
 @pytest.mark.parametrize("fault", RECOVERING, ids=lambda fault: f"{fault.kind}-{fault.times}")
-def test_passing_fault_leaves_no_trace(openai: OpenAI, fault: Fault) -> None:
+def test_a_transient_fault_changes_no_result(openai: OpenAI, fault: Fault) -> None:
     undisturbed, requests = read(openai)
     times = fault.times or 0
-    # The row of the table is shared by repeated runs, and a fault counts its strikes.
+    # Parameters are shared by repeated runs, and a fault counts its strikes.
     openai.simulator.add_fault(openai.organizations[0], replace(fault))
 
     pages, requests_with_repeats = read(openai)
@@ -218,54 +218,54 @@ def test_lasting_fault_ends_in_its_error(
 ) -> None:
     openai.simulator.add_fault(openai.organizations[0], replace(fault))
 
-    told = failure(openai, lambda: read(openai, limits=IMPATIENT))
+    raised = failure(openai, lambda: read(openai, limits=IMPATIENT))
 
-    assert type(told) is error
-    assert isinstance(told, TransientError)
-    assert words in str(told)
+    assert type(raised) is error
+    assert isinstance(raised, TransientError)
+    assert words in str(raised)
 
 
-def test_retry_after_beyond_our_patience_is_not_waited_for(openai: OpenAI) -> None:
+def test_retry_after_beyond_the_retry_limit_is_not_waited_for(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=3600))
 
-    told = failure(openai, lambda: read(openai))
+    raised = failure(openai, lambda: read(openai))
 
-    assert isinstance(told, RateLimited)
-    assert told.retry_after == 3600
+    assert isinstance(raised, RateLimited)
+    assert raised.retry_after == 3600
     assert openai.simulator.requests["costs"] == 1
 
 
-def test_retry_after_zero_for_ever_is_not_hammered(openai: OpenAI) -> None:
+def test_endless_retry_after_zero_is_retried_with_pauses(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=0))
 
-    told = failure(openai, lambda: read(openai, limits=replace(IMPATIENT, retry_seconds=0.3)))
+    raised = failure(openai, lambda: read(openai, limits=replace(IMPATIENT, retry_seconds=0.3)))
 
-    assert isinstance(told, RateLimited)
+    assert isinstance(raised, RateLimited)
     # Pauses that double from a millisecond fit about ten times.
     assert openai.simulator.requests["costs"] < 30
 
 
-def test_silence_is_unreachable(openai: OpenAI) -> None:
+def test_a_silent_server_is_unreachable(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.HANG))
 
-    told = failure(openai, lambda: read(openai, limits=replace(QUICK, timeout_seconds=0.2)))
+    raised = failure(openai, lambda: read(openai, limits=replace(QUICK, timeout_seconds=0.2)))
 
-    assert isinstance(told, Unreachable)
-    assert "did not answer within 0.2 s" in str(told)
+    assert isinstance(raised, Unreachable)
+    assert "did not answer within 0.2 s" in str(raised)
 
 
-def test_nothing_listening_is_unreachable(openai: OpenAI) -> None:
+def test_a_closed_port_is_unreachable(openai: OpenAI) -> None:
     with socket.socket() as bound:
-        # Bound but not listening: the port refuses, and nobody else can take it meanwhile.
+        # Bound but not listening: the port refuses, and no other process can take it.
         bound.bind(("127.0.0.1", 0))
-        nobody = OpenAI(openai.simulator, f"http://127.0.0.1:{bound.getsockname()[1]}/v1")
-        told = failure(openai, lambda: read(nobody, limits=IMPATIENT))
+        closed_port = OpenAI(openai.simulator, f"http://127.0.0.1:{bound.getsockname()[1]}/v1")
+        raised = failure(openai, lambda: read(closed_port, limits=IMPATIENT))
 
-    assert isinstance(told, Unreachable)
-    assert "could not be reached" in str(told)
+    assert isinstance(raised, Unreachable)
+    assert "could not be reached" in str(raised)
 
 
-def test_slow_answer_within_the_time_limit_is_good(openai: OpenAI) -> None:
+def test_a_slow_response_within_the_time_limit_is_accepted(openai: OpenAI) -> None:
     undisturbed, _ = read(openai)
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SLOW, seconds=0.01))
 
@@ -286,7 +286,7 @@ def test_rows_without_amount_are_accepted(openai: OpenAI) -> None:
     assert requests == 1
 
 
-def test_fault_of_one_endpoint_spares_the_others(openai: OpenAI) -> None:
+def test_a_fault_at_one_endpoint_spares_the_others(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SERVER_ERROR, endpoint="completions"))
 
     assert len(read(openai, COSTS)[0]) == 1
@@ -301,21 +301,19 @@ def test_fault_of_one_endpoint_spares_the_others(openai: OpenAI) -> None:
         (KeyState.RESTRICTED, InsufficientPermissions),
     ],
 )
-def test_refused_key_is_not_tried_again(
-    openai: OpenAI, state: KeyState, error: type[OpenAIAdminError]
-) -> None:
+def test_a_refused_key_is_not_retried(openai: OpenAI, state: KeyState, error: type[OpenAIAdminError]) -> None:
     openai.simulator.set_key_state(openai.organizations[0].admin_key, state)
 
     async def use(client: OpenAIAdminClient) -> int:
         with pytest.raises(error):
-            await client.organization(key_of(openai)).read(COSTS, last_days(openai, 5))
+            await client.organization(key_of(openai)).fetch(COSTS, last_days(openai, 5))
         return client.outcomes.total()
 
     assert with_client(openai.base_url, use) == 1
-    assert "Create a fresh Admin key" in str(failure(openai, lambda: read(openai)))
+    assert "Create a new Admin key" in str(failure(openai, lambda: read(openai)))
 
 
-def test_refused_key_of_a_long_window_ends_in_one_plain_error(openai: OpenAI) -> None:
+def test_a_refused_key_on_a_long_window_raises_one_error(openai: OpenAI) -> None:
     openai.simulator.set_key_state(openai.organizations[0].admin_key, KeyState.REVOKED)
 
     assert type(failure(openai, lambda: read(openai, days=400))) is InvalidKey
@@ -326,12 +324,12 @@ def test_grouping_that_the_organization_lacks_is_refused_at_once(start_openai: S
 
     async def use(client: OpenAIAdminClient) -> list[Page]:
         reader = client.organization(key_of(openai))
-        return await reader.read(COSTS, last_days(openai, 5), group_by=("api_key_id",))
+        return await reader.fetch(COSTS, last_days(openai, 5), group_by=("api_key_id",))
 
-    told = failure(openai, lambda: with_client(openai.base_url, use))
+    raised = failure(openai, lambda: with_client(openai.base_url, use))
 
-    assert isinstance(told, UnsupportedRequest)
-    assert "api_key_id" in str(told)
+    assert isinstance(raised, UnsupportedRequest)
+    assert "api_key_id" in str(raised)
     assert openai.simulator.requests["costs"] == 1
 
 
@@ -381,10 +379,10 @@ def test_rejected_page_token_starts_the_window_again(openai: OpenAI) -> None:
 def test_page_tokens_rejected_for_ever_are_unreadable(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.PAGE_TOKEN))
 
-    told = failure(openai, lambda: read_with_cursor(openai))
+    raised = failure(openai, lambda: read_with_cursor(openai))
 
-    assert isinstance(told, UnreadableResponse)
-    assert "page tokens" in str(told)
+    assert isinstance(raised, UnreadableResponse)
+    assert "page tokens" in str(raised)
 
 
 def test_rejected_page_token_is_tried_three_times(openai: OpenAI) -> None:
@@ -410,26 +408,26 @@ def test_passing_fault_does_not_lose_the_cursor(openai: OpenAI, kind: FaultKind)
 
 
 def test_endless_cursor_ends(openai: OpenAI) -> None:
-    told = failure(openai, lambda: read_with_cursor(openai, limits=replace(PATIENT, most_pages=2)))
+    raised = failure(openai, lambda: read_with_cursor(openai, limits=replace(PATIENT, most_pages=2)))
 
-    assert isinstance(told, UnreadableResponse)
-    assert "2 pages" in str(told)
+    assert isinstance(raised, UnreadableResponse)
+    assert "2 pages" in str(raised)
 
 
-def test_fault_on_a_later_page_leaves_no_half_read_window(openai: OpenAI) -> None:
-    # The first strike hits one of the three pieces, which then has no time to ask again.
+def test_a_fault_on_a_later_page_returns_no_partial_window(openai: OpenAI) -> None:
+    # The fault hits one of the three pieces, which then has no time for a retry.
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=3600, times=1))
 
     assert isinstance(failure(openai, lambda: read(openai, days=400)), RateLimited)
 
 
-def test_organizations_are_read_side_by_side_and_apart(openai: OpenAI) -> None:
+def test_organizations_are_fetched_concurrently_and_separately(openai: OpenAI) -> None:
     window = last_days(openai, 5)
     openai.simulator.add_fault(openai.organizations[2], Fault(FaultKind.SERVER_ERROR))
 
     async def use(client: OpenAIAdminClient) -> list[list[Page] | BaseException]:
         readers = [client.organization(key_of(openai, number)) for number in range(4)]
-        return await asyncio.gather(*(r.read(COSTS, window) for r in readers), return_exceptions=True)
+        return await asyncio.gather(*(r.fetch(COSTS, window) for r in readers), return_exceptions=True)
 
     answers = with_client(openai.base_url, use, IMPATIENT)
 
@@ -457,7 +455,7 @@ def test_every_project_is_listed(start_openai: StartOpenAI) -> None:
     [fault for fault in RECOVERING if fault.kind not in (FaultKind.NULL_RESULTS, FaultKind.FOREIGN_CURRENCY)],
     ids=lambda fault: f"{fault.kind}-{fault.times}",
 )
-def test_passing_fault_leaves_no_trace_in_the_projects(openai: OpenAI, fault: Fault) -> None:
+def test_a_transient_fault_changes_no_list_of_projects(openai: OpenAI, fault: Fault) -> None:
     def projects() -> list[str]:
         return with_client(openai.base_url, lambda client: client.organization(key_of(openai)).projects())
 
@@ -502,16 +500,16 @@ def test_refused_key_lists_no_projects(openai: OpenAI) -> None:
     assert with_client(openai.base_url, use) == 1
 
 
-def test_refused_query_is_told_in_one_sentence(start_openai: StartOpenAI) -> None:
+def test_a_refused_query_raises_one_sentence(start_openai: StartOpenAI) -> None:
     openai = start_openai(days=5, cost_groupings=())
 
     async def use(client: OpenAIAdminClient) -> list[Page]:
         reader = client.organization(key_of(openai))
-        return await reader.read(COSTS, last_days(openai, 5), group_by=("api_key_id",))
+        return await reader.fetch(COSTS, last_days(openai, 5), group_by=("api_key_id",))
 
-    told = failure(openai, lambda: with_client(openai.base_url, use))
+    raised = failure(openai, lambda: with_client(openai.base_url, use))
 
-    assert not str(told).endswith("..")
+    assert not str(raised).endswith("..")
 
 
 def test_foreign_currency_spares_usage(openai: OpenAI) -> None:
@@ -540,11 +538,11 @@ def test_retry_after_is_seconds_or_a_date(header: str, seconds: float | None) ->
     assert retry_after({"retry-after": header}) == seconds
 
 
-def test_no_retry_after_is_none() -> None:
+def test_no_retry_after_is_invented() -> None:
     assert retry_after({}) is None
 
 
-def test_a_piece_without_days_between_others_is_not_taken_for_read(openai: OpenAI):
+def test_an_empty_piece_between_others_does_not_count_as_fetched(openai: OpenAI):
     window = last_days(openai, 400)
     middle = f"start_time={unix_seconds(window.start + timedelta(days=COSTS.days_per_page))}"
     nothing = b'{"object":"page","data":[],"has_more":false,"next_page":null}'

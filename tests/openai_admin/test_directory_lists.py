@@ -1,4 +1,4 @@
-"""The directory: each list has an outcome of its own, and none of them asks for ever."""
+"""The directory: each list has its own outcome, and none is requested for ever."""
 
 import asyncio
 import json
@@ -56,7 +56,7 @@ def refused(path: str, status: int, message: str, **how: Any) -> Fault:
     return Fault(FaultKind.STATUS, path=path, status=status, body=sent, **how)
 
 
-def test_all_lists_are_read_in_the_order_of_the_projects(start_openai: StartOpenAI) -> None:
+def test_all_lists_are_fetched_in_the_order_of_the_projects(start_openai: StartOpenAI) -> None:
     openai = start_openai(projects=5, service_accounts=2, **SMALL)
     organization = openai.organizations[0]
 
@@ -73,7 +73,7 @@ def test_all_lists_are_read_in_the_order_of_the_projects(start_openai: StartOpen
     owners = {key.owner.name for key in organization.api_keys if key.member_id is None}
     assert len(owners) == 2
     assert names(first, SERVICE_ACCOUNTS) == owners
-    # Pages that come again as they were are the same page set.
+    # Unchanged pages are the same page set.
     assert [(p.grouping, p.body) for p in first.pages] == [(p.grouping, p.body) for p in again.pages]
 
 
@@ -128,7 +128,7 @@ def test_lists_of_the_organization_fail_apart(start_openai: StartOpenAI) -> None
     assert len(names(directory, MEMBERS)) == 2
 
 
-def test_a_key_that_may_not_list_keys_is_refused_once_and_not_for_each_project(
+def test_a_refused_key_list_is_not_requested_for_each_project(
     start_openai: StartOpenAI,
 ) -> None:
     openai = start_openai(projects=40, **SMALL)
@@ -183,13 +183,13 @@ def test_a_strange_id_stays_one_part_of_the_path(start_openai: StartOpenAI, odd:
     body = odd.replace("\\", "\\\\")
     directory = read(openai, Fault(FaultKind.EDIT, path="organization/projects$", edit=project.id, body=body))
 
-    # OpenAI knows no such project: its lists are empty, and nothing else was asked for.
+    # The project is unknown to OpenAI: its lists are empty, without further requests.
     assert directory.failed == []
     assert len(directory.lists) == 2 + 2 * 2
     assert set(openai.simulator.requests) == {"projects", "users", "api_keys", "service_accounts"}
 
 
-def test_many_projects_are_read_with_few_requests_at_once(start_openai: StartOpenAI) -> None:
+def test_many_projects_are_fetched_with_few_requests_at_once(start_openai: StartOpenAI) -> None:
     openai = start_openai(projects=200, members=1, days=2, models=(), services=False, keys_per_project=1)
     directory = read(openai)
     assert len(directory.lists) == 2 + 2 * 200
@@ -209,7 +209,7 @@ def expiry(openai: OpenAI, *faults: Fault) -> datetime | None:
     return asyncio.run(run())
 
 
-def test_an_admin_key_knows_when_it_ends(start_openai: StartOpenAI) -> None:
+def test_the_expiry_of_an_admin_key_is_found(start_openai: StartOpenAI) -> None:
     openai = start_openai(projects=1, **SMALL)
     moment = datetime(2027, 3, 1, 12, tzinfo=UTC)
 
@@ -224,7 +224,7 @@ def test_an_admin_key_knows_when_it_ends(start_openai: StartOpenAI) -> None:
     assert openai.simulator.requests["admin_api_keys"] == 8
 
 
-def test_another_keys_end_is_not_this_ones(start_openai: StartOpenAI) -> None:
+def test_the_expiry_of_another_key_is_not_used(start_openai: StartOpenAI) -> None:
     openai = start_openai(projects=1, **SMALL)
     shown = openai.organizations[0].admin_key[-4:]
 
@@ -251,7 +251,7 @@ def test_another_keys_end_is_not_this_ones(start_openai: StartOpenAI) -> None:
     ],
     ids=lambda fault: fault.kind,
 )
-def test_a_key_that_may_not_list_keys_has_no_known_end(start_openai: StartOpenAI, fault: Fault) -> None:
+def test_a_key_that_cannot_list_keys_has_no_known_expiry(start_openai: StartOpenAI, fault: Fault) -> None:
     openai = start_openai(projects=1, **SMALL)
     assert expiry(openai, fault) is None
     assert openai.simulator.requests["admin_api_keys"] == 1

@@ -1,4 +1,4 @@
-"""What OpenAI's errors mean: by their code and words, with the host that was asked and advice that fits."""
+"""Meanings of OpenAI's errors by code and message, with the host and fitting advice."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ MEANINGS: list[tuple[int, str, type[OpenAIAdminError], str]] = [
     ),
     (401, body("Incorrect API key provided: sk-admin*fake."), InvalidKey, "ChatGPT workspace"),
     (401, body(SCOPES), InsufficientPermissions, "project key"),
-    (403, json.dumps({"error": SCOPES}), InsufficientPermissions, "Create a fresh Admin key"),
+    (403, json.dumps({"error": SCOPES}), InsufficientPermissions, "Create a new Admin key"),
     (401, body("Your request IP is not authorized.", "ip_not_authorized"), IpNotAuthorized, "IP allowlist"),
     (403, body("Your request IP is not authorized.", "ip_not_authorized"), IpNotAuthorized, "IP allowlist"),
     (
@@ -123,7 +123,7 @@ MEANINGS: list[tuple[int, str, type[OpenAIAdminError], str]] = [
     (404, json.dumps({"code": 404, "message": "The project was not found"}), NotFound, "not found"),
     (500, body("The server had an error.", None, "server_error"), Unreachable, "The server had an error"),
     (520, "", Unreachable, "answered 520."),
-    (302, "", UnreadableResponse, "redirections"),
+    (302, "", UnreadableResponse, "redirects"),
 ]
 
 
@@ -144,9 +144,9 @@ def test_an_error_means_what_its_code_and_words_say(
     assert "\n" not in message
     assert len(message) < 500
     assert found.status == status
-    # A fresh key is advised only where the key is the cause, and only then asking stops for good.
+    # A new key is advised only where the key is the cause, and only then fetches stop.
     is_key = error in (InvalidKey, InsufficientPermissions)
-    assert ("fresh Admin key" in message) is is_key
+    assert ("new Admin key" in message) is is_key
     assert found.is_permanent is (is_key or issubclass(error, UnsupportedRequest))
     assert found.is_permanent is isinstance(found, PermanentError)
 
@@ -184,20 +184,20 @@ def test_code_and_retry_after_are_kept() -> None:
         ("Überblick 東京 😀", "Überblick 東京 😀"),
     ],
 )
-def test_openais_words_are_made_fit_to_show(said: str, shown: str) -> None:
+def test_openais_messages_are_made_safe_to_show(said: str, shown: str) -> None:
     assert quoted(said).rstrip(".") == shown
-    # What JSON cannot hold as text is replaced before.
+    # Characters that JSON cannot hold are replaced before.
     if not {"\ud83d", "\x00"} & set(said):
         message = str(error_of(500, body(said).encode(), {}, OPENAI))
         assert message.endswith(f": {shown}.")
         assert KEY not in message
 
 
-def test_openais_words_are_not_repeated_without_end() -> None:
+def test_long_messages_of_openai_are_cut() -> None:
     assert quoted("word " * 10_000).endswith("…")
     assert len(quoted("word " * 10_000)) <= 160
     assert len(str(error_of(500, body("x" * 100_000).encode(), {}, OPENAI))) < 400
-    # A key that is cut off at the end of what is shown is still a key.
+    # A key cut off at the end of the message is still hidden.
     assert "sk-admin-Z" not in quoted("x" * 150 + " " + KEY)
 
 
@@ -218,7 +218,7 @@ def openai() -> Iterator[OpenAI]:
         yield OpenAI(simulator, base_url)
 
 
-# A busy machine must not turn a slow answer into a time-out.
+# A busy machine must not turn a slow response into a time-out.
 PATIENT = replace(QUICK, timeout_seconds=20, request_seconds=20, retry_seconds=20)
 HASTY = replace(PATIENT, retry_seconds=0.05)
 
@@ -232,7 +232,7 @@ def with_client(openai: OpenAI, use: Callable[[OpenAIAdminClient], Awaitable[T]]
 
 
 def requests_until(openai: OpenAI, fault: Fault, limits: Limits) -> tuple[int, OpenAIAdminError | None]:
-    """How often a day of costs was asked for under a fault, and the error at the end."""
+    """Return the number of requests for a day of costs under a fault, and the final error."""
     openai.simulator.requests.clear()
     openai.simulator.clear_faults()
     openai.simulator.add_fault(openai.organizations[0], fault)
@@ -241,7 +241,7 @@ def requests_until(openai: OpenAI, fault: Fault, limits: Limits) -> tuple[int, O
     async def use(client: OpenAIAdminClient) -> OpenAIAdminError | None:
         try:
             key = AdminKey(openai.organizations[0].admin_key)
-            await client.organization(key).read(COSTS, Window(day, day + timedelta(days=1)))
+            await client.organization(key).fetch(COSTS, Window(day, day + timedelta(days=1)))
         except OpenAIAdminError as error:
             return error
         return None
@@ -253,7 +253,7 @@ def requests_until(openai: OpenAI, fault: Fault, limits: Limits) -> tuple[int, O
 @pytest.mark.parametrize(
     ("status", "sent", "requests"),
     [
-        # The key's fault, or a reason that OpenAI explains: once.
+        # A bad key, or a reason that OpenAI explains: one request.
         (401, body("Incorrect API key provided.", "invalid_api_key"), 1),
         (403, body(SCOPES), 1),
         (401, body("Not authorized.", "ip_not_authorized"), 1),
@@ -262,13 +262,13 @@ def requests_until(openai: OpenAI, fault: Fault, limits: Limits) -> tuple[int, O
         (403, body("No.", "unsupported_country_region_territory"), 1),
         (429, body("Empty.", "credit_balance_exhausted"), 1),
         (400, body("Not supported."), 1),
-        # A reason that is not known: twice more.
+        # An unknown reason: two retries.
         (403, body("Your organization does not have access to this feature."), 3),
         (401, "", 3),
         (418, "", 3),
     ],
 )
-def test_a_refusal_is_repeated_as_its_reason_deserves(
+def test_a_refusal_is_retried_according_to_its_reason(
     openai: OpenAI, status: int, sent: str, requests: int
 ) -> None:
     fault = Fault(FaultKind.STATUS, status=status, body=sent)
@@ -287,12 +287,12 @@ def test_a_refusal_is_repeated_as_its_reason_deserves(
         (401, body("Something odd.", "odd_code"), "application/json"),
     ],
 )
-def test_what_passes_leaves_no_trace(openai: OpenAI, status: int, sent: str, kind: str) -> None:
+def test_a_transient_error_changes_no_result(openai: OpenAI, status: int, sent: str, kind: str) -> None:
     fault = Fault(FaultKind.STATUS, status=status, body=sent, content_type=kind, times=1)
     assert requests_until(openai, fault, PATIENT) == (2, None)
 
 
-def test_a_web_page_that_stays_is_repeated_like_a_server_error(openai: OpenAI) -> None:
+def test_a_lasting_web_page_is_retried_like_a_server_error(openai: OpenAI) -> None:
     requests, error = requests_until(
         openai, Fault(FaultKind.STATUS, status=403, body=PAGE, content_type="text/html"), HASTY
     )
@@ -301,7 +301,7 @@ def test_a_web_page_that_stays_is_repeated_like_a_server_error(openai: OpenAI) -
     assert requests > 2
 
 
-def test_a_type_error_is_not_repeated_for_long(openai: OpenAI) -> None:
+def test_a_type_error_is_retried_briefly(openai: OpenAI) -> None:
     requests, error = requests_until(
         openai, Fault(FaultKind.EDIT, edit='"value":"[^"]*"', body='"value":"12,5"'), PATIENT
     )
@@ -311,7 +311,7 @@ def test_a_type_error_is_not_repeated_for_long(openai: OpenAI) -> None:
     assert requests_until(openai, Fault(FaultKind.NULL_RESULTS), PATIENT)[0] == 2
 
 
-def test_every_error_names_what_it_counts_as() -> None:
+def test_every_error_class_has_a_metric_label() -> None:
     def classes(of: type[OpenAIAdminError]) -> Iterator[type[OpenAIAdminError]]:
         yield of
         for one in of.__subclasses__():

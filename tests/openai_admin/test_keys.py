@@ -1,4 +1,4 @@
-"""Admin keys: what is taken from a pasted text, what is refused and how, and that nothing shows a key."""
+"""Admin keys: extraction from pasted text, refusal, and secrecy."""
 
 import copy
 import pickle
@@ -13,7 +13,7 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 KEY = "sk-admin-Zk3_9xQw-7LmN2pRtVbY4cD1"
 SECRET = KEY.removeprefix(PREFIX)[:-4]
 
-# The same examples in every run, on however busy a machine.
+# The same examples in every run, without a time limit on a busy machine.
 REPEATABLE = settings(derandomize=True, deadline=None)
 
 admin_keys = st.text(ALPHABET, min_size=16, max_size=200).map(PREFIX.__add__)
@@ -45,7 +45,7 @@ admin_keys = st.text(ALPHABET, min_size=16, max_size=200).map(PREFIX.__add__)
         f"My key is {KEY}.",
     ],
 )
-def test_what_surrounds_a_pasted_key_is_dropped(pasted: str) -> None:
+def test_text_around_a_pasted_key_is_dropped(pasted: str) -> None:
     assert AdminKey(pasted).reveal() == KEY
 
 
@@ -69,21 +69,21 @@ def test_what_surrounds_a_pasted_key_is_dropped(pasted: str) -> None:
         ("sess-Zk39xQw7LmN2pRtVbY4cD1", "session key of a browser"),
         ("sk-lf-Zk39xQw7LmN2pRtVbY4cD1", "not an OpenAI Admin key"),
         ("OPENAI_API_KEY=sk-proj-Zk39xQw7LmN2pRtVbY4cD1", "project key"),
-        (f"OPENAI_API_KEY=sk-proj-Zk39xQw7LmN2pRtVbY4cD1\nOPENAI_ADMIN_KEY={KEY}", "whole and alone"),
-        (f"{KEY}...", "whole and alone"),
-        ("x" * 200 + " " + KEY, "whole and alone"),
-        ("x" * 2000 + " " + KEY, "whole and alone"),
+        (f"OPENAI_API_KEY=sk-proj-Zk39xQw7LmN2pRtVbY4cD1\nOPENAI_ADMIN_KEY={KEY}", "the whole key"),
+        (f"{KEY}...", "the whole key"),
+        ("x" * 200 + " " + KEY, "the whole key"),
+        ("x" * 2000 + " " + KEY, "the whole key"),
         ("sk-admin-", "incomplete"),
         ("sk-admin-tooshort", "incomplete"),
-        (f"{KEY} {KEY}", "whole and alone"),
-        (f"{KEY}\n{KEY}", "whole and alone"),
-        (f"{KEY}\u200b{KEY}", "whole and alone"),
+        (f"{KEY} {KEY}", "the whole key"),
+        (f"{KEY}\n{KEY}", "the whole key"),
+        (f"{KEY}\u200b{KEY}", "the whole key"),
         (f"{KEY}…", "characters that a key cannot have"),
-        ("sk-admin-" + "x" * 501, "whole and alone"),
+        ("sk-admin-" + "x" * 501, "the whole key"),
         ("sk-admin-Zk39xQw7LmN2é", "characters that a key cannot have"),
     ],
 )
-def test_rubbish_is_refused_in_a_sentence_that_never_repeats_it(pasted: str, words: str) -> None:
+def test_an_invalid_key_is_refused_without_repeating_it(pasted: str, words: str) -> None:
     with pytest.raises(KeyFormError) as refused:
         AdminKey(pasted)
 
@@ -108,13 +108,13 @@ def test_only_reveal_shows_the_key() -> None:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_key_is_not_pickled(protocol: int) -> None:
-    with pytest.raises(TypeError, match="not pickled") as refused:
+    with pytest.raises(TypeError, match="cannot be pickled") as refused:
         pickle.dumps({"key": AdminKey(KEY)}, protocol)
     assert SECRET not in str(refused.value)
 
 
 def test_key_is_not_copied() -> None:
-    with pytest.raises(TypeError, match="not pickled"):
+    with pytest.raises(TypeError, match="cannot be pickled"):
         copy.deepcopy(AdminKey(KEY))
 
 
@@ -158,7 +158,7 @@ def test_no_text_keeps_a_key_through_redact(key: str, before: str, after: str) -
 @REPEATABLE
 @given(
     key=admin_keys,
-    # Characters that no key has, in the middle of one or in place of the rest of it.
+    # Characters invalid in a key, in its middle or at its end.
     rubbish=st.text(st.characters(exclude_characters=ALPHABET), min_size=1).map("{}?".format),
     whole=st.booleans(),
 )

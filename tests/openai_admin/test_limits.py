@@ -1,4 +1,4 @@
-"""How long and how much: deadlines, sizes, and that one organization's trouble slows no other."""
+"""Deadlines, size limits, and isolation of an organization's trouble from others."""
 
 import asyncio
 import gzip
@@ -71,23 +71,23 @@ def read(openai: OpenAI, limits: Limits, fault: Fault | None = None) -> list[Pag
         openai.simulator.add_fault(openai.organizations[0], fault)
 
     async def use(client: OpenAIAdminClient) -> list[Page]:
-        return await client.organization(AdminKey(openai.organizations[0].admin_key)).read(
+        return await client.organization(AdminKey(openai.organizations[0].admin_key)).fetch(
             COSTS, today(openai)
         )
 
     return with_client(openai, use, limits)
 
 
-def test_a_body_that_drips_ends_with_the_whole_requests_time(openai: OpenAI) -> None:
-    # Each byte comes well within the time for silence; all of them would take minutes.
+def test_a_dripping_body_ends_at_the_requests_time_limit(openai: OpenAI) -> None:
+    # Each byte arrives within the read time-out; all together would take minutes.
     drip = Fault(FaultKind.DRIP, seconds=0.02)
     with pytest.raises(TimedOut, match=r"did not answer within 0\.3 s \(127\.0\.0\.1:\d+\)"):
         read(openai, replace(ONCE, request_seconds=0.3), drip)
 
 
-def test_a_repeat_ends_in_time_as_well(openai: OpenAI) -> None:
+def test_a_retry_ends_at_the_time_limit_too(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SERVER_ERROR, times=1))
-    # The first repeat has only what is left of the time for retries, or for silence.
+    # The first retry has only the rest of the time for retries, or the read time-out.
     limits = replace(PATIENT, request_seconds=600, retry_seconds=0.3, timeout_seconds=0.3)
     with pytest.raises(TimedOut):
         read(openai, limits, Fault(FaultKind.DRIP, seconds=0.02))
@@ -100,7 +100,7 @@ def test_an_answer_of_too_many_bytes_is_not_read_to_its_end(openai: OpenAI) -> N
     assert read(openai, replace(PATIENT, body_bytes=size))[0].body == page.body
     with pytest.raises(AnswerTooLarge, match="in one answer"):
         read(openai, replace(PATIENT, body_bytes=size - 1))
-    # Once: it would be as long again.
+    # One request: the body would be as long again.
     assert openai.simulator.requests["costs"] == 3
 
 
@@ -125,7 +125,7 @@ async def run():
     async with open_client(sys.argv[1], Limits(body_bytes=4_000_000)) as client:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            await client.organization(AdminKey(sys.argv[2])).read(COSTS, DAY)
+            await client.organization(AdminKey(sys.argv[2])).fetch(COSTS, DAY)
         except AnswerTooLarge as error:
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
 
@@ -161,7 +161,7 @@ async def parts(body: bytes, size: int) -> AsyncIterator[bytes]:
     ],
     ids=["none", "identity", "gzip", "capitals", "two parts", "deflate"],
 )
-def test_a_body_is_decompressed_however_it_arrives(encoding: str, sent: bytes, size: int) -> None:
+def test_a_body_is_decompressed_in_any_chunks(encoding: str, sent: bytes, size: int) -> None:
     assert asyncio.run(read_body(parts(sent, size), encoding, 10)) == b"plain text"
     with pytest.raises(AnswerTooLarge):
         asyncio.run(read_body(parts(sent, size), encoding, 9))
@@ -172,11 +172,11 @@ def test_a_body_of_a_broken_or_unknown_encoding_is_an_error() -> None:
     with pytest.raises(zlib.error):
         asyncio.run(read_body(parts(b"not gzip", 3), "gzip", 100))
     for encoding in ("br", "gzip, gzip", "zstd"):
-        with pytest.raises(UnreadableResponse, match="not asked for"):
+        with pytest.raises(UnreadableResponse, match="not requested"):
             asyncio.run(read_body(parts(b"x", 1), encoding, 100))
 
 
-def test_the_words_of_a_long_error_are_read_and_the_rest_is_not(openai: OpenAI) -> None:
+def test_only_the_start_of_a_long_error_body_is_read(openai: OpenAI) -> None:
     long = '{"error": {"message": "It broke.", "padding": "' + "x" * 1_000_000 + '"}}'
     with pytest.raises(Unreachable, match="answered 500"):
         read(openai, ONCE, Fault(FaultKind.STATUS, status=500, body=long))
@@ -196,7 +196,7 @@ def answers(places: InFlight, limited: int, good: int) -> None:
         places.answered(number < limited)
 
 
-def test_places_become_fewer_while_many_answers_are_429_and_all_again_afterwards() -> None:
+def test_concurrency_shrinks_under_429_and_recovers_afterwards() -> None:
     async def run() -> None:
         places = InFlight(64)
         answers(places, 64, 0)
@@ -213,7 +213,7 @@ def test_places_become_fewer_while_many_answers_are_429_and_all_again_afterwards
     asyncio.run(run())
 
 
-def test_one_organizations_429_slow_no_other() -> None:
+def test_one_organizations_429_slows_no_other() -> None:
     async def run() -> None:
         places = InFlight(256)
         for _ in range(10):
@@ -223,7 +223,7 @@ def test_one_organizations_429_slow_no_other() -> None:
     asyncio.run(run())
 
 
-def test_fewer_places_hold_while_requests_are_in_flight() -> None:
+def test_lower_concurrency_holds_with_requests_in_flight() -> None:
     async def run() -> None:
         places = InFlight(32)
         async with held(places, 32):
@@ -244,7 +244,7 @@ def test_fewer_places_hold_while_requests_are_in_flight() -> None:
     asyncio.run(run())
 
 
-def test_a_client_never_has_more_requests_in_flight_than_places(openai: OpenAI) -> None:
+def test_requests_in_flight_never_exceed_the_concurrency(openai: OpenAI) -> None:
     in_flight = most = 0
 
     async def counted(scope, receive, send) -> None:
@@ -252,14 +252,14 @@ def test_a_client_never_has_more_requests_in_flight_than_places(openai: OpenAI) 
         in_flight += 1
         most = max(most, in_flight)
         await asyncio.sleep(0.01)
-        # Before the answer: the client may go on as soon as it has it.
+        # Before the response: the client may continue as soon as it arrives.
         in_flight -= 1
         await openai.simulator(scope, receive, send)
 
     async def use(client: OpenAIAdminClient) -> None:
         readers = [client.organization(AdminKey(o.admin_key)) for o in openai.organizations]
         usage = [e for e in ENDPOINTS.values() if e is not COSTS][:6]
-        await asyncio.gather(*(r.read(endpoint, today(openai)) for r in readers for endpoint in usage))
+        await asyncio.gather(*(r.fetch(endpoint, today(openai)) for r in readers for endpoint in usage))
 
     with running(counted) as base_url:  # type: ignore[arg-type]
         counting = OpenAI(openai.simulator, base_url)
@@ -270,34 +270,34 @@ def test_a_client_never_has_more_requests_in_flight_than_places(openai: OpenAI) 
         assert most == 2
 
 
-def test_a_pause_before_a_repeat_holds_no_place(openai: OpenAI) -> None:
-    # One place for all: a pause with it would keep the others from being read.
+def test_a_pause_before_a_retry_holds_no_slot(openai: OpenAI) -> None:
+    # One slot for all: a pause that holds it would block the others.
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.RATE_LIMIT, seconds=3))
     limits = replace(PATIENT, concurrency=1, per_organization=1, retry_seconds=30)
 
     async def use(client: OpenAIAdminClient) -> None:
         stuck, *others = (client.organization(AdminKey(o.admin_key)) for o in openai.organizations)
-        paused = asyncio.create_task(stuck.read(COSTS, today(openai)))
+        paused = asyncio.create_task(stuck.fetch(COSTS, today(openai)))
         while not openai.simulator.requests["costs"]:
             await asyncio.sleep(0.001)
         for other in others:
-            assert len(await other.read(COSTS, today(openai))) == 1
-        # The same organization's other endpoints go on as well.
+            assert len(await other.fetch(COSTS, today(openai))) == 1
+        # The same organization's other endpoints continue, too.
         openai.simulator.clear_faults()
-        assert len(await stuck.read(ENDPOINTS["embeddings"], today(openai))) == 1
+        assert len(await stuck.fetch(ENDPOINTS["embeddings"], today(openai))) == 1
         assert not paused.done()
         paused.cancel()
 
     with_client(openai, use, limits)
 
 
-def test_retries_have_the_patience_they_are_given(openai: OpenAI) -> None:
+def test_a_fetch_without_retry_time_makes_one_request(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SERVER_ERROR))
 
     async def use(client: OpenAIAdminClient) -> None:
         reader = client.organization(AdminKey(openai.organizations[0].admin_key))
         with pytest.raises(OpenAIAdminError):
-            await reader.read(COSTS, today(openai), retry_seconds=0)
+            await reader.fetch(COSTS, today(openai), retry_seconds=0)
 
     with_client(openai, use, PATIENT)
     assert openai.simulator.requests["costs"] == 1
@@ -310,22 +310,22 @@ def test_a_far_network_is_simulated(openai: OpenAI) -> None:
     assert time.monotonic() - began >= 0.1
 
 
-def test_waiting_for_a_place_costs_no_patience(openai: OpenAI) -> None:
-    """A request that waits long for its turn has as many repeats as any other."""
+def test_waiting_for_a_slot_does_not_use_up_the_retry_limit(openai: OpenAI) -> None:
+    """A request that waits long for a slot has as many retries as others."""
     openai.simulator.add_fault(openai.organizations[1], Fault(FaultKind.SERVER_ERROR, times=1))
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.SLOW, seconds=0.3))
     limits = replace(PATIENT, concurrency=1, retry_seconds=0.25)
 
     async def use(client: OpenAIAdminClient) -> None:
         slow, other = (client.organization(AdminKey(o.admin_key)) for o in openai.organizations[:2])
-        first = asyncio.create_task(slow.read(COSTS, today(openai)))
+        first = asyncio.create_task(slow.fetch(COSTS, today(openai)))
         await asyncio.sleep(0)
-        assert len(await other.read(COSTS, today(openai))) == 1
+        assert len(await other.fetch(COSTS, today(openai))) == 1
         await first
 
     with_client(openai, use, limits)
 
 
-def test_429_for_ever_ends_as_a_rate_limit(openai: OpenAI) -> None:
+def test_endless_429_ends_as_a_rate_limit(openai: OpenAI) -> None:
     with pytest.raises(RateLimited):
         read(openai, replace(PATIENT, retry_seconds=0.05), Fault(FaultKind.RATE_LIMIT))

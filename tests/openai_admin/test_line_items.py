@@ -1,4 +1,4 @@
-"""Line items: what the texts seen live say, and that no text is lost or breaks the reading."""
+"""Line items: parsing of texts seen live; no text is lost or breaks the parser."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from finora_pipeline.openai_admin.service_names import SERVICE_NAMES, service_ph
 from finora_pipeline.openai_simulator.catalog import MODELS, SERVICES
 
 LINES = (Path(__file__).parents[1] / "fixtures" / "line_items.txt").read_text().splitlines()
-# Lines seen live that the grammar does not know. A new one belongs here or in the grammar.
+# Line items seen live that the grammar lacks. A new one belongs here or in the grammar.
 UNPARSED: set[str] = set()
 
 EXPECTED = [
@@ -27,7 +27,7 @@ EXPECTED = [
     ("ft-gpt-4o-2024-08-06, input", "ft-gpt-4o-2024-08-06", "input", None, None, False),
     ("text-embedding-3-small, input", "text-embedding-3-small", "input", None, None, False),
     ("omni-moderation-2024-09-26, input", "omni-moderation-2024-09-26", "input", None, None, False),
-    # A blank before the comma, as seen of a provisional name.
+    # A space before the comma, as seen of a provisional name.
     ("chat-latest , input", "chat-latest", "input", None, None, False),
     ("gpt-image-2 image, output", "gpt-image-2", "output", "image", None, False),
     ("gpt-realtime-2.1 audio, output", "gpt-realtime-2.1", "output", "audio", None, False),
@@ -60,20 +60,20 @@ EXPECTED = [
     ("whisper-1, audio", "whisper-1", None, "audio", None, False),
     # The documentation's example of a line that names no model.
     ("input_tokens", None, "input", None, None, False),
-    # Other capitals.
+    # Other letter case.
     ("GPT-6-Astra, Cached Input", "gpt-6-astra", "cached_input", None, None, False),
     ("PRIORITY | gpt-6-astra, Output, Long Context", "gpt-6-astra", "output", None, "priority", True),
     ("Whisper", None, None, None, None, False),
     ("Web Search Tool Calls", None, None, None, None, False),
     ("image models, gpt-image-2, 1024X1024", "gpt-image-2", None, "image", None, False),
-    # The tiers on sale, one or several, and blanks left out.
+    # The tiers on sale, one or several, with spaces left out.
     ("ultrafast | gpt-6-astra, output", "gpt-6-astra", "output", None, "ultrafast", False),
     ("fast | gpt-6-astra, output", "gpt-6-astra", "output", None, "fast", False),
     ("scale | gpt-6-astra, output", "gpt-6-astra", "output", None, "scale", False),
     ("batch | gpt-6-astra, output", "gpt-6-astra", "output", None, "batch", False),
     ("priority | batch | gpt-6-astra, output", "gpt-6-astra", "output", None, "priority | batch", False),
     ("fast|gpt-6-astra,output", "gpt-6-astra", "output", None, "fast", False),
-    # Cache writes by how long they are kept.
+    # Cache writes by retention.
     ("gpt-6-sol, cache writes - 12hr", "gpt-6-sol", "cache_write_12h", None, None, False),
     ("gpt-6-sol, Cache Writes - 12 HR", "gpt-6-sol", "cache_write_12h", None, None, False),
     ("gpt-6-sol, cache writes - 12 hours", "gpt-6-sol", "cache_write_12h", None, None, False),
@@ -97,7 +97,7 @@ EXPECTED = [
 
 
 @pytest.mark.parametrize(("text", "model", "direction", "modality", "tier", "is_long_context"), EXPECTED)
-def test_line_says(
+def test_a_line_item_is_parsed(
     text: str,
     model: str | None,
     direction: str | None,
@@ -109,7 +109,7 @@ def test_line_says(
 
 
 @pytest.mark.parametrize("text", LINES)
-def test_every_line_seen_live_is_read(text: str) -> None:
+def test_every_line_item_seen_live_is_parsed(text: str) -> None:
     assert parse_line_item(text).is_parsed == (text not in UNPARSED)
 
 
@@ -150,14 +150,14 @@ def test_modality_without_a_model_names_no_model() -> None:
     assert parse_line_item("audio, input") == LineItem("audio, input", None, "input", "audio")
 
 
-def test_every_line_of_the_simulator_but_one_is_read() -> None:
+def test_every_simulated_line_item_but_one_is_parsed() -> None:
     texts = [f"{model.name}, {way}" for model in MODELS for way in ("input", "cached input", "output")]
     texts += [line.text for service in SERVICES for line in service.lines]
 
     assert [text for text in texts if not parse_line_item(text).is_parsed] == ["tts-1 speech synthesis"]
 
 
-# The same examples in every run, on however busy a machine.
+# The same examples in every run, without a time limit on a busy machine.
 REPEATABLE = settings(derandomize=True, deadline=None)
 
 models = st.from_regex(r"[a-z][a-z0-9.:_-]{1,30}", fullmatch=True)
@@ -174,7 +174,7 @@ unknown_words = st.from_regex(r"[xyz]{3,9}( [xyz]{3,9})?", fullmatch=True)
     tier=st.none() | st.sampled_from(TIERS),
     is_long_context=st.booleans(),
 )
-def test_every_line_of_the_grammar_is_read(
+def test_every_line_item_of_the_grammar_is_parsed(
     model: str, word: str, modality: str | None, tier: str | None, is_long_context: bool
 ) -> None:
     prefix = f"{tier} | " if tier else ""
@@ -192,7 +192,7 @@ def test_every_line_of_the_grammar_is_read(
     directions=st.lists(st.sampled_from(sorted(DIRECTIONS)) | unknown_words, max_size=3),
     in_capitals=st.booleans(),
 )
-def test_a_model_is_kept_among_any_words(
+def test_a_model_is_found_among_any_words(
     model: str, prefix: str, modality: str, directions: list[str], in_capitals: bool
 ) -> None:
     text = ", ".join([f"{prefix}{model}{modality}", *directions])
@@ -219,7 +219,7 @@ def test_no_text_is_lost(text: str) -> None:
     assert not item.model or not {*item.model.split()} & {"input", "output", "cached"}
 
 
-def test_names_of_services_are_unambiguous_and_of_endpoints() -> None:
+def test_service_names_are_unambiguous_and_name_endpoints() -> None:
     keys = [(name.line_item, name.quantity_unit) for name in SERVICE_NAMES]
 
     assert len(keys) == len(set(keys))

@@ -1,4 +1,4 @@
-"""The client on a company's network: proxies, certificates, and which host a key may reach at all."""
+"""The client on a company's network: proxies, certificates, and hosts that may get a key."""
 
 import asyncio
 import base64
@@ -36,7 +36,7 @@ from tests.conftest import QUICK
 
 KEY = AdminKey("sk-admin-Zk3_9xQw-7LmN2pRtVbY4cD1")
 DAY = Window(date(2026, 6, 14), date(2026, 6, 15))
-# A name that no DNS has, so that only a proxy can lead there.
+# A name without DNS entry, so that only a proxy reaches it.
 NAME = "openai.invalid"
 ONCE = replace(QUICK, timeout_seconds=20, request_seconds=20, retry_seconds=0)
 VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -61,7 +61,7 @@ def page() -> bytes:
 
 @dataclass
 class Certificates:
-    """A private authority and a server's certificate that it signed."""
+    """A private authority and a server certificate signed by it."""
 
     authority: Path
     server: Path
@@ -108,7 +108,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @asynccontextmanager
 async def tls_server(certificates: Certificates, heard: list[bytes]) -> AsyncIterator[int]:
-    """OpenAI behind TLS; yields its port."""
+    """Serve OpenAI behind TLS; yield its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates.server)
 
@@ -125,7 +125,7 @@ async def tls_server(certificates: Certificates, heard: list[bytes]) -> AsyncIte
 
 @dataclass
 class ConnectProxy:
-    """What a proxy was asked for; `answer` stands in for its own."""
+    """Requests that a proxy received; `answer` replaces its own response."""
 
     answer: bytes = b""
     heard: list[bytes] = field(default_factory=list)
@@ -133,7 +133,7 @@ class ConnectProxy:
 
 @asynccontextmanager
 async def connect_proxy(proxy: ConnectProxy, target: int) -> AsyncIterator[str]:
-    """A proxy that leads every name to one port of this machine; yields its address."""
+    """Serve a proxy that leads every name to one local port; yield its address."""
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -163,11 +163,11 @@ async def connect_proxy(proxy: ConnectProxy, target: int) -> AsyncIterator[str]:
 
 async def read_costs(base_url: str, bound_to: str | None = None) -> int:
     async with open_client(base_url, ONCE) as client:
-        return len(await client.organization(KEY, bound_to).read(COSTS, DAY))
+        return len(await client.organization(KEY, bound_to).fetch(COSTS, DAY))
 
 
 def failure(base_url: str) -> OpenAIAdminError:
-    """The error of a read, which names no key, no password and no driver."""
+    """Return the error of a fetch, which names no key, password or driver."""
     with pytest.raises(OpenAIAdminError) as caught:
         asyncio.run(read_costs(base_url))
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
@@ -182,7 +182,7 @@ def failure(base_url: str) -> OpenAIAdminError:
 def through_proxy(
     proxy: ConnectProxy, certificates: Certificates, monkeypatch: pytest.MonkeyPatch, user: str = ""
 ) -> list[bytes]:
-    """Reads from a host that only the proxy reaches; what the host heard."""
+    """Fetch from a host that only the proxy reaches; return what the host received."""
     heard: list[bytes] = []
 
     async def run() -> None:
@@ -194,7 +194,7 @@ def through_proxy(
     return heard
 
 
-def test_a_proxy_of_the_environment_leads_to_openai_and_hears_no_key(
+def test_the_environments_proxy_forwards_but_sees_no_key(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = ConnectProxy()
@@ -235,7 +235,7 @@ def test_a_company_certificate_is_trusted_where_the_environment_names_it(
     assert len(heard) == 1
 
 
-def test_an_unknown_certificate_is_called_one_and_sees_no_key(certificates: Certificates) -> None:
+def test_an_unknown_certificate_is_reported_and_gets_no_key(certificates: Certificates) -> None:
     heard: list[bytes] = []
 
     async def run() -> OpenAIAdminError:
@@ -254,7 +254,7 @@ def test_an_unknown_certificate_is_called_one_and_sees_no_key(certificates: Cert
 @pytest.mark.parametrize(
     ("names", "days", "words"), [(["other.example"], 1, "another name"), (["localhost"], -1, "has expired")]
 )
-def test_a_certificate_that_is_wrong_otherwise_says_how(
+def test_a_certificate_error_states_its_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], days: int, words: str
 ) -> None:
     wrong = make_certificates(tmp_path, names, days)
@@ -269,20 +269,18 @@ def test_a_certificate_that_is_wrong_otherwise_says_how(
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
-def test_certificates_that_cannot_be_read_are_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
+def test_unreadable_certificates_raise_one_sentence(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "/nowhere/at/all")
     error = failure(f"https://{NAME}/v1")
     assert isinstance(error, CertificateRejected)
     assert variable in str(error)
     with pytest.raises(NetworkError):
         trusted_certificates()
-    # Without TLS there is nothing to trust.
+    # Without TLS no certificate is needed.
     assert isinstance(failure("http://127.0.0.1:9/v1"), ConnectionRefused)
 
 
-def test_a_proxy_that_wants_a_password_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_needs_a_password_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
 
     async def run(answer: bytes) -> tuple[OpenAIAdminError, str]:
@@ -296,24 +294,24 @@ def test_a_proxy_that_wants_a_password_says_so(monkeypatch: pytest.MonkeyPatch) 
     assert proxy in str(error)
     assert "name and password" in str(error)
     error, proxy = asyncio.run(run(refusal.replace(b"407 Proxy Authentication Required", b"403 Forbidden")))
-    assert f"the proxy {proxy} answered 403 and refuses to lead to {NAME}" in str(error)
+    assert f"the proxy {proxy} answered 403 and refuses to connect to {NAME}" in str(error)
 
 
-def test_a_proxy_that_is_not_there_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://ada:hunter2@127.0.0.1:9")
     error = failure(f"https://{NAME}/v1")
     assert isinstance(error, ProxyFailed)
     assert "the proxy 127.0.0.1:9 does not answer" in str(error)
 
     monkeypatch.setenv("HTTPS_PROXY", "http://ada:hunter2@proxy.invalid:3128")
-    assert "the proxy's name proxy.invalid has no address" in str(failure(f"https://{NAME}/v1"))
+    assert "the proxy's name proxy.invalid could not be resolved" in str(failure(f"https://{NAME}/v1"))
 
 
 @pytest.mark.parametrize(
     ("url", "words"),
     [("socks5://127.0.0.1:9", "SOCKS"), ("nonsense://x", "HTTPS_PROXY must be"), ("http://[", "must be")],
 )
-def test_a_proxy_of_another_kind_is_refused_in_a_sentence(
+def test_a_proxy_of_an_unsupported_kind_is_refused(
     monkeypatch: pytest.MonkeyPatch, url: str, words: str
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", url)
@@ -325,7 +323,7 @@ def test_a_proxy_of_another_kind_is_refused_in_a_sentence(
 def test_each_kind_of_failure_names_its_host() -> None:
     missing = failure(f"https://{NAME}/v1")
     assert isinstance(missing, NameNotFound)
-    assert f"the name {NAME} has no address" in str(missing)
+    assert f"the name {NAME} could not be resolved" in str(missing)
     refused = failure("http://127.0.0.1:9/v1")
     assert isinstance(refused, ConnectionRefused)
     assert "127.0.0.1:9 refused the connection" in str(refused)
@@ -381,7 +379,7 @@ OPENAI = parse_address("https://api.openai.com/v1")
         ),
         ({"HTTPS_PROXY": "http://p", "NO_PROXY": "10.0.0.0/8"}, parse_address("https://10.1.2.3/v1"), None),
         ({"HTTPS_PROXY": "http://p", "NO_PROXY": "10.0.0.0/8"}, parse_address("https://11.1.2.3/v1"), "p:80"),
-        # This machine is never asked through a proxy.
+        # Requests to this machine never use a proxy.
         ({"HTTP_PROXY": "http://p", "ALL_PROXY": "http://p"}, parse_address("http://127.0.0.1:1/v1"), None),
         ({"HTTPS_PROXY": "http://p"}, parse_address("https://localhost/v1"), None),
     ],
@@ -413,7 +411,7 @@ async def listener(heard: list[bytes]) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
 
 
-def test_a_key_goes_to_the_address_it_is_bound_to_and_not_to_the_clients() -> None:
+def test_a_key_goes_to_its_bound_address_not_the_clients() -> None:
     async def run() -> tuple[list[bytes], list[bytes]]:
         clients: list[bytes] = []
         bound: list[bytes] = []
@@ -427,7 +425,7 @@ def test_a_key_goes_to_the_address_it_is_bound_to_and_not_to_the_clients() -> No
 
 
 @pytest.mark.parametrize("host", ["müller.example", "[2001:db8::1]:8443"])
-def test_an_address_beyond_ascii_or_of_ipv6_is_its_own(host: str) -> None:
+def test_an_ipv6_or_international_host_reaches_the_proxy_unchanged(host: str) -> None:
     proxy = ConnectProxy(b"HTTP/1.1 503 Service Unavailable\r\n\r\n")
 
     async def run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,7 +460,7 @@ async def ask(client: OpenAIAdminClient, address, path: str) -> bytes:
 
 
 @pytest.mark.parametrize("address", ["http://api.openai.com/v1", "https://api.openai.com", "nonsense"])
-def test_no_organization_is_read_at_an_address_that_may_not_receive_a_key(address: str) -> None:
+def test_no_fetch_from_an_address_not_allowed_to_receive_keys(address: str) -> None:
     with pytest.raises(AddressError):
         asyncio.run(read_costs(address))
     with pytest.raises(AddressError):

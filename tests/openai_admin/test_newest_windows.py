@@ -1,4 +1,4 @@
-"""Windows that OpenAI refuses: all newest days that it gives are read, and which they are is known."""
+"""Windows that OpenAI refuses: the newest days it returns are fetched and recorded."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from finora_pipeline.openai_simulator import (
 from tests.conftest import QUICK, OpenAI
 
 PATIENT = replace(QUICK, timeout_seconds=20, request_seconds=20, retry_seconds=20)
-# The real today, as the client's own clock is, at three in the afternoon.
+# 15:00 of the real today, since the client uses the real clock.
 TODAY = datetime.now(UTC).date()
 TOMORROW = TODAY + timedelta(days=1)
 COMPLETIONS = ENDPOINTS["completions"]
@@ -47,7 +47,7 @@ def read_newest(
     async def run() -> tuple[list[Page], Window]:
         async with open_client(openai.base_url, PATIENT) as client:
             reader = client.organization(AdminKey(openai.organizations[0].admin_key))
-            return await reader.read_newest(endpoint, window, group_by, known_from)
+            return await reader.fetch_newest(endpoint, window, group_by, known_from)
 
     return asyncio.run(run())
 
@@ -70,7 +70,7 @@ def last(days: int) -> Window:
     return Window(TOMORROW - timedelta(days=days), TOMORROW)
 
 
-def test_a_window_that_is_given_is_read_as_ever(openai: OpenAI) -> None:
+def test_a_window_openai_accepts_is_fetched_unchanged(openai: OpenAI) -> None:
     pages, given = read_newest(openai, last(400))
     assert given == last(400)
     assert days_of(pages) == each_day(given)
@@ -79,15 +79,15 @@ def test_a_window_that_is_given_is_read_as_ever(openai: OpenAI) -> None:
 
 @pytest.mark.parametrize("endpoint", [COSTS, COMPLETIONS], ids=lambda endpoint: endpoint.name)
 @pytest.mark.parametrize("limit", [1, 2, 30, 179, 180, 181, 366])
-def test_all_days_that_are_given_are_read(openai: OpenAI, endpoint: Endpoint, limit: int) -> None:
-    # A window must begin within so many days before now: the first whole one is that many days before today.
+def test_all_days_openai_returns_are_fetched(openai: OpenAI, endpoint: Endpoint, limit: int) -> None:
+    # A window must begin within so many days before now, so the first whole day is that old.
     pages, given = read_newest(openai, last(500), Fault(FaultKind.NO_HISTORY, days=limit), endpoint=endpoint)
     assert given == Window(TODAY - timedelta(days=limit - 1), TOMORROW)
     assert days_of(pages) == each_day(given)
     assert openai.simulator.requests[endpoint.name] < 40
 
 
-def test_the_days_given_are_those_of_the_costs(openai: OpenAI) -> None:
+def test_usage_is_fetched_for_the_days_of_the_costs(openai: OpenAI) -> None:
     pages, given = read_newest(openai, last(500), Fault(FaultKind.NO_HISTORY, days=200))
     openai.simulator.clear_faults()
     again, _ = read_newest(openai, given)
@@ -96,14 +96,14 @@ def test_the_days_given_are_those_of_the_costs(openai: OpenAI) -> None:
 
 
 def test_a_refused_future_ends_now(openai: OpenAI) -> None:
-    # The simulator's clock stands after the real one here, so that now is not in its future.
+    # The simulator's clock is ahead, so that the real now is not in its future.
     openai.simulator.frozen_now = datetime.now(UTC) + timedelta(seconds=5)
     pages, given = read_newest(openai, last(10), Fault(FaultKind.NO_FUTURE))
     assert given == last(10)
     assert days_of(pages) == each_day(given)
 
 
-def test_a_today_that_is_refused_altogether_is_left_out(openai: OpenAI) -> None:
+def test_a_wholly_refused_today_is_left_out(openai: OpenAI) -> None:
     openai.simulator.frozen_now = datetime.combine(TODAY, time(), UTC)
     pages, given = read_newest(openai, last(10), Fault(FaultKind.NO_FUTURE))
     assert given == Window(last(10).start, TODAY)
@@ -118,33 +118,33 @@ def test_history_and_future_may_both_be_refused(openai: OpenAI) -> None:
     assert days_of(pages) == each_day(given)
 
 
-def test_a_window_without_today_is_walked_back_as_well(openai: OpenAI) -> None:
+def test_a_window_without_today_is_shortened_too(openai: OpenAI) -> None:
     window = Window(TODAY - timedelta(days=400), TODAY - timedelta(days=20))
     pages, given = read_newest(openai, window, Fault(FaultKind.NO_HISTORY, days=100))
     assert given == Window(TODAY - timedelta(days=99), window.end)
     assert days_of(pages) == each_day(given)
 
 
-def test_a_window_that_is_refused_whole_ends_in_the_refusal_after_few_requests(openai: OpenAI) -> None:
+def test_a_wholly_refused_window_raises_after_few_requests(openai: OpenAI) -> None:
     window = Window(TODAY - timedelta(days=400), TODAY - timedelta(days=200))
     with pytest.raises(WindowRefused, match="start_time"):
         read_newest(openai, window, Fault(FaultKind.NO_HISTORY, days=100))
     assert openai.simulator.requests["costs"] <= 4
 
 
-def test_a_query_that_is_refused_for_another_reason_is_not_walked_back(openai: OpenAI) -> None:
+def test_a_query_refused_for_another_reason_is_not_shortened(openai: OpenAI) -> None:
     with pytest.raises(UnsupportedRequest, match="user_id") as caught:
         read_newest(openai, last(400), group_by=("user_id",))
     assert not isinstance(caught.value, WindowRefused)
     assert openai.simulator.requests["costs"] <= 3 + 3
 
 
-def test_what_is_no_refusal_of_days_ends_at_once(openai: OpenAI) -> None:
+def test_an_error_about_other_things_than_days_raises_at_once(openai: OpenAI) -> None:
     openai.simulator.set_key_state(openai.organizations[0].admin_key, KeyState.REVOKED)
     with pytest.raises(InvalidKey):
         read_newest(openai, last(5))
     openai.simulator.set_key_state(openai.organizations[0].admin_key, KeyState.ACTIVE)
-    # Older days that fail otherwise leave nothing half-read.
+    # Another failure on older days returns no partial result.
     faults = (
         Fault(FaultKind.NO_HISTORY, days=366, times=3),
         Fault(FaultKind.STATUS, status=500, seconds=3600, after=1),
@@ -153,7 +153,7 @@ def test_what_is_no_refusal_of_days_ends_at_once(openai: OpenAI) -> None:
         read_newest(openai, last(400), *faults)
 
 
-def test_days_before_the_organization_are_none(openai: OpenAI) -> None:
+def test_days_before_the_organization_are_left_out(openai: OpenAI) -> None:
     pages, given = read_newest(openai, last(500), Fault(FaultKind.NO_HISTORY, days=300), known_from=TODAY)
     assert given == Window(TODAY - timedelta(days=299), TOMORROW)
     assert days_of(pages) == each_day(given)

@@ -1,4 +1,4 @@
-"""Pages of costs and usage: what is accepted, what is refused, and that no digit of money is lost."""
+"""Pages of costs and usage: accepted and refused bodies; no digit of money is lost."""
 
 import json
 import signal
@@ -35,12 +35,12 @@ EXAMPLES = sorted(path.name for path in FIXTURES.glob("official_get_usage_*.json
 COMPLETIONS = ENDPOINTS["completions"]
 DAY = 1_781_395_200
 
-# The same examples in every run, on however busy a machine.
+# The same examples in every run, without a time limit on a busy machine.
 REPEATABLE = settings(derandomize=True, deadline=None)
 
 
 def captured(name: str) -> bytes:
-    """A captured page; some were published as their buckets alone, and get their page back."""
+    """Return a captured page; published buckets without a page are wrapped in one."""
     body = (FIXTURES / name).read_bytes()
     if not body.lstrip().startswith(b"["):
         return body
@@ -48,13 +48,13 @@ def captured(name: str) -> bytes:
 
 
 def row(value: str = '"1.50"', **more: Any) -> str:
-    """One result of costs; `value` is JSON, so that each test says exactly what is sent."""
+    """Return a result of costs; `value` is JSON, so that each test controls the exact bytes."""
     rest = {"object": "organization.costs.result", "project_id": "proj_a", "line_item": "gpt-5, input"} | more
     return f'{{"amount": {{"value": {value}, "currency": "usd"}}, {json.dumps(rest)[1:]}'
 
 
 def page(*rows: str, start: int = DAY) -> bytes:
-    """A page of one day with these results."""
+    """Return a page of a day with these results."""
     bucket = (
         f'{{"object":"bucket","start_time":{start},"end_time":{start + 86_400},"results":[{",".join(rows)}]}}'
     )
@@ -62,7 +62,7 @@ def page(*rows: str, start: int = DAY) -> bytes:
 
 
 def amounts_of(body: bytes) -> list[Decimal]:
-    """The amounts of a page, by another reader than the one under test."""
+    """Return the amounts of a page, parsed independently of the code under test."""
     return [
         Decimal(result["amount"]["value"])
         for bucket in json.loads(body, parse_float=Decimal)["data"]
@@ -96,7 +96,7 @@ def test_pages_seen_live_are_accepted(name: str, days: int | None, is_canonical:
 def test_usage_seen_live_is_accepted_but_for_its_clipped_day() -> None:
     body = captured("captured_usage_completions.json")
 
-    # It was asked for from within a day, which a refresh never does.
+    # It was requested from within a day, which a refresh never does.
     with pytest.raises(UnreadableResponse, match="starts within a day"):
         check_page(COMPLETIONS, body)
     whole = json.loads(body)
@@ -115,9 +115,9 @@ def test_documented_example_of_usage_is_typed(endpoint: Any) -> None:
     buckets = decode_usage(json.dumps(sent).encode()).data
 
     for result, example in zip(buckets[0].results, sent["data"][0]["results"], strict=True):
-        told = {measure: getattr(result, measure) for measure in endpoint.measures}
-        assert told == {measure: example.get(measure) for measure in endpoint.measures}
-        assert any(told.values())
+        measured = {measure: getattr(result, measure) for measure in endpoint.measures}
+        assert measured == {measure: example.get(measure) for measure in endpoint.measures}
+        assert any(measured.values())
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -142,7 +142,7 @@ def test_undocumented_keys_are_ignored() -> None:
 
 
 def changed(path: list[str | int], value: Any) -> bytes:
-    """A good page with one value replaced."""
+    """Return a valid page with one value replaced."""
     sent = json.loads(page(row()))
     place = sent
     for step in path[:-1]:
@@ -235,7 +235,7 @@ def test_refusal_is_one_short_sentence(path: list[str | int]) -> None:
 
 @contextmanager
 def processor_seconds(most: float) -> Iterator[None]:
-    """Ends a computation that never would, by this process's own time and not by a busy machine's clock."""
+    """Stop an endless computation after so much processor time, independent of other load."""
 
     def end(*_: object) -> None:
         raise TimeoutError(f"still busy after {most:g} s")
@@ -262,7 +262,7 @@ def test_one_odd_amount_after_many_plain_ones_is_found_at_once(odd: str) -> None
 
 
 def usage(**fields: str) -> bytes:
-    """A page with a single row of use; each value is JSON, so that each test says exactly what is sent."""
+    """Return a page with a single usage row; each value is JSON text."""
     return page("{" + ",".join(f'"{name}": {value}' for name, value in fields.items()) + "}")
 
 
@@ -271,7 +271,7 @@ def usage_rows(body: bytes) -> list[Any]:
 
 
 @pytest.mark.parametrize("sent", ["10", "10.0", "10.000", "1e1", "1E+1", "100e-1", '"10"', '"10.0"', '"1e1"'])
-def test_a_whole_count_is_taken_however_it_is_written(sent: str) -> None:
+def test_whole_counts_are_accepted_in_any_notation(sent: str) -> None:
     body = usage(input_tokens=sent, output_tokens="7")
 
     head = check_page(COMPLETIONS, body)
@@ -294,7 +294,7 @@ def test_a_whole_count_is_taken_however_it_is_written(sent: str) -> None:
         ("input_tokens", "true"),
         ("input_tokens", "[7]"),
         ("input_tokens", '{"tokens": 7}'),
-        # SQL would take what no column holds for no use at all.
+        # SQL would load a value too large for the column as NULL.
         ("input_tokens", str(2**63)),
         ("input_tokens", "1e400"),
         ("usage_bytes", str(10**15 + 1)),
@@ -303,7 +303,7 @@ def test_a_whole_count_is_taken_however_it_is_written(sent: str) -> None:
         ("model", '["gpt-5"]'),
     ],
 )
-def test_a_value_that_is_not_understood_costs_only_itself(measure: str, sent: str) -> None:
+def test_a_value_that_cannot_be_parsed_costs_only_itself(measure: str, sent: str) -> None:
     body = usage(**{"num_model_requests": "3", measure: sent})
 
     head = check_page(COMPLETIONS, body)
@@ -332,7 +332,7 @@ def test_names_of_another_type_become_text() -> None:
     assert (charge["line_item"], charge["project_name"], charge["quantity"]) == ("7", None, None)
 
 
-def test_a_day_is_known_by_its_number_however_it_is_written() -> None:
+def test_days_are_accepted_in_any_number_notation() -> None:
     for start in (f"{DAY}.0", f'"{DAY}"', f"{DAY // 100}e2"):
         body = page(row()).replace(f'"start_time":{DAY}'.encode(), f'"start_time":{start}'.encode())
         assert check_page(COSTS, body).starts == [DAY]
@@ -352,7 +352,7 @@ def test_a_day_is_known_by_its_number_however_it_is_written() -> None:
         ("", ""),
     ],
 )
-def test_names_hold_only_what_can_be_stored(sent: str, kept: str) -> None:
+def test_names_hold_only_characters_that_can_be_stored(sent: str, kept: str) -> None:
     costs = page(row(project_name="NAME")).replace(b"NAME", sent.encode())
     used = usage(model=f'"{sent}"')
 
@@ -368,7 +368,7 @@ def test_names_hold_only_what_can_be_stored(sent: str, kept: str) -> None:
     "extra",
     ['"extra": "\\ud83d"', '"extra": {"deep": [1e999, "\\u0000"]}', '"currency": 7', '"object": null'],
 )
-def test_what_is_not_needed_may_be_anything(extra: str) -> None:
+def test_unneeded_fields_may_hold_anything(extra: str) -> None:
     assert check_page(COSTS, page(row().replace('"object": "organization.costs.result"', extra))).starts == [
         DAY
     ]
@@ -376,7 +376,7 @@ def test_what_is_not_needed_may_be_anything(extra: str) -> None:
 
 
 def read_by_sql(memory: duckdb.DuckDBPyConnection, text: bytes, field: str, kind: str) -> list[Any]:
-    """What the warehouse's way to read a page makes of a field of its results."""
+    """Return a field of a page's results as the warehouse's SQL reads it."""
     path = field.replace(".", '": {"') if "." in field else field
     shape = f'{{"data": [{{"results": [{{"{path}": "{kind}"{"}" if "." in field else ""}}}]}}]}}'
     buckets = f"SELECT unnest(from_json(?, '{shape}').data) AS bucket"
@@ -386,7 +386,7 @@ def read_by_sql(memory: duckdb.DuckDBPyConnection, text: bytes, field: str, kind
 
 
 @pytest.mark.parametrize("sent", ["10.0", "1e1", '"10"', '"10.0"', "10.4", "9007199254740993.0", '"x"'])
-def test_sql_reads_the_same_count_as_we_do(memory: duckdb.DuckDBPyConnection, sent: str) -> None:
+def test_sql_and_python_read_the_same_counts(memory: duckdb.DuckDBPyConnection, sent: str) -> None:
     body = usage(input_tokens=sent)
 
     head = check_page(COMPLETIONS, body)
@@ -410,7 +410,7 @@ def test_sql_reads_the_same_count_as_we_do(memory: duckdb.DuckDBPyConnection, se
         ),
     ],
 )
-def test_of_a_key_that_is_there_twice_the_last_counts_for_sql_as_well(
+def test_the_last_of_duplicate_keys_counts_in_sql_too(
     memory: duckdb.DuckDBPyConnection, twice: bytes
 ) -> None:
     assert not check_page(COSTS, twice).is_canonical
@@ -418,14 +418,14 @@ def test_of_a_key_that_is_there_twice_the_last_counts_for_sql_as_well(
     assert {Decimal(v) for v in read_by_sql(memory, text, "amount.value", "VARCHAR") if v} == {Decimal("2.5")}
 
 
-def test_a_count_that_is_there_twice_is_one_count(memory: duckdb.DuckDBPyConnection) -> None:
+def test_a_count_given_twice_counts_once(memory: duckdb.DuckDBPyConnection) -> None:
     body = page('{"input_tokens": 1, "input_tokens": 2, "model": "a"}', '{"input_tokens": 2, "model": "b"}')
 
     assert not check_page(COMPLETIONS, body).is_canonical
     assert read_by_sql(memory, canonical_usage(body), "input_tokens", "BIGINT") == [2, 2]
 
 
-def test_rows_with_different_keys_are_no_reason_for_another_form() -> None:
+def test_rows_with_different_keys_keep_the_canonical_form() -> None:
     assert check_page(
         COSTS, page(row(), row(line_item="b", more=[{"b": 1}]), row("null", line_item="c"))
     ).is_canonical
@@ -578,7 +578,7 @@ def test_canonical_form_keeps_the_exact_sum(rows: list[str]) -> None:
     ),
     most_bytes=st.integers(1, 2_000),
 )
-def test_pieces_of_a_page_hold_its_results_as_they_are(days: list[list[str]], most_bytes: int) -> None:
+def test_pieces_of_a_page_keep_its_results_unchanged(days: list[list[str]], most_bytes: int) -> None:
     rows = [[row(value, name=f"{day}-{i}é") for i, value in enumerate(of)] for day, of in enumerate(days)]
     buckets = [
         f'{{"start_time": {DAY + i * 86_400}, "results": [{", ".join(r)}]}}' for i, r in enumerate(rows)
@@ -625,7 +625,7 @@ def listed(*objects: str, more: str = "") -> bytes:
         ([], [], True),
     ],
 )
-def test_a_list_is_known_by_its_ids(objects: list[str], ids: list[str], is_canonical: bool) -> None:
+def test_a_list_is_identified_by_its_ids(objects: list[str], ids: list[str], is_canonical: bool) -> None:
     body = listed(*objects)
 
     found = check_list(body)
@@ -640,13 +640,13 @@ def test_a_list_is_known_by_its_ids(objects: list[str], ids: list[str], is_canon
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b'{"data": null}', b'{"object": "list"}', b"<html>", b'{"data": [}']
 )
-def test_what_is_no_list_is_refused(body: bytes) -> None:
+def test_a_body_without_a_list_is_refused(body: bytes) -> None:
     with pytest.raises(UnreadableResponse, match="not a list"):
         check_list(body)
 
 
 def test_window_needs_a_day() -> None:
-    with pytest.raises(ValueError, match="holds no day"):
+    with pytest.raises(ValueError, match="has no day"):
         Window(date(2026, 6, 14), date(2026, 6, 14))
 
 

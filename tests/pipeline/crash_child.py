@@ -1,10 +1,10 @@
-"""Refreshes that are killed by SIGKILL at one point, each in a process of its own: run by test_crashes.py.
+"""Refreshes killed by SIGKILL at one point, each in its own process (for test_crashes.py).
 
     python -m tests.pipeline.crash_child
 
-reads lines of JSON, a point and an environment each, and answers with the exit code. Each refresh runs in a
-fork of this process, which spares it the seconds of its imports. Nothing is faked: the real functions run
-until the process ends itself before or after one of them.
+Reads lines of JSON, a point and an environment each, and prints the exit code. Each refresh runs in a fork,
+which saves the seconds of the imports. Nothing is faked: the real functions run until the process kills
+itself before or after one of them.
 """
 
 import json
@@ -72,16 +72,16 @@ def main(point: str) -> None:
 
 
 def serve() -> None:
-    """Forks for each line of the standard input."""
+    """Fork for each line of the standard input."""
     for line in sys.stdin:
-        told = json.loads(line)
+        order = json.loads(line)
         child = os.fork()
         if child == 0:
-            os.environ |= told["environment"]
+            os.environ |= order["environment"]
             try:
-                main(told["point"])
+                main(order["point"])
             finally:
-                # Without the clean-up of a process that is a copy.
+                # A forked copy must not run its parent's clean-up.
                 os._exit(0)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

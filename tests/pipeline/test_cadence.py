@@ -1,4 +1,4 @@
-"""Each plan's promise is kept, whatever happens to an installation. (A whole week: benchmarks/cadence.py.)"""
+"""No refresh is late, whatever happens to an installation (a week: benchmarks/cadence.py)."""
 
 from collections import Counter
 from contextlib import closing
@@ -36,9 +36,9 @@ def days(installation, tmp_path: Path, minutes_of) -> tuple[Days, dg.DagsterInst
     return made, instance
 
 
-def test_every_promise_is_kept_in_hours_of_slow_runs_and_three_hundred_arrivals(installation, tmp_path):
+def test_no_refresh_is_late_with_slow_runs_and_300_new_users(installation, tmp_path):
     def minutes_of(run: SimulatedRun) -> int:
-        # A whole history takes long, and so does a refresh an hour of each plan.
+        # A whole history is slow, and so is each plan's refresh for ten minutes an hour.
         assert run.began is not None
         return 6 if run.job == history_job.name else 5 if 20 <= run.began.minute < 30 else 1
 
@@ -55,22 +55,22 @@ def test_every_promise_is_kept_in_hours_of_slow_runs_and_three_hundred_arrivals(
     assert world.most_of_a_plan == 1
     histories = [moment for moment, job, _ in world.launched if job == history_job.name]
     assert len(histories) == 3
-    # Few more runs than the intervals ask for.
+    # Hardly more runs than the intervals need.
     refreshes = Counter(plan for _, job, plan in world.launched if job == "refresh")
     assert refreshes["enterprise"] <= 5 * 60 / 10
     assert refreshes["trial"] == 0
 
 
-def test_an_hour_without_the_daemon_is_caught_up_once(installation, tmp_path):
+def test_an_hour_without_the_daemon_is_made_up_by_one_refresh(installation, tmp_path):
     world, instance = days(installation, tmp_path, lambda _: 2)
     outage = timedelta(hours=1)
     with instance, closing(world):
         for minute in range(12 * 60):
-            # When the users of the daily plans are due who were refreshed half a day ago.
+            # When users of the daily plans, refreshed half a day ago, become due.
             world.is_daemon_up = not 9.5 * 60 <= minute < 10.5 * 60
             world.minute()
     for plan in PLANS.values():
-        # The daily plans keep their promise all the same; nobody can keep that of minutes.
+        # The daily plans are still on time; a promise of minutes cannot be kept.
         kept = plan.refresh_interval if plan.lead > outage else plan.refresh_interval + outage
         assert world.worst[plan.name] <= kept
     back = START + timedelta(hours=10.5)
@@ -81,12 +81,12 @@ def test_an_hour_without_the_daemon_is_caught_up_once(installation, tmp_path):
     assert caught_up["enterprise"] == caught_up["scale"] == 1
 
 
-def test_a_plan_is_never_refreshed_twice_at_a_time_however_slow_it_is(installation, tmp_path):
+def test_a_plan_never_has_two_refreshes_at_once(installation, tmp_path):
     world, instance = days(installation, tmp_path, lambda _: 23)
     with instance, closing(world):
         for _ in range(180):
             world.minute()
     assert world.most_of_a_plan == 1
     starts = [moment for moment, _, plan in world.launched if plan == "enterprise"]
-    # The next begins with the first tick after it.
+    # The next run begins with the first tick after it.
     assert {later - earlier for earlier, later in pairwise(starts)} == {timedelta(minutes=25)}

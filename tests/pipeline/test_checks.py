@@ -1,4 +1,4 @@
-"""Asset checks: what they say of an ordinary run, and that each fails where it should."""
+"""Asset checks: all pass for an ordinary run, and each fails where it should."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,7 @@ def installation(install_loaded) -> Installation:
 
 
 def evaluation(installation: Installation, asset: str, check: str) -> dg.AssetCheckEvaluation:
-    """The newest result of a check, as the UI shows it."""
+    """Return the newest result of a check, as the UI shows it."""
     prepare_instance(installation.settings)
     key = dg.AssetCheckKey(dg.AssetKey(asset), check)
     with dg.DagsterInstance.get() as instance:
@@ -48,15 +48,15 @@ def evaluation(installation: Installation, asset: str, check: str) -> dg.AssetCh
 
 
 def test_an_ordinary_run_passes_every_check(installation: Installation):
-    told = {asset: evaluation(installation, asset, check).passed for asset, check in CHECKS.items()}
-    assert told == dict.fromkeys(CHECKS, True)
+    passed = {asset: evaluation(installation, asset, check).passed for asset, check in CHECKS.items()}
+    assert passed == dict.fromkeys(CHECKS, True)
     assert evaluation(installation, "daily_costs", "revisions_within_reason").passed
     assert evaluation(installation, "daily_costs", "line_items_are_parsed").passed
     assert evaluation(installation, "published", "every_promise_kept").passed
 
 
-def test_rows_of_one_grain_are_counted(installation: Installation):
-    """As no load can make them: the newest rows once more, before the run's result is told."""
+def test_duplicate_rows_are_counted(installation: Installation):
+    """Insert the newest rows twice, which no load does, before the run returns."""
     warehouse = Warehouse(installation.settings.home)
     with warehouse.writing() as connection:
         connection.execute("INSERT INTO daily_costs FROM daily_costs WHERE date = ?", [installation.today])
@@ -71,7 +71,7 @@ def test_rows_of_one_grain_are_counted(installation: Installation):
     assert grain_check("daily_usage", Loaded(1, 1, 1, repeated={"daily_usage": 0})).passed
 
 
-def test_unparsed_line_items_are_listed_with_their_dollars(tmp_path: Path):
+def test_unparsed_line_items_are_listed_with_their_costs(tmp_path: Path):
     warehouse = Warehouse(tmp_path)
     lines = [cost_row('"2.50"', "night | gpt-4o, thoughts"), cost_row('"-7.00"', "promotional credit")]
     days = [cost_day([*lines, cost_row('"1.00"')]), cost_day(lines[:1], DAY + timedelta(days=1))]
@@ -86,10 +86,10 @@ def test_unparsed_line_items_are_listed_with_their_dollars(tmp_path: Path):
     assert line_items_check(Loaded(1, 1, 1)).passed
 
 
-def test_a_settled_day_that_changes_is_told(installation: Installation):
+def test_a_changed_final_day_is_reported(installation: Installation):
     day = installation.today - timedelta(days=12)
     with Warehouse(installation.settings.home).writing() as connection:
-        # As if OpenAI had said a cent less when the day was read first.
+        # As if the first fetch of the day had shown a cent less.
         connection.execute(
             "UPDATE daily_costs SET amount_usd = amount_usd - 0.01 WHERE date = $day AND line_item = "
             "(SELECT min(line_item) FROM daily_costs WHERE date = $day AND amount_usd > 0.01)",
@@ -97,13 +97,13 @@ def test_a_settled_day_that_changes_is_told(installation: Installation):
         )
         connection.execute("DELETE FROM pipeline.loaded_sets")
     installation.run(installation.history(15))
-    told = evaluation(installation, "daily_costs", "revisions_within_reason")
-    assert not told.passed
-    assert told.severity is dg.AssetCheckSeverity.WARN
-    assert f"| user-0 | {day} | $0.0" in str(told.metadata["first"].value)
+    result = evaluation(installation, "daily_costs", "revisions_within_reason")
+    assert not result.passed
+    assert result.severity is dg.AssetCheckSeverity.WARN
+    assert f"| user-0 | {day} | $0.0" in str(result.metadata["first"].value)
 
 
-def test_a_copy_that_lacks_something_is_told(installation: Installation, monkeypatch):
+def test_an_incomplete_snapshot_is_reported(installation: Installation, monkeypatch):
     warehouse = Warehouse(installation.settings.home)
 
     def copy_less(source: Path, target: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_copy_that_lacks_something_is_told(installation: Installation, monkeyp
     assert not copy_check(copy).passed
 
 
-def test_a_user_whose_data_is_too_old_is_told(installation: Installation):
+def test_a_user_with_late_data_is_reported(installation: Installation):
     (connection,) = installation.accounts.connections.all()
     promised = connection.next_refresh_at
     assert promised is not None
@@ -131,7 +131,7 @@ def test_a_user_whose_data_is_too_old_is_told(installation: Installation):
     assert promise_check([removed], datetime.now(UTC) + timedelta(days=9)).passed
 
 
-def test_a_failed_blocking_check_keeps_the_last_good_copy(installation: Installation, monkeypatch):
+def test_a_failed_blocking_check_keeps_the_last_good_snapshot(installation: Installation, monkeypatch):
     before = installation.sql("SELECT count(*), sum(amount_usd) FROM daily_costs")
 
     def with_a_day_that_does_not_add_up(*arguments: Any) -> Recomputed:

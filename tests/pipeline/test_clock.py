@@ -1,4 +1,4 @@
-"""A clock that once ran three days ahead leaves nothing behind after the next refresh by a right one."""
+"""A clock once three days ahead has no lasting effect after a refresh by a right one."""
 
 import json
 from dataclasses import replace
@@ -47,14 +47,14 @@ def window_at(connection: Connection, today: date) -> Window:
 
 
 def seen(installation: Installation, cursor: str | None) -> object:
-    """What the sensor of changed connections says."""
+    """Evaluate the sensor of changed connections."""
     resources = {"accounts": installation.accounts}
     with dg.DagsterInstance.ephemeral() as instance:
         return connection_changes(dg.build_sensor_context(instance, cursor=cursor, resources=resources))
 
 
 def run_ahead(installation: Installation) -> None:
-    """What a whole refresh under a clock three days ahead records of the accounts."""
+    """Record what a refresh under a clock three days ahead stores in the accounts."""
     accounts, connection = installation.accounts, connection_of(installation)
     window = trailing_window(AHEAD.date())
     read = Refresh(
@@ -69,7 +69,7 @@ def run_ahead(installation: Installation) -> None:
         database.execute(update(users).values(plan_since=AHEAD))
 
 
-def test_a_user_is_due_again_and_all_is_of_the_present_after_one_refresh(installation):
+def test_one_refresh_makes_a_user_due_and_all_times_right_again(installation):
     run_ahead(installation)
     accounts = installation.accounts
     assert [c.user_id for c in select_connections(accounts, now=NOW, only_due=True)] == ["user-0"]
@@ -92,7 +92,7 @@ def test_a_user_is_due_again_and_all_is_of_the_present_after_one_refresh(install
     assert not is_future(shown, present)
 
 
-def test_a_connection_that_needs_attention_is_tried_again(installation):
+def test_a_connection_needing_attention_is_retried(installation):
     run_ahead(installation)
     connection = connection_of(installation)
     later = AHEAD + timedelta(hours=23)
@@ -101,7 +101,7 @@ def test_a_connection_that_needs_attention_is_tried_again(installation):
     assert not replace(waiting, last_attempt_at=NOW).may_be_read(NOW)
 
 
-def test_days_that_were_never_read_are_read_after_an_outage(installation):
+def test_days_missed_during_an_outage_are_fetched(installation):
     run_ahead(installation)
     connection, later = connection_of(installation), TODAY + timedelta(days=6)
     assert window_at(connection, TODAY).start <= TODAY - timedelta(days=3)
@@ -109,7 +109,7 @@ def test_days_that_were_never_read_are_read_after_an_outage(installation):
     assert window_at(read_today, later).start <= TODAY - timedelta(days=2)
 
 
-def test_a_change_after_one_that_was_stamped_ahead_is_noticed(installation):
+def test_a_change_after_one_with_a_future_time_is_noticed(installation):
     accounts = installation.accounts
     with accounts.database.write() as database:
         database.execute(update(connections).values(changed_at=AHEAD))
@@ -138,7 +138,7 @@ def costs(warehouse: Warehouse) -> dict[date, Decimal]:
 
 
 def refreshed(warehouse: Warehouse, now: datetime, run_id: str, amounts: dict[int, str]) -> None:
-    """A refresh at a moment: costs by day, counted from today."""
+    """Refresh at a moment; return costs by day, counted from today."""
     days = [cost_day([cost_row(f'"{usd}"')], TODAY + timedelta(days=n)) for n, usd in amounts.items()]
     window = Window(TODAY + timedelta(days=min(amounts)), TODAY + timedelta(days=max(amounts) + 1))
     land(warehouse, page_of(*days), window=window, fetched_at=now, run_id=run_id)
@@ -146,7 +146,7 @@ def refreshed(warehouse: Warehouse, now: datetime, run_id: str, amounts: dict[in
     refresh_metrics(warehouse, ["acme"], now.date())
 
 
-def test_restated_days_count_again_and_days_of_the_future_are_gone(warehouse):
+def test_restated_days_count_again_and_future_days_are_gone(warehouse):
     refreshed(warehouse, AHEAD, "ahead", {-1: "1.00", 0: "2.00", 2: "9.00", 3: "9.00"})
     assert len(costs(warehouse)) == 4
     refreshed(warehouse, NOW, "right", {-1: "1.50", 0: "2.50"})
@@ -162,7 +162,7 @@ def test_restated_days_count_again_and_days_of_the_future_are_gone(warehouse):
         assert not is_future(fetched, NOW)
 
 
-def test_pages_of_the_future_that_still_wait_lose_against_those_of_now(warehouse):
+def test_waiting_pages_with_future_times_lose_to_current_ones(warehouse):
     refreshed(warehouse, NOW, "right", {-1: "1.50", 0: "2.50"})
     days = [cost_day([cost_row('"9.00"')], TODAY + timedelta(days=n)) for n in (-1, 0, 1)]
     land(warehouse, page_of(*days), fetched_at=AHEAD, run_id="ahead")
@@ -170,7 +170,7 @@ def test_pages_of_the_future_that_still_wait_lose_against_those_of_now(warehouse
     assert costs(warehouse) == {TODAY - timedelta(days=1): Decimal("1.5"), TODAY: Decimal("2.5")}
 
 
-def test_what_was_published_ahead_is_right_after_the_next_publish(installation):
+def test_a_snapshot_with_future_times_is_right_after_a_publish(installation):
     warehouse = Warehouse(installation.settings.home)
     before = installation.sql("SELECT max(date) FROM daily_costs")
     with warehouse.writing() as connection:
@@ -182,7 +182,7 @@ def test_what_was_published_ahead_is_right_after_the_next_publish(installation):
     assert installation.sql("SELECT max(date) FROM daily_costs") == before
 
 
-def test_a_wait_that_was_stamped_ahead_ends_though_another_user_was_read_first(installation):
+def test_a_wait_with_a_future_time_ends_after_another_users_fetch(installation):
     accounts = installation.accounts
     connection = connection_of(installation)
     window = window_at(connection, TODAY)

@@ -1,4 +1,4 @@
-"""A refresh killed by SIGKILL between and inside its steps: the next one heals it, nothing twice or lost."""
+"""Refreshes killed between and inside steps: the next one heals, nothing lost or twice."""
 
 import json
 import os
@@ -24,7 +24,7 @@ DAYS = 9
 
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[Callable[[Installation, str], int]]:
-    """Runs a refresh that is killed at a point in another process; returns its exit code."""
+    """Run a refresh in another process, killed at a point; return its exit code."""
     command = [sys.executable, "-m", "tests.pipeline.crash_child"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -49,14 +49,14 @@ def elsewhere() -> Iterator[Callable[[Installation, str], int]]:
 def test_a_killed_refresh_is_healed_by_the_next(point: str, elsewhere, install_loaded):
     installation = install_loaded("trial", organizations=2, days=DAYS)
     openai = installation.openai
-    # Time goes on, so that what the killed refresh reads is not what is stored.
+    # The clock advances, so that the killed refresh fetches other pages than are stored.
     openai.simulator.frozen_now += timedelta(hours=5)
 
     assert elsewhere(installation, point) == -signal.SIGKILL
 
     window = installation.history(7)
     for number in range(2):
-        # What readers see in the meantime is one whole state: the one before or the one after.
+        # Readers see one consistent state: the one before or the one after.
         facts = {k: v for k, v in installation.costs(f"user-{number}").items() if k[0] >= window.start}
         now = openai.simulator.now
         states = [
@@ -81,7 +81,7 @@ def the_refresh_job() -> dg.JobDefinition:
 
 
 def repeat(run_id: str) -> dg.DagsterRun:
-    """Executes a run again, as Dagster does of itself with one whose process has died."""
+    """Execute a run again, as Dagster does when a run's process has died."""
     with dg.DagsterInstance.get() as instance:
         parent = instance.get_run_by_id(run_id)
         assert parent is not None
@@ -98,7 +98,7 @@ def repeat(run_id: str) -> dg.DagsterRun:
     return run
 
 
-def test_the_repeat_of_a_killed_run_reads_only_whom_that_one_had_not_read(
+def test_the_repeat_of_a_killed_run_fetches_only_missing_users(
     elsewhere, start_openai, install, monkeypatch: pytest.MonkeyPatch
 ):
     openai = start_openai(organizations=3, days=DAYS, services=False)
@@ -119,7 +119,7 @@ def test_the_repeat_of_a_killed_run_reads_only_whom_that_one_had_not_read(
     assert read == {"user-2"}
     for number, user_id in enumerate(user_ids):
         installation.assert_exact(user_id, number, installation.history(7))
-    # One that ended well is repeated because somebody wants all of it again.
+    # A successful run is repeated on request, for all its users.
     whole = repeat(again.run_id)
     assert {row.user_id for row in installation.accounts.refreshes.of_run(whole.run_id)} == set(user_ids)
 

@@ -1,4 +1,4 @@
-"""Dagster as an operator finds it: graph, jobs, schedules, sensor, partitions, nothing secret."""
+"""Dagster as an operator sees it: graph, jobs, schedules, sensor, partitions, no secrets."""
 
 import os
 import sqlite3
@@ -56,7 +56,7 @@ def instance(tmp_path: Path):
         yield instance
 
 
-def test_every_asset_says_what_it_is(definitions: dg.Definitions):
+def test_every_asset_has_a_description(definitions: dg.Definitions):
     graph = definitions.resolve_asset_graph()
     names = {key.to_user_string() for key in graph.get_all_asset_keys()}
     assert names == {
@@ -98,10 +98,10 @@ def a_user_of_each_plan(start_openai, install) -> Installation:
 def tick(
     definitions: dg.Definitions, instance: dg.DagsterInstance, plan: str, moment: datetime | None = None
 ) -> Any:
-    """What the plan's schedule does at a moment, by default in a day, when everybody is due."""
+    """Evaluate the plan's schedule at a moment, by default in a day, when all users are due."""
     resources = definitions.resources or {}
     schedule = definitions.get_repository_def().get_schedule_def(f"refresh_{plan}")
-    # Left open, its instance would be taken for the process's one after it has gone.
+    # Left open, its instance would be used as the process's instance after it closed.
     with dg.build_schedule_context(
         instance=instance,
         scheduled_execution_time=moment or datetime.now(UTC) + timedelta(days=1),
@@ -111,7 +111,7 @@ def tick(
 
 
 @pytest.mark.usefixtures("a_user_of_each_plan")
-def test_a_tick_asks_for_the_trailing_days_of_its_plan(definitions: dg.Definitions, instance):
+def test_a_tick_requests_the_trailing_days_of_its_plan(definitions: dg.Definitions, instance):
     moment = datetime(2100, 11, 24, 6, 0, tzinfo=UTC)
     (request,) = tick(definitions, instance, "growth", moment).run_requests
     assert request.tags[PLAN_TAG] == "growth"
@@ -122,13 +122,13 @@ def test_a_tick_asks_for_the_trailing_days_of_its_plan(definitions: dg.Definitio
 
 
 @pytest.mark.usefixtures("a_user_of_each_plan")
-def test_a_tick_starts_no_run_while_nobody_is_due(definitions: dg.Definitions, instance):
-    told = tick(definitions, instance, "growth", datetime.now(UTC) + timedelta(hours=21))
-    assert told.run_requests == []
-    assert told.skip_message == "No connection of the growth plan is due."
+def test_a_tick_starts_no_run_without_due_connections(definitions: dg.Definitions, instance):
+    skipped = tick(definitions, instance, "growth", datetime.now(UTC) + timedelta(hours=21))
+    assert skipped.run_requests == []
+    assert skipped.skip_message == "No connection of the growth plan is due."
 
 
-def test_a_scheduled_run_reads_those_that_will_be_due_before_long(start_openai, install):
+def test_a_scheduled_run_fetches_connections_due_soon(start_openai, install):
     installation = install(start_openai(organizations=3, days=2, services=False))
     installation.connect(plan="scale")
     now = datetime.now(UTC)
@@ -149,7 +149,7 @@ def test_a_scheduled_run_reads_those_that_will_be_due_before_long(start_openai, 
 
 
 @pytest.mark.usefixtures("a_user_of_each_plan")
-def test_a_tick_is_skipped_while_a_refresh_of_the_plan_is_going(definitions: dg.Definitions, instance):
+def test_a_tick_is_skipped_during_a_refresh_of_the_plan(definitions: dg.Definitions, instance):
     job = definitions.resolve_job_def("refresh")
     instance.create_run_for_job(job, tags={PLAN_TAG: "scale"}, status=dg.DagsterRunStatus.STARTED)
     busy = tick(definitions, instance, "scale")
@@ -158,19 +158,17 @@ def test_a_tick_is_skipped_while_a_refresh_of_the_plan_is_going(definitions: dg.
     assert len(tick(definitions, instance, "enterprise").run_requests) == 1
 
 
-def test_a_tick_is_not_skipped_while_other_days_of_the_plan_are_read_by_hand(
-    definitions: dg.Definitions, start_openai, install
-):
+def test_a_tick_is_not_skipped_during_a_manual_backfill(definitions: dg.Definitions, start_openai, install):
     installation = install(start_openai(days=9, services=False))
     installation.connect(plan="enterprise")
     skipped: list[bool] = []
 
-    def look(*_: int) -> None:
+    def record_tick(*_: int) -> None:
         with dg.DagsterInstance.get() as instance:
             skipped.append(not tick(definitions, instance, "enterprise").run_requests)
 
     for window in (None, installation.history(9), replace(installation.history(9), end=installation.today)):
-        assert installation.run(window, plan="enterprise", on_user_done=look).succeeded
+        assert installation.run(window, plan="enterprise", on_user_done=record_tick).succeeded
     assert skipped == [True, False, False]
     with dg.DagsterInstance.get() as instance:
         found = instance.get_runs(dg.RunsFilter(tags={DAYS_OF_PLAN_TAG: "enterprise"}))
@@ -178,10 +176,8 @@ def test_a_tick_is_not_skipped_while_other_days_of_the_plan_are_read_by_hand(
 
 
 @pytest.mark.usefixtures("a_user_of_each_plan")
-def test_a_tick_ends_a_run_whose_process_is_gone(
-    definitions: dg.Definitions, instance, monkeypatch, tmp_path
-):
-    """As after a power failure: Dagster would believe it to be going for hours."""
+def test_a_tick_ends_a_run_whose_process_died(definitions: dg.Definitions, instance, monkeypatch, tmp_path):
+    """As after a power failure: Dagster would consider the run in progress for hours."""
     monkeypatch.setattr(refresh, "START_SECONDS", 0)
     job = definitions.resolve_job_def("refresh")
     living, dead = (instance.create_run_for_job(job, tags={PLAN_TAG: plan}) for plan in ("scale", "growth"))
@@ -206,7 +202,7 @@ input()"""
     assert len(tick(definitions, instance, "scale").run_requests) == 1
 
 
-def test_a_run_in_this_process_is_not_held_after_it(start_openai, install):
+def test_a_run_in_this_process_is_released_at_its_end(start_openai, install):
     installation = install(start_openai(days=2))
     installation.connect(plan="trial")
     result = installation.run()
@@ -239,7 +235,7 @@ def test_the_sensor_loads_new_connections_and_refreshes_updated_ones(start_opena
     assert request.tags["dagster/asset_partition_range_end"] == "user-2"
     assert isinstance(evaluate_sensor(installation, instance, first.cursor), dg.SkipReason)
 
-    # Once read, a new key means a refresh; a removed connection means nothing.
+    # Once fetched, a new key requests a refresh; a removed connection requests nothing.
     instance.add_dynamic_partitions(USERS_NAME, list(added.partition_keys))
     installation.run()
     organization = installation.openai.organizations[1]
@@ -272,20 +268,20 @@ def test_a_user_who_connects_again_after_a_purge_is_new(start_openai, install, i
     assert [request.partition_key for request in again.run_requests or []] == ["user-0"]
 
 
-def test_who_was_read_before_the_sensor_looked_can_be_chosen_in_the_ui(start_openai, install, instance):
+def test_users_fetched_before_the_sensor_can_be_chosen_in_the_ui(start_openai, install, instance):
     installation = install(start_openai(organizations=3, days=2))
     installation.connect(plan="trial", users=["user-0", "user-1"])
     installation.run()
     installation.connect(plan="trial")
-    told = evaluate_sensor(installation, instance, None)
-    assert isinstance(told, dg.SensorResult)
-    # The range of a run's partitions may hold nobody else.
-    assert [request.partition_key for request in told.run_requests or []] == ["user-2"]
-    (added,) = told.dynamic_partitions_requests or []
+    result = evaluate_sensor(installation, instance, None)
+    assert isinstance(result, dg.SensorResult)
+    # The range of a run's partitions must hold no other user.
+    assert [request.partition_key for request in result.run_requests or []] == ["user-2"]
+    (added,) = result.dynamic_partitions_requests or []
     assert list(added.partition_keys) == ["user-2", "user-0", "user-1"]
 
 
-def test_the_sensor_sees_a_change_that_was_committed_after_a_later_one(start_openai, install, instance):
+def test_the_sensor_sees_changes_committed_out_of_order(start_openai, install, instance):
     installation = install(start_openai(organizations=2, days=2))
     (later, earlier) = ["user-0", "user-1"]
     installation.connect(plan="trial", users=[later])
@@ -307,7 +303,7 @@ def test_the_sensor_sees_a_change_that_was_committed_after_a_later_one(start_ope
 
 
 def metadata_of(instance: dg.DagsterInstance, asset: str) -> dict[str, Any]:
-    """What the asset's latest materialization shows."""
+    """Return the metadata of the asset's latest materialization."""
     event = instance.get_latest_materialization_event(dg.AssetKey(asset))
     assert event is not None
     assert event.asset_materialization is not None
@@ -326,27 +322,27 @@ def test_thirty_days_are_one_run_and_thirty_partitions(start_openai, install):
         for name in DAILY:
             materialized = instance.get_materialized_partitions(dg.AssetKey(name))
             assert len(materialized) == 30
-        told = metadata_of(instance, "raw_openai_cost_pages")
-        assert told["users"] == 2
-        assert told["failed users"] == 1
-        assert told["failures by reason"] == {"invalid_key": 1}
-        assert "user-1" in told["failures"]
-        told = metadata_of(instance, "daily_costs")
+        metadata = metadata_of(instance, "raw_openai_cost_pages")
+        assert metadata["users"] == 2
+        assert metadata["failed users"] == 1
+        assert metadata["failures by reason"] == {"invalid_key": 1}
+        assert "user-1" in metadata["failures"]
+        metadata = metadata_of(instance, "daily_costs")
         total = installation.sql("SELECT sum(amount_usd) FROM daily_costs WHERE NOT is_sample")[0][0]
-        assert told["dollars"].replace(",", "") == f"${total.normalize():f}"
-        assert told["seconds"] >= 0
+        assert metadata["dollars"].replace(",", "") == f"${total.normalize():f}"
+        assert metadata["seconds"] >= 0
         check = dg.AssetCheckKey(dg.AssetKey("raw_openai_cost_pages"), "every_connection_read")
         (record,) = instance.event_log_storage.get_asset_check_execution_history(check, limit=1)
         assert "1 of 2 users failed" in str(record.event)
     assert result.succeeded
 
 
-def test_one_users_history_is_loaded_again(start_openai, install):
+def test_one_users_history_is_fetched_again(start_openai, install):
     openai = start_openai(organizations=2, days=30)
     installation = install(openai)
     installation.connect(plan="growth")
     installation.run()
-    # Something older than the trailing days is restated, which only a history load sees.
+    # A day before the trailing days is restated, which only a history fetch sees.
     openai.organizations[0].spec = openai.organizations[0].spec.__class__(
         0, since=openai.organizations[0].spec.since, daily_requests=61
     )
@@ -370,7 +366,7 @@ def test_configuration_shows_no_secret(start_openai, install):
     assert installation.settings.accounts_url not in repr(accounts)
 
 
-def test_a_databases_password_is_not_in_what_dagster_keeps_of_the_definitions(monkeypatch, tmp_path):
+def test_dagsters_stored_definitions_hold_no_database_password(monkeypatch, tmp_path):
     url = f"sqlite:///{tmp_path}/accounts.sqlite?hunter2"
     monkeypatch.setenv("FINORA_ACCOUNTS_URL", url)
     program = """
@@ -387,7 +383,7 @@ print(dg.serialize_value(RepositorySnap.from_def(defs.get_repository_def())))"""
 
 
 def test_the_kept_event_log_is_dagsters_own(tmp_path: Path):
-    """More databases than are kept open; written by the one class and read by the other."""
+    """More databases than are kept open, written by one class and read by the other."""
     runs_written = KEPT_DATABASES + 3
     kept = KeptEventLogStorage(str(tmp_path))
     for turn in range(2):
@@ -401,7 +397,7 @@ def test_the_kept_event_log_is_dagsters_own(tmp_path: Path):
         assert said == ["turn 0", "turn 1"]
 
 
-def test_events_stored_together_are_stored_as_one_by_one(tmp_path: Path):
+def test_events_stored_in_a_batch_equal_single_stores(tmp_path: Path):
     facts = dg.AssetKey("facts")
     days = ["2026-11-01", "2026-11-02"]
     planned = [
@@ -450,7 +446,7 @@ def test_events_stored_together_are_stored_as_one_by_one(tmp_path: Path):
 
 
 def rows_of(database: Path) -> dict[str, list[dict[str, Any]]]:
-    """All rows of an SQLite database by table, but for the moments at which they were written."""
+    """Return all rows of an SQLite database by table, without their write times."""
     moments = ("create_timestamp", "migration_completed")
     with closing(sqlite3.connect(database)) as connection:
         connection.row_factory = sqlite3.Row
@@ -500,13 +496,13 @@ def test_the_shipped_instance_configuration_loads(install, start_openai):
         assert trailing_window(installation.today).days == 4
 
 
-def test_a_long_backfill_leaves_a_place_for_new_users(start_openai, install):
+def test_a_long_backfill_leaves_a_slot_for_new_users(start_openai, install):
     installation = install(start_openai(days=1))
     prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         queue = instance.get_concurrency_config().run_queue_config
     assert queue is not None
-    backfill = dg.DagsterRun(job_name="refresh", tags=BATCH_TAG | {BACKFILL_TAG: "everybody"})
+    backfill = dg.DagsterRun(job_name="refresh", tags=BATCH_TAG | {BACKFILL_TAG: "all-users"})
     another = dg.DagsterRun(job_name="refresh", tags=BATCH_TAG | {BACKFILL_TAG: "acme"})
     load = dg.DagsterRun(job_name="load_user_history", tags=BATCH_TAG)
     places = TagConcurrencyLimitsCounter(queue.tag_concurrency_limits, [backfill])

@@ -1,4 +1,4 @@
-"""Names beside ids: of projects, members and API keys, also of those that OpenAI lists no more."""
+"""Names of projects, members and API keys, also of those OpenAI no longer lists."""
 
 from datetime import timedelta
 
@@ -15,7 +15,7 @@ def names(installation: Installation, table: str) -> list[tuple[object, ...]]:
 
 
 def read_again(installation: Installation) -> None:
-    """As a day later: the directory is due again."""
+    """Fetch as a day later, when the directory is due again."""
     connection = installation.accounts.connections.get("user-0")
     assert connection is not None
     with installation.accounts.database.write() as database:
@@ -23,7 +23,7 @@ def read_again(installation: Installation) -> None:
     assert installation.refresh().failed_users == []
 
 
-def test_names_stay_when_their_bearers_go(start_openai, install):
+def test_names_stay_after_their_objects_are_deleted(start_openai, install):
     now = now_in_the_middle_of_today()
     gone = {"archived_projects": 1, "vanished_members": 1, "deleted_keys": 1, "service_accounts": 1}
     openai = start_openai(days=20, gone_since=now.date() - timedelta(days=2), **gone)
@@ -32,7 +32,7 @@ def test_names_stay_when_their_bearers_go(start_openai, install):
     installation.connect(plan="growth")
     assert installation.refresh().failed_users == []
     organization = openai.organizations[0]
-    # A service account is a member, too: here it is known as the owner of a key.
+    # A service account counts as a member: here it is known as the owner of a key.
     owners = {m.name for m in organization.members} | {"Service account 1"}
     assert {name for name, _ in names(installation, "members")} == owners
     assert {
@@ -50,19 +50,21 @@ def test_names_stay_when_their_bearers_go(start_openai, install):
         ("service_account",),
         ("user",),
     ]
-    # Every id of a fact has a name, of those who are gone, too.
+    # Every id of a fact has a name, also of deleted objects.
     for view, columns in (
         ("named_usage", ("project_name", "member_name", "member_email", "api_key_name")),
         ("named_member_costs", ("project_name", "member_name")),
         ("named_key_costs", ("project_name", "api_key_name", "owner_name")),
     ):
-        told = ", ".join(f"count(*) FILTER ({column} = 'unknown')" for column in columns)
-        assert installation.sql(f"SELECT count(*) > 0, {told} FROM {view}") == [(True, *[0] * len(columns))]
+        unknowns = ", ".join(f"count(*) FILTER ({column} = 'unknown')" for column in columns)
+        assert installation.sql(f"SELECT count(*) > 0, {unknowns} FROM {view}") == [
+            (True, *[0] * len(columns))
+        ]
     members = dict(installation.sql("SELECT DISTINCT member_id, member_name FROM named_member_costs"))
     assert members[organization.members[-1].id] == organization.members[-1].name
 
 
-def test_what_openai_told_nobody_is_unknown(start_openai, install):
+def test_names_openai_never_listed_are_unknown(start_openai, install):
     openai = start_openai(days=10, deleted_keys=1, gone_since=now_in_the_middle_of_today().date())
     installation = install(openai)
     installation.connect(plan="growth")
@@ -71,7 +73,7 @@ def test_what_openai_told_nobody_is_unknown(start_openai, install):
     assert unknown == [("unknown",)]
 
 
-def test_the_directory_is_read_once_a_day_and_never_fails_a_refresh(start_openai, install):
+def test_the_directory_is_fetched_daily_and_never_fails_a_refresh(start_openai, install):
     openai = start_openai(days=4)
     installation = install(openai)
     installation.connect(plan="trial")
@@ -91,7 +93,7 @@ def test_the_directory_is_read_once_a_day_and_never_fails_a_refresh(start_openai
 
 
 @pytest.mark.parametrize("kind", [FaultKind.NOT_UTF8, FaultKind.NANOSECONDS])
-def test_an_odd_list_of_one_user_fails_nobody(start_openai, install, kind):
+def test_an_odd_directory_list_fails_no_refresh(start_openai, install, kind):
     openai = start_openai(organizations=2, days=4)
     installation = install(openai)
     installation.connect(plan="trial")
@@ -101,7 +103,7 @@ def test_an_odd_list_of_one_user_fails_nobody(start_openai, install, kind):
     assert installation.refresh().failed_users == []
     assert len(names(installation, "members")) == len(openai.organizations[0].members)
     assert installation.sql("SELECT count(DISTINCT user_id) FROM daily_costs") == [(2,)]
-    # A moment that is none is no reason to do without the names.
+    # An invalid time does not drop the names.
     has_names = kind is FaultKind.NANOSECONDS
     for table, moment in (("projects", "created_at"), ("members", "added_at"), ("api_keys", "created_at")):
         found = installation.sql(

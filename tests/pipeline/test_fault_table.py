@@ -1,7 +1,7 @@
-"""The table of faults: what OpenAI does wrong, what the user reads, what becomes of the data.
+"""The table of faults: OpenAI's fault, the shown message, the effect on the data.
 
-Each row has an organization of its own on one simulator, and all are read by three real refreshes: a good
-one, one during the faults and one after them, each three hours later, so that the truth is another each time.
+Each row has its own organization on one simulator. Three real refreshes, three hours apart, fetch all of
+them: before, during and after the faults, so that the truth differs each time.
 """
 
 import json
@@ -25,26 +25,26 @@ from tests.small_openai import small_openai
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "faults.md").read_text()
 
-# What becomes of the data, in the document's words.
+# The effect on the data, in the document's words.
 KEPT, TRUE = "is unchanged", "is correct"
 NO_AMOUNTS = "is correct, the new amounts are unknown (NULL)"
 COSTS_ONLY = "costs are correct, that usage is unchanged"
 
-KEY = "OpenAI does not accept this key: it was deleted or revoked. Create a fresh Admin key in OpenAI"
+KEY = "OpenAI does not accept this key: it was deleted or revoked. Create a new Admin key in OpenAI"
 ROLE = "The key may not read this organization's cost and usage: it is a project key, or its creator"
 LIMIT = "OpenAI's rate limit for this organization is used up; it usually passes soon."
 NO_PAGE = "OpenAI's answer is not a page of daily buckets: "
 ERROR = "OpenAI answered with an error; this usually passes within minutes."
-NOT_FOUND = "OpenAI did not find what was asked for; this passes unless the address is wrong."
-WEB_PAGE = "A web page came instead of data, from a proxy, a firewall or what protects OpenAI's API."
-LEFT_OUT = "OpenAI left out days that were asked for."
+NOT_FOUND = "OpenAI did not find the requested path; this passes unless the API address is wrong."
+WEB_PAGE = "A web page came instead of data: from a proxy, a firewall or OpenAI's own protection."
+LEFT_OUT = "OpenAI left out days that were requested."
 MORE = "OpenAI said there are more pages but "
 TOKENS = "OpenAI kept refusing its own page tokens; this usually passes."
 
 
 @dataclass(frozen=True)
 class Row:
-    """`what` and `data` are words of the document; `sentence` is what the user reads, None for nothing."""
+    """`what` and `data` quote the document; `sentence` is shown to the user, None for nothing."""
 
     what: str
     sentence: str | None
@@ -94,7 +94,7 @@ ROWS = [
     ),
     refusal(
         "401 or 403 for a reason that is not known",
-        "OpenAI refuses this request; the key need not be the cause.",
+        "OpenAI refuses this request; the key may be fine.",
         status=403,
         body=said("Your organization does not have access to this feature."),
     ),
@@ -102,7 +102,7 @@ ROWS = [
     refusal("403 with a web page, for ever", WEB_PAGE, status=403, **HTML),
     refusal(
         "429 for a spend limit or an empty balance",
-        "OpenAI gives no figures since the organization's credit balance is used up.",
+        "OpenAI returns no data because the organization's credit balance is used up.",
         status=429,
         body=said("Your credit balance is exhausted.", "credit_balance_exhausted"),
     ),
@@ -144,33 +144,33 @@ ROWS = [
     ),
     fault(
         "An amount that is not a number, or ten billion dollars and more",
-        "OpenAI sent an amount that cannot be read: '12,5' is not a decimal number",
+        "OpenAI sent an amount that is not understood: '12,5' is not a decimal number",
         FaultKind.EDIT,
         endpoint="costs",
         edit=r'"value":"[^"]*"',
         body='"value":"12,5"',
     ),
     fault("`results` is null", NO_PAGE, FaultKind.NULL_RESULTS),
-    # Legal by OpenAI's schema: the amount is unknown, which is not zero.
+    # Valid by OpenAI's schema: the amount is unknown, not zero.
     fault("Rows without `amount`", None, FaultKind.NO_AMOUNT, data=NO_AMOUNTS),
     fault("Another currency", "OpenAI sent an amount in 'eur'", FaultKind.FOREIGN_CURRENCY),
     fault("More pages, but no page token, for ever", MORE + "gave no", FaultKind.NO_CURSOR),
     fault("The same page token again", MORE + "repeated", FaultKind.SAME_CURSOR),
-    # A week fits one page, which has no cursor. This fault hands one out, which the simulator then refuses.
+    # A week fits one page without a cursor; this fault returns one that is then refused.
     fault("A page token is refused, once", None, FaultKind.SAME_CURSOR, times=1),
     fault("Page tokens are refused for ever", TOKENS, FaultKind.PAGE_TOKEN, Fault(FaultKind.SAME_CURSOR)),
-    # Said of all pages together: the window is asked for again.
+    # Checked over all pages together: the window is fetched again.
     fault("More pages, but no page token, once", None, FaultKind.NO_CURSOR, times=1),
     fault("A day is left out, once", None, FaultKind.LEFT_OUT, times=1),
     fault("A day is left out, for ever", LEFT_OUT, FaultKind.LEFT_OUT),
-    fault("The answer repeats the key", "The answer repeats the key that asked", FaultKind.ECHO_KEY),
+    fault("The answer repeats the key", "The answer contains the key that was sent", FaultKind.ECHO_KEY),
     fault("A slow answer within the time-out", None, FaultKind.SLOW, seconds=0.05),
     fault("No answer", "OpenAI did not answer within", FaultKind.HANG),
 ]
 
 # Cost facts by row, and tokens by model.
 Facts = tuple[dict[Any, Any], dict[str, tuple[int, int]]]
-# What is published of a user after a refresh, what is true then, and what the user reads.
+# A user's published facts after a refresh, the truth then, and the shown message.
 Seen = tuple[Facts, Facts, str | None]
 
 
@@ -191,15 +191,15 @@ def truth_of(installation: Installation, number: int = 0, now: datetime | None =
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory):
-    """What is seen of each row before the faults, during them and after them."""
+    """Observations of each row before, during and after the faults."""
     home = tmp_path_factory.mktemp("faults") / "home"
     with small_openai(len(ROWS), days=5) as openai, pytest.MonkeyPatch.context() as environment:
         environment.setenv("DAGSTER_HOME", str(home / "dagster"))
         installation = Installation(home, openai)
         user_ids = installation.connect(plan="trial")
         simulator = openai.simulator
-        # One patience for all: a busy machine is no fault, and what lasts must not last the test. One process
-        # answers all organizations, and not a hundred requests within two seconds.
+        # Long enough for a busy machine, short enough for lasting faults. One simulator process serves all
+        # organizations, fewer than a hundred requests in two seconds.
         patient = OpenAIAdmin(
             openai.base_url,
             Limits(concurrency=16, timeout_seconds=2, retry_seconds=2, first_pause_seconds=0.001),
@@ -207,7 +207,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory):
 
         def refresh() -> list[Seen]:
             window = trailing_window(installation.today)
-            # Named, a user whose key was refused is tried at once.
+            # A user with a refused key is fetched at once when named.
             result = runs.refresh(installation.settings, window, users=user_ids, openai_admin=patient)
             assert result.succeeded, result.errors
             failures = installation.accounts.refreshes.last_failures(user_ids)
@@ -235,7 +235,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize("number", range(len(ROWS)), ids=[row.what for row in ROWS])
-def test_fault(number: int, seen) -> None:
+def test_each_fault_has_the_documented_outcome(number: int, seen) -> None:
     row, (before, during, after), read_again = ROWS[number], seen[0][number], seen[1]
     (facts_before, truth_before, _), (facts, truth, sentence), (_, truth_after, _) = before, during, after
     assert before == (truth_before, truth_before, None)
@@ -256,16 +256,18 @@ def test_fault(number: int, seen) -> None:
     assert after == (truth_after, truth_after, None)
 
 
-def test_the_document_has_these_rows() -> None:
-    told = [line.strip("| ").split(" | ") for line in DOCUMENT.splitlines() if line.startswith("| ")][1:]
-    assert [(what, data) for what, _, data in told] == [(row.what, row.data) for row in ROWS]
-    for (_, sentence, _), row in zip(told, ROWS, strict=True):
+def test_the_document_has_a_row_for_each_fault() -> None:
+    documented = [line.strip("| ").split(" | ") for line in DOCUMENT.splitlines() if line.startswith("| ")][
+        1:
+    ]
+    assert [(what, data) for what, _, data in documented] == [(row.what, row.data) for row in ROWS]
+    for (_, sentence, _), row in zip(documented, ROWS, strict=True):
         assert sentence.startswith(row.sentence or "nothing")
 
 
 @pytest.fixture
 def installation(start_openai: Callable[..., OpenAI], install: Callable[[OpenAI], Installation]):
-    """A user after a refresh two hours before today's UTC midnight."""
+    """An installation with a user, refreshed two hours before today's UTC midnight."""
     midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
     openai = start_openai(days=4, now=midnight - timedelta(hours=2), services=False, projects=1)
     made = install(openai)
@@ -291,16 +293,18 @@ def test_a_day_that_becomes_empty(installation: Installation, monkeypatch: pytes
     assert facts_of(installation) == truth_of(installation)
 
 
-def test_midnight_amid_a_refresh(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_midnight_passes_during_a_refresh(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     simulator, today = installation.openai.simulator, installation.today
     midnight = datetime.combine(today, time(), UTC)
     before, after = midnight - timedelta(seconds=30), midnight + timedelta(minutes=30)
-    # The pipeline's own clock is the real one: this is the window that it asks for before midnight.
+    # The pipeline uses the real clock: this is the window it requests before midnight.
     simulator.frozen_now = before
     installation.refresh(trailing_window(today - timedelta(days=1)))
     assert facts_of(installation) == truth_of(installation)
 
-    # The costs are read first; when they have been, the new day begins.
+    # Costs are fetched first; then the new day begins.
     simulator.requests.clear()
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -317,7 +321,7 @@ def test_midnight_amid_a_refresh(installation: Installation, monkeypatch: pytest
     assert {day for day, _, _ in installation.costs("user-0")} >= {today - timedelta(days=1), today}
 
 
-def test_days_of_an_organization_that_is_known_are_not_taken_for_those_before_it(start_openai, install):
+def test_missing_days_of_a_known_organization_are_not_empty_days(start_openai, install):
     openai = start_openai(days=20, services=False)
     installation = install(openai)
     installation.connect(plan="trial")

@@ -1,4 +1,4 @@
-"""One organization's failure never fails another's, and says what to do."""
+"""One organization's failure never affects another, and its message gives advice."""
 
 import json
 
@@ -15,7 +15,7 @@ BAD = {
 }
 
 
-def test_four_bad_users_of_twenty_leave_sixteen_right(start_openai, install):
+def test_four_failing_users_of_twenty_leave_sixteen_exact(start_openai, install):
     openai = start_openai(organizations=20, days=5, services=False, keys_per_project=1)
     installation = install(openai)
     user_ids = installation.connect(plan="trial")
@@ -38,18 +38,18 @@ def test_four_bad_users_of_twenty_leave_sixteen_right(start_openai, install):
         else:
             installation.assert_exact(user_id, number, installation.history(7))
 
-    told = CliRunner().invoke(main, ["status", "--json"], catch_exceptions=False)
-    by_user = {row.user_id: row for row in json.loads(told.stdout)}
+    status = CliRunner().invoke(main, ["status", "--json"], catch_exceptions=False)
+    by_user = {row.user_id: row for row in json.loads(status.stdout)}
     for number, (_, words) in BAD.items():
         row = by_user[user_ids[number]]
         assert words in (row["status_reason"] or row["last_failure"])
-    # Only a person can help the first two; the others are tried again at the next refresh.
+    # The first two need a person; the others are retried at the next refresh.
     states = [by_user[user_ids[number]]["status"] for number in BAD]
     assert states == ["needs attention", "needs attention", "active", "active"]
     assert sum(row["last_failure"] is None for row in by_user.values()) == 16
 
 
-def test_a_refused_key_is_not_asked_again_and_recovers_by_itself(start_openai, install):
+def test_a_refused_key_is_not_retried_until_it_works_again(start_openai, install):
     openai = start_openai(days=4)
     installation = install(openai)
     installation.connect(plan="trial")
@@ -58,17 +58,17 @@ def test_a_refused_key_is_not_asked_again_and_recovers_by_itself(start_openai, i
     installation.refresh()
     assert installation.accounts.connections.get("user-0").status == "needs attention"
     asked = openai.simulator.requests.total()
-    nobody = installation.refresh()
-    assert nobody.refreshes == []
+    unnamed = installation.refresh()
+    assert unnamed.refreshes == []
     assert openai.simulator.requests.total() == asked
     openai.simulator.set_key_state(key, KeyState.ACTIVE)
-    # Named, it is tried at once.
+    # Named, it is fetched at once.
     installation.refresh(users=["user-0"])
     assert installation.accounts.connections.get("user-0").status == "active"
     installation.assert_exact("user-0", 0, installation.history(7))
 
 
-def test_a_failing_day_keeps_what_was_there(start_openai, install):
+def test_a_failing_fetch_keeps_the_days_loaded_before(start_openai, install):
     openai = start_openai(days=4)
     installation = install(openai)
     installation.connect(plan="trial")
@@ -82,7 +82,7 @@ def test_a_failing_day_keeps_what_was_there(start_openai, install):
         assert installation.costs("user-0") == before
 
 
-def test_a_user_removed_before_the_run_starts_fails_nobody_else(start_openai, install):
+def test_a_user_removed_before_the_run_fails_no_other(start_openai, install):
     installation = install(start_openai(organizations=2, days=4))
     installation.connect(plan="trial")
     installation.accounts.connections.remove("user-0")

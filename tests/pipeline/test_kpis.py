@@ -1,4 +1,4 @@
-"""The documentation's worked examples give the published figures again."""
+"""The documentation's worked examples reproduce the published figures."""
 
 import re
 from decimal import Decimal
@@ -39,7 +39,7 @@ def test_every_kpi_has_a_worked_example():
 
 
 @pytest.mark.parametrize(("metric", "query"), EXAMPLES, ids=[metric for metric, _ in EXAMPLES])
-def test_the_example_gives_the_published_figure(metric: str, query: str, figures: Installation):
+def test_each_worked_example_equals_the_published_figure(metric: str, query: str, figures: Installation):
     with connect(figures.settings.published_database) as connection:
         ((by_hand,),) = connection.execute(query, {"today": figures.today}).fetchall()
         ((published, previous, spark),) = connection.execute(
@@ -50,11 +50,11 @@ def test_the_example_gives_the_published_figure(metric: str, query: str, figures
     assert by_hand == published
     assert published != 0
     assert len(spark) == 14
-    # Growth before would need three periods of data.
+    # The previous growth would need three periods of data.
     assert (previous is None) == (metric == "month_over_month")
 
 
-def test_every_kpi_is_there_for_every_period(figures: Installation):
+def test_every_kpi_is_published_for_every_period(figures: Installation):
     found = figures.sql(
         "SELECT metric, period, count(*) FROM user_metrics WHERE user_id = 'acme' GROUP BY ALL"
     )

@@ -1,4 +1,4 @@
-"""What a run leaves for machines: lines of JSON with run and user, and the requests by how they ended."""
+"""A run's logs for machines: JSON lines with run and user, and requests by outcome."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,7 @@ from finora_pipeline.ingest.run_log import delete_user_lines, run_log
 from finora_pipeline.openai_simulator import Fault, FaultKind, KeyState
 
 
-def test_each_read_is_a_line_with_its_run_and_user(start_openai, install):
+def test_each_fetch_is_a_log_line_with_run_and_user(start_openai, install):
     openai = start_openai(organizations=2, days=3, services=False)
     installation = install(openai)
     installation.connect(plan="trial")
@@ -27,13 +27,13 @@ def test_each_read_is_a_line_with_its_run_and_user(start_openai, install):
     assert lines["user-1"]["outcome"] == "invalid_key"
     assert lines["user-0"]["plan"] == "trial"
 
-    told = installation.accounts.refreshes.requests_since(datetime.now(UTC) - timedelta(hours=1))
-    assert told["429"] == 1
-    assert told["401"] == 1
-    assert told["200"] > 1
+    requests = installation.accounts.refreshes.requests_since(datetime.now(UTC) - timedelta(hours=1))
+    assert requests["429"] == 1
+    assert requests["401"] == 1
+    assert requests["200"] > 1
 
 
-def test_a_long_log_is_put_aside_when_a_run_begins(tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_a_long_log_is_rotated_when_a_run_begins(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(logs, "MOST_BYTES", 10)
     for _ in range(logs.KEPT + 3):
         with run_log(tmp_path, "run"):

@@ -1,4 +1,4 @@
-"""No Admin key is ever written anywhere, in clear, base64 or URL-encoded."""
+"""No Admin key is written anywhere, in clear, base64 or URL-encoded."""
 
 import asyncio
 import base64
@@ -20,14 +20,14 @@ from tests.conftest import QUICK, Installation
 
 
 def forms(key: str) -> list[bytes]:
-    """A key as it might be written: plain, URL-encoded, and in base64 at any offset within other text."""
+    """Return forms of a key: plain, URL-encoded, and base64 at any offset."""
     raw = key.encode()
     encoded = [base64.b64encode(b"x" * offset + raw)[4:-4] for offset in range(3)]
     return [raw, quote(key, safe="").encode(), quote(key, safe="").replace("-", "%2D").encode(), *encoded]
 
 
 def contents(home: Path) -> Iterator[tuple[Path, bytes]]:
-    """Every file's bytes, and what compressed files hold."""
+    """Return every file's bytes, decompressed where compressed."""
     for path in home.rglob("*"):
         if not path.is_file():
             continue
@@ -71,15 +71,15 @@ def test_no_key_is_left_anywhere(
     asyncio.run(update())
     terminal = CliRunner()
     wrong = "sk-admin-thiskeyisknowntonobody0123456789"
-    told = [
+    messages = [
         terminal.invoke(main, ["connect", "--user", "late", "--plan", "trial"], input=wrong).output,
         terminal.invoke(main, ["connect", "--many"], input=f"{rotated},trial,{wrong}\n").output,
         terminal.invoke(main, ["status", "--json"]).output,
         terminal.invoke(main, ["remove", "--user", "user-3", "--yes"]).output,
     ]
-    assert "does not accept this key" in told[0]
+    assert "does not accept this key" in messages[0]
     captured = capfd.readouterr()
-    written = "\n".join([*told, captured.out, captured.err, caplog.text]).encode()
+    written = "\n".join([*messages, captured.out, captured.err, caplog.text]).encode()
 
     keys = [wrong, rotated, *(organization.admin_key for organization in openai.organizations)]
     found = list(contents(installation.settings.home))

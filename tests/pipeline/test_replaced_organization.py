@@ -1,4 +1,4 @@
-"""A user moves to another organization: one history, no day of two."""
+"""A user moves to another organization: one history, each day from a single organization."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from finora_pipeline.warehouse.database import Warehouse
 from tests.conftest import QUICK, Installation
 
 
-def test_the_old_organizations_days_stay_and_the_new_one_goes_on_from_today(start_openai, install):
+def test_the_new_organization_continues_the_old_ones_days(start_openai, install):
     openai = start_openai(organizations=2, days=20)
     installation = install(openai)
     installation.connect(plan="growth", users=["user-0"])
@@ -45,7 +45,7 @@ def test_the_old_organizations_days_stay_and_the_new_one_goes_on_from_today(star
 
 
 def replace_organization(installation: Installation, number: int) -> None:
-    """Saves the key of another organization for user-0."""
+    """Save the key of another organization for user-0."""
     update_key(
         installation, "user-0", installation.openai.organizations[number].admin_key, replace_organization=True
     )
@@ -94,13 +94,13 @@ def test_a_run_that_began_before_leaves_the_new_organization_alone(
     assert after == {row: usd for row, usd in old.items() if row[0] < installation.today} | new
 
 
-def test_what_the_old_key_still_reads_is_nobodys(start_openai, install):
+def test_pages_fetched_with_the_old_key_are_dropped(start_openai, install):
     openai = start_openai(organizations=2, days=20, services=False)
     installation = install(openai)
     installation.connect(plan="growth", users=["user-0"])
 
     def replace_it(*_: int) -> None:
-        """All of user-0 has been read, and nothing of it has landed."""
+        """Called when user-0 is fetched and no page of it has landed."""
         with ThreadPoolExecutor(1) as elsewhere:
             elsewhere.submit(replace_organization, installation, 1).result()
 
@@ -114,7 +114,7 @@ def test_what_the_old_key_still_reads_is_nobodys(start_openai, install):
     assert installation.costs("user-0") == openai.truth(1, installation.history(1)).by_row
 
 
-def test_a_key_that_ends_while_a_new_one_is_saved_is_no_failure(start_openai, install):
+def test_a_key_revoked_during_its_replacement_is_not_a_failure(start_openai, install):
     openai = start_openai(organizations=2, days=3, services=False)
     installation = install(openai)
     installation.connect(plan="growth")

@@ -1,4 +1,4 @@
-"""OpenAI restates days: facts follow, whole days at a time."""
+"""Restatements: facts follow OpenAI, whole days at a time."""
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
@@ -33,7 +33,7 @@ def test_restated_days_and_a_vanished_line_item(start_openai, install):
     assert sum(after.values(), Decimal(0)) > sum(before.values(), Decimal(0))
 
 
-def test_any_earlier_view_can_be_had_again(start_openai, install):
+def test_costs_as_of_an_earlier_moment_are_returned(start_openai, install):
     openai = start_openai(days=8)
     installation = install(openai)
     installation.connect(plan="trial")
@@ -51,7 +51,7 @@ def test_any_earlier_view_can_be_had_again(start_openai, install):
         assert {(day, project, item): amount for day, project, item, amount in rows} == costs
     assert installation.sql(query, before_all) == []
 
-    # What vanished is among the revisions.
+    # The vanished line item is among the revisions.
     kinds = installation.sql("SELECT DISTINCT was_there, is_there FROM cost_revisions ORDER BY ALL")
     assert kinds == [(True, False), (True, True)]
     changed = installation.sql(
@@ -63,7 +63,7 @@ def test_any_earlier_view_can_be_had_again(start_openai, install):
 
 
 @pytest.mark.parametrize("day", [1, 7, 8])
-def test_until_the_seventh_the_month_before_is_read_once_a_day(day: int, start_openai, install):
+def test_the_previous_month_is_fetched_daily_until_the_seventh(day: int, start_openai, install):
     installation = install(start_openai(days=2))
     installation.connect(plan="growth")
     installation.refresh()
@@ -78,7 +78,7 @@ def test_until_the_seventh_the_month_before_is_read_once_a_day(day: int, start_o
     window = window_of(yesterday, trailing_window(today), today)
     assert window is not None
     assert window.start == expected
-    # What failed today, or read past days alone, has not closed the month.
+    # A failed fetch, or one of past days alone, does not close the month.
     tried = replace(yesterday, last_attempt_at=datetime.combine(today, time(1), UTC))
     assert window_of(tried, trailing_window(today), today) == window
     already = replace(tried, read_until=today + timedelta(days=1))
@@ -88,16 +88,16 @@ def test_until_the_seventh_the_month_before_is_read_once_a_day(day: int, start_o
 @pytest.mark.parametrize(
     ("last", "first"),
     [
-        # The last complete read was made on this day; it was too early to close the month before its own.
+        # The last complete fetch was on this day, too early to close the previous month.
         (date(2026, 10, 30), date(2026, 10, 1)),
         (date(2026, 11, 6), date(2026, 10, 1)),
         (date(2026, 9, 30), date(2026, 9, 1)),
-        # It closed the month before, and November goes on.
+        # It closed the previous month, and November continues.
         (date(2026, 11, 7), date(2026, 11, 5)),
         (date(2026, 11, 11), date(2026, 11, 9)),
     ],
 )
-def test_a_month_that_a_pause_kept_open_is_read_by_the_next_refresh(
+def test_a_month_left_open_by_a_pause_is_fetched_by_the_next_refresh(
     last: date, first: date, start_openai, install
 ):
     installation = install(start_openai(days=2))
@@ -142,7 +142,7 @@ def test_a_better_plan_fetches_what_it_keeps(start_openai, install):
     installation.assert_exact("user-0", 0, installation.history(90))
 
 
-def test_an_unlimited_plan_reads_all_there_is(start_openai, install):
+def test_an_unlimited_plan_fetches_the_whole_history(start_openai, install):
     installation = install(start_openai(days=400, services=False, keys_per_project=1, projects=1))
     installation.connect(plan="enterprise")
     result = installation.refresh()
@@ -151,8 +151,8 @@ def test_an_unlimited_plan_reads_all_there_is(start_openai, install):
     installation.assert_exact("user-0", 0, installation.history(400))
 
 
-def test_an_organization_without_recent_costs_keeps_its_old_ones(start_openai, install):
-    """Its last costs are more than two of OpenAI's longest pages ago."""
+def test_an_organization_without_recent_costs_keeps_its_old_costs(start_openai, install):
+    """Its last costs are older than two of OpenAI's longest pages."""
     last = datetime.now(UTC).date() - timedelta(days=395)
     installation = install(start_openai(days=400, until=last, services=False, keys_per_project=1))
     installation.connect(plan="enterprise")
@@ -164,25 +164,25 @@ def test_an_organization_without_recent_costs_keeps_its_old_ones(start_openai, i
     installation.assert_exact("user-0", 0, history)
 
 
-def test_days_missed_by_a_long_pause_are_read_by_the_next_refresh(start_openai, install):
+def test_days_missed_in_a_long_pause_are_fetched_by_the_next_refresh(start_openai, install):
     openai = start_openai(days=30, services=False)
     installation = install(openai)
     installation.connect(plan="growth")
     installation.refresh()
-    # As if nothing had been read for twelve days.
+    # As if nothing had been fetched for twelve days.
     pause_from = installation.today - timedelta(days=12)
     with installation.accounts.database.write() as database:
         database.execute(update(connections).values(read_until=pause_from + timedelta(days=1)))
     (row,) = installation.refresh().refreshes
-    # The days that were not final when they were read last belong to it.
+    # It includes the days not final at their last fetch.
     assert row.window_start == pause_from - timedelta(days=2)
     (row,) = installation.refresh().refreshes
     assert row.window_start == installation.today - timedelta(days=3)
 
 
 @pytest.mark.parametrize("plan", ["growth", "enterprise"])
-def test_past_days_read_after_a_pause_leave_no_gap(plan: str, start_openai, install):
-    """As of a tick before midnight whose run starts after it, or of a backfill."""
+def test_past_days_fetched_after_a_pause_leave_no_gap(plan: str, start_openai, install):
+    """As for a tick before midnight whose run starts after it, or a backfill."""
     installation = install(start_openai(days=20, services=False, projects=1))
     installation.connect(plan=plan)
     installation.refresh()
@@ -199,19 +199,19 @@ def test_past_days_read_after_a_pause_leave_no_gap(plan: str, start_openai, inst
 @pytest.mark.parametrize(
     ("days", "expected"),
     [
-        # Days that were not final yet are read as long as they are shown, beyond the seven of the plan.
+        # Days not final yet are fetched while they are shown, beyond the plan's seven.
         (8, 10),
-        # After a pause that is longer than that, history begins anew.
+        # After a longer pause, the history starts again.
         (25, 13),
     ],
 )
-def test_after_a_pause_days_are_read_for_as_long_as_they_are_shown(
+def test_after_a_pause_days_are_fetched_while_the_plan_shows_them(
     days: int, expected: int, start_openai, install
 ):
     installation = install(start_openai(days=30, services=False))
     installation.connect(plan="trial")
     installation.refresh()
-    # As if the last refresh had been so many days ago.
+    # Move the last refresh so many days back.
     read_until = installation.today - timedelta(days=days - 1)
     with installation.accounts.database.write() as database:
         database.execute(update(connections).values(read_until=read_until))

@@ -1,4 +1,4 @@
-"""Back-up and restore as docs/operations.md says, into an empty data folder."""
+"""Back-up and restore into an empty data folder, as docs/operations.md describes."""
 
 import shutil
 import sqlite3
@@ -10,7 +10,7 @@ from finora_pipeline.warehouse.rebuild import rebuild
 from tests.conftest import Installation
 
 
-def test_a_restored_installation_goes_on(start_openai, install, tmp_path: Path, monkeypatch):
+def test_a_restored_installation_keeps_refreshing(start_openai, install, tmp_path: Path, monkeypatch):
     openai = start_openai(days=6, services=False)
     installation: Installation = install(openai)
     installation.connect(plan="growth")

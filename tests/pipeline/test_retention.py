@@ -1,4 +1,4 @@
-"""What is kept, what is removed, and that the facts can always be built again from the raw pages."""
+"""Retention: kept and deleted days; facts can always be rebuilt from the raw pages."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -48,7 +48,7 @@ def first_days(installation: Installation) -> dict[str, Any]:
 
 
 def nightly(installation: Installation) -> dict[str, object]:
-    """What the retention job says that it removed."""
+    """Run the retention job; return its metadata."""
     prepare_instance(installation.settings)
     with dg.DagsterInstance.get() as instance:
         job = build_defs(installation.settings).resolve_job_def("upkeep")
@@ -58,9 +58,9 @@ def nightly(installation: Installation) -> dict[str, object]:
     return {name: value.value for name, value in event.metadata.items()}
 
 
-def test_every_night_the_months_rows_are_put_in_the_order_of_users(installation: Installation):
+def test_each_night_orders_the_months_rows_by_user(installation: Installation):
     tables = ("daily_costs", "daily_usage", "daily_model_costs", "daily_member_costs", "daily_key_costs")
-    # Written day by day, as refreshes do.
+    # Loaded day by day, as refreshes do.
     for number in (2, 1, 0):
         installation.openai.simulator.frozen_now = later(installation, 1)
         installation.refresh(installation.history(number + 1))
@@ -69,7 +69,7 @@ def test_every_night_the_months_rows_are_put_in_the_order_of_users(installation:
         return installation.sql(f"FROM {table} ORDER BY ALL")
 
     before = {table: rows(table) for table in tables}
-    told = nightly(installation)
+    metadata = nightly(installation)
     first = (installation.today - timedelta(days=retention.SETTLING_DAYS)).replace(day=1)
     kept = 0
     for table in tables:
@@ -77,7 +77,7 @@ def test_every_night_the_months_rows_are_put_in_the_order_of_users(installation:
         lie = installation.sql(f"SELECT user_id FROM {table} WHERE date >= ? ORDER BY rowid", first)
         assert lie == sorted(lie)
         kept += len(lie)
-    assert told["rows put in order"] == kept > 0
+    assert metadata["rows put in order"] == kept > 0
 
 
 def test_a_smaller_plan_takes_effect_after_a_week(installation: Installation):
@@ -97,7 +97,7 @@ def test_a_smaller_plan_takes_effect_after_a_week(installation: Installation):
     installation.assert_exact("user-1", 1, installation.history(90))
     ((oldest,),) = installation.sql("SELECT min(date) FROM daily_member_costs WHERE user_id = 'user-0'")
     assert oldest == after["user-0"]
-    # The raw files hold the days that went, beside those of the other user.
+    # The raw files hold the deleted days together with another user's.
     assert CliRunner().invoke(main, ["rebuild", "--replace"]).exit_code == 0
     assert first_days(installation) == after
 
@@ -145,9 +145,9 @@ def test_replaced_raw_pages_are_thinned_and_the_facts_can_be_built_again(install
     assert after.files < before.files
 
 
-def test_pages_that_come_again_as_they_were_are_not_stored_again(installation: Installation):
+def test_unchanged_pages_are_not_landed_again(installation: Installation):
     facts = "SELECT * EXCLUDE (raw_file, fetched_at) FROM daily_costs ORDER BY ALL"
-    # From here on the trailing days alone are read.
+    # From here on only the trailing days are fetched.
     installation.refresh()
     size, before = raw_bytes(installation), installation.sql(facts)
     asked = installation.openai.simulator.requests.total()
@@ -158,7 +158,7 @@ def test_pages_that_come_again_as_they_were_are_not_stored_again(installation: I
     assert installation.sql(facts) == before
     assert {row.outcome for row in again.refreshes} == {"complete"}
 
-    # What changes is stored and counts, also when it changes back.
+    # A change is stored and counts, also when it is reverted.
     installation.openai.simulator.frozen_now = later(installation, 3)
     installation.refresh()
     assert raw_bytes(installation) > size
@@ -183,7 +183,7 @@ def test_the_history_of_a_plan_that_grows_while_upkeep_waits_is_kept(installatio
     assert first_days(installation) == before
 
 
-def test_days_that_were_pruned_come_back_when_they_are_read_again(installation: Installation):
+def test_pruned_days_come_back_when_they_are_fetched_again(installation: Installation):
     warehouse = warehouse_of(installation)
     window = installation.history(20)
     installation.refresh(window)
@@ -192,7 +192,7 @@ def test_days_that_were_pruned_come_back_when_they_are_read_again(installation: 
     installation.assert_exact("user-0", 0, window)
 
 
-def test_old_lists_of_names_stay_where_they_alone_name_something(start_openai, install):
+def test_old_directory_lists_stay_if_only_they_hold_a_name(start_openai, install):
     now = now_in_the_middle_of_today()
     gone = {"vanished_members": 1, "deleted_keys": 1, "gone_since": now.date() - timedelta(days=2)}
     openai = start_openai(days=8, services=False, **gone)
@@ -211,13 +211,13 @@ def test_old_lists_of_names_stay_where_they_alone_name_something(start_openai, i
     }
     assert lists() == 4
     retention.thin(warehouse, installation.today + timedelta(days=1))
-    # The newest, and the last one with the member and the key that are gone.
+    # The newest list, and the last one with the deleted member and key.
     assert lists() == 2
     assert CliRunner().invoke(main, ["rebuild", "--replace"]).exit_code == 0
     assert {table: installation.sql(f"FROM {table} ORDER BY ALL") for table in named} == named
 
 
-def test_a_difference_between_facts_and_raw_pages_is_told(installation: Installation):
+def test_a_difference_between_facts_and_raw_pages_is_reported(installation: Installation):
     warehouse = warehouse_of(installation)
     with warehouse.writing() as connection:
         connection.execute(
@@ -231,13 +231,13 @@ def test_a_difference_between_facts_and_raw_pages_is_told(installation: Installa
     }
     assert rebuild(warehouse, user_id="user-1").differences == []
     assert rebuild(warehouse, last=installation.today - timedelta(days=1)).differences == []
-    told = CliRunner().invoke(main, ["rebuild", "--user", "user-0"])
-    assert told.exit_code == 1
-    assert "1 user-days differ" in told.output
+    shown = CliRunner().invoke(main, ["rebuild", "--user", "user-0"])
+    assert shown.exit_code == 1
+    assert "1 user-days differ" in shown.output
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_a_warehouse_with_unknown_tables_is_built_again(by_hand: bool, installation: Installation):
+def test_a_warehouse_with_unknown_tables_is_rebuilt(by_hand: bool, installation: Installation):
     installation.openai.simulator.frozen_now = later(installation, 5)
     installation.run()
     revisions = installation.sql("SELECT count(*) FROM cost_revisions")
@@ -259,7 +259,7 @@ def test_a_warehouse_with_unknown_tables_is_built_again(by_hand: bool, installat
     installation.assert_exact("user-0", 0, installation.history(90))
 
 
-def test_pruned_days_beside_kept_ones_in_a_raw_file_are_no_difference(tmp_path):
+def test_pruned_days_in_a_kept_raw_file_are_not_a_difference(tmp_path):
     warehouse = Warehouse(tmp_path)
     days = [DAY + timedelta(days=number) for number in range(5)]
     land(warehouse, page_of(*(cost_day([cost_row('"5.00"')], day) for day in days)))
@@ -272,7 +272,7 @@ def test_pruned_days_beside_kept_ones_in_a_raw_file_are_no_difference(tmp_path):
     assert (difference.date, difference.rows_only_held, difference.rows_only_raw) == (days[3], 0, 1)
 
 
-def test_a_user_of_whom_no_day_is_kept_has_no_figures(tmp_path):
+def test_a_user_without_kept_days_has_no_figures(tmp_path):
     warehouse = Warehouse(tmp_path)
     land(warehouse, page_of(cost_day([cost_row('"5.00"')])))
     load(warehouse)
@@ -283,9 +283,9 @@ def test_a_user_of_whom_no_day_is_kept_has_no_figures(tmp_path):
     assert rows(warehouse, "SELECT count(*) FROM user_metrics WHERE user_id = 'acme'") == [(0,)]
 
 
-def test_a_purged_user_is_nowhere(installation: Installation):
+def test_a_purged_user_leaves_no_trace(installation: Installation):
     organization = installation.openai.organizations[0]
-    told = [organization.id, organization.members[0].email, organization.projects[0].id]
+    traces_of_user = [organization.id, organization.members[0].email, organization.projects[0].id]
     people = installation.accounts.logins
     people.save("ada@acme.example", user_id="user-0", password=None)
     refused = CliRunner().invoke(main, ["purge", "--user", "user-0", "--yes"])
@@ -297,24 +297,24 @@ def test_a_purged_user_is_nowhere(installation: Installation):
     assert done.exit_code == 0, done.output
     for path in installation.settings.home.rglob("*.duckdb"):
         content = path.read_bytes()
-        assert not [text for text in told if text.encode() in content], path
+        assert not [text for text in traces_of_user if text.encode() in content], path
     assert set(retention.count_user_rows(warehouse_of(installation), "user-0").values()) == {0}
     assert first_days(installation).keys() == {"user-1"}
     installation.assert_exact("user-1", 1, installation.history(90))
     assert installation.accounts.connections.get("user-0") is None
     assert [entry.action for entry in installation.accounts.audit.of_user("user-0")] == ["purge"]
     assert rebuild(warehouse_of(installation)).differences == []
-    nobody = CliRunner().invoke(main, ["purge", "--user", "nobody", "--yes"])
-    assert nobody.exit_code == 1
-    assert "There is no user nobody." in nobody.output
+    unknown = CliRunner().invoke(main, ["purge", "--user", "nobody", "--yes"])
+    assert unknown.exit_code == 1
+    assert "There is no user nobody." in unknown.output
 
 
-def test_a_user_who_is_purged_during_a_run_is_nowhere_after_it(start_openai, install):
+def test_a_user_purged_during_a_run_leaves_no_trace(start_openai, install):
     installation: Installation = install(start_openai(organizations=2, days=6, services=False))
     installation.connect(plan="trial")
 
     def purge(done: int, *_: int) -> None:
-        """When everybody has been read and nothing has landed."""
+        """Called when all users are fetched and nothing has landed."""
         if done == 2:
             with ThreadPoolExecutor(1) as elsewhere:
                 purged = elsewhere.submit(CliRunner().invoke, main, ["purge", "--user", "user-0", "--yes"])
@@ -361,7 +361,7 @@ def test_a_purge_does_not_keep_others_from_their_first_load(start_openai, instal
 
 
 @pytest.mark.parametrize("done", ["the accounts", "the warehouse, too"])
-def test_a_purge_that_was_cut_short_can_be_done_again(installation: Installation, done: str):
+def test_an_interrupted_purge_can_be_repeated(installation: Installation, done: str):
     installation.accounts.purge("user-0")
     warehouse = warehouse_of(installation)
     if done == "the warehouse, too":

@@ -1,4 +1,4 @@
-"""Sample rows: for users without real ones, marked, never mixed, gone with the first real row."""
+"""Sample rows: marked, never mixed with real ones, deleted with the first real row."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -38,6 +38,6 @@ def test_a_user_without_data_gets_sample_rows_until_real_ones_come(start_openai,
         assert kinds(table, "user-1") == {(False,)}
     assert installation.sql("SELECT count(*) FROM daily_costs WHERE is_sample") == [(0,)]
     assert min(installation.costs("user-1").values()) >= Decimal(0)
-    # Nothing of it was ever taken for something that OpenAI has restated.
+    # None of it ever counted as a restatement.
     for revised in ("cost_revisions", "usage_revisions"):
         assert installation.sql(f"SELECT count(*) FROM {revised} WHERE project_id = 'proj_sample'") == [(0,)]

@@ -1,4 +1,4 @@
-"""Lands pages as a fetch does, for tests of what follows."""
+"""Land pages as a fetch does, for tests of later steps."""
 
 import json
 from datetime import UTC, date, datetime, timedelta
@@ -22,7 +22,7 @@ def bucket(results: Any, day: date = DAY) -> dict[str, Any]:
 
 
 def page_of(*buckets: Any) -> str:
-    """A page's JSON; a bucket may be JSON text already, so that a number keeps its digits."""
+    """Return a page's JSON; a bucket given as JSON text keeps its digits."""
     texts = [one if isinstance(one, str) else json.dumps(one) for one in buckets]
     return '{"object":"page","has_more":false,"next_page":null,"data":[' + ",".join(texts) + "]}"
 
@@ -30,7 +30,7 @@ def page_of(*buckets: Any) -> str:
 def cost_row(
     amount_json: str, line_item: str | None = "gpt-4o, input", project: str | None = "proj_a"
 ) -> str:
-    """A cost row as JSON text whose amount is written exactly as given."""
+    """Return a cost row as JSON text with the amount as given."""
     fields = {"object": "organization.costs.result", "line_item": line_item, "project_id": project}
     amount = '{"value":' + amount_json + ',"currency":"usd"}'
     return json.dumps(fields)[:-1] + ',"amount":' + amount + "}"
@@ -50,7 +50,7 @@ def land(
     run_id: str = "run-1",
     fetched_at: datetime | None = None,
 ) -> None:
-    """Lands one page of one user as its complete read; the window defaults to the page's own days."""
+    """Land one page of a user as a complete set; the window defaults to the page's days."""
     raw_body = body.encode() if isinstance(body, str) else body
     head = check_page(endpoint, raw_body)
     if window is None:

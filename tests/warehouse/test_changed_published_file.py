@@ -1,4 +1,4 @@
-"""Whatever another program has done to the published files, the next publish is right and reports it."""
+"""After any foreign change of the published files the next publish is right and reports it."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
 TODAY = datetime.now(UTC).date()
 PARQUET = f"parquet/daily_costs/month={TODAY:%Y-%m}/daily_costs.parquet"
-# Changes the published file and dies before it is closed, which leaves a write-ahead log.
+# Changes the published file and dies before closing it, which leaves a write-ahead log.
 DIES = """
 import duckdb, os, signal, sys
 connection = duckdb.connect(sys.argv[1])
@@ -53,7 +53,7 @@ def record_of(warehouse: Warehouse) -> PublishedRecord:
 
 
 def repaired_files(warehouse: Warehouse) -> tuple[str, ...]:
-    """What a publishing run has put right."""
+    """Publish; return the files that it repaired."""
     repair = published(warehouse).repair
     return repair.files if repair else ()
 
@@ -69,7 +69,7 @@ def dies_after(warehouse: Warehouse, *statements: str) -> None:
 
 
 def assert_right(warehouse: Warehouse) -> None:
-    """Every way to read shows the warehouse's figures, and nothing is left beside the files."""
+    """Assert that all readers see the warehouse's figures, and no extra files exist."""
     with connect(warehouse.published_database) as connection:
         assert connection.execute("SELECT amount_usd FROM daily_costs").fetchall() == [(Decimal(2),)]
     with duckdb.connect(warehouse.published_database, read_only=True) as connection:
@@ -91,7 +91,7 @@ def assert_right(warehouse: Warehouse) -> None:
         "ALTER TABLE daily_costs RENAME TO old_costs",
     ],
 )
-def test_a_log_left_beside_the_published_file_is_never_replayed(warehouse, statement):
+def test_a_write_ahead_log_of_the_published_file_is_never_replayed(warehouse, statement):
     dies_after(warehouse, statement)
     copy = published(warehouse)
     assert copy.different == {}
@@ -102,7 +102,7 @@ def test_a_log_left_beside_the_published_file_is_never_replayed(warehouse, state
     assert_right(warehouse)
 
 
-def test_a_change_that_was_closed_properly_is_put_right_and_reported(warehouse, caplog):
+def test_a_checkpointed_change_is_undone_and_reported(warehouse, caplog):
     with duckdb.connect(warehouse.published_database) as connection:
         connection.execute("UPDATE daily_costs SET amount_usd = 1000")
     copy = published(warehouse)
@@ -120,13 +120,13 @@ def test_a_damaged_published_file_is_published_again_and_reported(warehouse):
 
 
 @pytest.mark.parametrize("name", ["finora.duckdb", PARQUET])
-def test_a_published_file_that_was_removed_is_published_again_and_reported(warehouse, name):
+def test_a_deleted_published_file_is_published_again_and_reported(warehouse, name):
     (warehouse.published / name).unlink()
     assert repaired_files(warehouse) == (name,)
     assert_right(warehouse)
 
 
-def test_changed_and_foreign_parquet_files_are_put_right_and_reported(warehouse):
+def test_changed_and_foreign_parquet_files_are_fixed_and_reported(warehouse):
     file = warehouse.published / PARQUET
     table = pq.read_table(file)
     file.chmod(0o600)
@@ -142,7 +142,7 @@ def test_changed_and_foreign_parquet_files_are_put_right_and_reported(warehouse)
 
 
 @pytest.mark.parametrize("month", ["old", "2026-13", "2026-06 copy"])
-def test_a_folder_that_is_no_month_does_not_stop_publishing(warehouse, month):
+def test_a_folder_not_named_as_a_month_does_not_stop_publishing(warehouse, month):
     foreign = warehouse.published / "parquet" / "daily_costs" / f"month={month}" / "daily_costs.parquet"
     foreign.parent.mkdir()
     foreign.write_bytes((warehouse.published / PARQUET).read_bytes())
@@ -150,7 +150,7 @@ def test_a_folder_that_is_no_month_does_not_stop_publishing(warehouse, month):
     assert not foreign.exists()
 
 
-def test_files_of_a_folder_without_a_record_are_completed_and_a_log_is_reported(warehouse):
+def test_a_folder_without_its_record_is_completed_and_checked(warehouse):
     warehouse.database.with_name("published.json").unlink()
     (warehouse.published / PARQUET).unlink()
     assert published(warehouse).repair is None
@@ -161,7 +161,7 @@ def test_files_of_a_folder_without_a_record_are_completed_and_a_log_is_reported(
     assert_right(warehouse)
 
 
-def test_a_moved_folder_and_new_modes_are_no_change(warehouse):
+def test_a_moved_folder_and_new_modes_are_not_a_change(warehouse):
     for path in warehouse.published.rglob("*.parquet"):
         path.chmod(0o600)
     before = warehouse.published_database.stat()
@@ -172,7 +172,7 @@ def test_a_moved_folder_and_new_modes_are_no_change(warehouse):
     assert published(warehouse).repair is None
 
 
-def test_what_a_killed_publisher_has_left_is_no_foreign_change(warehouse):
+def test_files_of_a_killed_publisher_are_not_a_foreign_change(warehouse):
     record = record_of(warehouse)
     write_record(warehouse, PublishedRecord(dict.fromkeys(record.files, (1, 1)), is_publishing=True))
     copy = published(warehouse)
@@ -180,7 +180,7 @@ def test_what_a_killed_publisher_has_left_is_no_foreign_change(warehouse):
     assert_right(warehouse)
 
 
-def test_a_repair_is_a_condition_for_a_day_and_a_change_until_it_is_repaired(warehouse):
+def test_a_repair_stays_open_for_a_day_and_a_change_until_repaired(warehouse):
     now = datetime.now(UTC)
     assert of_published(warehouse, now) == []
     dies_after(warehouse, "DELETE FROM daily_costs")
@@ -190,13 +190,11 @@ def test_a_repair_is_a_condition_for_a_day_and_a_change_until_it_is_repaired(war
     )
     published(warehouse)
     (condition,) = of_published(warehouse, now)
-    assert (
-        "Another program had written to the published file: finora.duckdb.wal." in condition.message
-    )
+    assert "Another program had written to the published file: finora.duckdb.wal." in condition.message
     assert of_published(warehouse, now + timedelta(days=1, minutes=1)) == []
 
 
-def test_alarms_and_status_report_a_change_without_a_daemon(start_openai, install):
+def test_alerts_and_status_report_a_change_without_a_daemon(start_openai, install):
     installation = install(start_openai(days=2))
     installation.connect()
     installation.refresh()
@@ -208,7 +206,7 @@ def test_alarms_and_status_report_a_change_without_a_daemon(start_openai, instal
     assert [line["user_id"] for line in json.loads(status.stdout)] == ["user-0"]
 
 
-def test_a_disk_with_less_free_than_refreshes_may_need_is_a_condition(warehouse, tmp_path):
+def test_low_disk_space_is_an_alert(warehouse, tmp_path):
     assert list(of_disks(warehouse, tmp_path / "dagster", least_bytes=0)) == []
     (condition,) = of_disks(warehouse, tmp_path / "dagster", least_bytes=10**18)
     assert condition.message.startswith(f"The disk of {warehouse.home} has only ")

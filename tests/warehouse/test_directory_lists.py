@@ -1,4 +1,4 @@
-"""Lists of the directory, each an outcome of its own: what is read of them, in whatever parts they come."""
+"""Directory lists, each with its own outcome, loaded in any order and parts."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -41,7 +41,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 
 def read(warehouse: Warehouse, lists: dict[tuple[Listing, str], list[Row]], at: datetime = NOON) -> None:
-    """Lands and loads what one read of the directory got: the rows of each list, by listing and project."""
+    """Land and load one fetch of the directory: rows by list and project."""
     window = Window(DAY, DAY + timedelta(days=1))
     pages = [
         Page(
@@ -74,23 +74,23 @@ def test_a_service_account_is_a_member(warehouse: Warehouse):
     assert found == [("member", datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC))]
 
 
-def test_a_service_account_is_known_by_its_key_where_its_list_is_refused(warehouse: Warehouse):
+def test_a_service_account_is_known_by_its_key_without_a_list(warehouse: Warehouse):
     lists = {(PROJECTS, ""): [project("alpha")], (MEMBERS, ""): [ONE]}
     read(warehouse, lists | {(API_KEYS, "alpha"): [key("ci", account("user-svc")), key("prod", ONE)]})
     assert members(warehouse)[1:] == [("user-svc", "CI runner", None, True)]
-    # A list that has the account without a name does not take the name away.
+    # A list with the account but without its name keeps the name.
     more = {(SERVICE_ACCOUNTS, "alpha"): [account("user-svc", None)]}
     read(warehouse, lists | more | {(API_KEYS, "alpha"): [key("ci", account("user-svc"))]}, LATER)
     assert members(warehouse)[1:] == [("user-svc", "CI runner", None, True)]
 
 
-def test_a_name_is_taken_from_wherever_the_member_holds_it(warehouse: Warehouse):
+def test_a_member_name_comes_from_any_list_that_has_it(warehouse: Warehouse):
     nested = {"id": "user-2", "role": "reader", "user": {"name": "Two", "email": "two@case.example"}}
     read(warehouse, {(MEMBERS, ""): [ONE, nested]})
     assert members(warehouse)[1] == ("user-2", "Two", "two@case.example", True)
 
 
-def test_a_service_account_is_missed_only_where_all_active_projects_were_listed(warehouse: Warehouse):
+def test_a_service_account_is_gone_only_after_a_complete_listing(warehouse: Warehouse):
     projects = [project("alpha"), project("beta"), project("old", "archived")]
     lists = {(PROJECTS, ""): projects, (MEMBERS, ""): [ONE]}
     alpha = (SERVICE_ACCOUNTS, "alpha")
@@ -111,7 +111,7 @@ def test_a_service_account_is_missed_only_where_all_active_projects_were_listed(
     ]
 
 
-def test_a_list_that_failed_leaves_its_keys_as_they_were(warehouse: Warehouse):
+def test_a_failed_list_leaves_its_keys_unchanged(warehouse: Warehouse):
     alpha, beta = (API_KEYS, "alpha"), (API_KEYS, "beta")
     read(warehouse, {alpha: [key("a-1", ONE), key("a-2", ONE)], beta: [key("b-1", ONE)]})
     read(warehouse, {alpha: [key("a-2", ONE)]}, LATER)
@@ -121,7 +121,7 @@ def test_a_list_that_failed_leaves_its_keys_as_they_were(warehouse: Warehouse):
     assert rows(warehouse, query) == [("a-1", False), ("a-2", True), ("b-1", False)]
 
 
-def test_lists_in_any_order_end_as_the_newest_says(warehouse: Warehouse):
+def test_lists_loaded_in_any_order_end_at_the_newest_state(warehouse: Warehouse):
     gone = {"id": "user-0", "name": "Zero", "email": "zero@case.example", "role": "reader", "added_at": 1}
     read(warehouse, {(MEMBERS, ""): [ONE | {"name": "Uno"}]}, LATER)
     read(warehouse, {(MEMBERS, ""): [ONE, gone]}, NOON)

@@ -1,4 +1,4 @@
-"""Loading: exactly once, newest wins, whole days, also empty ones."""
+"""Loading: exactly once, the newest fetch counts, whole days, also empty ones."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
     return Warehouse(tmp_path)
 
 
-def test_a_restated_day_is_replaced_whole(warehouse: Warehouse):
+def test_a_restated_day_is_replaced_as_a_whole(warehouse: Warehouse):
     land(warehouse, page_of(cost_day([cost_row('"1.00"', "a"), cost_row('"2.00"', "b")])), fetched_at=NOON)
     load(warehouse)
     later = NOON + timedelta(hours=1)
@@ -45,7 +45,7 @@ def test_a_day_that_becomes_empty_is_emptied(warehouse: Warehouse):
     assert rows(warehouse, AMOUNTS) == []
 
 
-def test_an_older_read_does_not_replace_a_newer_one(warehouse: Warehouse):
+def test_an_older_fetch_does_not_replace_a_newer_one(warehouse: Warehouse):
     newer = page_of(cost_day([cost_row('"2.00"')]))
     land(warehouse, newer, run_id="fast", fetched_at=NOON + timedelta(minutes=5))
     load(warehouse)
@@ -54,7 +54,7 @@ def test_an_older_read_does_not_replace_a_newer_one(warehouse: Warehouse):
     assert rows(warehouse, AMOUNTS) == [(DAY, Decimal("2"))]
 
 
-def test_two_reads_loaded_together_count_once_and_the_newer_wins(warehouse: Warehouse):
+def test_of_two_fetches_loaded_together_the_newer_counts(warehouse: Warehouse):
     land(warehouse, page_of(cost_day([cost_row('"1.00"')])), run_id="one", fetched_at=NOON)
     later = NOON + timedelta(seconds=1)
     land(warehouse, page_of(cost_day([cost_row('"2.00"')])), run_id="two", fetched_at=later)
@@ -80,7 +80,7 @@ def test_other_days_and_users_are_left_alone(warehouse: Warehouse):
     ]
 
 
-def test_a_day_without_a_bucket_keeps_what_was_read_of_it(warehouse: Warehouse):
+def test_a_day_without_a_bucket_keeps_its_rows(warehouse: Warehouse):
     window = Window(DAY, DAY + timedelta(days=2))
     next_day = DAY + timedelta(days=1)
     both = page_of(cost_day([cost_row('"1.00"')]), cost_day([cost_row('"2.00"')], next_day))
@@ -108,7 +108,7 @@ def test_a_file_whose_move_was_lost_is_not_loaded_again(warehouse: Warehouse):
     assert rows(warehouse, "SELECT count(*), sum(amount_usd) FROM daily_costs") == [(1, Decimal(1))]
 
 
-def test_a_half_written_file_is_not_seen_and_goes_once_nobody_writes_it(warehouse: Warehouse):
+def test_a_half_written_file_is_ignored_and_deleted_when_abandoned(warehouse: Warehouse):
     land(warehouse, page_of(cost_day([cost_row('"1.00"')])))
     (pending,) = RawPages(warehouse.raw).pending()
     killed = subprocess.Popen(["true"])
@@ -174,7 +174,7 @@ def test_many_files_are_loaded_in_several_transactions(warehouse: Warehouse):
     assert rows(warehouse, "SELECT count(*), sum(amount_usd) FROM daily_costs") == [(count, Decimal(count))]
 
 
-def test_usage_rows_of_one_grain_are_added_up(warehouse: Warehouse):
+def test_duplicate_usage_rows_are_added_up(warehouse: Warehouse):
     one = {"model": "gpt-4o", "project_id": "proj_a", "input_tokens": 5, "num_model_requests": 1}
     other = {"model": "gpt-4o", "project_id": "proj_b", "input_tokens": 100}
     next_day = DAY + timedelta(days=1)
@@ -216,8 +216,8 @@ def test_pages_of_a_large_organization_fit_into_the_memory_limit(warehouse: Ware
     assert not warehouse.cut_pages.exists()
 
 
-def test_a_set_is_as_old_as_its_oldest_page(warehouse: Warehouse):
-    """Pieces of a long window are read at the same time, and one of them may be repeated."""
+def test_the_fetch_time_of_a_set_is_its_oldest_pages(warehouse: Warehouse):
+    """Pieces of a long window are fetched concurrently, and one of them may be retried."""
     land(warehouse, page_of(cost_day([cost_row('"2.00"')])), fetched_at=NOON + timedelta(seconds=30))
     load(warehouse)
     pieces = []

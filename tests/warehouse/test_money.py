@@ -1,4 +1,4 @@
-"""Money: what OpenAI wrote is what the facts add up to, digit for digit."""
+"""Money: facts add up to OpenAI's amounts, digit for digit."""
 
 import json
 from datetime import timedelta
@@ -17,7 +17,7 @@ CAPTURED = sorted(path.name for path in FIXTURES.glob("*costs*.json"))
 
 
 def exact_sum(texts: list[str]) -> Decimal:
-    """The Decimal sum of amounts' JSON texts at 18 decimals, independent of the code under test."""
+    """Return the sum of JSON amounts at 18 decimals, independent of the code under test."""
     values = [Decimal(text.strip('"')) for text in texts if text != "null"]
     with localcontext(prec=200):
         return sum((value.normalize() for value in values), Decimal(0)).quantize(UNIT)
@@ -52,7 +52,7 @@ def test_captured_pages_sum_exactly(name: str, tmp_path: Path):
 
 
 def json_items(text: str) -> list[str]:
-    """The items of a JSON list as their own text, numbers untouched."""
+    """Return the items of a JSON list as text, numbers untouched."""
     decoder = json.JSONDecoder()
     items, position = [], text.index("[") + 1
     while True:
@@ -98,7 +98,7 @@ def test_a_float_on_the_way_would_be_seen(tmp_path: Path):
     assert total(warehouse) == Decimal("0.600000000000000006")
 
 
-def test_a_grain_that_stands_twice_is_added_up(tmp_path: Path):
+def test_duplicate_cost_rows_are_added_up(tmp_path: Path):
     warehouse = Warehouse(tmp_path)
     land(warehouse, page_of(cost_day([cost_row('"1.10"'), cost_row("2.20"), cost_row('"0E-6176"')])))
     load(warehouse)
@@ -107,7 +107,7 @@ def test_a_grain_that_stands_twice_is_added_up(tmp_path: Path):
     ]
 
 
-def test_a_row_without_amount_is_kept_and_counts_nothing(tmp_path: Path):
+def test_a_row_without_amount_is_kept_and_adds_nothing(tmp_path: Path):
     warehouse = Warehouse(tmp_path)
     without = json.dumps({"object": "organization.costs.result", "line_item": "a", "project_id": "p"})
     land(warehouse, page_of(cost_day([without, cost_row('"1.5"', "b"), cost_row("null", "c")])))

@@ -1,4 +1,4 @@
-"""Figures from odd data: one user's must neither be wrong by a digit nor stop everybody's."""
+"""Figures from odd data: none may be wrong by a digit or stop other users' figures."""
 
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -38,7 +38,7 @@ def used_by(member_id: str, input_tokens: int, cached: int = 0) -> dict[str, Any
 
 
 @pytest.mark.parametrize("last_digit", range(6))
-def test_parts_add_up_where_more_is_cached_than_there_is(last_digit: int, warehouse: Warehouse):
+def test_parts_add_up_with_more_cached_than_total_tokens(last_digit: int, warehouse: Warehouse):
     bill = Decimal(f"0.10000000000000000{last_digit}")
     land(warehouse, page_of(cost_day([cost_row(f'"{bill}"')])), fetched_at=NOON)
     use = [used_by("a", 8), used_by("b", 5, cached=6), used_by("c", 5, cached=6)]
@@ -51,7 +51,7 @@ def test_parts_add_up_where_more_is_cached_than_there_is(last_digit: int, wareho
     assert {member_id for member_id, amount in parts if amount} == {"a"}
 
 
-def test_rows_that_name_more_than_they_are_grouped_by_are_one_grain(warehouse: Warehouse):
+def test_rows_with_more_fields_than_the_grouping_are_added_up(warehouse: Warehouse):
     named = [cost_row(f'"{usd}"')[:-1] + f',"user_id":"user-{usd}"}}' for usd in ("1.00", "2.00")]
     land(warehouse, page_of(cost_day(named)), fetched_at=NOON)
     loaded = load(warehouse)
@@ -65,7 +65,7 @@ def test_rows_that_name_more_than_they_are_grouped_by_are_one_grain(warehouse: W
     assert rows(warehouse, query) == [("user-1.00", Decimal(1)), ("user-2.00", Decimal(2))]
 
 
-def test_a_price_beyond_all_columns_is_no_figure(warehouse: Warehouse):
+def test_a_price_too_large_for_its_column_is_null(warehouse: Warehouse):
     days = [
         cost_day([priced("5000000.0", "0.000001")], DAY - timedelta(days=1)),
         cost_day([priced("5.00", "100000000.0")], DAY),
@@ -77,8 +77,8 @@ def test_a_price_beyond_all_columns_is_no_figure(warehouse: Warehouse):
     assert rows(warehouse, f"{query} '{DAY}'") == [(Decimal(5), None)]
 
 
-def test_amounts_that_are_too_large_for_a_ratio_have_none(warehouse: Warehouse):
-    # As an earlier version took it in: today's pages with such an amount are refused.
+def test_amounts_too_large_for_a_ratio_have_none(warehouse: Warehouse):
+    # As an older version loaded it: such amounts are refused today.
     amount = "234567890123456789.123456789012345678"
     land(warehouse, page_of(cost_day([cost_row('"1.00"')])), fetched_at=NOON)
     before = page_of(cost_day([cost_row('"0.000000000000000001"')], DAY - timedelta(days=7)))
@@ -98,13 +98,13 @@ def test_amounts_that_are_too_large_for_a_ratio_have_none(warehouse: Warehouse):
     ("usd", "top"),
     [
         ({f"model-{n}": "1.00" if n == 10 else "5.00" for n in range(30, 9, -1)}, "model-11"),
-        # Nothing is spent on the whole, or less: no share, so no model that has it.
+        # The total is zero or less: no share, so no top model.
         ({"gpt-4o": "0.00", "o3": "0.00"}, None),
         ({"gpt-4o": "1.00", "o3": "-2.00"}, None),
         ({"gpt-4o": None}, None),
     ],
 )
-def test_the_top_model_is_the_first_by_name_and_none_without_a_share(usd, top, warehouse: Warehouse):
+def test_equal_top_models_are_chosen_by_name(usd, top, warehouse: Warehouse):
     lines = [
         cost_row(f'"{amount}"' if amount else "null", f"{model}, input") for model, amount in usd.items()
     ]
@@ -129,7 +129,7 @@ def test_a_dollar_a_day_grows_by_nothing_in_any_month(today: date, warehouse: Wa
     assert rows(warehouse, query) == [(Decimal(0),)]
 
 
-def test_a_search_is_charged_by_the_call_and_no_second_request(warehouse: Warehouse):
+def test_a_search_is_charged_by_call_not_by_request(warehouse: Warehouse):
     land(warehouse, page_of(cost_day([cost_row('"4.00"', "web search tool calls")])), fetched_at=NOON)
     asked = [used_by("a", 8) | {"num_model_requests": 5}, used_by("b", 8) | {"num_model_requests": 5}]
     searched = [
@@ -148,7 +148,7 @@ def test_a_search_is_charged_by_the_call_and_no_second_request(warehouse: Wareho
     assert rows(warehouse, query) == [(10,)]
 
 
-def test_a_settled_day_that_is_emptied_is_a_late_revision(warehouse: Warehouse):
+def test_a_final_day_that_becomes_empty_is_a_restatement(warehouse: Warehouse):
     land(warehouse, page_of(cost_day([cost_row('"500.00"')])), fetched_at=NOON)
     load(warehouse)
     later = NOON + timedelta(days=20)
@@ -159,7 +159,7 @@ def test_a_settled_day_that_is_emptied_is_a_late_revision(warehouse: Warehouse):
 def test_a_price_that_changed_shows_once_the_day_is_final(warehouse: Warehouse):
     today = datetime.now(UTC).date()
     first = today - timedelta(days=4)
-    # On the last of these days, which is not final when it is read, the price is three times as high.
+    # The last day, not final when fetched, has a price three times as high.
     usd = {first + timedelta(days=n): "30.00" if n == 3 else "10.00" for n in range(4)}
     land(warehouse, page_of(*(cost_day([priced(amount, "1000.0")], day) for day, amount in usd.items())))
     load(warehouse)
@@ -168,7 +168,7 @@ def test_a_price_that_changed_shows_once_the_day_is_final(warehouse: Warehouse):
     query = f"SELECT price_residual_usd FROM ({{}}) WHERE date = '{today - timedelta(days=1)}'"
     view = created[created.index("SELECT") :].rstrip(";")
     assert rows(warehouse, query.format(view)) == [(None,)]
-    # Nothing is read or computed any more until then.
+    # Nothing is fetched or computed until then.
     later = view.replace("now()", "(now() + INTERVAL 2 DAY)")
     assert later != view
     assert rows(warehouse, query.format(later)) == [(Decimal(20),)]
@@ -188,7 +188,7 @@ def test_prices_of_the_days_after_a_restated_one_are_compared_again(warehouse: W
 
 
 @pytest.mark.parametrize("reread", [False, True])
-def test_prices_are_compared_with_days_that_are_read_afterwards(reread: bool, warehouse: Warehouse):
+def test_prices_are_compared_with_days_fetched_later(reread: bool, warehouse: Warehouse):
     first = DAY - timedelta(days=8)
     usd = {first: "30.00", DAY - timedelta(days=1): "20.00", DAY: "10.00", DAY + timedelta(days=7): "10.00"}
     days = {day: cost_day([priced(amount, "1000.0")], day) for day, amount in usd.items()}
@@ -201,7 +201,7 @@ def test_prices_are_compared_with_days_that_are_read_afterwards(reread: bool, wa
     query = "SELECT date, price_residual_usd FROM pipeline.reconciled_days WHERE user_id = '{}' ORDER BY date"
     assert rows(warehouse, query.format("acme"))[0] == (DAY, None)
 
-    # A better plan or a backfill: with the days that are known already, or without them.
+    # A larger plan or a backfill, with or without the known days.
     older = [days[first], days[DAY - timedelta(days=1)]]
     read = page_of(*older, *(kept if reread else []))
     land(warehouse, read, run_id="run-2", fetched_at=NOON + timedelta(hours=1))
@@ -218,7 +218,7 @@ def test_prices_are_compared_with_days_that_are_read_afterwards(reread: bool, wa
     assert rows(warehouse, query.format("globex")) == [(DAY, None)]
 
 
-def test_what_a_line_means_is_computed_anew_and_no_revision(warehouse: Warehouse):
+def test_parsing_a_line_item_again_is_not_a_restatement(warehouse: Warehouse):
     def cost_of(unit: str) -> str:
         return page_of(cost_day([priced("10.00", "40.0")[:-1] + f',"quantity_unit":{unit}}}']))
 
@@ -234,7 +234,7 @@ def test_what_a_line_means_is_computed_anew_and_no_revision(warehouse: Warehouse
     assert rows(warehouse, "SELECT count(*) FROM cost_revisions") == [(0,)]
 
 
-def test_use_of_one_snapshot_is_not_anothers(warehouse: Warehouse):
+def test_usage_of_a_model_snapshot_is_not_anothers(warehouse: Warehouse):
     charged = cost_day([cost_row('"10.00"', "gpt-4o-2024-08-06, input")])
     land(warehouse, page_of(charged), fetched_at=NOON)
     use = [
@@ -250,7 +250,7 @@ def test_use_of_one_snapshot_is_not_anothers(warehouse: Warehouse):
         ("gpt-4o-2024-08-06", Decimal(10), 100),
         ("gpt-4o-2024-11-20", Decimal(0), 900),
     ]
-    # Nobody has used another snapshot on what is charged for this one.
+    # No usage of another model snapshot explains this one's charge.
     land(warehouse, page_of(bucket(use[1:])), endpoint=ENDPOINTS["completions"], run_id="run-2")
     load(warehouse, "completions", run_id="run-2")
     refresh_metrics(warehouse, ["acme"], DAY)
@@ -264,7 +264,9 @@ def test_use_of_one_snapshot_is_not_anothers(warehouse: Warehouse):
         ("gpt-4o, input", "1.0", "1000_tokens"),
     ],
 )
-def test_whatever_counts_tokens_is_charged_by_the_token(line_item: str, quantity: str, unit: str, warehouse):
+def test_every_service_with_token_counts_is_charged_by_token(
+    line_item: str, quantity: str, unit: str, warehouse
+):
     line = cost_row('"10.00"', line_item)[:-1] + f',"quantity":{quantity},"quantity_unit":"{unit}"}}'
     land(warehouse, page_of(cost_day([line])), fetched_at=NOON)
     use = page_of(bucket([used_by("a", 1000)]))
@@ -277,13 +279,13 @@ def test_whatever_counts_tokens_is_charged_by_the_token(line_item: str, quantity
 
 
 @pytest.mark.parametrize("without_project", [False, True])
-def test_the_split_of_an_organization_that_was_replaced_is_not_the_new_ones(
+def test_the_split_of_a_replaced_organization_is_not_the_new_ones(
     without_project: bool, warehouse: Warehouse
 ):
     by_member = EXTRA_ENDPOINTS["costs_by_member"]
     old = [cost_row('"1.00"', project="proj_old")]
     new = [cost_row('"7.00"')]
-    # Both organizations may have costs that are of no project.
+    # Both organizations may have costs without a project.
     if without_project:
         old.append(cost_row('"5.00"', project=None))
         new.append(cost_row('"2.00"', project=None))

@@ -1,4 +1,4 @@
-"""Pages that cannot be loaded are set aside; everything else is loaded, in portions that fit into memory."""
+"""Pages that cannot be loaded are quarantined; the rest is loaded in portions."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -27,7 +27,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 
 def page_set(user_id: str, amount_json: str, fetched_at: datetime = NOON) -> PageSet:
-    """One page of one day that its check let through, whatever its amount is."""
+    """Return an accepted page of a day with any amount."""
     body = page_of(cost_day([cost_row(amount_json)])).encode()
     head = PageHead(False, None, [unix_seconds(DAY)], line_items=frozenset(["gpt-4o, input"]))
     window = Window(DAY, DAY + timedelta(days=1))
@@ -85,7 +85,7 @@ def test_a_rebuild_reports_quarantined_files(warehouse: Warehouse):
     assert rows(warehouse, AMOUNTS) == [("globex", Decimal(1))]
 
 
-def test_a_warehouse_is_not_replaced_by_one_that_lacks_a_file(warehouse: Warehouse):
+def test_a_rebuild_that_lacks_a_file_replaces_nothing(warehouse: Warehouse):
     for number in range(2):
         land(warehouse, page_of(cost_day([cost_row('"1.00"')])), user_id=f"u{number}", run_id=f"r{number}")
     load(warehouse)
@@ -97,13 +97,13 @@ def test_a_warehouse_is_not_replaced_by_one_that_lacks_a_file(warehouse: Warehou
     assert rows(warehouse, "SELECT count(*) FROM daily_costs") == [(2,)]
 
 
-def test_a_split_that_was_cut_short_loads_every_page_set_once(warehouse: Warehouse):
+def test_an_interrupted_split_loads_every_page_set_once(warehouse: Warehouse):
     raw = RawPages(warehouse.raw)
     raw.writer("run-1").land([page_set(f"user-{n}", '"1.00"') for n in range(4)])
     (file,) = raw.pending()
     content = file.path.read_bytes()
     assert len(raw.split(file)) == 2
-    # The process died before it removed the file that it had split.
+    # The process died before deleting the file that it had split.
     file.path.write_bytes(content)
     load(warehouse)
     assert rows(warehouse, "SELECT count(*), sum(amount_usd) FROM daily_costs") == [(4, Decimal(4))]
@@ -136,7 +136,7 @@ def test_memory_and_threads_follow_settings_and_machine(monkeypatch: pytest.Monk
     assert limits() == (4_000_000_000, 4)
 
 
-def test_writers_of_one_run_never_take_the_same_name(warehouse: Warehouse):
+def test_writers_in_the_same_run_never_share_a_file_name(warehouse: Warehouse):
     raw = RawPages(warehouse.raw)
     writers = [raw.writer("run-1") for _ in range(20)]
     for n, writer in enumerate(writers):

@@ -1,4 +1,4 @@
-"""The published copy: of one moment, whatever other runs are doing."""
+"""The snapshot is consistent, whatever other runs are doing."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -29,7 +29,7 @@ def published(warehouse: Warehouse, query: str) -> list[tuple[object, ...]]:
         return connection.execute(query).fetchall()
 
 
-def test_facts_that_another_run_loads_after_the_metrics_are_published_with_their_metrics(warehouse):
+def test_facts_loaded_after_the_metrics_are_published_with_metrics(warehouse):
     land(warehouse, page_of(cost_day([cost_row('"1.25"')], TODAY)))
     load(warehouse)
     refresh_metrics(warehouse, ["acme"], TODAY)
@@ -39,14 +39,14 @@ def test_facts_that_another_run_loads_after_the_metrics_are_published_with_their
     assert published(warehouse, "SELECT amount_usd FROM daily_model_costs") == [(Decimal("2.5"),)]
 
 
-def test_a_copy_between_the_two_metrics_steps_is_of_one_moment(warehouse):
+def test_a_snapshot_between_two_metrics_steps_is_consistent(warehouse):
     land(warehouse, page_of(cost_day([cost_row('"1.25"')], TODAY)))
     load(warehouse)
     refresh_metrics(warehouse, ["acme"], TODAY)
     assert published(warehouse, SPEND) == [(Decimal("1.25"), False)]
 
 
-def test_sample_rows_are_gone_from_the_copy_that_shows_the_first_real_ones(warehouse):
+def test_the_first_snapshot_with_real_rows_has_no_sample_rows(warehouse):
     refresh_metrics(warehouse, ["acme"], TODAY)
     assert [sample for _, sample in published(warehouse, SPEND)] == [True]
     land(warehouse, page_of(cost_day([cost_row('"1.25"')], TODAY)))
@@ -55,7 +55,7 @@ def test_sample_rows_are_gone_from_the_copy_that_shows_the_first_real_ones(wareh
     assert published(warehouse, SPEND) == [(Decimal("1.25"), False)]
 
 
-def test_what_a_killed_publisher_has_written_aside_is_removed(warehouse):
+def test_temporary_files_of_a_killed_publisher_are_removed(warehouse):
     refresh_metrics(warehouse, ["acme"], TODAY)
     month = warehouse.published / "parquet" / "daily_costs" / "month=2026-01"
     month.mkdir(parents=True)
@@ -66,7 +66,7 @@ def test_what_a_killed_publisher_has_written_aside_is_removed(warehouse):
     assert not any(half.exists() for half in halves)
 
 
-def test_a_day_that_does_not_add_up_is_not_published_by_whoever_comes_next(warehouse, monkeypatch):
+def test_a_day_that_does_not_add_up_is_not_published_later(warehouse, monkeypatch):
     bill = "SELECT date, sum(amount_usd) FROM {} GROUP BY date ORDER BY date"
     yesterday = TODAY - timedelta(days=1)
     land(warehouse, page_of(cost_day([cost_row('"1.25"')], yesterday)))
@@ -87,7 +87,7 @@ def test_a_day_that_does_not_add_up_is_not_published_by_whoever_comes_next(wareh
     load(warehouse, run_id="run-2")
     unequal = [("acme", TODAY)]
     assert refresh_metrics(warehouse, ["acme"], TODAY).unequal == unequal
-    # The day that does add up is done.
+    # The day that adds up is complete.
     again = refresh_metrics(warehouse, ["acme"], TODAY)
     assert (again.days, again.unequal) == (1, unequal)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What lies in quarantine: it does not pile up, is not lost from sight, and goes with its user."""
+"""Quarantine: it does not grow, stays visible, and is purged with its user."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -25,13 +25,13 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 
 def names(body: bytes, fetched_at=NOON) -> PageSet:
-    """A list of projects, whatever its text is."""
+    """Return a list of projects with any body."""
     window = Window(DAY, DAY + timedelta(days=1))
     return PageSet("acme", [Page(PROJECTS, window, ("",), 1, fetched_at, body, PageHead(False, None, []))])
 
 
 def of_projects(warehouse: Warehouse, run_id: str, page_set: PageSet) -> int:
-    """Lands and loads a list; how many files are in quarantine then."""
+    """Land and load a list; return the number of quarantined files."""
     RawPages(warehouse.raw).writer(run_id).land([page_set])
     load_pending(warehouse, [PROJECTS.kind], run_id)
     return len(RawPages(warehouse.raw).quarantined())
@@ -45,12 +45,12 @@ def test_pages_that_fail_at_each_refresh_are_kept_once(warehouse: Warehouse):
     assert [one.file.run_id for one in raw.quarantined()] == ["run-2"]
 
 
-def test_a_list_of_names_stays_in_quarantine_until_a_newer_one_is_loaded(warehouse: Warehouse):
+def test_a_directory_list_is_quarantined_until_a_newer_one_loads(warehouse: Warehouse):
     assert of_projects(warehouse, "run-1", names(b'{"data": [{"id":')) == 1
     assert of_projects(warehouse, "run-2", names(b'{"data": [{"id": "p", "name": "P"}]}', LATER)) == 0
 
 
-def test_a_purge_removes_what_is_in_quarantine(warehouse: Warehouse):
+def test_a_purge_removes_quarantined_pages(warehouse: Warehouse):
     raw = RawPages(warehouse.raw)
     raw.writer("run-1").land([page_set("acme", '"x"'), page_set("globex", '"x"')])
     load(warehouse)
@@ -79,7 +79,7 @@ def test_a_damaged_file_stops_no_other(warehouse: Warehouse, place: str):
     assert [one.reason for one in raw.quarantined()] == ["The file is damaged."]
 
 
-def test_a_split_that_was_cut_short_after_its_first_part_is_made_again(warehouse: Warehouse):
+def test_a_split_interrupted_after_its_first_part_is_repeated(warehouse: Warehouse):
     raw = RawPages(warehouse.raw)
     raw.writer("run-1").land([page_set(f"user-{n}", '"x"' if n == 1 else '"1.00"') for n in range(4)])
     (file,) = raw.pending()

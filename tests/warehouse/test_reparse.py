@@ -1,4 +1,4 @@
-"""Charges that an earlier version loaded are parsed again in place, a portion at a time."""
+"""Charges loaded by an older version are parsed again in place, in portions."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ MEANING = "SELECT line_item, model, direction, tier, is_parsed FROM daily_costs 
 
 @pytest.fixture
 def warehouse(tmp_path: Path) -> Warehouse:
-    """Two days as an earlier version left them: it did not understand a line of the first."""
+    """Two days as an older version left them, with an unparsed line item on the first."""
     warehouse = Warehouse(tmp_path)
     first = [cost_row('"1.00"', "gpt-4o, input"), cost_row('"2.00"', "ultrafast | gpt-6-astra, output")]
     land(warehouse, page_of(cost_day(first), cost_day([cost_row('"4.00"')], NEXT_DAY)))
@@ -35,7 +35,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 
 @pytest.mark.parametrize("at_once", [1, 10_000])
-def test_charges_mean_what_this_version_reads(at_once: int, warehouse: Warehouse, monkeypatch):
+def test_charges_are_parsed_by_this_versions_rules(at_once: int, warehouse: Warehouse, monkeypatch):
     monkeypatch.setattr(reparse, "LINE_ITEMS_AT_ONCE", at_once)
     with warehouse.writing() as connection, transaction(connection):
         assert reparse_line_items(connection) == 1

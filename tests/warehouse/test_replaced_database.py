@@ -1,4 +1,4 @@
-"""A database is put in the warehouse's place: what stood in the old one's log alone stays out."""
+"""A database replaces the warehouse: changes only in the old one's log stay out."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ USERS = "SELECT user_id FROM pipeline.stale_users ORDER BY user_id"
 
 @pytest.fixture
 def warehouse(tmp_path: Path) -> Warehouse:
-    """As one whose writer was killed after a commit: what it wrote stands in the log alone."""
+    """A warehouse whose writer was killed after a commit: the change is only in the log."""
     warehouse = Warehouse(tmp_path)
     with warehouse.writing():
         pass
@@ -39,14 +39,14 @@ def warehouse(tmp_path: Path) -> Warehouse:
     ("replace", "left"),
     [(lambda warehouse: purge(warehouse, "acme"), [("zeta",)]), (replace_warehouse, [])],
 )
-def test_the_log_of_the_old_database_is_not_replayed_into_the_new_one(
+def test_the_old_databases_log_is_not_replayed_into_the_new_one(
     replace: Callable[[Warehouse], object], left: list[tuple[str]], warehouse: Warehouse
 ):
     replace(warehouse)
     assert rows(warehouse, USERS) == left
 
 
-def test_what_only_the_log_holds_is_not_lost(warehouse: Warehouse):
+def test_changes_only_in_the_log_are_not_lost(warehouse: Warehouse):
     assert rows(warehouse, USERS) == [("acme",), ("zeta",)]
 
 
@@ -81,7 +81,7 @@ def test_a_revision_whose_raw_file_was_not_moved_is_recorded_once(version: str, 
 
 
 @pytest.mark.parametrize("content", [b"no database", None], ids=["another file", "cut"])
-def test_a_damaged_database_is_set_aside_and_built_again(
+def test_a_damaged_database_is_set_aside_and_rebuilt(
     content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     warehouse = Warehouse(tmp_path)

@@ -1,4 +1,4 @@
-"""Warehouses of earlier versions are brought up to date in place or, where that fails, built again."""
+"""Warehouses of older versions are migrated in place or, where that fails, rebuilt."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ VERSION = "SELECT number FROM pipeline.schema_version"
 
 @pytest.fixture
 def warehouse(tmp_path: Path) -> Warehouse:
-    """One cost row of one user, loaded."""
+    """A warehouse with a single cost row."""
     warehouse = Warehouse(tmp_path)
     land(warehouse, page_of(cost_day([cost_row('"1.25"')])))
     load(warehouse)
@@ -31,7 +31,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 
 def reworded(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
-    """The program with another text in the definitions of its tables."""
+    """Change comments in the table definitions of the program."""
     original = schema.section
 
     def changed(table: str, name: str, /, **texts: str) -> str:
@@ -43,7 +43,7 @@ def reworded(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     monkeypatch.setattr(schema, "definitions_hash", lambda: f"definitions with {new}")
 
 
-def test_migrations_lead_to_the_tables_of_a_new_warehouse(memory):
+def test_a_migrated_warehouse_has_the_tables_of_a_new_one(memory):
     create_first_number(memory)
     for migration in migrations.MIGRATIONS:
         migration.apply(memory)
@@ -56,7 +56,7 @@ def test_numbers_of_migrations_follow_each_other():
     assert [one.number for one in migrations.MIGRATIONS] == list(range(1, SCHEMA_NUMBER + 1))
 
 
-def test_a_changed_comment_stops_nothing(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch):
+def test_a_changed_comment_needs_no_rebuild(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch):
     reworded(monkeypatch, "USD, exact", "US dollars, to the last digit")
     comment = (
         "SELECT comment FROM duckdb_columns() WHERE table_name = 'daily_costs' AND column_name = 'amount_usd'"
@@ -103,7 +103,7 @@ def test_a_newer_warehouse_is_refused_with_a_sentence(warehouse: Warehouse):
         bring_up_to_date(warehouse)
 
 
-def test_tables_that_no_migration_knows_are_built_from_the_raw_pages(warehouse: Warehouse):
+def test_tables_without_a_migration_are_rebuilt_from_raw_pages(warehouse: Warehouse):
     with warehouse.writing() as connection:
         connection.execute("ALTER TABLE daily_costs ADD COLUMN another VARCHAR")
         connection.execute("DROP TABLE pipeline.schema_version")
@@ -120,12 +120,12 @@ def test_a_new_file_can_be_opened_by_duckdb_from_1_2_on(warehouse: Warehouse):
     assert storage == [({"storage_version": "v1.2.0+"},)]
 
 
-def test_a_killed_upgrade_is_done_by_the_next(warehouse: Warehouse):
+def test_a_killed_upgrade_is_completed_by_the_next_start(warehouse: Warehouse):
     with warehouse.writing() as connection:
         connection.execute("ALTER TABLE daily_costs ADD COLUMN another VARCHAR")
         connection.execute("DROP TABLE pipeline.schema_version")
-    beside = warehouse.home / "rebuild" / "warehouse"
-    beside.mkdir(parents=True)
-    shutil.copyfile(warehouse.database, beside / "warehouse.duckdb")
+    rebuilt = warehouse.home / "rebuild" / "warehouse"
+    rebuilt.mkdir(parents=True)
+    shutil.copyfile(warehouse.database, rebuilt / "warehouse.duckdb")
     assert bring_up_to_date(warehouse)
     assert rows(warehouse, "SELECT count(*) FROM daily_costs") == [(1,)]

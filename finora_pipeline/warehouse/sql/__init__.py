@@ -1,6 +1,7 @@
 """The warehouse's SQL: files of sections that lines like `-- [load]` name; see README.md.
 
-A word in braces is a placeholder: one of `SHARED` numbers, or a text of the table or the caller.
+A word in braces is a placeholder: a number of `SHARED`, a list of `SQL_LISTS`, or a text of the table or the
+caller.
 """
 
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from finora_pipeline.openai_admin.provider import CLOSING_DAYS, FINAL_AFTER_DAYS, PROVIDER
 from finora_pipeline.warehouse.periods import PRICE_DAYS, SAMPLE_DAYS, SPARKLINE_DAYS
 from finora_pipeline.warehouse.tables import SPLIT_COSTS
+from finora_pipeline.warehouse.usage_columns import SQL_LISTS
 
 _SECTION = re.compile(r"^-- \[(\w+)\]$", re.MULTILINE)
 # JSON and structs have no word between their braces without quotes.
@@ -34,5 +36,5 @@ def section(table: str, name: str, /, **texts: str) -> str:
     file = "split_costs" if of_table else table
     parts = _SECTION.split((Path(__file__).parent / f"{file}.sql").read_text())
     statements = dict(zip(parts[1::2], parts[2::2], strict=True))[name]
-    known = {**SHARED, **of_table, **texts}
+    known = {**SHARED, **SQL_LISTS, **of_table, **texts}
     return _PLACEHOLDER.sub(lambda found: known[found[1]], statements)

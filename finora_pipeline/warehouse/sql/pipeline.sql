@@ -105,6 +105,8 @@ CREATE OR REPLACE TEMP TABLE changed_days (
 -- [read_pages]
 -- Reads: new_days; when it is called, the raw files of the variable text_files.
 -- Leaves: new_results(structure), each result of the buckets of new_days, decoded by a JSON structure.
+--
+-- `canonical` replaces a body that SQL would read otherwise than its check did: 10.0, NULs, duplicate keys.
 CREATE OR REPLACE TEMP MACRO new_results(structure) AS TABLE
 WITH pages AS (
     SELECT

@@ -1,7 +1,7 @@
--- usage_revisions: each change of a usage row that was seen after its day had been read first.
+-- usage_revisions: each change of a usage row seen after its day had been fetched before.
 --
 -- Grain: user, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier,
--- observed_at. Rules as for cost_revisions.
+-- observed_at. Counts in the units of daily_usage. Rules as for cost_revisions.
 
 -- [create]
 CREATE TABLE usage_revisions (
@@ -27,23 +27,23 @@ CREATE TABLE usage_revisions (
 );
 
 -- [define]
-COMMENT ON TABLE usage_revisions IS 'Each change of use that OpenAI restated: what it was, what it is, and when that was seen.';
-COMMENT ON COLUMN usage_revisions.user_id IS 'Our user';
-COMMENT ON COLUMN usage_revisions.provider IS 'openai';
-COMMENT ON COLUMN usage_revisions.date IS 'UTC day of the use';
+COMMENT ON TABLE usage_revisions IS 'Each change that OpenAI made to usage fetched before: old counts, new counts and when we saw the change.';
+COMMENT ON COLUMN usage_revisions.user_id IS 'User (tenant)';
+COMMENT ON COLUMN usage_revisions.provider IS 'Provider: openai';
+COMMENT ON COLUMN usage_revisions.date IS 'UTC day of the usage';
 COMMENT ON COLUMN usage_revisions.service IS 'Usage endpoint';
 COMMENT ON COLUMN usage_revisions.project_id IS 'OpenAI project';
 COMMENT ON COLUMN usage_revisions.member_id IS 'OpenAI organization member';
 COMMENT ON COLUMN usage_revisions.api_key_id IS 'OpenAI API key';
-COMMENT ON COLUMN usage_revisions.model IS 'Model as the usage endpoint names it';
-COMMENT ON COLUMN usage_revisions.batch IS 'Whether through the Batch API';
+COMMENT ON COLUMN usage_revisions.model IS 'Model as named by the usage endpoint';
+COMMENT ON COLUMN usage_revisions.batch IS 'Whether the requests used the Batch API';
 COMMENT ON COLUMN usage_revisions.service_tier IS 'Service tier';
-COMMENT ON COLUMN usage_revisions.observed_at IS 'When we read the new counts (UTC)';
-COMMENT ON COLUMN usage_revisions.old_requests IS 'Requests before; all old counts are NULL for a new row';
-COMMENT ON COLUMN usage_revisions.new_requests IS 'Requests since; all new counts are NULL for a vanished row';
-COMMENT ON COLUMN usage_revisions.old_input_tokens IS 'Tokens in before';
-COMMENT ON COLUMN usage_revisions.new_input_tokens IS 'Tokens in since';
-COMMENT ON COLUMN usage_revisions.old_output_tokens IS 'Tokens out before';
-COMMENT ON COLUMN usage_revisions.new_output_tokens IS 'Tokens out since';
-COMMENT ON COLUMN usage_revisions.old_other IS 'Calls, images, seconds, characters, bytes or sessions before';
-COMMENT ON COLUMN usage_revisions.new_other IS 'Calls, images, seconds, characters, bytes or sessions since';
+COMMENT ON COLUMN usage_revisions.observed_at IS 'Fetch time of the new counts (UTC)';
+COMMENT ON COLUMN usage_revisions.old_requests IS 'Old requests; all old counts are NULL for a new row';
+COMMENT ON COLUMN usage_revisions.new_requests IS 'New requests; all new counts are NULL for a vanished row';
+COMMENT ON COLUMN usage_revisions.old_input_tokens IS 'Old input tokens';
+COMMENT ON COLUMN usage_revisions.new_input_tokens IS 'New input tokens';
+COMMENT ON COLUMN usage_revisions.old_output_tokens IS 'Old output tokens';
+COMMENT ON COLUMN usage_revisions.new_output_tokens IS 'New output tokens';
+COMMENT ON COLUMN usage_revisions.old_other IS 'Old sum of the service''s other counts ({other_units})';
+COMMENT ON COLUMN usage_revisions.new_other IS 'New sum of the service''s other counts ({other_units})';
