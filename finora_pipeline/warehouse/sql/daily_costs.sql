@@ -51,8 +51,8 @@ COMMENT ON COLUMN daily_costs.is_long_context IS 'Priced as long context';
 COMMENT ON COLUMN daily_costs.is_parsed IS 'False if the line item has unknown words; its amount counts all the same';
 COMMENT ON COLUMN daily_costs.organization_id IS 'OpenAI organization';
 COMMENT ON COLUMN daily_costs.fetched_at IS 'Fetch time (UTC)';
-COMMENT ON COLUMN daily_costs.raw_file IS 'Raw file with the page';
-COMMENT ON COLUMN daily_costs.is_sample IS 'Made-up row of a user without real data';
+COMMENT ON COLUMN daily_costs.raw_file IS 'Raw file that contains the page';
+COMMENT ON COLUMN daily_costs.is_sample IS 'Invented row, shown until the user has real data';
 
 -- [line_items]
 -- Reads: raw_pages (pipeline.sql, begin_load).

@@ -42,7 +42,7 @@ COMMENT ON COLUMN daily_model_costs.requests IS 'Requests to the model';
 COMMENT ON COLUMN daily_model_costs.input_tokens IS 'Input tokens, cached ones included';
 COMMENT ON COLUMN daily_model_costs.output_tokens IS 'Output tokens';
 COMMENT ON COLUMN daily_model_costs.cost_per_1k_tokens IS 'USD per 1,000 tokens, input and output together; NULL without tokens';
-COMMENT ON COLUMN daily_model_costs.is_sample IS 'Made-up row of a user without real data';
+COMMENT ON COLUMN daily_model_costs.is_sample IS 'Invented row, shown until the user has real data';
 
 -- [refresh]
 -- Reads: split_days, charge_sums, used, use_names (attribution.sql, prepare).

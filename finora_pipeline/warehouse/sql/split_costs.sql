@@ -30,7 +30,7 @@ COMMENT ON COLUMN {table}.{id} IS 'OpenAI {owner}; NULL for costs that cannot be
 COMMENT ON COLUMN {table}.model IS 'Model as named in costs; the line item''s text for charges without a model';
 COMMENT ON COLUMN {table}.amount_usd IS 'USD, exact';
 COMMENT ON COLUMN {table}.method IS 'billed: as split by OpenAI; allocated: by share of the usage of the line item''s model and direction';
-COMMENT ON COLUMN {table}.is_sample IS 'Made-up row of a user without real data';
+COMMENT ON COLUMN {table}.is_sample IS 'Invented row, shown until the user has real data';
 
 -- [refresh]
 -- Reads: split_days, parts (attribution.sql, prepare).

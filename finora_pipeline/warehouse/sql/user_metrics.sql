@@ -55,7 +55,7 @@ COMMENT ON COLUMN user_metrics.change IS '(value - previous_value) / previous_va
 COMMENT ON COLUMN user_metrics.covered_share IS 'cost_per_1k_tokens: share of the spend that the figure covers';
 COMMENT ON COLUMN user_metrics.detail IS 'top_model_share: the model';
 COMMENT ON COLUMN user_metrics.sparkline IS 'Figure of each of the last {sparkline_days} UTC days, oldest first';
-COMMENT ON COLUMN user_metrics.is_sample IS 'Computed from made-up rows';
+COMMENT ON COLUMN user_metrics.is_sample IS 'Computed from invented rows';
 
 -- [macros]
 -- Leaves: figure(metric, unit, …), a metric of a period (this), of the previous one (before) and of single days.
