@@ -32,8 +32,9 @@ TEMPORARY := $(firstword $(wildcard /dev/shm) /tmp)
 run: $(VENV)/.run site
 	$(BIN)/finora demo $(ARGS)
 
+# Bytecode is kept: each worker would rewrite all tests again (7 s of a processor).
 # One worker more than two cores: some tests wait for schedules and browsers most of their time.
-pytest = PYTEST_DEBUG_TEMPROOT=$(TEMPORARY) $(1)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+pytest = PYTHONDONTWRITEBYTECODE= PYTEST_DEBUG_TEMPROOT=$(TEMPORARY) $(1)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 FAST := not browser and not postgres and not daemon and not slow and not long
 
 test: $(VENV)/.browser

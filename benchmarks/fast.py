@@ -26,8 +26,6 @@ FIGURES = {
         "retry_seconds: float = 90.0": "retry_seconds: float = 18.0",
         "longest_pause_seconds: float = 20.0": "longest_pause_seconds: float = 4.0",
     },
-    # Dagster's freshness policy needs the longest interval minus an hour to be positive.
-    "assets/serving.py": {"INTERVAL - timedelta(hours=1)": "INTERVAL - timedelta(minutes=1)"},
 }
 
 

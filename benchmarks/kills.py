@@ -211,7 +211,7 @@ class Site(Installation):
     # Checks
 
     def wait_until_healed(self, killed: Set[int] = frozenset()) -> None:
-        """Wait until all processes are replaced, a refresh begins, and no dead run counts as running."""
+        """Wait until processes are replaced, a refresh begins, and no dead run counts as running."""
         wait_for("all processes", lambda: self._is_well(killed))
         wait_for("a refresh that begins", self._begins_a_refresh)
         wait_for("an end of the runs without a process", lambda: not self._dead_runs())

@@ -1,4 +1,6 @@
-"""What an OpenAI organization costs: exact, on time, in DuckDB, inside Dagster.
+"""OpenAI costs of organizations: exact, on time, in DuckDB, orchestrated by Dagster.
+
+Only `connect` and `read` are public; every other module may change between versions.
 
 import finora_pipeline
 finora_pipeline.read("daily_costs", user_id="acme", since="2026-11-01")   # a pandas DataFrame
@@ -14,7 +16,7 @@ __all__ = ["connect", "read"]
 
 
 def __getattr__(name: str) -> Any:
-    # DuckDB and pandas take most of a second to import: only readers pay for them.
+    # DuckDB and pandas take most of a second to import, so only readers import them.
     if name in __all__:
         from finora_pipeline import reading
 

@@ -1,4 +1,4 @@
-"""The one Dagster entry point: assets, jobs, schedules, sensors and resources of this installation."""
+"""The Dagster entry point: assets, jobs, schedules, sensors and resources of this installation."""
 
 import dagster as dg
 
@@ -33,7 +33,7 @@ ASSETS = [
 def build_defs(
     settings: Settings | None = None, *, openai_admin: OpenAIAdmin | None = None
 ) -> dg.Definitions:
-    """The definitions of an installation; tests and the command line pass what differs."""
+    """The definitions of an installation; without arguments the one named by the environment."""
     settings = settings or Settings.from_environment()
     return dg.Definitions(
         assets=ASSETS,
@@ -46,11 +46,11 @@ def build_defs(
             "warehouse": warehouse_resource(settings),
             "io_manager": no_values,
         },
-        # One process a run: half the start-up time, and writers of one run never meet.
+        # One process per run halves the start-up time, and steps of a run never write at the same time.
         executor=dg.in_process_executor,
     )
 
 
-# Code servers and run workers import this module, whatever started them.
+# Every code server and run worker imports this module.
 restrict_new_files()
 defs = build_defs()

@@ -1,4 +1,4 @@
-"""The name under which the `dagster.yaml` of earlier versions knows `instance.sqlite_storage`."""
+"""Alias of `instance.sqlite_storage`, named in the `dagster.yaml` of earlier versions."""
 
 from finora_pipeline.instance.sqlite_storage import KeptSqliteStorage
 

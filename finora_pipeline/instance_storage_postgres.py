@@ -1,4 +1,4 @@
-"""The name under which the `dagster.yaml` of earlier versions knows `instance.postgres_storage`."""
+"""Alias of `instance.postgres_storage`, named in the `dagster.yaml` of earlier versions."""
 
 from finora_pipeline.instance.postgres_storage import KeptPostgresStorage
 

@@ -1,26 +1,25 @@
 """The four plans: how often a connection is refreshed and how much history is kept.
 
-This is the only place where a plan is described. Schedules, windows, status texts and the
-documentation read it from here.
+No other module describes a plan: schedules, windows, status texts and the documentation use this one.
 """
 
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
-# For so long after a day, or a plan, has ended nothing is removed.
+# Grace period before expired days are deleted.
 PRUNE_GRACE = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a user's plan promises.
+    """The promises of a user's plan.
 
     `refresh_interval`: a connection is refreshed at least this often.
-    `cron`: the UTC ticks at which connections are looked through; most find none that is due.
-    `lead`: how long before its interval is over a connection is due: the time until the next tick, and
-    enough for a run that is late, slow or waits for another.
-    `history_days`: how many UTC days of cost are kept, today included; None keeps all there is.
-    `csv_exports`: whether the dashboard gives its figures as CSV files.
+    `cron`: when (UTC) we check for due connections; most ticks find none.
+    `lead`: how long before the end of its interval a connection is due: the time to the next tick, and
+    enough for a run that is late, slow or queued.
+    `history_days`: number of UTC days of costs kept, including today; None keeps all.
+    `csv_exports`: whether the dashboard offers its figures as CSV files.
     """
 
     name: str
@@ -31,19 +30,24 @@ class Plan:
     csv_exports: bool = True
 
     def first_day_kept(self, today: date) -> date | None:
-        """The oldest UTC day this plan keeps, or None if it keeps everything."""
+        """The oldest UTC day this plan keeps; None if it keeps everything."""
         return None if self.history_days is None else today - timedelta(days=self.history_days - 1)
 
     def next_refresh(self, last_refresh: datetime) -> datetime:
-        """The moment until which the plan promises the next refresh."""
+        """When the next refresh is due by the plan's promise."""
         return last_refresh + self.refresh_interval
 
+    @property
+    def late_after(self) -> timedelta:
+        """The age from which data is late: the interval plus the lead, in which a missed tick is made up."""
+        return self.refresh_interval + self.lead
+
     def is_due(self, last_refresh: datetime, now: datetime) -> bool:
-        """Whether the promise could be broken by waiting for the next tick."""
+        """Whether the promise would break by waiting for the next tick."""
         return now >= self.next_refresh(last_refresh) - self.lead
 
     def may_join(self, last_refresh: datetime, now: datetime) -> bool:
-        """Whether to be refreshed along with one that is due, so that few runs serve all of a plan."""
+        """Whether to refresh together with a due connection, so that few runs serve a whole plan."""
         return now >= last_refresh + (self.refresh_interval - self.lead) / 2
 
     def keeps_more_than(self, other: "Plan") -> bool:
@@ -54,7 +58,7 @@ class Plan:
 
     @property
     def history_text(self) -> str:
-        """How much is kept, in words: '90 days', 'everything'."""
+        """How much history is kept, in words: '90 days', 'everything'."""
         return "everything" if self.history_days is None else f"{self.history_days} days"
 
     @property
@@ -64,8 +68,8 @@ class Plan:
         return f"every {minutes // 60} h" if minutes % 60 == 0 else f"every {minutes} min"
 
 
-# Ticks are closer than intervals, so that what a failure or an outage has delayed is caught up within the
-# promise where that can be. The daily plans tick apart from each other.
+# Ticks are closer than intervals, so that most delays by failures are made up within the promise. The ticks
+# of the daily plans do not coincide.
 PLANS: dict[str, Plan] = {
     plan.name: plan
     for plan in (
@@ -80,15 +84,12 @@ PLANS: dict[str, Plan] = {
 
 
 class UnknownPlan(ValueError):
-    """A plan's name that is not in the table of plans."""
+    """The name of a plan that does not exist."""
 
 
 def plan_named(name: str) -> Plan:
-    """The plan of that name.
-
-    Raises `UnknownPlan` with a sentence that lists the plans there are.
-    """
+    """The plan of that name, ignoring case. Raises `UnknownPlan` with a sentence that lists the plans."""
     try:
         return PLANS[name.strip().lower()]
     except KeyError:
-        raise UnknownPlan(f"There is no plan “{name}”; the plans are {', '.join(PLANS)}.") from None
+        raise UnknownPlan(f"Unknown plan “{name}”. Plans: {', '.join(PLANS)}.") from None

@@ -1,4 +1,4 @@
-"""The name under which the `dagster.yaml` of earlier versions knows `instance.run_launcher`."""
+"""Alias of `instance.run_launcher`, named in the `dagster.yaml` of earlier versions."""
 
 from finora_pipeline.instance.run_launcher import WatchedRunLauncher
 

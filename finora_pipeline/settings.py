@@ -1,5 +1,8 @@
-"""What the environment may set, read once and typed. Nothing else in the project reads `os.environ`, except
-those who keep a secret out of all that is shown: the vault, the notifier and the single sign-on."""
+"""Settings from the environment, read once and typed.
+
+Only secrets are read from `os.environ` elsewhere, so that nothing shows them: by the vault, the notifier,
+the access token and single sign-on.
+"""
 
 import ipaddress
 import os
@@ -18,10 +21,10 @@ from finora_pipeline.openai_admin.addresses import (
 ACCOUNTS_URL = "FINORA_ACCOUNTS_URL"
 ACCESS_TOKEN = "FINORA_ACCESS_TOKEN"
 DOCS_URL = "FINORA_DOCS_URL"
-# A data folder that is connected to another OpenAI than the real one, as the demo's is, says so in this
-# file: no command may by mistake send its keys elsewhere.
+# Names the OpenAI address of a data folder not connected to the real OpenAI, such as the demo's, so that no
+# command sends its keys elsewhere by mistake.
 BASE_URL_FILE = "openai_base_url"
-# DuckDB cannot open a warehouse and load a page with less.
+# With less memory DuckDB cannot open a warehouse and load a page.
 SMALLEST_MEMORY_LIMIT = 128_000_000
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _UNITS = {"b": 1} | {
@@ -32,37 +35,37 @@ _UNITS = {"b": 1} | {
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be meant; the message says which and what to do."""
+    """Invalid setting; the message says which and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the data lies and which OpenAI it comes from.
+    """The settings of an installation.
 
     `FINORA_HOME`           data folder, default `./data`
     `DAGSTER_HOME`          Dagster's own folder, default `<FINORA_HOME>/dagster`
-    `OPENAI_BASE_URL`       as the official SDK's, with its `/v1`; default the data folder's own, else OpenAI
+    `OPENAI_BASE_URL`       like the official SDK's, with `/v1`; default the data folder's own, else OpenAI's
     `FINORA_ACCOUNTS_URL`   SQLAlchemy URL of the accounts database, default SQLite in the data folder
-    `FINORA_MASTER_KEY`     read by the vault alone; only its name is known here
-    `FINORA_NOTIFY`         read by the notifier alone: whom alarms are sent to
-    `FINORA_OIDC_…`         read by the dashboard alone: the identity provider
-    `FINORA_ACCESS_TOKEN`   read by finora up alone: opens the pages and Dagster's UI on this machine
-    `FINORA_TRUSTED_PROXIES` addresses of proxies whose X-Forwarded-For is believed, separated by commas
-    `FINORA_PASSWORD_SIGN_IN` `off` where people sign in through the identity provider alone
-    `FINORA_ALLOWED_HOSTS`  further host names under which the servers answer, separated by commas
-    `FINORA_READERS_GROUP`  group of this machine that may read what is published
+    `FINORA_MASTER_KEY`     read only by the vault; this class knows its name
+    `FINORA_NOTIFY`         read only by the notifier: addresses that alerts are sent to
+    `FINORA_OIDC_…`         read only by the dashboard: the identity provider
+    `FINORA_ACCESS_TOKEN`   read only by finora up: opens the dashboard and Dagster's UI on this machine
+    `FINORA_TRUSTED_PROXIES` addresses of proxies whose X-Forwarded-For is trusted, separated by commas
+    `FINORA_PASSWORD_SIGN_IN` `off` if all logins use the identity provider
+    `FINORA_ALLOWED_HOSTS`  further host names that the servers accept, separated by commas
+    `FINORA_READERS_GROUP`  group of this machine that may read published files
     `FINORA_MEMORY_LIMIT`   DuckDB's memory in one process, such as 512MB; default by the machine
     `FINORA_THREADS`        DuckDB's threads in one process; default by the machine
     `FINORA_REQUESTS_AT_ONCE` requests to OpenAI in flight in one run
-    `FINORA_WAIT_SECONDS`   how long a database is waited for that another program holds, default 30
-    `FINORA_DOCS_URL`       set by finora up: where the UI finds the documentation
+    `FINORA_WAIT_SECONDS`   how long to wait for a database held by another program, default 30
+    `FINORA_DOCS_URL`       set by finora up: the address of the documentation
     """
 
     home: Path
     dagster_home: Path
     openai_base_url: str
     accounts_url: str = field(repr=False)
-    # What the data folder's own file says, whatever the environment does.
+    # From the data folder's own file, regardless of the environment.
     folder_base_url: str | None = None
     has_own_accounts: bool = False
     docs_url: str | None = None
@@ -77,7 +80,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """Raises `SettingsError` for what no command could work with."""
+        """Read the settings. Raises `SettingsError` for an invalid one."""
         home = _folder("FINORA_HOME", environment.get("FINORA_HOME") or "data")
         dagster_home = environment.get("DAGSTER_HOME")
         folder_base_url = _own_base_url(home)
@@ -107,7 +110,7 @@ class Settings:
 
     @property
     def openai_address(self) -> BaseAddress:
-        """Where OpenAI is, for keys that are bound to no other address. Raises `SettingsError`."""
+        """OpenAI's address, for keys not bound to another one. Raises `SettingsError`."""
         try:
             return parse_address(self.openai_base_url)
         except AddressError as error:
@@ -115,7 +118,7 @@ class Settings:
 
     @property
     def master_key_file(self) -> Path:
-        """The 0600 file that holds the master key where the environment does not."""
+        """The file (mode 0600) of the master key, used if the environment has none."""
         return self.home / "master.key"
 
     @property
@@ -125,7 +128,10 @@ class Settings:
 
 
 def wait_seconds(environment: Mapping[str, str] = os.environ) -> float:
-    """How long every database of this project is waited for while another program holds it."""
+    """How long to wait for any of our databases while another program holds it.
+
+    Raises `SettingsError`.
+    """
     text = environment.get("FINORA_WAIT_SECONDS") or "30"
     if not re.fullmatch("[0-9]{1,4}", text.strip()):
         raise SettingsError(
@@ -135,7 +141,7 @@ def wait_seconds(environment: Mapping[str, str] = os.environ) -> float:
 
 
 def _own_base_url(home: Path) -> str | None:
-    """What the data folder's own file says; None where it is missing or closed to this account."""
+    """The address in the data folder's own file; None if it is missing or unreadable for this account."""
     try:
         return (home / BASE_URL_FILE).read_text().strip()
     except (FileNotFoundError, PermissionError):
@@ -147,7 +153,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _networks(name: str, text: str) -> tuple[Network, ...]:
-    """Addresses and networks such as 10.0.0.0/8. Raises `SettingsError`."""
+    """Parse addresses and networks such as 10.0.0.0/8. Raises `SettingsError`."""
     try:
         return tuple(ipaddress.ip_network(part) for part in _names(text))
     except ValueError:
@@ -157,7 +163,7 @@ def _networks(name: str, text: str) -> tuple[Network, ...]:
 
 
 def _switch(name: str, text: str, *, default: bool) -> bool:
-    """On or off. Raises `SettingsError`."""
+    """Parse "on" or "off". Raises `SettingsError`."""
     known = {"on": True, "off": False, "": default}
     if text.strip().lower() not in known:
         raise SettingsError(f"{name} must be on or off, not {text!r}.")
@@ -165,7 +171,7 @@ def _switch(name: str, text: str, *, default: bool) -> bool:
 
 
 def _number(name: str, text: str | None, most: int) -> int | None:
-    """A whole number from 1 to `most`, or None for an empty setting. Raises `SettingsError`."""
+    """Parse a whole number from 1 to `most`; None for an empty setting. Raises `SettingsError`."""
     if not text or not text.strip():
         return None
     if not re.fullmatch("[0-9]{1,9}", text.strip()) or not 1 <= int(text) <= most:
@@ -174,7 +180,7 @@ def _number(name: str, text: str | None, most: int) -> int | None:
 
 
 def _bytes(name: str, text: str | None) -> int | None:
-    """A size such as 512MB or 2GiB in bytes, or None for an empty setting. Raises `SettingsError`."""
+    """Parse a size such as 512MB or 2GiB; None for an empty setting. Raises `SettingsError`."""
     if not text or not text.strip():
         return None
     found = re.fullmatch(r"([0-9]{1,12})(\.[0-9]{1,3})?\s*([kmgt]i?b|b)", text.strip().lower())
@@ -185,7 +191,7 @@ def _bytes(name: str, text: str | None) -> int | None:
 
 
 def _folder(name: str, path: str) -> Path:
-    """Raises `SettingsError` for one in which SQLAlchemy, here and in Dagster, would see a part of a URL."""
+    """Parse a path. Raises `SettingsError` for characters that SQLAlchemy would misread in a URL."""
     folder = Path(path).expanduser().resolve()
     if odd := {"%", "?"} & set(str(folder)):
         raise SettingsError(f"{name} must be a folder without {min(odd)} in its path: {folder}.")

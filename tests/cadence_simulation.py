@@ -16,7 +16,7 @@ from dagster._vendored.croniter.croniter import croniter
 from sqlalchemy import insert, select, update
 
 from finora_pipeline.accounts.database import connections, users
-from finora_pipeline.accounts.model import Connection, Read, Refresh
+from finora_pipeline.accounts.model import CompleteRefresh, Connection, Refresh
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.partitions import USERS_NAME
 from finora_pipeline.ingest.selection import select_connections
@@ -217,7 +217,7 @@ class Days:
             for c, one in zip(run.reads, read, strict=True)
         ]
         self.accounts.refreshes.record(run.run_id, read)
-        done = [Read(run.run_id, one.user_id, one.started_at, one.window_end) for one in read]
+        done = [CompleteRefresh(run.run_id, one.user_id, one.started_at, one.window_end) for one in read]
         self.accounts.refreshes.mark_published(done, self.now)
         self._instance.run_storage.delete_run(run.run_id)
         self._runs.remove(run)

@@ -60,25 +60,36 @@ MODULES_OF = {
         "cases/test_parts",
         "cases/test_surroundings",
         "cases/test_values",
+        "dashboard/test_password_threads",
         "data_folder/test_disk_full",
+        "data_folder/test_storage_errors",
+        "ingest/test_budgets",
         "ingest/test_refresh",
+        "ingest/test_slow_users",
         "instance/test_run_history",
         "instance/test_run_launcher",
         "pipeline/test_cadence",
         "pipeline/test_checks",
+        "pipeline/test_clock",
         "pipeline/test_crashes",
         "pipeline/test_dagster",
         "pipeline/test_directory",
         "pipeline/test_fault_table",
         "pipeline/test_isolation",
+        "pipeline/test_logs",
         "pipeline/test_no_leak",
         "pipeline/test_replaced_organization",
         "pipeline/test_restatement",
         "pipeline/test_restore",
         "pipeline/test_retention",
         "pipeline/test_sample_data",
+        "test_benchmarks",
         "warehouse/test_attribution",
+        "warehouse/test_changed_published_file",
         "warehouse/test_odd_figures",
+        "warehouse/test_reparse",
+        "warehouse/test_replaced_database",
+        "whole/test_upgraded_installations",
         "whole/test_whole_life",
     ),
 }
@@ -348,7 +359,7 @@ def postgres() -> Iterator[PostgresServer]:
     """
     binaries = postgres_binaries()
     if binaries is None:
-        reason = "There is no Postgres on this machine: install Debian's package postgresql."
+        reason = "Postgres is missing on this machine: install Debian's package postgresql."
         if os.environ.get("FINORA_TEST_EVERYTHING"):
             pytest.fail(reason)
         pytest.skip(reason)

@@ -135,4 +135,5 @@ def _account() -> pwd.struct_passwd | None:
     if os.geteuid() != 0:
         return None
     known = {account.pw_name: account for account in pwd.getpwall()}
+    # codespell:ignore-next-line nobody (an account of the system)
     return known.get("postgres") or known["nobody"]

@@ -13,7 +13,7 @@ from finora_pipeline.instance.run_launcher import WatchedRunLauncher
 from finora_pipeline.instance.sqlite_storage import KeptEventLogStorage, KeptSqliteStorage
 
 PACKAGE = Path(__file__).parent.parent / "finora_pipeline"
-# From the bottom up; folders of one layer know nothing of each other.
+# From the bottom up; folders of a layer do not import each other.
 LAYERS = (
     ("openai_admin", "plans"),
     ("settings", "openai_simulator"),

@@ -95,9 +95,7 @@ def test_a_plan_is_found_by_its_name_in_any_case(name):
 def test_an_unknown_plan_error_lists_the_plans(name):
     with pytest.raises(UnknownPlan) as caught:
         plan_named(name)
-    assert str(caught.value) == (
-        f"There is no plan “{name}”; the plans are trial, growth, scale, enterprise."
-    )
+    assert str(caught.value) == (f"Unknown plan “{name}”. Plans: trial, growth, scale, enterprise.")
 
 
 # Settings

@@ -1,4 +1,4 @@
-"""Connections: users' stored keys with their states."""
+"""Connections: users' stored keys with their states. Their changes by refreshes are in `refresh_log`."""
 
 import json
 import logging
@@ -21,14 +21,14 @@ from finora_pipeline.accounts.database import (
 )
 from finora_pipeline.accounts.key_ring import KeyRing, key_identity, sealed_key
 from finora_pipeline.accounts.model import (
-    UNREAD,
+    NO_HISTORY,
     AccountsError,
     Connection,
     Organization,
     Status,
 )
 from finora_pipeline.accounts.users import save_user
-from finora_pipeline.accounts.vault import Vault, VaultError
+from finora_pipeline.accounts.vault import Sealed, Vault, VaultError
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.provider import PROVIDER
 from finora_pipeline.plans import plan_named
@@ -42,7 +42,7 @@ CONNECTIONS = (
 
 
 class Connections:
-    """The connections of an installation. Keys are stored here and leave through `key_ring` alone."""
+    """The connections of an installation. Keys are stored here and leave only through `key_ring`."""
 
     def __init__(self, database: AccountsDatabase, vault: Vault) -> None:
         self._database = database
@@ -55,7 +55,7 @@ class Connections:
         user_ids: Sequence[str] | None = None,
         changed_after: datetime | None = None,
     ) -> list[Connection]:
-        """Connections by user id, all or those of a plan, of some users or changed after a moment."""
+        """Connections sorted by user id: all, or those of a plan, of some users or saved after a moment."""
         query = CONNECTIONS
         if plan is not None:
             query = query.where(users.c.plan == plan_named(plan).name)
@@ -72,7 +72,7 @@ class Connections:
         return next(iter(self.all(user_ids=[user_id])), None)
 
     def key_ring(self, user_ids: Sequence[str]) -> "KeyRing":
-        """The Admin keys of these users as they are now, to be decrypted one by one when needed."""
+        """The current Admin keys of these users, decrypted one at a time when needed."""
         with self._database.read() as database:
             sealed = {
                 row.user_id: sealed_key(row)
@@ -82,9 +82,9 @@ class Connections:
         return KeyRing(self._vault, sealed, lambda: self.key_versions(user_ids))
 
     def bind_keys(self, address: str) -> int:
-        """Binds the keys that an earlier version stored without an address to this one; how many.
+        """Bind keys that an earlier version stored without an address to this one; return how many.
 
-        Keys that do not decrypt stay as they are. Raises no error for them: their users' reads will.
+        Keys that do not decrypt are left unchanged and logged; the refreshes of their users fail.
         """
         unbound = select(credentials).where(credentials.c.bound_to.is_(None))
         with self._database.read() as database:
@@ -101,13 +101,7 @@ class Connections:
                     _log.warning("The key of %s was not bound to an address: %s", row.user_id, error)
                     continue
                 sealed = self._vault.seal(key, key_identity(row.user_id, row.version, address))
-                values = {
-                    "master_key_id": sealed.master_key_id,
-                    "wrapped_key": sealed.wrapped_key,
-                    "ciphertext": sealed.ciphertext,
-                    "bound_to": address,
-                }
-                database.execute(update(credentials).where(mine).values(values))
+                database.execute(update(credentials).where(mine).values(_sealed_columns(sealed, address)))
                 theirs = connections.c.user_id == row.user_id
                 database.execute(update(connections).where(theirs).values(base_url=address))
                 note(database, now_utc(), row.user_id, "bind address", address)
@@ -115,7 +109,7 @@ class Connections:
         return bound
 
     def key_versions(self, user_ids: Sequence[str]) -> dict[str, int]:
-        """Which of their keys these users have now; nobody whose connection was removed."""
+        """The current key versions by user id, without removed connections."""
         query = select(connections.c.user_id, connections.c.key_version).where(
             connections.c.status != Status.REMOVED
         )
@@ -138,52 +132,25 @@ class Connections:
         email: str | None = None,
         replaces_organization: bool = False,
     ) -> Connection:
-        """Stores a key that OpenAI accepted, in one transaction; creates the user where needed.
+        """Store a key that OpenAI accepted, in one transaction; create the user if needed.
 
-        `address` is the bound form of the address that it was checked against: it is sent to no other.
-
-        `known` is the connection that the caller checked the key against, None for none. A new user gets
-        `plan`; a stored e-mail or plan is kept where none is given. The history that has been read stays;
-        an organization that replaces another is read from today on.
-        Raises `AccountsError` if somebody else changed the connection meanwhile.
+        `address` is the bound form of the address the key was checked against; it is sent to no other.
+        `known` is the connection as the caller saw it, None for a new one. Without `plan` or `email` stored
+        values stay. Fetched history stays; an organization that replaces another is fetched from today on.
+        Raises `AccountsError` if the connection changed since the caller looked.
         """
         now = now_utc()
         with self._database.write() as database:
             mine = CONNECTIONS.where(connections.c.user_id == user_id)
             row = database.execute(mine).first()
             current = connection_of(row) if row else None
-            if _state(current) != _state(known):
-                raise AccountsError(f"The connection of {user_id} was changed meanwhile: look and try again.")
+            if _key_state(current) != _key_state(known):
+                raise AccountsError(_changed(f"connection of {user_id}"))
             keeps_more = save_user(database, user_id, plan, email, now)
             version = (known.key_version if known else _last_version(database, user_id)) + 1
             sealed = self._vault.seal(key.reveal(), key_identity(user_id, version, address))
-            values: dict[str, Any] = {
-                "status": Status.ACTIVE,
-                "status_reason": None,
-                "status_since": now,
-                "key_hint": key.hint,
-                "key_version": version,
-                "changed_at": now,
-                "base_url": address,
-                "key_expires_at": None,
-                "retry_at": None,
-                "project_ids": json.dumps(sorted(organization.project_ids)),
-            }
-            if replaces_organization:
-                # No day is of two organizations: those before today stay the old one's.
-                values |= UNREAD | {
-                    "organization_since": now.date(),
-                    "organization_id": None,
-                    "organization_name": None,
-                    "cost_groupings": None,
-                    "directory_read_at": None,
-                    "given_from": None,
-                }
-            if organization.organization_id:
-                values |= {
-                    "organization_id": organization.organization_id,
-                    "organization_name": organization.name,
-                }
+            values = _columns_of_key(key, version, address, now)
+            values |= _columns_of_organization(organization, now, replaces_organization)
             if known is None:
                 values |= {"user_id": user_id, "provider": PROVIDER, "connected_at": now}
                 database.execute(insert(connections).values(values))
@@ -191,41 +158,34 @@ class Connections:
                 if known.status is Status.REMOVED:
                     values["connected_at"] = now
                 if keeps_more:
-                    values |= UNREAD
+                    values |= NO_HISTORY
                 database.execute(update(connections).where(connections.c.user_id == user_id).values(values))
-            database.execute(delete(credentials).where(credentials.c.user_id == user_id))
-            database.execute(delete(connection_parts).where(connection_parts.c.user_id == user_id))
-            database.execute(
-                insert(credentials).values(
-                    user_id=user_id,
-                    provider=PROVIDER,
-                    version=version,
-                    master_key_id=sealed.master_key_id,
-                    wrapped_key=sealed.wrapped_key,
-                    ciphertext=sealed.ciphertext,
-                    bound_to=address,
-                )
-            )
+            _replace_credential(database, user_id, version, sealed, address)
             action = "connect" if known is None or known.status is Status.REMOVED else "update"
             note(database, now, user_id, action, f"{key.hint} at {address}")
             if known and replaces_organization:
                 old = known.organization.organization_id or "unknown"
                 new = organization.organization_id or "unknown"
                 note(database, now, user_id, "replace organization", f"{old} by {new} from {now.date()} on")
+        return self._existing(user_id)
+
+    def _existing(self, user_id: str) -> Connection:
         connection = self.get(user_id)
         assert connection is not None
         return connection
 
-    def forget(self, transaction: Transaction, user_id: str) -> dict[str, int]:
-        """Deletes a user's connection with its key; returns the deleted rows by table."""
+    def purge(self, transaction: Transaction, user_id: str) -> dict[str, int]:
+        """Delete a user's connection with its key; return the number of rows deleted by table."""
         return {
             table.name: transaction.execute(delete(table).where(table.c.user_id == user_id)).rowcount
             for table in (credentials, connection_parts, connections)
         }
 
     def remove(self, user_id: str, key_version: int | None = None) -> Connection:
-        """Deletes the stored credential; the past cost data stays. Raises `AccountsError` if there is none
-        or, with a version, if another key has taken that one's place."""
+        """Delete the stored key; past cost data stays.
+
+        Raises `AccountsError` if no key is stored or, with a version, if the stored key is another one.
+        """
         now = now_utc()
         mine = credentials.c.user_id == user_id
         with self._database.write() as database:
@@ -233,7 +193,7 @@ class Connections:
             if stored is None:
                 raise AccountsError(f"User {user_id} has no OpenAI connection to remove.")
             if key_version not in (None, stored):
-                raise AccountsError(f"The key of {user_id} was changed meanwhile: look and try again.")
+                raise AccountsError(_changed(f"key of {user_id}"))
             database.execute(delete(credentials).where(mine))
             database.execute(
                 update(connections)
@@ -241,13 +201,12 @@ class Connections:
                 .values(status=Status.REMOVED, status_reason=None, status_since=now)
             )
             note(database, now, user_id, "remove", None)
-        self._database.truncate_log(f"the encrypted key of {user_id}")
-        connection = self.get(user_id)
-        assert connection is not None
-        return connection
+        self._database.truncate_log(f"The encrypted key of {user_id}")
+        return self._existing(user_id)
 
 
 def connection_of(row: Any) -> Connection:
+    """The connection in a row of `CONNECTIONS`."""
     return Connection(
         user_id=row.user_id,
         email=row.email,
@@ -277,13 +236,70 @@ def connection_of(row: Any) -> Connection:
     )
 
 
-def _state(connection: Connection | None) -> tuple[int, bool] | None:
-    """What must not change between the check of a key and its storing: the key, and whether there is one."""
+def _changed(what: str) -> str:
+    return f"The {what} was changed at the same time. Check it and try again."
+
+
+def _columns_of_key(key: AdminKey, version: int, address: str, now: datetime) -> dict[str, Any]:
+    return {
+        "status": Status.ACTIVE,
+        "status_reason": None,
+        "status_since": now,
+        "key_hint": key.hint,
+        "key_version": version,
+        "changed_at": now,
+        "base_url": address,
+        "key_expires_at": None,
+        "retry_at": None,
+    }
+
+
+def _columns_of_organization(organization: Organization, now: datetime, replaces: bool) -> dict[str, Any]:
+    values: dict[str, Any] = {"project_ids": json.dumps(sorted(organization.project_ids))}
+    if replaces:
+        # No day belongs to two organizations: days before today stay the old one's.
+        values |= NO_HISTORY | {
+            "organization_since": now.date(),
+            "organization_id": None,
+            "organization_name": None,
+            "cost_groupings": None,
+            "directory_read_at": None,
+            "given_from": None,
+        }
+    if organization.organization_id:
+        values |= {"organization_id": organization.organization_id, "organization_name": organization.name}
+    return values
+
+
+def _replace_credential(
+    database: Transaction, user_id: str, version: int, sealed: Sealed, address: str
+) -> None:
+    """Store the key instead of the one before, and delete the part failures of that one."""
+    database.execute(delete(credentials).where(credentials.c.user_id == user_id))
+    database.execute(delete(connection_parts).where(connection_parts.c.user_id == user_id))
+    identity = {"user_id": user_id, "provider": PROVIDER, "version": version}
+    database.execute(insert(credentials).values(identity | _sealed_columns(sealed, address)))
+
+
+def _sealed_columns(sealed: Sealed, address: str) -> dict[str, Any]:
+    return {
+        "master_key_id": sealed.master_key_id,
+        "wrapped_key": sealed.wrapped_key,
+        "ciphertext": sealed.ciphertext,
+        "bound_to": address,
+    }
+
+
+def _key_state(connection: Connection | None) -> tuple[int, bool] | None:
+    """What must not change between checking and storing a key: its version, and whether it was removed."""
     return connection and (connection.key_version, connection.status is Status.REMOVED)
 
 
 def _last_version(database: Transaction, user_id: str) -> int:
-    """A number that no key of a user without a connection had: a run that began before a purge must not take
-    the key that came after it for its own. Every key has a note, so that of the purge has a higher number."""
+    """A version that no earlier key of a user without a connection reached.
+
+    A run that began before a purge must not mistake the key stored afterwards for its own. Every key has an
+    audit row, so the number of the purge's row is higher than all its versions.
+    """
     purges = (audit.c.user_id == user_id) & (audit.c.action == "purge")
     return database.execute(select(func.max(audit.c.audit_id)).where(purges)).scalar() or 0

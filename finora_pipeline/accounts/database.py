@@ -1,6 +1,6 @@
-"""The tables of the accounts database: users, connections, credentials, refreshes and the audit trail.
+"""The tables of the accounts database, and its transactions. SQLite in WAL mode or Postgres; times are UTC.
 
-SQLite in WAL mode or Postgres, through SQLAlchemy. All times are UTC.
+Changing a table takes a revision in `accounts/migrations` too.
 """
 
 import logging
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A timezone-aware moment, stored in UTC (SQLite would lose the zone)."""
+    """A timezone-aware moment, stored in UTC without a zone, which SQLite would lose."""
 
     impl = DateTime
     cache_ok = True
@@ -52,7 +52,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class PlainText(TypeDecorator[str]):
-    """Text of somebody else's, without the one character that JSON may hold and Postgres cannot store."""
+    """Text from outside, without NUL: JSON may hold it, Postgres cannot store it."""
 
     impl = Text
     cache_ok = True
@@ -73,8 +73,8 @@ users = Table(
     Column("plan_since", UtcDateTime),
 )
 
-# The UTC days from `history_from` up to `read_until` (exclusive) have been read without a gap; `changed_at`
-# is the moment the key was saved.
+# UTC days from `history_from` to `read_until` (exclusive) have been fetched without a gap. `changed_at`: when
+# the key was saved.
 connections = Table(
     "connections",
     metadata,
@@ -94,22 +94,22 @@ connections = Table(
     Column("read_until", Date),
     Column("cost_groupings", Text),
     Column("directory_read_at", UtcDateTime),
-    # The first UTC day that is this organization's, where it replaced another.
+    # The first UTC day of this organization, where it replaced another.
     Column("organization_since", Date),
     Column("last_attempt_at", UtcDateTime),
     Column("last_refresh_at", UtcDateTime),
-    # The address that the key was checked against (`openai_admin.addresses.bound_form`); NULL while an
-    # upgrade waits for an operator to confirm it.
+    # The address the key was checked against (`openai_admin.addresses.bound_form`); NULL until an operator
+    # confirms the address of an upgraded installation.
     Column("base_url", PlainText),
     Column("key_expires_at", UtcDateTime),
-    # OpenAI gives no costs of days before this one.
+    # OpenAI refuses costs of days before this one.
     Column("given_from", Date),
-    # Until when a refresh of many leaves out a connection that needs attention.
+    # Refreshes of several users skip a connection that needs attention until this moment.
     Column("retry_at", UtcDateTime),
     Index("connections_changed_at", "changed_at"),
 )
 
-# Optional parts of a read that OpenAI refuses or fails to give: a usage endpoint, a split of costs, a list.
+# Optional parts of a fetch that OpenAI does not return: a usage endpoint, a split of costs, a list.
 connection_parts = Table(
     "connection_parts",
     metadata,
@@ -132,11 +132,11 @@ credentials = Table(
     Column("master_key_id", String(20), nullable=False),
     Column("wrapped_key", LargeBinary, nullable=False),
     Column("ciphertext", LargeBinary, nullable=False),
-    # The address that is authenticated with the key; NULL for one sealed before addresses were.
+    # The address authenticated with the key; NULL for keys sealed by versions without bound addresses.
     Column("bound_to", PlainText),
 )
 
-# One row an attempt to refresh one user in one run.
+# One row per attempt to refresh one user in one run.
 refreshes = Table(
     "refreshes",
     metadata,
@@ -155,7 +155,7 @@ refreshes = Table(
     Index("refreshes_user_started", "user_id", "started_at"),
 )
 
-# Requests to OpenAI, by run and by how they ended.
+# Numbers of requests to OpenAI, by run and outcome.
 requests = Table(
     "requests",
     metadata,
@@ -179,27 +179,28 @@ audit = Table(
     Index("audit_user", "user_id", "at"),
 )
 
-# What needs a person, until that is over and has been told: finora_pipeline.alerts.
+# Alerts, until they are resolved and the notification is sent (`finora_pipeline.alerts`).
 alarms = Table(
     "alarms",
     metadata,
     Column("key", String(200), primary_key=True),
     Column("message", PlainText, nullable=False),
     Column("opened_at", UtcDateTime, nullable=False),
-    Column("told_at", UtcDateTime),
+    # codespell:ignore-next-line told (the column keeps the name of earlier versions)
+    Column("told_at", UtcDateTime, key="notified_at"),
     Column("resolved_at", UtcDateTime),
 )
 
-# Who may sign in to the web pages: as a user, who sees that user's rows, or as an operator, who sees all.
+# Logins of the dashboard: with a `user_id` they see that user's rows, without one (operators) all rows.
 logins = Table(
     "logins",
     metadata,
     Column("name", String(200), primary_key=True),
     Column("user_id", String(100)),
-    # NULL for those who sign in through the identity provider alone.
+    # NULL for logins that only sign in through the identity provider.
     Column("password_hash", Text),
     Column("created_at", UtcDateTime, nullable=False),
-    # The secret of the second factor, sealed by the vault, and the last step whose code was used.
+    # The second factor's secret, sealed by the vault, and the last step whose code was used.
     Column("totp_master_key_id", String(20)),
     Column("totp_wrapped_key", LargeBinary),
     Column("totp_ciphertext", LargeBinary),
@@ -207,7 +208,7 @@ logins = Table(
     Index("logins_user", "user_id"),
 )
 
-# Open sessions, by the hash of what the browser holds: who reads this table cannot sign in with it.
+# Open sessions. Only the token's hash is stored, so a reader of this table cannot sign in.
 sessions = Table(
     "sessions",
     metadata,
@@ -220,7 +221,7 @@ sessions = Table(
 
 
 class AccountsDatabase:
-    """The accounts database: transactions that read, and those that write, one after another."""
+    """The accounts database: concurrent reads, and writing transactions one at a time."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -229,56 +230,55 @@ class AccountsDatabase:
         self._impatient = engine.execution_options(writes=False, at_once=True)
 
     def read(self) -> AbstractContextManager[Connection]:
-        """A connection that only reads, and waits for no writer."""
+        """A connection that only reads and does not wait for writers."""
         return self._reading.connect()
 
     def write(self) -> AbstractContextManager[Connection]:
-        """A transaction that writes; it waits for the one before."""
+        """A writing transaction; it waits for the one before."""
         return self._writing.begin()
 
     def write_at_once(self) -> AbstractContextManager[Connection]:
-        """A transaction that fails instead of waiting for another writer."""
+        """A writing transaction that fails instead of waiting for another writer."""
         return self._impatient.begin()
 
     def truncate_log(self, what: str) -> None:
-        """Empties SQLite's write-ahead log, which still holds deleted rows; `what` names them in the log."""
+        """Empty SQLite's write-ahead log, which still holds deleted rows; `what` names them in a warning."""
         if self.engine.dialect.name != "sqlite":
             return
         with closing(self.engine.raw_connection()) as raw:
             (busy, _, _) = raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             _log.warning(
-                "The database deleted %s, but keeps its bytes in its log until another program that reads "
-                "the accounts ends.",
+                "%s was deleted, but its bytes stay in SQLite's write-ahead log until another program that "
+                "reads the accounts exits.",
                 what,
             )
 
 
 def parts_of(user_ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The ids in parts that fit a statement: SQLite takes 32,766 parameters."""
+    """Sorted unique ids in batches that fit one statement: SQLite takes 32,766 parameters."""
     ordered = sorted(set(user_ids))
     for first in range(0, len(ordered), IDS_A_STATEMENT):
         yield ordered[first : first + IDS_A_STATEMENT]
 
 
 def open_database(url: str) -> Engine:
-    """The accounts database at that SQLAlchemy URL, its tables brought to this version.
+    """Open the accounts database at a SQLAlchemy URL and upgrade its tables to this version.
 
-    Raises `migrations.NewerAccounts`; `disk.StorageError` whenever the database cannot be used.
-
-    Transactions of an engine with the option `writes` take place one after another, whatever the database.
-    One with the option `at_once` does not wait for them: what it cannot write at once fails.
+    Transactions of an engine with the option `writes` run one at a time, in SQLite and Postgres alike; with
+    `at_once` they fail instead of waiting. Raises `migrations.NewerAccounts`; later statements raise
+    `disk.StorageError` whenever the database cannot be used.
     """
     engine = create_engine(url, hide_parameters=True, pool_pre_ping=True)
-    event.listen(engine, "handle_error", _say_in_a_sentence)
+    event.listen(engine, "handle_error", _raise_storage_error)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "checkout", _wait_for_writers)
         event.listen(engine, "begin", _begin_sqlite)
     elif engine.dialect.name == "postgresql":
         event.listen(engine, "begin", _begin_postgres)
-        # At another level, which a server may have as its default, a writer that has waited would not see
-        # what the one before it wrote.
+        # At a stricter level, which may be the server's default, a writer that has waited would not see the
+        # rows of the one before.
         engine = engine.execution_options(isolation_level="READ COMMITTED")
     with engine.connect() as database:
         is_current = migrations.revision_of(database) == migrations.HEAD
@@ -289,7 +289,7 @@ def open_database(url: str) -> Engine:
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    # The driver's own transaction handling starts them too late to be serializable.
+    # The driver would begin transactions too late for them to be serializable.
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (_patience(), "journal_mode=WAL", "secure_delete=ON"):
@@ -298,7 +298,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _wait_for_writers(connection: Any, _record: Any, _proxy: Any) -> None:
-    # Who had the connection before may have been in a hurry.
+    # The previous user of this pooled connection may have set a timeout of 0.
     connection.execute(f"PRAGMA {_patience()}").close()
 
 
@@ -306,9 +306,9 @@ def _patience() -> str:
     return f"busy_timeout={int(wait_seconds() * 1000)}"
 
 
-def _say_in_a_sentence(context: ExceptionContext) -> None:
-    """Raises a `StorageError` for what a driver says about the database itself, at whatever statement."""
-    # A failed ping only has the connection replaced.
+def _raise_storage_error(context: ExceptionContext) -> None:
+    """Raise `StorageError` for a driver's error about the database itself, at any statement."""
+    # After a failed ping SQLAlchemy replaces the connection.
     if context.engine is None or context.is_pre_ping:
         return
     url = context.engine.url
@@ -325,6 +325,6 @@ def _begin_sqlite(connection: Any) -> None:
 
 
 def _begin_postgres(connection: Connection) -> None:
-    # Locks of rows would not do: a user who is new has none.
+    # Row locks are not enough: a new user has no row yet.
     if connection.get_execution_options().get("writes"):
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('finora accounts'))")

@@ -1,4 +1,4 @@
-"""Stored keys, decrypted one by one when a request needs them: the only code that can."""
+"""Stored keys, decrypted one at a time when a request needs them; no other code decrypts them."""
 
 import math
 import time
@@ -11,13 +11,13 @@ from finora_pipeline.accounts.vault import Sealed, Vault
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.provider import PROVIDER
 
-# A key ring asks this often whether its keys are still the users' current ones.
+# How often a key ring checks that its keys are still the users' current ones.
 LOOK_AGAIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SealedKey:
-    """A stored Admin key: encrypted, its version and the address that it is bound to."""
+    """A stored Admin key: encrypted, with its version and the address it is bound to."""
 
     sealed: Sealed
     version: int
@@ -25,8 +25,10 @@ class SealedKey:
 
 
 class KeyRing:
-    """Some users' encrypted keys, as they were at one moment; `current_versions` tells which are the users'
-    keys now."""
+    """Encrypted keys of some users as of a single moment.
+
+    `current_versions` returns the users' key versions now, by user id.
+    """
 
     def __init__(
         self,
@@ -41,16 +43,21 @@ class KeyRing:
         self._versions: Mapping[str, int] = {}
 
     def key_of(self, user_id: str, version: int | None = None) -> AdminKey:
-        """The user's Admin key, decrypted. Raises `AccountsError` if there is none, `VaultError`; with a
-        version, `KeyReplaced` if that is not the user's key, of the ring or since a moment ago."""
+        """The user's Admin key, decrypted.
+
+        Raises `AccountsError` if no key is stored, and `VaultError`. With a version, raises `KeyReplaced`
+        unless it is both the ring's and the user's current version, as of `LOOK_AGAIN_SECONDS` ago.
+        """
         one = self._of(user_id)
         if version is not None and not one.version == version == self._now().get(user_id):
             raise KeyReplaced(f"The key of {user_id} has just been replaced or removed.")
         return AdminKey(self._vault.open(one.sealed, key_identity(user_id, one.version, one.bound_to)))
 
     def bound_to(self, user_id: str) -> str | None:
-        """The address that the user's key may be sent to (`addresses.bound_form`); it is authenticated with
-        the key. None while no address is confirmed. Raises `AccountsError` if there is no key."""
+        """The only address the user's key may be sent to (`addresses.bound_form`), authenticated with it.
+
+        None while no address is confirmed. Raises `AccountsError` if no key is stored.
+        """
         return self._of(user_id).bound_to
 
     def _of(self, user_id: str) -> "SealedKey":
@@ -65,15 +72,16 @@ class KeyRing:
 
 
 def identity_of(row: Any) -> str:
-    """The identity for which the key in a row of `credentials` is sealed."""
+    """The identity that the key in a row of `credentials` was sealed for."""
     return key_identity(row.user_id, row.version, row.bound_to)
 
 
 def key_identity(user_id: str, version: int, bound_to: str | None) -> str:
-    """What is authenticated with a key. A user id holds no blank, so that no two identities are equal."""
+    """The text authenticated with a key; unique, since user ids hold no spaces."""
     identity = f"finora/{PROVIDER}/{version}/{user_id}"
     return identity if bound_to is None else f"{identity} at {bound_to}"
 
 
 def sealed_key(row: Any) -> SealedKey:
+    """The key in a row of `credentials`, still encrypted."""
     return SealedKey(Sealed(row.master_key_id, row.wrapped_key, row.ciphertext), row.version, row.bound_to)

@@ -1,4 +1,4 @@
-"""Who may open the web pages: logins with argon2 passwords, and sessions that end on the server."""
+"""Logins of the dashboard with argon2 passwords, and sessions that end on the server."""
 
 import hashlib
 import hmac
@@ -21,21 +21,21 @@ from finora_pipeline.data_folder.disk import StorageError
 
 _log = logging.getLogger(__name__)
 SHORTEST_PASSWORD = 12
-# Argon2 works on every byte; what nobody types must not keep it busy.
+# Argon2 works on every byte: very long inputs would keep it busy.
 LONGEST_PASSWORD = 1_000
-# With two passes, OWASP's second choice; the library's own would take 64 MiB a password.
+# With two passes, OWASP's second choice; the library's default takes 64 MiB per password.
 ARGON2_KIB = 19_456
 SESSION_IDLE = timedelta(hours=12)
 SESSION_LONGEST = timedelta(days=7)
-# A browser that has signed in is known again for so long, where sign-ins of strangers are slowed down.
+# A browser that signed in is exempt for this long from the throttle of unknown browsers.
 DEVICE_KNOWN = timedelta(days=180)
-# A page a second must not be a write a second.
+# Limits writes: one page per second must not cause one write per second.
 _SEEN_EVERY = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Somebody who may sign in: for one user's pages, or as an operator (no `user_id`) for everybody's."""
+    """A login for one user's pages, or without `user_id` an operator's, for all users' pages."""
 
     name: str
     user_id: str | None
@@ -45,9 +45,11 @@ class Login:
 
     @property
     def is_operator(self) -> bool:
+        """Whether the login sees every user's pages."""
         return self.user_id is None
 
     def may_see(self, user_id: str) -> bool:
+        """Whether the login sees this user's pages."""
         return self.is_operator or self.user_id == user_id
 
 
@@ -60,34 +62,36 @@ class Logins:
 
     @cached_property
     def _decoy(self) -> str:
-        """Verified for an unknown login, so that both answers take as long."""
+        """A hash verified for unknown logins, so that known and unknown names take equally long."""
         return self._passwords.hash(secrets.token_urlsafe(16))
 
     def all(self) -> list[Login]:
-        """Everybody who may sign in, by name."""
+        """All logins, by name."""
         with self._database.read() as database:
             return [_login(row) for row in database.execute(select(logins).order_by(logins.c.name))]
 
     def get(self, name: str) -> Login | None:
-        """The login of that name, however it is spelled."""
+        """The login of that name, ignoring case and surrounding spaces, or None."""
         row = self._row(name)
         return _login(row) if row else None
 
     def _row(self, name: str) -> Any:
-        # Postgres refuses to compare with some of the names that no login has.
+        # Postgres refuses to compare some texts, such as those with NUL; no login has such a name.
         if not _is_name(name):
             return None
         with self._database.read() as database:
             return database.execute(select(logins).where(logins.c.name == _spelled(name))).first()
 
     def save(self, name: str, *, user_id: str | None, password: str | None) -> Login:
-        """Makes a login or replaces the one of that name, whose sessions end and whose second factor stays.
-        Without a password it serves the identity provider alone. Raises `AccountsError`."""
+        """Create a login or replace the one of that name: its sessions end, its second factor stays.
+
+        Without a password it only signs in through the identity provider. Raises `AccountsError`.
+        """
         name = _spelled(name)
         if not _is_name(name):
-            raise AccountsError("A login needs a name: an e-mail address, best.")
+            raise AccountsError("A login needs a name, preferably an e-mail address.")
         if password is not None and not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
-            raise AccountsError(f"Take a password of {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters.")
+            raise AccountsError(f"Use a password of {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters.")
         row: dict[str, Any] = {
             "name": name,
             "user_id": user_id,
@@ -106,14 +110,14 @@ class Logins:
         return login
 
     def remove(self, name: str) -> None:
-        """Removes a login and ends its sessions. Raises `AccountsError` if there is none."""
+        """Remove a login and end its sessions. Raises `AccountsError` if it does not exist."""
         with self._database.write() as database:
             database.execute(delete(sessions).where(sessions.c.name == _spelled(name)))
             if not database.execute(delete(logins).where(logins.c.name == _spelled(name))).rowcount:
-                raise AccountsError(f"There is no login {name}.")
+                raise AccountsError(f"No login is named {name}.")
 
     def by_password(self, name: str, password: str) -> Login | None:
-        """The login that name and password belong to."""
+        """The login with this name and password, or None."""
         if len(password) > LONGEST_PASSWORD:
             return None
         row, decoy = self._row(name), self._decoy
@@ -122,8 +126,10 @@ class Logins:
         return _login(row) if row and row.password_hash and is_right else None
 
     def mark_device(self, name: str, now: datetime) -> str | None:
-        """What a browser keeps that has signed in by password, so that it is known again; None for a login
-        without a password, whose change ends the mark."""
+        """A token for a browser that signed in by password, with which it is recognized later.
+
+        A change of the password invalidates it. None for a login without a password.
+        """
         row = self._row(name)
         if row is None or not row.password_hash:
             return None
@@ -131,7 +137,7 @@ class Logins:
         return f"{unsigned}.{_device_signature(row, unsigned)}"
 
     def device_of(self, name: str, mark: str, now: datetime) -> str | None:
-        """The device that was marked for the name, or None."""
+        """The device id in a valid mark for this name, or None."""
         row = self._row(name)
         unsigned, _, signature = mark.rpartition(".")
         if row is None or not row.password_hash:
@@ -142,7 +148,7 @@ class Logins:
         return device if now.timestamp() - int(issued) <= DEVICE_KNOWN.total_seconds() else None
 
     def open_session(self, login: Login, now: datetime) -> str:
-        """Begins a session; what the browser is to keep."""
+        """Begin a session; return the token for the browser's cookie."""
         token = secrets.token_urlsafe(32)
         row = {"token_hash": _hash(token), "name": login.name, "opened_at": now, "seen_at": now}
         with self._database.write() as database:
@@ -152,7 +158,7 @@ class Logins:
         return token
 
     def of_session(self, token: str, now: datetime) -> Login | None:
-        """Whose session it is, if it has not ended."""
+        """The login of an open session, or None if it ended."""
         query = (
             select(logins, sessions.c.seen_at)
             .join(sessions, sessions.c.name == logins.c.name)
@@ -172,34 +178,34 @@ class Logins:
                 with self._database.write_at_once() as database:
                     database.execute(seen)
             except (DBAPIError, StorageError) as error:
-                # Who is signed in is let in though that cannot be noted just now.
-                _log.warning("A session could not be noted as seen: %s", getattr(error, "orig", error))
+                # An open session stays valid although its last use cannot be written just now.
+                _log.warning("The last use of a session was not written: %s", getattr(error, "orig", error))
         return _login(row)
 
     def close_session(self, token: str) -> None:
-        """Ends one session."""
+        """End one session."""
         with self._database.write() as database:
             database.execute(delete(sessions).where(sessions.c.token_hash == _hash(token)))
 
     def close_sessions(self, name: str) -> int:
-        """Ends every session of a login; how many."""
+        """End every session of a login; return how many ended."""
         with self._database.write() as database:
             return database.execute(delete(sessions).where(sessions.c.name == _spelled(name))).rowcount
 
-    def forget(self, transaction: Transaction, user_id: str) -> dict[str, int]:
-        """Deletes a user's logins and their sessions; returns the deleted rows by table."""
+    def purge(self, transaction: Transaction, user_id: str) -> dict[str, int]:
+        """Delete a user's logins and their sessions; return the number of logins deleted, by table."""
         theirs = select(logins.c.name).where(logins.c.user_id == user_id)
         transaction.execute(delete(sessions).where(sessions.c.name.in_(theirs)))
         return {logins.name: transaction.execute(delete(logins).where(logins.c.user_id == user_id)).rowcount}
 
     def is_configured(self) -> bool:
-        """Whether anybody can sign in."""
+        """Whether any login exists."""
         with self._database.read() as database:
             return bool(database.scalar(select(func.count()).select_from(logins)))
 
 
 def _spelled(name: str) -> str:
-    # ASCII alone: other letters fold into those of another domain's name.
+    # ASCII only: folding other letters could yield the name of another domain.
     return "".join(letter.lower() if letter.isascii() else letter for letter in name.strip())
 
 
@@ -209,12 +215,12 @@ def _is_name(name: str) -> bool:
 
 
 def _hash(token: str) -> str:
-    # Random enough that a slow hash would add nothing.
+    # Tokens are random, so a slow hash would add nothing.
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def _device_signature(row: Any, unsigned: str) -> str:
-    # The password's hash is a secret that lasts as long as the password.
+    # The password's hash serves as a secret that lasts as long as the password.
     key = hashlib.sha256(b"finora device" + row.password_hash.encode()).digest()
     return hmac.digest(key, f"{row.name} {unsigned}".encode("utf-8", "replace"), "sha256").hex()
 

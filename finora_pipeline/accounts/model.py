@@ -1,4 +1,4 @@
-"""What the accounts speak of: connections and their states, organizations, refreshes. Plain data."""
+"""Connections and their states, organizations, refreshes and audit rows, as plain data without secrets."""
 
 import re
 from collections.abc import Mapping
@@ -8,39 +8,39 @@ from enum import StrEnum
 
 from finora_pipeline.plans import Plan
 
-# What only a person can change is asked for once a day; the hour less keeps a daily tick from missing.
+# A permanent failure is retried once a day; the hour less keeps a daily tick from missing its turn.
 RETRY_ATTENTION_AFTER = timedelta(hours=23)
-# All else that keeps a user from being read is tried again at the plan's pace, and within this time.
+# Any other failure that needs a person is retried at the plan's pace, and within this time.
 RETRY_PASSING_AFTER = timedelta(minutes=55)
 
-# The columns of a connection whose history has not been fetched.
-UNREAD: dict[str, None] = {"history_from": None, "read_until": None}
-# How long before its end a key is reported.
+# Column values of a connection whose history has not been fetched.
+NO_HISTORY: dict[str, None] = {"history_from": None, "read_until": None}
+# How long before its expiry a key is reported.
 EXPIRY_WARNED_BEFORE = timedelta(days=14)
-# A moment that is later than this after now was recorded while a clock ran ahead.
+# A moment further in the future than this was recorded while a clock ran ahead.
 CLOCK_TOLERANCE = timedelta(minutes=5)
 
 _USER_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_@+-]|\.(?!\.)){0,99}")
 
 
 class AccountsError(Exception):
-    """A request that cannot be done; the message is one sentence for the person who asked."""
+    """A request that cannot be carried out; the message is a sentence for the person who made it."""
 
 
 class KeyReplaced(AccountsError):
-    """The key that a run began with is no longer the user's."""
+    """The user's key was replaced or removed after the run began."""
 
 
 class AddressUnconfirmed(AccountsError):
-    """The key may not be sent to the address that is configured until a person confirms it."""
+    """The key may not be sent to the configured address until a person confirms it."""
 
 
 class OtherOrganization(AccountsError):
-    """The key is of another organization than the one connected, and nobody said that it takes its place."""
+    """The key belongs to another organization than the connected one, or may, and no switch was asked for."""
 
 
 class Status(StrEnum):
-    """The state of a connection, in the words a person reads."""
+    """The state of a connection, in the words shown to people."""
 
     ACTIVE = "active"
     NEEDS_ATTENTION = "needs attention"
@@ -49,15 +49,18 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Organization:
-    """What is known of the organization behind a key: its id (from cost rows, so None while it has no
-    costs), its name and the ids of its projects (empty if the key may not list them)."""
+    """What is known of the organization behind a key.
+
+    The id and name come from cost rows, so they are None while it has no costs; `project_ids` is empty if
+    the key may not list projects.
+    """
 
     organization_id: str | None = None
     name: str | None = None
-    project_ids: frozenset[str] = field(default_factory=frozenset)
+    project_ids: frozenset[str] = field(default_factory=frozenset[str])
 
     def is_same_as(self, other: "Organization") -> bool | None:
-        """Whether both are one organization; None if nothing tells."""
+        """Whether both are the same organization; None if neither ids nor projects show it."""
         if self.organization_id and other.organization_id:
             return self.organization_id == other.organization_id
         if self.project_ids and other.project_ids:
@@ -67,13 +70,13 @@ class Organization:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A user's connection to OpenAI, without its secret.
+    """A user's connection to OpenAI, without its key.
 
-    The UTC days from `history_from` up to `read_until` (exclusive) have been read without a gap; both are
-    None while the history that the plan keeps has not been read whole. `cost_groupings` tells by which
-    further dimensions the organization's API splits costs, as far as that is known. `base_url` is the address
-    that the key is bound to, None while an upgrade waits for an operator to confirm one; `given_from` the
-    day before which OpenAI gives no costs.
+    UTC days from `history_from` to `read_until` (exclusive) have been fetched without a gap; both are None
+    until the history that the plan keeps has been fetched completely. `cost_groupings` maps dimensions to
+    whether the organization's API splits costs by them, as far as known. `base_url` is the address the key
+    is bound to, None until an operator confirms one after an upgrade. OpenAI refuses costs of days before
+    `given_from`. `last_refresh_at` is the start of the newest refresh that is published and reached its day.
     """
 
     user_id: str
@@ -101,19 +104,22 @@ class Connection:
     retry_at: datetime | None = None
 
     def first_day(self, today: date, grace: timedelta = timedelta(0)) -> date | None:
-        """The oldest UTC day that is read, of those that the plan keeps (and for `grace` after), this
-        organization had and OpenAI gives; None for everything."""
+        """The oldest UTC day to fetch; None for no limit.
+
+        Limited by what the plan keeps (plus `grace`), by the organization's first day and by what OpenAI
+        returns.
+        """
         kept = self.plan.first_day_kept(today - grace)
-        # Of an organization that was replaced while the clock ran ahead, today is the first.
+        # An organization replaced while the clock ran ahead begins today.
         since = self.organization_since and min(self.organization_since, today)
         days = [day for day in (kept, since, self.given_from) if day]
         return max(days, default=None)
 
     @property
     def next_refresh_at(self) -> datetime | None:
-        """Until when the plan promises the next refresh; None if the connection is not refreshed.
+        """When the next refresh is due by the plan's promise; None for a removed connection.
 
-        A new connection, plan or key gives it the plan's whole interval.
+        A new connection, plan or key starts the plan's interval again.
         """
         if self.status is Status.REMOVED:
             return None
@@ -122,12 +128,20 @@ class Connection:
 
     @property
     def refreshed_at(self) -> datetime | None:
-        """As of when the data is; None while nothing has been read since it was connected, the last time."""
+        """Time of the newest published data since the latest connect, or None."""
         read = self.last_refresh_at
         return read if read and read >= self.connected_at else None
 
+    def is_late(self, now: datetime) -> bool:
+        """Whether an active connection's data is past the promised next refresh plus the plan's lead.
+
+        The lead gives a missed tick time to be made up before anyone is notified.
+        """
+        promised = self.next_refresh_at
+        return self.status is Status.ACTIVE and promised is not None and now > promised + self.plan.lead
+
     def expiry_warning(self, now: datetime) -> str | None:
-        """A sentence while the Admin key is about to expire, or has."""
+        """A sentence if the Admin key expires within `EXPIRY_WARNED_BEFORE` or has expired, else None."""
         ends = self.key_expires_at
         if ends is None or self.status is Status.REMOVED or ends - now > EXPIRY_WARNED_BEFORE:
             return None
@@ -137,8 +151,8 @@ class Connection:
             "refreshes stop."
         )
 
-    def may_be_read(self, now: datetime) -> bool:
-        """Whether a refresh of many should read this connection."""
+    def may_be_fetched(self, now: datetime) -> bool:
+        """Whether a refresh of several users should include this connection."""
         if self.status is Status.NEEDS_ATTENTION:
             last = self.last_attempt_at
             if last and is_future(last, now):
@@ -147,14 +161,14 @@ class Connection:
         return self.status is Status.ACTIVE
 
     def is_due(self, now: datetime) -> bool:
-        """Whether a scheduled refresh should read this connection now, to keep the plan's promise."""
+        """Whether the plan's promise would break by waiting for the next tick."""
         since = self._fresh_since
-        return self.may_be_read(now) and (is_future(since, now) or self.plan.is_due(since, now))
+        return self.may_be_fetched(now) and (is_future(since, now) or self.plan.is_due(since, now))
 
     def may_join(self, now: datetime) -> bool:
-        """Whether a scheduled refresh that is made for others should read this connection, too."""
+        """Whether a scheduled refresh of due connections should include this one as well."""
         since = self._fresh_since
-        return self.may_be_read(now) and (is_future(since, now) or self.plan.may_join(since, now))
+        return self.may_be_fetched(now) and (is_future(since, now) or self.plan.may_join(since, now))
 
     @property
     def _fresh_since(self) -> datetime:
@@ -163,15 +177,14 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """One attempt to refresh one user: what was asked for, and how it ended.
+    """One attempt to refresh one user: the window, and the outcome.
 
     `window_start` and `window_end` are UTC days, the end exclusive. `reason` is a code of
-    `openai_admin.errors` and `message` its sentence, both None if the read was complete. `permanent` means
-    that asking again is useless, `needs_person` that a person must change something. `given_from` is the
-    day before which OpenAI refused to give costs, `is_history_given` that it gives days it had refused.
-    `plan` is the one that the window was made for; `cost_groupings` what the read learned of the splits of
-    costs that the API takes; `organization_id` and its name whose costs they were, where rows name it;
-    `key_version` which of the user's keys it was made with.
+    `openai_admin.errors` and `message` its sentence; both are None for a complete fetch. `permanent`:
+    retrying is useless; `needs_person`: a person must change something. OpenAI refused costs of days before
+    `given_from`; `is_history_given`: it now returns days it had refused. `plan` is the plan the window was
+    computed for. `cost_groupings` maps dimensions to whether the API split costs by them.
+    `organization_id` and `organization_name` come from the rows. `key_version` is the key used.
     """
 
     user_id: str
@@ -187,7 +200,7 @@ class Refresh:
     given_from: date | None = None
     is_history_given: bool = False
     plan: str | None = None
-    cost_groupings: Mapping[str, bool] = field(default_factory=dict)
+    cost_groupings: Mapping[str, bool] = field(default_factory=dict[str, bool])
     organization_id: str | None = None
     organization_name: str | None = None
     key_version: int | None = None
@@ -195,6 +208,7 @@ class Refresh:
 
     @property
     def is_complete(self) -> bool:
+        """Whether the costs of the whole window were fetched."""
         return self.reason is None
 
     @property
@@ -205,9 +219,9 @@ class Refresh:
 
 @dataclass(frozen=True, slots=True)
 class PartFailure:
-    """An optional part of a user's pages that OpenAI does not give: a usage endpoint, a split, a list.
+    """An optional part that OpenAI does not return: a usage endpoint, a split of costs, a list.
 
-    `part` is the endpoint's or list's name, with its project for a list of one (`api_keys/proj_1`).
+    `part` is the name of the endpoint or list; a project's list has the project too (`api_keys/proj_1`).
     """
 
     part: str
@@ -219,11 +233,11 @@ class PartFailure:
 
 
 @dataclass(frozen=True, slots=True)
-class PartsRead:
-    """How the optional parts of one user's pages were read at one moment.
+class PartOutcomes:
+    """Outcomes of the optional parts in one fetch of a single user.
 
-    `failed` holds reason, sentence and moment of the next attempt of those that were not given; `given` the
-    names of the others. `key_version` is that of the key which asked.
+    `given` holds the names of parts that OpenAI returned; `failed` maps the others to reason code, sentence
+    and time of the next attempt. `key_version` is the key used.
     """
 
     user_id: str
@@ -236,8 +250,8 @@ class PartsRead:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """A complete read of one user in one run, when it began and up to which UTC day (exclusive)."""
+class CompleteRefresh:
+    """A complete fetch of a single user in one run: its start, and the UTC day it reached (exclusive)."""
 
     run_id: str
     user_id: str
@@ -246,13 +260,13 @@ class Read:
 
     @property
     def is_up_to_date(self) -> bool:
-        """Whether it reached the day on which it began: a read of old days makes nothing fresh."""
+        """Whether it reached the day it began on; a fetch of past days leaves the data's age unchanged."""
         return self.window_end > self.started_at.astimezone(UTC).date()
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One row of the audit trail. `actor` is None in rows of versions that did not name one."""
+    """One row of the audit trail. `actor` is None in rows of versions that recorded no actor."""
 
     at: datetime
     action: str
@@ -261,12 +275,12 @@ class AuditEntry:
 
 
 def is_future(moment: datetime, now: datetime) -> bool:
-    """Whether a recorded moment cannot be: it is of a clock that ran ahead, and says nothing."""
+    """Whether a recorded moment is in the future: a clock ran ahead, so the moment means nothing."""
     return moment > now + CLOCK_TOLERANCE
 
 
 def attention_alert(user_id: str) -> str:
-    """The key of the alert that a user's connection needs attention."""
+    """The key of the alert about a user's connection that needs attention."""
     return f"attention/{user_id}"
 
 
@@ -274,10 +288,10 @@ def check_user_id(user_id: str) -> str:
     """The id without surrounding white space. Raises `AccountsError` for one that cannot be used."""
     user_id = user_id.strip()
     if user_id.startswith("sk-"):
-        raise AccountsError("A user id cannot start with sk-, as keys do: are the columns in order?")
+        raise AccountsError("A user id cannot start with sk-, as keys do. Check the order of the columns.")
     if not _USER_ID.fullmatch(user_id):
         raise AccountsError(
-            f"“{user_id[:100]}” cannot be a user id: take up to 100 letters, digits and . _ - + @, "
+            f"“{user_id[:100]}” cannot be a user id. Use up to 100 letters, digits or . _ - + @ (no spaces), "
             "beginning with a letter or digit."
         )
     return user_id

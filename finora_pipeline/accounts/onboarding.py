@@ -1,7 +1,7 @@
-"""Connect and update: a key is checked with OpenAI before anything of it is stored.
+"""Connect and update: OpenAI checks a key before it is stored.
 
-Check the form → read costs and usage → tell whose organization it is → encrypt and store. A key of another
-organization is refused, since it would mix two companies' data.
+Check the key's form → fetch costs → identify the organization → encrypt and store. A key of another
+organization is refused, since its costs would mix with those of the connected one.
 """
 
 import asyncio
@@ -28,48 +28,52 @@ from finora_pipeline.openai_admin.addresses import (
     is_loopback,
     parse_address,
 )
-from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, OrganizationClient
+from finora_pipeline.openai_admin.client import Limits, OpenAIAdminClient, OrganizationClient, open_client
 from finora_pipeline.openai_admin.endpoints import COSTS
 from finora_pipeline.openai_admin.errors import OpenAIAdminError
 from finora_pipeline.openai_admin.keys import AdminKey, KeyFormError, redact
 from finora_pipeline.openai_admin.pages import Window, decode_costs
 from finora_pipeline.plans import UnknownPlan, plan_named
 
-# A person waits for the answer: give up sooner than a refresh does.
+# A person waits for the result, so a check gives up sooner than a refresh.
 CHECK_LIMITS = Limits(timeout_seconds=15.0, retry_seconds=12.0)
-# The organization's id is known from cost rows only; a month of them fits one request.
+# Only cost rows hold the organization's id; a month of them fits one request.
 IDENTITY_DAYS = 31
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Organizations:
-    """Clients by connection, for the length of a run: keys as they were when it was made, decrypted one by
-    one. `base_url` is where the installation has OpenAI: of a server on this machine, its port."""
+    """Clients by connection for one run, with the keys as of its start, decrypted one at a time.
+
+    `base_url` is the configured address of OpenAI; for a server on this machine it has the current port.
+    """
 
     client: OpenAIAdminClient
     keys: KeyRing
     base_url: str
 
     def of(self, connection: Connection) -> OrganizationClient:
-        """The client of the connection's organization, at the address that its key is bound to. Raises
-        `AccountsError` without a key, `VaultError`; `KeyReplaced` if the connection has another key than it
-        had, `AddressUnconfirmed`."""
+        """The client of the connection's organization, at the address its key is bound to.
+
+        Raises `AccountsError` if no key is stored, `KeyReplaced` if the key changed since the connection was
+        read, `AddressUnconfirmed`, and `VaultError`.
+        """
         key = self.keys.key_of(connection.user_id, connection.key_version)
         return self.client.organization(key, address_of_key(connection, self.keys, self.base_url))
 
 
 def address_of_key(connection: Connection, keys: KeyRing, base_url: str) -> str:
-    """The base URL that the connection's key is sent to. Raises `AddressUnconfirmed`."""
+    """The base URL the connection's key is sent to. Raises `AddressUnconfirmed`."""
     bound = keys.bound_to(connection.user_id)
     if bound is None:
         raise AddressUnconfirmed(
-            f"The key waits for an address: OPENAI_BASE_URL names {_host(base_url)}, which is not confirmed "
-            f"for it. Unset the variable, or confirm it with finora update --user {connection.user_id} "
-            "--keep-key --base-url ADDRESS."
+            f"OPENAI_BASE_URL names {_host(base_url)}, which is not confirmed for this key. Unset the "
+            f"variable, or confirm it with finora update --user {connection.user_id} --keep-key --base-url "
+            "ADDRESS."
         )
     if not is_loopback(bound):
         return bound
-    # A server of this machine may have another port at each start.
+    # A server on this machine may have another port after each start.
     try:
         if bound_form(base_url) == bound:
             return base_url
@@ -82,10 +86,10 @@ def address_of_key(connection: Connection, keys: KeyRing, base_url: str) -> str:
 
 
 def address_to_check(asked: str | None, known: Connection | None, configured: str) -> BaseAddress:
-    """Where a key that is to be saved is checked: the address asked for, else the connection's, else the
-    configured one if it is OpenAI's or this machine's.
+    """The address to check a new key at.
 
-    Raises `AddressError`, and `AddressUnconfirmed` for another that is merely configured.
+    The one asked for, else the connection's, else the configured one if it is OpenAI's or this machine's.
+    Raises `AddressError`, and `AddressUnconfirmed` for any other configured address.
     """
     if asked:
         return parse_address(asked)
@@ -96,12 +100,12 @@ def address_to_check(asked: str | None, known: Connection | None, configured: st
     except AddressError as error:
         raise AddressUnconfirmed(
             f"OPENAI_BASE_URL names {_host(configured)}, where no key may be sent. {error} Correct or unset "
-            "it, or give the address with --base-url."
+            "it, or pass the address with --base-url."
         ) from None
     if not (address.is_openai or address.is_loopback):
         raise AddressUnconfirmed(
-            f"OPENAI_BASE_URL names {_host(configured)}, which is neither OpenAI nor this machine: no key is "
-            "sent there unasked. Unset the variable, or give the address with --base-url."
+            f"OPENAI_BASE_URL names {_host(configured)}, which is neither OpenAI nor this machine, so no key "
+            "is sent there. Unset the variable, or pass the address with --base-url."
         )
     return address
 
@@ -119,7 +123,7 @@ def _host(base_url: str) -> str:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class NewConnection:
-    """One line of a bulk connect: the texts as given, not yet checked."""
+    """One line of a bulk connect: the texts of the input, not yet checked."""
 
     user_id: str
     plan: str
@@ -127,9 +131,9 @@ class NewConnection:
 
 
 async def check_key(client: OpenAIAdminClient, key: AdminKey) -> Organization:
-    """Asks OpenAI whether the key reads costs, and whose it is. Raises `OpenAIAdminError`.
+    """Check with OpenAI that the key may fetch costs; return its organization. Raises `OpenAIAdminError`.
 
-    All else that a refresh reads is optional: what of it OpenAI refuses is reported by the first refresh.
+    All other parts of a refresh are optional; the first refresh reports those that OpenAI refuses.
     """
     tomorrow = datetime.now(UTC).date() + timedelta(days=1)
     month = Window(tomorrow - timedelta(days=IDENTITY_DAYS), tomorrow)
@@ -140,7 +144,7 @@ async def check_key(client: OpenAIAdminClient, key: AdminKey) -> Organization:
     if isinstance(costs, BaseException):
         raise costs
     project_ids: frozenset[str] = frozenset()
-    # Without a list of projects the organization is known by its costs alone.
+    # If projects cannot be listed, the organization is identified by its costs alone.
     if not isinstance(projects, OpenAIAdminError):
         if isinstance(projects, BaseException):
             raise projects
@@ -163,27 +167,23 @@ async def connect(
     email: str | None = None,
     replace_organization: bool = False,
 ) -> Connection:
-    """Connects a user's OpenAI organization, or reconnects the one that was removed.
+    """Connect a user's OpenAI organization, or reconnect a removed one.
 
-    Without a plan a new user is on the first of them, and a known one stays on theirs. Another organization
-    than the one before is taken only with `replace_organization`: the old one's days before today stay, and
-    from today on the new one is read.
-
-    The key is checked at the client's base URL and bound to it.
-
-    Raises `KeyFormError`, `OpenAIAdminError`, `AccountsError` or `UnknownPlan`; nothing is stored then.
+    Without `plan` a new user gets the first plan and a known user's stays. Another organization than before
+    needs `replace_organization`: the old one's days before today stay, the new one is fetched from today on.
+    The key is bound to the client's base URL. Raises `KeyFormError`, `OpenAIAdminError`, `AccountsError` or
+    `UnknownPlan`, and stores nothing then.
     """
     user_id = check_user_id(user_id)
     plan = None if plan is None else plan_named(plan).name
     known = accounts.connections.get(user_id)
     if known and known.status is not Status.REMOVED:
         raise AccountsError(
-            f"User {user_id} is already connected to OpenAI ({known.key_hint}); "
-            "to store a new key use update."
+            f"User {user_id} is already connected to OpenAI ({known.key_hint}). Use update for a new key."
         )
     key = AdminKey(key_text)
     organization = await check_key(client, key)
-    replaces = bool(known) and _is_other(known.organization, organization, replace_organization)
+    replaces = bool(known) and _replaces(known.organization, organization, replace_organization)
     return accounts.connections.save(
         user_id,
         key,
@@ -204,20 +204,19 @@ async def update(
     *,
     replace_organization: bool = False,
 ) -> Connection:
-    """Replaces a user's key by a fresh one of the same organization; the old one serves until then.
+    """Replace a user's key with another one of the same organization; the old key is used until then.
 
-    One of another organization is taken only with `replace_organization`, as by `connect`. The key is bound
-    to the client's base URL.
-
-    Raises `KeyFormError`, `OpenAIAdminError` or `AccountsError`; the old key stays then.
+    A key of another organization needs `replace_organization`, as in `connect`. The key is bound to the
+    client's base URL. Raises `KeyFormError`, `OpenAIAdminError` or `AccountsError`, and keeps the old key
+    then.
     """
     user_id = check_user_id(user_id)
     known = accounts.connections.get(user_id)
     if known is None or known.status is Status.REMOVED:
-        raise AccountsError(f"User {user_id} is not connected to OpenAI; use connect.")
+        raise AccountsError(f"User {user_id} is not connected to OpenAI. Use connect.")
     key = AdminKey(key_text)
     organization = await check_key(client, key)
-    replaces = _is_other(known.organization, organization, replace_organization)
+    replaces = _replaces(known.organization, organization, replace_organization)
     return accounts.connections.save(
         user_id,
         key,
@@ -231,20 +230,20 @@ async def update(
 async def connect_many(
     accounts: Accounts, client: OpenAIAdminClient, lines: Sequence[NewConnection]
 ) -> AsyncIterator[tuple[int, Connection | str]]:
-    """Connects many users at once; yields each line's index and its connection or what is wrong with it.
+    """Connect many users at once; yield each line's index with its connection or an error sentence.
 
-    Lines come back as they are done, in any order; a bad line leaves the others alone.
+    Lines are yielded as they finish, in any order; a bad line does not affect the others.
     """
 
     async def one(index: int) -> tuple[int, Connection | str]:
         line = lines[index]
         if first_of[line.user_id.strip()] != index:
             user_id = redact(line.user_id.strip())
-            return index, f"User {user_id} is named twice; only the first line counts."
+            return index, f"User {user_id} appears twice; only the first line counts."
         try:
             return index, await connect(accounts, client, line.user_id, line.key, plan=line.plan)
         except (KeyFormError, OpenAIAdminError, AccountsError, UnknownPlan) as error:
-            # A key may stand in any column.
+            # A key may be in any column.
             return index, redact(str(error))
 
     first_of: dict[str, int] = {}
@@ -254,20 +253,44 @@ async def connect_many(
         yield await done
 
 
-def _is_other(known: Organization, found: Organization, may_replace: bool) -> bool:
-    """Whether the key is taken for another organization's. Raises `OtherOrganization` if it is or may be, and
-    that is not wanted."""
+def _replaces(known: Organization, found: Organization, may_replace: bool) -> bool:
+    """Whether the key switches the connection to another organization.
+
+    Raises `OtherOrganization` if it would, or might, and `may_replace` is false.
+    """
     same = known.is_same_as(found)
     if same is False and not may_replace:
+        another = f"another organization ({found.name})" if found.name else "another OpenAI organization"
         raise OtherOrganization(
-            "This key belongs to another OpenAI organization than the one connected; its costs would be "
-            "mixed. Use a key of the same organization, or close the old one's history and go on with "
-            "this one."
+            f"This key belongs to {another}. Paste a key of {known.name or 'the connected organization'}, or "
+            "switch organizations."
         )
     if same is None and (known.organization_id or known.project_ids) and not may_replace:
         raise OtherOrganization(
-            "This key does not show which OpenAI organization it belongs to. Use one that may list the "
-            "organization's projects or, if it is another organization's, close the old one's history and go "
-            "on with this one."
+            "This key does not show which OpenAI organization it belongs to. Paste one that may list the "
+            "organization's projects, or switch organizations."
         )
     return same is False or (same is None and may_replace)
+
+
+async def save_key(
+    accounts: Accounts,
+    user_id: str,
+    key_text: str,
+    *,
+    base_url: str | None,
+    configured: str,
+    replace_organization: bool = False,
+) -> tuple[Connection | None, Connection]:
+    """Connect a user, or replace the stored key of a connected one; the connection before and after.
+
+    `base_url` is the address that the user chose, None for the connection's own or the `configured` one.
+    Raises what `address_to_check`, `connect` and `update` raise.
+    """
+    known = await asyncio.to_thread(accounts.connections.get, user_id)
+    address = address_to_check(base_url, known, configured)
+    is_connected = known is not None and known.status is not Status.REMOVED
+    save = update if is_connected else connect
+    async with open_client(str(address), CHECK_LIMITS) as client:
+        saved = await save(accounts, client, user_id, key_text, replace_organization=replace_organization)
+    return known, saved

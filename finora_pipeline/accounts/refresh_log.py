@@ -1,9 +1,7 @@
-"""The record of refreshes: how each user's fetch ended, what is published, what OpenAI does not give."""
+"""The record of refreshes: the outcome of each user's fetch, what is published, parts OpenAI refuses."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import bindparam, case, delete, func, insert, select, update
@@ -11,6 +9,7 @@ from sqlalchemy.engine import Connection as Transaction
 
 from finora_pipeline.accounts.actors import current_actor
 from finora_pipeline.accounts.audit import KEY_USE, now_utc
+from finora_pipeline.accounts.connection_states import next_state, reset_future_moments
 from finora_pipeline.accounts.connections import CONNECTIONS, connection_of
 from finora_pipeline.accounts.database import (
     AccountsDatabase,
@@ -20,22 +19,18 @@ from finora_pipeline.accounts.database import (
     parts_of,
     refreshes,
     requests,
-    users,
 )
 from finora_pipeline.accounts.model import (
     CLOCK_TOLERANCE,
-    RETRY_ATTENTION_AFTER,
-    RETRY_PASSING_AFTER,
+    CompleteRefresh,
     Connection,
     PartFailure,
-    PartsRead,
-    Read,
+    PartOutcomes,
     Refresh,
-    Status,
 )
 from finora_pipeline.openai_admin.provider import PROVIDER
 
-# The columns of `refreshes` that a `Refresh` holds.
+# The columns of `refreshes` that are fields of `Refresh`.
 RECORDED = (
     *("user_id", "window_start", "window_end", "started_at", "finished_at"),
     *("pages", "reason", "message", "published_at"),
@@ -44,44 +39,28 @@ REQUESTS_KEPT = timedelta(days=30)
 
 
 class RefreshLog:
-    """Refreshes of single users, by run, and the optional parts of their pages."""
+    """Refreshes of single users by run, with the outcomes of optional parts."""
 
     def __init__(self, database: AccountsDatabase) -> None:
         self._database = database
 
     def record(self, run_id: str, outcomes: Iterable[Refresh], now: datetime | None = None) -> None:
-        """Stores how each user's read ended, and brings the connections' states up to date.
+        """Store the outcome of each user's fetch, and update the states of the connections.
 
-        A complete read makes a connection that needed attention active again and widens what has been read
-        without a gap; a permanent failure makes it need attention. A user who was removed meanwhile stays
+        A complete fetch makes a connection that needed attention active again and extends its days fetched
+        without a gap; a permanent failure makes it need attention. A connection removed during the run stays
         removed.
         """
         outcomes = list(outcomes)
         if not outcomes:
             return
         now = now or now_utc()
-        rows = [
-            {
-                "run_id": run_id,
-                "user_id": outcome.user_id,
-                "provider": PROVIDER,
-                "window_start": outcome.window_start,
-                "window_end": outcome.window_end,
-                "started_at": outcome.started_at,
-                "finished_at": outcome.finished_at,
-                "outcome": outcome.outcome,
-                "reason": outcome.reason,
-                "message": outcome.message,
-                "pages": outcome.pages,
-            }
-            for outcome in outcomes
-        ]
         with self._database.write() as database:
-            _forget_future(database, now)
+            reset_future_moments(database, now)
             wanted = CONNECTIONS.where(connections.c.user_id.in_([o.user_id for o in outcomes]))
             known = {row.user_id: connection_of(row) for row in database.execute(wanted)}
             judged = [(known[o.user_id], o) for o in outcomes if o.user_id in known]
-            changes = [_next_state(connection, outcome, now) for connection, outcome in judged]
+            changes = [next_state(connection, outcome, now) for connection, outcome in judged]
             notes = [
                 {
                     "at": now,
@@ -93,16 +72,9 @@ class RefreshLog:
                 for (c, _), change in zip(judged, changes, strict=True)
                 if change["status"] is not c.status
             ]
-            # A run that is executed again after a crash repeats its users.
-            database.execute(
-                delete(refreshes).where(
-                    refreshes.c.run_id == bindparam("run"), refreshes.c.user_id == bindparam("user")
-                ),
-                [{"run": run_id, "user": outcome.user_id} for outcome in outcomes],
-            )
-            database.execute(insert(refreshes), rows)
+            _save_refreshes(database, run_id, outcomes)
             if changes:
-                changed = {name: bindparam(name) for name in changes[0] if name != "user"}
+                changed: dict[str, Any] = {name: bindparam(name) for name in changes[0] if name != "user"}
                 database.execute(
                     update(connections).where(connections.c.user_id == bindparam("user")).values(changed),
                     changes,
@@ -111,27 +83,27 @@ class RefreshLog:
             if notes:
                 database.execute(insert(audit), notes)
 
-    def record_parts(self, reads: Iterable[PartsRead]) -> None:
-        """Stores how optional parts were read; those of a key that was replaced since do not count."""
-        reads = list(reads)
-        if not reads:
+    def record_parts(self, outcomes: Iterable[PartOutcomes]) -> None:
+        """Store the outcomes of optional parts; drop those fetched with a key that has been replaced."""
+        outcomes = list(outcomes)
+        if not outcomes:
             return
         with self._database.write() as database:
             current = {
                 row.user_id: row.key_version
-                for part in parts_of([read.user_id for read in reads])
+                for part in parts_of([outcome.user_id for outcome in outcomes])
                 for row in database.execute(
                     select(connections.c.user_id, connections.c.key_version).where(
                         connections.c.user_id.in_(part)
                     )
                 )
             }
-            for read in reads:
-                if current.get(read.user_id) == read.key_version:
-                    _save_parts(database, read)
+            for outcome in outcomes:
+                if current.get(outcome.user_id) == outcome.key_version:
+                    _save_parts(database, outcome)
 
     def part_failures(self, user_ids: Sequence[str]) -> dict[str, list[PartFailure]]:
-        """The optional parts that OpenAI does not give, by user and name; users without any are left out."""
+        """The optional parts that OpenAI does not return, sorted by name, for users that have any."""
         found: dict[str, list[PartFailure]] = {}
         columns = [connection_parts.c[name] for name in ("user_id", *PartFailure.__slots__)]
         with self._database.read() as database:
@@ -142,8 +114,10 @@ class RefreshLog:
         return found
 
     def mark_not_loaded(self, run_id: str, user_ids: Iterable[str], message: str) -> None:
-        """Notes that pages which a run landed of these users cannot be loaded: their reads have failed, and
-        their days are to be read again."""
+        """Record that pages a run landed for these users cannot be loaded.
+
+        Their refreshes count as failed, and their days are fetched again.
+        """
         with self._database.write() as database:
             for user_id in user_ids:
                 mine = (refreshes.c.run_id == run_id) & (refreshes.c.user_id == user_id)
@@ -162,24 +136,26 @@ class RefreshLog:
                 is_read = connections.c.read_until > row.window_start
                 database.execute(update(connections).where(theirs & is_read).values(again))
 
-    def unpublished(self) -> list[Read]:
-        """Complete reads that are not in the published copy yet."""
+    def unpublished(self) -> list[CompleteRefresh]:
+        """Complete refreshes that no published snapshot holds yet."""
         query = select(
             refreshes.c.run_id, refreshes.c.user_id, refreshes.c.started_at, refreshes.c.window_end
         ).where((refreshes.c.outcome == "complete") & refreshes.c.published_at.is_(None))
         with self._database.read() as database:
-            return [Read(*row) for row in database.execute(query)]
+            return [CompleteRefresh(*row) for row in database.execute(query)]
 
-    def mark_published(self, reads: Iterable[Read], published_at: datetime) -> None:
-        """Notes that everybody can see these reads since that moment, and how fresh their users' data is.
+    def mark_published(self, published: Iterable[CompleteRefresh], published_at: datetime) -> None:
+        """Record when these refreshes were published, and the time of their users' newest data.
 
-        A moment after `published_at` counts as that moment, and one that is stored is overwritten.
+        A time after `published_at` counts as `published_at`; a stored one after it is overwritten.
         """
-        reads = list(reads)
-        if not reads:
+        published = list(published)
+        if not published:
             return
         fresh = [
-            {"user": r.user_id, "started": min(r.started_at, published_at)} for r in reads if r.is_up_to_date
+            {"user": r.user_id, "started": min(r.started_at, published_at)}
+            for r in published
+            if r.is_up_to_date
         ]
         with self._database.write() as database:
             if fresh:
@@ -198,32 +174,34 @@ class RefreshLog:
                 update(refreshes)
                 .where(refreshes.c.run_id == bindparam("run"), refreshes.c.user_id == bindparam("user"))
                 .values(published_at=published_at),
-                [{"run": r.run_id, "user": r.user_id} for r in reads],
+                [{"run": r.run_id, "user": r.user_id} for r in published],
             )
 
     def of_run(self, run_id: str) -> list[Refresh]:
-        """The refreshes of one run, by user id."""
+        """The refreshes of a single run, sorted by user id."""
         columns = [refreshes.c[name] for name in RECORDED]
         query = select(*columns).where(refreshes.c.run_id == run_id).order_by(refreshes.c.user_id)
         with self._database.read() as database:
             return [Refresh(**row) for row in database.execute(query).mappings()]
 
     def counts(self, run_id: str) -> tuple[int, int]:
-        """How many users a run has finished, and how many of them failed."""
+        """The number of users a run has finished, and the number of them that failed."""
         failed = func.count().filter(refreshes.c.outcome == "failed")
         query = select(func.count(), failed).where(refreshes.c.run_id == run_id)
         with self._database.read() as database:
             done, failures = database.execute(query).one()
         return done, failures
 
-    def forget(self, transaction: Transaction, user_id: str) -> dict[str, int]:
-        """Deletes a user's refreshes; returns the deleted rows by table."""
+    def purge(self, transaction: Transaction, user_id: str) -> dict[str, int]:
+        """Delete a user's refreshes; return the number of rows deleted by table."""
         mine = refreshes.c.user_id == user_id
         return {refreshes.name: transaction.execute(delete(refreshes).where(mine)).rowcount}
 
     def last_failures(self, user_ids: Sequence[str], now: datetime | None = None) -> dict[str, str]:
-        """For users whose latest attempt with their present key failed: what the failure says. Attempts after
-        `now` were recorded while a clock ran ahead, and do not count."""
+        """The error sentence, by user id, of users whose latest attempt with the current key failed.
+
+        Attempts after `now` were recorded while a clock ran ahead and do not count.
+        """
         latest = (now or now_utc()) + CLOCK_TOLERANCE
         found: dict[str, str] = {}
         with self._database.read() as database:
@@ -252,7 +230,7 @@ class RefreshLog:
         return found
 
     def outcomes_since(self, moment: datetime) -> dict[str, tuple[int, int]]:
-        """The reads that ended since then, by outcome or reason of failure: how many, of how many pages."""
+        """Refreshes that ended since `moment`, by outcome or failure reason: their number and their pages."""
         outcome = func.coalesce(refreshes.c.reason, refreshes.c.outcome)
         query = (
             select(outcome, func.count(), func.sum(refreshes.c.pages))
@@ -263,7 +241,7 @@ class RefreshLog:
             return {name: (count, int(pages)) for name, count, pages in database.execute(query)}
 
     def record_requests(self, run_id: str, outcomes: Mapping[str, int]) -> None:
-        """Stores how many requests a run made, by how they ended; forgets those of a month ago."""
+        """Store a run's number of requests by outcome; delete counts older than `REQUESTS_KEPT`."""
         now = now_utc()
         rows = [
             {"run_id": run_id, "outcome": outcome, "count": count, "finished_at": now}
@@ -276,7 +254,7 @@ class RefreshLog:
                 database.execute(insert(requests), rows)
 
     def requests_since(self, moment: datetime) -> dict[str, int]:
-        """The requests to OpenAI of the runs that ended since then, by how they ended."""
+        """Requests to OpenAI by runs that ended since `moment`, by outcome."""
         query = (
             select(requests.c.outcome, func.sum(requests.c.count))
             .where(requests.c.finished_at >= moment)
@@ -286,120 +264,66 @@ class RefreshLog:
             return {outcome: int(count) for outcome, count in database.execute(query)}
 
 
-def _next_state(connection: Connection, outcome: Refresh, now: datetime) -> dict[str, Any]:
-    """The columns of a connection as a read's outcome leaves them."""
-    status, reason, since = connection.status, connection.status_reason, connection.status_since
-    found = connection.organization
-    if outcome.organization_id and not found.organization_id:
-        found = replace(
-            found, organization_id=outcome.organization_id, name=outcome.organization_name or found.name
-        )
-    # A key saved after this read began has not failed, and a removed connection stays removed.
-    is_judged = connection.changed_at <= outcome.started_at and status is not Status.REMOVED
-    if outcome.is_complete and is_judged and status is Status.NEEDS_ATTENTION:
-        status, reason, since = Status.ACTIVE, None, now
-    elif (outcome.permanent or outcome.needs_person) and is_judged:
-        since = since if status is Status.NEEDS_ATTENTION else now
-        status, reason = Status.NEEDS_ATTENTION, outcome.message
-    retry_at = None
-    if status is Status.NEEDS_ATTENTION:
-        passing = min(RETRY_PASSING_AFTER, connection.plan.refresh_interval - connection.plan.lead)
-        retry_at = outcome.started_at + (RETRY_ATTENTION_AFTER if outcome.permanent else passing)
-    return {
-        "user": connection.user_id,
-        "status": status,
-        "status_reason": reason,
-        "status_since": since,
-        **_days_fetched(connection, outcome),
-        "last_attempt_at": outcome.started_at,
-        "retry_at": retry_at,
-        "given_from": None if outcome.is_history_given else outcome.given_from or connection.given_from,
-        "cost_groupings": json.dumps({**connection.cost_groupings, **outcome.cost_groupings}),
-        "organization_id": found.organization_id,
-        "organization_name": found.name,
-    }
+def _save_refreshes(database: Transaction, run_id: str, outcomes: Sequence[Refresh]) -> None:
+    rows = [
+        {
+            "run_id": run_id,
+            "user_id": outcome.user_id,
+            "provider": PROVIDER,
+            "window_start": outcome.window_start,
+            "window_end": outcome.window_end,
+            "started_at": outcome.started_at,
+            "finished_at": outcome.finished_at,
+            "outcome": outcome.outcome,
+            "reason": outcome.reason,
+            "message": outcome.message,
+            "pages": outcome.pages,
+        }
+        for outcome in outcomes
+    ]
+    # A run executed again after a crash has rows of these users already.
+    is_repeated = (refreshes.c.run_id == bindparam("run")) & (refreshes.c.user_id == bindparam("user"))
+    repeated = [{"run": run_id, "user": outcome.user_id} for outcome in outcomes]
+    database.execute(delete(refreshes).where(is_repeated), repeated)
+    database.execute(insert(refreshes), rows)
 
 
-def _days_fetched(connection: Connection, outcome: Refresh) -> dict[str, date | None]:
-    """The days that have been read without a gap, None while the plan's whole history has not been."""
-    first, end = connection.history_from, connection.read_until
-    if outcome.is_complete:
-        if first is None or end is None or outcome.window_start > end:
-            # The plan may have changed while fewer days were being read. After a pause that is longer than
-            # what the plan keeps, history begins anew; a plan that keeps everything has none so long.
-            days = (connection.first_day(outcome.started_at.date()), outcome.given_from)
-            kept_from = max((day for day in days if day), default=None)
-            is_missing = first is None or end is None
-            is_whole = is_missing if kept_from is None else outcome.window_start <= kept_from
-            if is_whole and outcome.plan in (None, connection.plan.name):
-                first, end = outcome.window_start, outcome.window_end
-        elif outcome.window_start <= end and outcome.window_end >= first:
-            first = min(first, outcome.window_start)
-            # A read of past days alone leaves it to the next refresh to make up for a pause.
-            tomorrow = outcome.started_at.date() + timedelta(days=1)
-            if outcome.window_end >= tomorrow:
-                # Days that a clock running ahead has "read" are still to come.
-                end = max(min(end, tomorrow), outcome.window_end)
-    return {"history_from": first, "read_until": end}
-
-
-def _forget_future(database: Transaction, now: datetime) -> None:
-    """Puts back what was recorded while the clock ran ahead; it would be judged wrongly until that moment."""
-    limit = now + CLOCK_TOLERANCE
-    earlier = now - timedelta(hours=1)
-    tried_ahead = connections.c.last_attempt_at > limit
-    database.execute(update(connections).where(tried_ahead).values(retry_at=now))
-    for column in (
-        users.c.plan_since,
-        connections.c.connected_at,
-        connections.c.changed_at,
-        connections.c.status_since,
-        connections.c.last_attempt_at,
-        connections.c.directory_read_at,
-    ):
-        value = None if column.name == "directory_read_at" else earlier
-        database.execute(update(column.table).where(column > limit).values({column.name: value}))
-    ahead = connection_parts.c.last_attempt_at > limit
-    database.execute(update(connection_parts).where(ahead).values(last_attempt_at=earlier, retry_at=now))
-    since = connections.c.organization_since
-    database.execute(update(connections).where(since > now.date()).values(organization_since=now.date()))
-
-
-def _save_parts(database: Transaction, read: PartsRead) -> None:
-    mine = (connection_parts.c.user_id == read.user_id) & (connection_parts.c.provider == PROVIDER)
+def _save_parts(database: Transaction, outcomes: PartOutcomes) -> None:
+    mine = (connection_parts.c.user_id == outcomes.user_id) & (connection_parts.c.provider == PROVIDER)
     stored = database.execute(select(connection_parts.c.part, connection_parts.c.since).where(mine))
     known = {row.part: row.since for row in stored}
-    # A list of a project that is gone is neither given nor refused any more.
-    lists = {part for part in known if "/" in part} if read.directory_read_at else set()
-    over = sorted(set(known) & (read.given | read.failed.keys() | lists))
+    # The lists of deleted projects are neither given nor refused any more.
+    lists: set[str] = {part for part in known if "/" in part} if outcomes.directory_read_at else set()
+    over = sorted(set(known) & (outcomes.given | outcomes.failed.keys() | lists))
     if over:
         database.execute(delete(connection_parts).where(mine & connection_parts.c.part.in_(over)))
     rows = [
         {
-            "user_id": read.user_id, "provider": PROVIDER, "part": part, "reason": reason, "message": message,
-            "since": known.get(part, read.at), "last_attempt_at": read.at, "retry_at": retry_at,
+            "user_id": outcomes.user_id, "provider": PROVIDER,
+            "part": part, "reason": reason, "message": message,
+            "since": known.get(part, outcomes.at), "last_attempt_at": outcomes.at, "retry_at": retry_at,
         }
-        for part, (reason, message, retry_at) in read.failed.items()
+        for part, (reason, message, retry_at) in outcomes.failed.items()
     ]  # fmt: skip
     if rows:
         database.execute(insert(connection_parts), rows)
-    moments = {"directory_read_at": read.directory_read_at, "key_expires_at": read.key_expires_at}
+    moments = {"directory_read_at": outcomes.directory_read_at, "key_expires_at": outcomes.key_expires_at}
     values = {name: moment for name, moment in moments.items() if moment}
     if values:
-        database.execute(update(connections).where(connections.c.user_id == read.user_id).values(values))
+        database.execute(update(connections).where(connections.c.user_id == outcomes.user_id).values(values))
 
 
-def _key_uses(database: Transaction, read: Sequence[Connection], now: datetime) -> list[dict[str, Any]]:
-    """Audit rows of the keys that were used today for the first time."""
+def _key_uses(database: Transaction, fetched: Sequence[Connection], now: datetime) -> list[dict[str, Any]]:
+    """Audit rows for the keys that were used for the first time today."""
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     noted: set[tuple[str, str | None]] = set()
-    for part in parts_of([connection.user_id for connection in read]):
+    for part in parts_of([connection.user_id for connection in fetched]):
         query = select(audit.c.user_id, audit.c.detail).where(
             audit.c.user_id.in_(part), audit.c.action == KEY_USE, audit.c.at >= today
         )
         noted |= {(row.user_id, row.detail) for row in database.execute(query)}
     return [
         {"at": now, "user_id": user_id, "action": KEY_USE, "detail": hint, "actor": current_actor()}
-        for user_id, hint in sorted({(connection.user_id, connection.key_hint) for connection in read})
+        for user_id, hint in sorted({(connection.user_id, connection.key_hint) for connection in fetched})
         if (user_id, hint) not in noted
     ]

@@ -1,7 +1,7 @@
-"""Whose stored secrets which master key locks, and their move to another one.
+"""Rotation: every stored secret moves to another master key; users need not do anything.
 
-Only the data key of each secret (60 bytes) is wrapped again; no user has to do anything. Every step leaves a
-state in which all secrets open: a rotation that was interrupted is taken up by the next.
+Only the data key of each secret (60 bytes) is wrapped again. All secrets open after every step, so the next
+rotation resumes an interrupted one.
 """
 
 import fcntl
@@ -23,11 +23,11 @@ from finora_pipeline.accounts.vault import KeyFile, Vault, VaultError, new_key, 
 from finora_pipeline.data_folder.private_files import open_lock, secure_home
 from finora_pipeline.settings import Settings
 
-# In place of a user id, in the audit trail.
+# Stands for the user id in the audit trail.
 ALL_USERS = "*"
 
 
-# For which identity the secret of a row is sealed, by table.
+# The identity that a row's secret is sealed for, by table.
 IDENTITY_OF: dict[str, Callable[[Any], str]] = {
     credentials.name: identity_of,
     logins.name: lambda row: totp_identity(row.name),
@@ -36,25 +36,31 @@ IDENTITY_OF: dict[str, Callable[[Any], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """What a rotation has done: the current master key, how many secrets were wrapped again, the master keys
-    that lock nothing any more, and the secrets that did not open and stay as they are."""
+    """The result of a rotation.
+
+    `current` is the current master key's id, `rewrapped` the number of secrets moved to it, `removable` the
+    ids of master keys that no longer lock anything, `unreadable` the secrets that did not open and were left
+    unchanged.
+    """
 
     current: str
     rewrapped: int
     removable: list[str]
-    unreadable: list[Lock] = field(default_factory=list)
+    unreadable: list[Lock] = field(default_factory=list[Lock])
 
 
 def rotate(settings: Settings) -> Rotation:
-    """Moves every stored secret to the current master key: the first in the environment, or a new one that
-    takes the place of that in the file. Raises `VaultError`."""
+    """Move every stored secret to the current master key. Raises `VaultError`.
+
+    That is the first key in the environment, or a new key that replaces the one in the file.
+    """
     accounts = accounts_of(settings)
     vault = accounts.vault
     if os.environ.get(settings.master_key_variable):
         if len(vault.key_ids) == 1:
             raise VaultError(
-                f"{settings.master_key_variable} holds one master key. Put a new one before it, with a comma "
-                "between them, restart finora up with both, and run this command again."
+                f"{settings.master_key_variable} holds one master key. Put a new one before it, separated by "
+                "a comma, restart finora up with both, and run this command again."
             )
         return rewrap_all(accounts, vault)
     file = KeyFile(settings.master_key_file)
@@ -66,7 +72,7 @@ def rotate(settings: Settings) -> Rotation:
 
 
 def add_key(file: KeyFile) -> list[bytes]:
-    """Puts a new key before the one in the file; the keys of a rotation that was interrupted stay."""
+    """Put a new key before the one in the file; keep both keys of an interrupted rotation."""
     keys = file.read()
     if len(keys) == 1:
         keys = [new_key(), *keys]
@@ -75,12 +81,14 @@ def add_key(file: KeyFile) -> list[bytes]:
 
 
 def rewrap_all(accounts: Accounts, vault: Vault) -> Rotation:
-    """Wraps the data keys again that another than the current master key wraps, all in one transaction."""
-    rewrapped, unreadable = 0, []
+    """Wrap every data key that an old master key wraps with the current one, in one transaction."""
+    rewrapped = 0
+    unreadable: list[Lock] = []
     before: set[str] = set()
     with accounts.database.write() as database:
         for where in SEALED:
-            table, changes = where.table, []
+            table = where.table
+            changes: list[dict[str, Any]] = []
             old = select(table).where(where.master_key_id != vault.current_key_id)
             for row in database.execute(old).all():
                 owner, sealed = getattr(row, where.owner), where.sealed(row)
@@ -92,7 +100,7 @@ def rewrap_all(accounts: Accounts, vault: Vault) -> Rotation:
                 else:
                     changes.append({"owner": owner, "id": again.master_key_id, "wrapped": again.wrapped_key})
             if changes:
-                changed = {
+                changed: dict[str, Any] = {
                     f"{where.prefix}master_key_id": bindparam("id"),
                     f"{where.prefix}wrapped_key": bindparam("wrapped"),
                 }
@@ -101,16 +109,16 @@ def rewrap_all(accounts: Accounts, vault: Vault) -> Rotation:
             rewrapped += len(changes)
         if rewrapped:
             _note(database, "rotate master key", f"{', '.join(sorted(before))} to {vault.current_key_id}")
-    accounts.database.truncate_log("what the old master key opens")
+    accounts.database.truncate_log("What the old master key opens")
     needed = {lock.master_key_id for lock in unreadable}
     removable = [one for one in vault.key_ids if one != vault.current_key_id and one not in needed]
     return Rotation(vault.current_key_id, rewrapped, removable, unreadable)
 
 
 def drop_old_keys(accounts: Accounts, file: KeyFile) -> None:
-    """Leaves the current key alone in the file, unless something is still locked by another.
+    """Remove old keys from the file, unless one of them still locks a secret.
 
-    Other processes seal within a transaction that writes, so that none can use an old key meanwhile.
+    Other processes seal within writing transactions, so none can use an old key at the same time.
     """
     keys = file.read()
     with accounts.database.write() as database:
@@ -120,8 +128,10 @@ def drop_old_keys(accounts: Accounts, file: KeyFile) -> None:
 
 
 def forget_lost(settings: Settings) -> list[Lock]:
-    """Deletes the secrets whose master key is not given: their connections become removed, their logins lose
-    the second factor. Returns what was deleted."""
+    """Delete secrets whose master key is missing; return them.
+
+    Their connections become removed, their logins lose the second factor.
+    """
     secure_home(settings)
     accounts = open_accounts(
         settings.accounts_url,

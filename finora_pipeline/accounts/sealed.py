@@ -1,4 +1,4 @@
-"""Where the accounts keep secrets that the vault has sealed, and which master key locks each."""
+"""The columns that hold secrets sealed by the vault, and the master key that locks each secret."""
 
 import os
 from collections import Counter
@@ -16,8 +16,11 @@ from finora_pipeline.accounts.vault import Sealed, Vault, VaultError
 
 @dataclass(frozen=True, slots=True)
 class SealedColumns:
-    """The columns of a table that hold sealed secrets: whose they are, and what stands before the names
-    `master_key_id`, `wrapped_key` and `ciphertext`."""
+    """The columns of a table that hold a sealed secret.
+
+    `owner` names the column that identifies a row; `prefix` precedes the column names `master_key_id`,
+    `wrapped_key` and `ciphertext`.
+    """
 
     table: Table
     owner: str
@@ -25,10 +28,11 @@ class SealedColumns:
 
     @property
     def master_key_id(self) -> ColumnElement[Any]:
+        """The column that names the master key."""
         return self.table.c[f"{self.prefix}master_key_id"]
 
     def sealed(self, row: Any) -> Sealed:
-        """The secret of a row, as it is stored."""
+        """The encrypted secret of a row."""
         return Sealed(
             getattr(row, f"{self.prefix}master_key_id"),
             getattr(row, f"{self.prefix}wrapped_key"),
@@ -41,7 +45,7 @@ SEALED = (SealedColumns(credentials, "user_id"), SealedColumns(logins, "name", "
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A secret and the master key that locks it; `owner` is a user id or a login's name."""
+    """A stored secret and the master key that locks it; `owner` is a user id or a login's name."""
 
     table: str
     owner: str
@@ -58,13 +62,13 @@ def locks(database: Connection) -> Iterator[Lock]:
 
 
 def has_secrets(database: AccountsDatabase) -> bool:
-    """Whether anything is sealed."""
+    """Whether the database holds any sealed secret."""
     with database.read() as connection:
         return next(locks(connection), None) is not None
 
 
 def check_master_keys(database: AccountsDatabase, vault: Vault, variable: str, file: Path) -> None:
-    """Raises `VaultError` where a master key that stored secrets need is not among those of the vault."""
+    """Raise `VaultError` if a stored secret needs a master key that the vault does not have."""
     with database.read() as connection:
         counts = Counter(lock.master_key_id for lock in locks(connection))
     for key_id, count in counts.items():
@@ -72,7 +76,7 @@ def check_master_keys(database: AccountsDatabase, vault: Vault, variable: str, f
             source = variable if os.environ.get(variable) else str(file)
             secrets = f"{count} stored keys are" if count > 1 else "A stored key is"
             raise VaultError(
-                f"{secrets} encrypted with master key {key_id}, which is not in {source}. Put it there after "
-                "the current one, with a comma between them; if it is lost, "
+                f"{secrets} encrypted with master key {key_id}, which is not in {source}. Add it there after "
+                "the current one, separated by a comma; if it is lost, "
                 "finora rotate-master-key --forget-lost deletes what it locks."
             )

@@ -1,6 +1,6 @@
 """Codes of an authenticator app (RFC 6238) as a second factor of logins that have a password.
 
-The secret is sealed by the vault; a code is accepted once, one step of 30 seconds early or late at most.
+The vault seals the secret. A code is accepted once, at most one step of 30 seconds early or late.
 """
 
 import base64
@@ -21,7 +21,7 @@ STEP_SECONDS = 30
 DIGITS = 6
 # As long as the hash, as RFC 4226 recommends.
 SECRET_BYTES = 20
-# The clocks of telephones and servers differ.
+# Allows for the clocks of phones and servers to differ.
 STEPS_APART = 1
 ISSUER = "Finora"
 _OFF = {"totp_master_key_id": None, "totp_wrapped_key": None, "totp_ciphertext": None, "totp_last_step": None}
@@ -29,7 +29,7 @@ _OFF = {"totp_master_key_id": None, "totp_wrapped_key": None, "totp_ciphertext":
 
 @dataclass(frozen=True, slots=True)
 class Enrollment:
-    """What an authenticator app is given: the secret in base32, and the same as an otpauth address."""
+    """The secret for an authenticator app, in base32, and the same as an otpauth address."""
 
     secret: str
     address: str
@@ -43,17 +43,20 @@ class SecondFactor:
         self._vault = vault
 
     def turn_on(self, name: str) -> Enrollment:
-        """Makes a new secret for a login and ends its sessions. Raises `AccountsError`."""
+        """Create a secret for a login and end its sessions.
+
+        Raises `AccountsError` for an unknown login and for one without a password.
+        """
         secret = secrets.token_bytes(SECRET_BYTES)
         text = base64.b32encode(secret).decode()
         sealed = self._vault.seal(text, totp_identity(name))
         with self._database.write() as database:
             row = database.execute(select(logins).where(logins.c.name == name)).first()
             if row is None:
-                raise AccountsError(f"There is no login {name}.")
+                raise AccountsError(f"No login is named {name}.")
             if row.password_hash is None:
                 raise AccountsError(
-                    f"{name} signs in through the identity provider alone: set up the second factor there."
+                    f"{name} signs in through the identity provider. Set up the second factor there."
                 )
             values = {
                 "totp_master_key_id": sealed.master_key_id,
@@ -66,18 +69,18 @@ class SecondFactor:
         return Enrollment(text, _codes(secret).get_provisioning_uri(name, ISSUER))
 
     def turn_off(self, name: str) -> None:
-        """Removes the secret of a login. Raises `AccountsError` if it has none."""
+        """Delete the secret of a login. Raises `AccountsError` if it has no second factor."""
         is_on = (logins.c.name == name) & logins.c.totp_ciphertext.is_not(None)
         with self._database.write() as database:
             if not database.execute(update(logins).where(is_on).values(_OFF)).rowcount:
                 raise AccountsError(f"The login {name} has no second factor.")
 
     def accepts(self, name: str, code: str, now: datetime) -> bool:
-        """Whether the code is right and was not used before; it is used then. Raises `VaultError`."""
+        """Whether the code is right and unused; a right code counts as used. Raises `VaultError`."""
         typed = "".join(code.split())
         if len(typed) != DIGITS or not typed.isascii() or not typed.isdecimal():
             return False
-        # In one transaction, so that a code that is sent twice at once is accepted once.
+        # In one transaction, so that a code sent twice at the same time is accepted once.
         with self._database.write() as database:
             row = database.execute(select(logins).where(logins.c.name == name)).first()
             if row is None or row.totp_ciphertext is None:

@@ -1,6 +1,6 @@
-"""The accounts of an installation: one object that holds the repositories of one database.
+"""The accounts of an installation: one object with the repositories of its database.
 
-Nothing here talks to OpenAI: `onboarding` checks a key before it is stored.
+Nothing here talks to OpenAI; `onboarding` checks a key before it is stored.
 """
 
 from contextlib import suppress
@@ -27,7 +27,7 @@ from finora_pipeline.settings import Settings
 
 
 class Accounts:
-    """Users, connections, the record of refreshes, logins and the audit trail of one installation."""
+    """Users, connections, the record of refreshes, logins and the audit trail of an installation."""
 
     def __init__(self, database: AccountsDatabase, vault: Vault) -> None:
         self.database = database
@@ -40,37 +40,37 @@ class Accounts:
         self.second_factor = SecondFactor(database, vault)
 
     def purge(self, user_id: str) -> dict[str, int]:
-        """Deletes all rows of a user but the audit row of the purge; returns the deleted rows by table.
+        """Delete all rows of a user except the audit row of the purge; return the number deleted by table.
 
         Raises `AccountsError` for an unknown user.
         """
         deleted: dict[str, int] = {}
         with self.database.write() as transaction:
-            # Written first, so that its number is higher than those of the deleted rows.
+            # Written before the deletion, so that its number stays above those of all deleted rows.
             noted = note(transaction, now_utc(), user_id, "purge", None)
             for repository in (self.connections, self.refreshes, self.users, self.logins):
-                deleted |= repository.forget(transaction, user_id)
-            deleted |= self.audit.forget(transaction, user_id, noted)
+                deleted |= repository.purge(transaction, user_id)
+            deleted |= self.audit.purge(transaction, user_id, noted)
             open_alert = alarms.c.key == attention_alert(user_id)
             deleted[alarms.name] = transaction.execute(delete(alarms).where(open_alert)).rowcount
             if not any(deleted.values()):
-                raise AccountsError(f"There is no user {user_id}.")
-        self.database.truncate_log(f"the encrypted key of {user_id}")
+                raise AccountsError(f"Unknown user {user_id}.")
+        self.database.truncate_log(f"The encrypted key of {user_id}")
         return deleted
 
 
 def accounts_of(settings: Settings) -> Accounts:
-    """The accounts of an installation, with its files made private.
+    """Open the accounts of an installation and make its files private.
 
-    Keys of an earlier version are bound to the address in the data folder's file, else to OpenAI's own;
-    where the environment names another, they wait for an operator to confirm it. Raises as `open_accounts`
-    does, and `ForeignFiles` and `SettingsError` as `secure_home`.
+    Keys stored by versions without bound addresses are bound to the address in the data folder's file, else
+    to OpenAI's own; if the environment names another, they wait until an operator confirms it. Raises what
+    `open_accounts` and `secure_home` raise.
     """
     secure_home(settings)
     accounts = open_accounts(settings.accounts_url, settings.master_key_variable, settings.master_key_file)
     configured = settings.folder_base_url or OPENAI_BASE_URL
     if settings.openai_base_url == configured.rstrip("/"):
-        # Keys are not bound to an address that no key may be sent to: each user's refresh reports it.
+        # Keys stay unbound if no key may be sent to that address; each user's refresh then reports it.
         with suppress(AddressError):
             accounts.connections.bind_keys(bound_form(configured))
     return accounts
@@ -79,17 +79,17 @@ def accounts_of(settings: Settings) -> Accounts:
 def open_accounts(
     url: str, master_key_variable: str, master_key_file: Path, *, accepts_lost_keys: bool = False
 ) -> Accounts:
-    """The accounts in the database at a SQLAlchemy URL, with the vault that the master key opens.
+    """Open the accounts database at a SQLAlchemy URL, with the vault that the master key opens.
 
-    Raises `VaultError`, also where stored keys need a master key that is not given, unless
-    `accepts_lost_keys`; `AccountsError` if the database cannot be opened.
+    Raises `AccountsError` if the database cannot be opened, and `VaultError`: also if stored keys need a
+    master key that was not provided, unless `accepts_lost_keys`.
     """
     try:
         database_url = make_url(url)
     except ArgumentError:
         raise AccountsError(
-            "FINORA_ACCOUNTS_URL must be SQLAlchemy's URL of a database, "
-            "like postgresql+psycopg://finora@db.example/finora."
+            "FINORA_ACCOUNTS_URL must be a SQLAlchemy URL, "
+            "such as postgresql+psycopg://finora@db.example/finora."
         ) from None
     is_file = database_url.get_backend_name() == "sqlite"
     if is_file and database_url.database:

@@ -1,4 +1,4 @@
-"""Users and their plans."""
+"""The users of an installation and their plans."""
 
 from collections.abc import Iterator
 from datetime import date, datetime
@@ -9,18 +9,18 @@ from sqlalchemy.engine import Connection as Transaction
 
 from finora_pipeline.accounts.audit import note, now_utc
 from finora_pipeline.accounts.database import AccountsDatabase, connections, users
-from finora_pipeline.accounts.model import UNREAD, AccountsError, check_user_id
+from finora_pipeline.accounts.model import NO_HISTORY, AccountsError, check_user_id
 from finora_pipeline.plans import PLANS, PRUNE_GRACE, Plan, plan_named
 
 
 class Users:
-    """The users of an installation, connected or not."""
+    """All users, with and without a connection."""
 
     def __init__(self, database: AccountsDatabase) -> None:
         self._database = database
 
     def plan_of(self, user_id: str) -> Plan | None:
-        """The user's plan, or None if there is no such user."""
+        """The user's plan, or None for an unknown user."""
         with self._database.read() as database:
             plan = database.scalar(select(users.c.plan).where(users.c.user_id == user_id))
         return plan_named(plan) if plan else None
@@ -32,9 +32,9 @@ class Users:
             return {user_id: plan_named(plan) for user_id, plan in rows}
 
     def add(self, user_id: str, plan: str | None = None) -> str:
-        """Makes a user who is not connected yet, or leaves one there is as it is; the checked id.
+        """Create a user without a connection, unless the user exists; return the checked id.
 
-        Raises `AccountsError`, `UnknownPlan`.
+        Raises `AccountsError` for an id that cannot be used, and `UnknownPlan`.
         """
         user_id = check_user_id(user_id)
         if self.plan_of(user_id) is None:
@@ -43,22 +43,22 @@ class Users:
         return user_id
 
     def ids(self) -> list[str]:
-        """Every user there is, connected or not."""
+        """The ids of all users, sorted."""
         with self._database.read() as database:
             return list(database.scalars(select(users.c.user_id).order_by(users.c.user_id)))
 
     def each_id(self) -> Iterator[str]:
-        """As `ids`, of the moment at which the first is asked for."""
+        """Like `ids`, but queried only when iteration begins."""
         yield from self.ids()
 
-    def forget(self, transaction: Transaction, user_id: str) -> dict[str, int]:
-        """Deletes a user; returns the deleted rows by table."""
+    def purge(self, transaction: Transaction, user_id: str) -> dict[str, int]:
+        """Delete a user; return the number of rows deleted by table."""
         return {users.name: transaction.execute(delete(users).where(users.c.user_id == user_id)).rowcount}
 
     def kept_from(self, now: datetime) -> dict[str, date]:
-        """The oldest UTC day that is kept of each user whose plan does not keep everything.
+        """The oldest UTC day kept, by user id, of users whose plan has limited history.
 
-        A plan that keeps less than the one before takes effect `PRUNE_GRACE` after the change.
+        A plan with less history than the one before takes effect `PRUNE_GRACE` after the change.
         """
         with self._database.read() as database:
             rows = database.execute(select(users.c.user_id, users.c.plan, users.c.plan_since)).all()
@@ -70,19 +70,21 @@ class Users:
         return kept
 
     def set_plan(self, user_id: str, plan: str) -> Plan:
-        """Moves a user to another plan. Raises `AccountsError` for an unknown user, `UnknownPlan`."""
+        """Move a user to another plan. Raises `AccountsError` for an unknown user, and `UnknownPlan`."""
         chosen = plan_named(plan)
         now = now_utc()
         with self._database.write() as database:
             row = database.execute(select(users.c.plan).where(users.c.user_id == user_id)).first()
             if row is None:
-                raise AccountsError(f"There is no user {user_id}: connect one with finora connect.")
+                raise AccountsError(f"Unknown user {user_id}. Connect one with finora connect.")
             if chosen.name != row.plan:
                 values = {"plan": chosen.name, "plan_since": now}
                 database.execute(update(users).where(users.c.user_id == user_id).values(values))
             if chosen.keeps_more_than(plan_named(row.plan)):
-                # The next refresh reads what is now kept.
-                database.execute(update(connections).where(connections.c.user_id == user_id).values(UNREAD))
+                # The next refresh fetches the longer history.
+                database.execute(
+                    update(connections).where(connections.c.user_id == user_id).values(NO_HISTORY)
+                )
             note(database, now, user_id, "plan", chosen.name)
         return chosen
 
@@ -90,9 +92,9 @@ class Users:
 def save_user(
     database: Transaction, user_id: str, plan: str | None, email: str | None, now: datetime
 ) -> bool:
-    """Creates or changes a user; tells whether the user's plan now keeps more than before.
+    """Create or change a user; return whether the user's plan now keeps more history than before.
 
-    Raises `UnknownPlan`: one that was stored would keep everybody from being listed.
+    Raises `UnknownPlan`: a stored unknown plan would make listing users fail.
     """
     plan = None if plan is None else plan_named(plan).name
     known = database.execute(select(users).where(users.c.user_id == user_id)).first()

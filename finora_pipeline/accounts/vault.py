@@ -1,8 +1,8 @@
-"""Encrypts users' Admin keys at rest: AES-256-GCM with a data key for each connection, wrapped by a master
-key that is kept outside the database.
+"""Encryption of secrets at rest: AES-256-GCM with one data key per secret, wrapped by a master key.
 
-The identity of a connection (user, provider, version) is authenticated with it, so that a ciphertext put
-into another row does not decrypt. Deleting the wrapped data key shreds the credential.
+Master keys are kept outside the database. The identity of a secret (for a key: user, provider, version and
+address) is authenticated with it, so a ciphertext moved to another row does not decrypt. Deleting the
+wrapped data key makes the secret unreadable.
 """
 
 import base64
@@ -23,12 +23,12 @@ NONCE_BYTES = 12
 
 
 class VaultError(Exception):
-    """The vault cannot do its work; the message says what to do and holds no secret."""
+    """The vault cannot seal or open a secret; the message says what to do and holds no secret."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Sealed:
-    """An encrypted secret as it is stored. `master_key_id` names the master key that wraps the data key."""
+    """An encrypted secret as stored. `master_key_id` names the master key that wraps the data key."""
 
     master_key_id: str
     wrapped_key: bytes
@@ -36,7 +36,7 @@ class Sealed:
 
 
 class Vault:
-    """Seals and opens secrets with the first of its master keys; opens what any of them sealed."""
+    """Seals secrets with the first of its master keys; opens secrets sealed with any of them."""
 
     def __init__(self, master_keys: Sequence[bytes], file: "KeyFile | None" = None) -> None:
         if not master_keys or any(len(key) != KEY_BYTES for key in master_keys):
@@ -47,18 +47,20 @@ class Vault:
 
     @property
     def current_key_id(self) -> str:
-        """The master key that seals."""
+        """The id of the master key that seals."""
         return self._current
 
     @property
     def key_ids(self) -> list[str]:
-        """The master keys that open, the current one first."""
+        """The ids of the master keys that open, the current one first."""
         return [self._current, *(one for one in self._master_keys if one != self._current)]
 
     def seal(self, secret: str, identity: str) -> Sealed:
-        """Encrypts the secret for one identity. In a transaction that writes the accounts, the master key is
-        the one that a rotation leaves."""
-        self._read_again()
+        """Encrypt the secret for one identity, with the current master key.
+
+        Within a writing transaction of the accounts that is also the key a finished rotation left.
+        """
+        self._reload()
         data_key = AESGCM.generate_key(bit_length=KEY_BYTES * 8)
         return Sealed(
             self._current,
@@ -67,34 +69,34 @@ class Vault:
         )
 
     def open(self, sealed: Sealed, identity: str) -> str:
-        """The secret. Raises `VaultError` if the master key is missing or the row is not what was sealed."""
+        """Decrypt the secret. Raises `VaultError` if the master key is missing or the row was altered."""
         try:
             return _decrypt(self._data_key(sealed, identity), sealed.ciphertext, identity).decode()
         except (InvalidTag, ValueError):
             raise VaultError("A stored key does not decrypt: its row was altered or moved.") from None
 
     def rewrap(self, sealed: Sealed, identity: str) -> Sealed:
-        """The same secret with its data key wrapped by the current master key. Raises as `open` does."""
+        """Wrap the data key with the current master key instead. Raises what `open` raises."""
         data_key = self._data_key(sealed, identity)
         wrapped_key = _encrypt(self._master_keys[self._current], data_key, identity)
         return Sealed(self._current, wrapped_key, sealed.ciphertext)
 
     def _data_key(self, sealed: Sealed, identity: str) -> bytes:
         if sealed.master_key_id not in self._master_keys:
-            self._read_again()
+            self._reload()
         master_key = self._master_keys.get(sealed.master_key_id)
         if master_key is None:
             raise VaultError(
-                f"The stored key was encrypted with master key {sealed.master_key_id}, which is not "
-                "among the master keys given: add it to them."
+                f"The stored key was encrypted with master key {sealed.master_key_id}, which is missing. Add "
+                "it to the master keys."
             )
         try:
             return _decrypt(master_key, sealed.wrapped_key, identity)
         except (InvalidTag, ValueError):
             raise VaultError("A stored key does not decrypt: its row was altered or moved.") from None
 
-    def _read_again(self) -> None:
-        """Takes over what another process has rotated; keys that are gone from the file still open."""
+    def _reload(self) -> None:
+        """Load keys that another process has rotated; keys that left the file still open secrets."""
         if self._file is None or not self._file.has_changed():
             return
         keys = {_key_id(key): key for key in self._file.read()}
@@ -103,7 +105,7 @@ class Vault:
 
 
 class KeyFile:
-    """The file that holds the master keys in base64, the current one first, joined by commas."""
+    """The file of master keys: base64, separated by commas, the current one first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -113,11 +115,11 @@ class KeyFile:
         return self.path.exists()
 
     def has_changed(self) -> bool:
-        """Whether it is another file than the one that was read last; not while it is missing."""
+        """Whether the file changed since it was last read; False while it is missing."""
         return self.path.exists() and self._version() != self._seen
 
     def read(self) -> list[bytes]:
-        """The keys. Raises `VaultError`."""
+        """Read the keys. Raises `VaultError` for a file that others can read or that holds no valid keys."""
         mode = stat.S_IMODE(self.path.stat().st_mode)
         if mode & 0o077:
             raise VaultError(f"Others can read {self.path.name} (mode {mode:o}): run chmod 600 on it.")
@@ -127,36 +129,35 @@ class KeyFile:
         return keys
 
     def create(self) -> None:
-        """Makes the file with a new key, unless another process does at the same moment."""
+        """Create the file with a new key, unless another process creates it at the same time."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._written_aside([new_key()])
+        temporary = self._write_temporary([new_key()])
         try:
-            # A link fails where another process was first, whose key must win.
-            os.link(aside, self.path)
+            # A link fails if another process was first; that key must win.
+            os.link(temporary, self.path)
         except FileExistsError:
             pass
         finally:
-            aside.unlink()
+            temporary.unlink()
 
     def replace(self, keys: Sequence[bytes]) -> None:
-        """Puts these keys in the place of those in the file; after a power failure it holds one or the
-        other."""
-        aside = self._written_aside(keys)
-        aside.rename(self.path)
+        """Replace the keys in the file atomically, also across a power failure."""
+        temporary = self._write_temporary(keys)
+        temporary.rename(self.path)
         descriptor = os.open(self.path.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
-    def _written_aside(self, keys: Sequence[bytes]) -> Path:
-        aside = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}")
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    def _write_temporary(self, keys: Sequence[bytes]) -> Path:
+        path = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as new:
             new.write(b",".join(base64.urlsafe_b64encode(key) for key in keys) + b"\n")
             new.flush()
             os.fsync(new.fileno())
-        return aside
+        return path
 
     def _version(self) -> tuple[int, int]:
         about = self.path.stat()
@@ -164,7 +165,7 @@ class KeyFile:
 
 
 def new_key() -> bytes:
-    """A master key that nothing was sealed with yet."""
+    """A random master key."""
     return os.urandom(KEY_BYTES)
 
 
@@ -174,11 +175,11 @@ def totp_identity(name: str) -> str:
 
 
 def load_vault(variable: str, file: Path, *, is_new: bool = True) -> Vault:
-    """The vault of this installation.
+    """Load the vault of this installation.
 
-    The master keys come from the environment variable (base64, several joined by commas, the current one
-    first), else from the file, which is created with mode 0600 where there is none and `is_new`: nothing is
-    sealed yet. Raises `VaultError`.
+    Master keys come from the environment variable (base64, separated by commas, the current one first), else
+    from the file. With `is_new` (nothing is sealed yet) a missing file is created with mode 0600. Raises
+    `VaultError`.
     """
     if text := os.environ.get(variable):
         return Vault(_decode(text, f"The environment variable {variable}"))
@@ -186,8 +187,8 @@ def load_vault(variable: str, file: Path, *, is_new: bool = True) -> Vault:
     if not key_file.exists():
         if not is_new:
             raise VaultError(
-                f"The master key of stored keys is missing: {variable} is not set and there is no {file}. "
-                f"Put the file back from your backup or set {variable}; if it is lost, "
+                f"The master key of stored keys is missing: {variable} is not set and {file} does not exist. "
+                f"Restore the file from your backup or set {variable}; if it is lost, "
                 "finora rotate-master-key --forget-lost deletes what it locks."
             )
         key_file.create()

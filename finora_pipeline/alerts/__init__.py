@@ -1,1 +1,5 @@
-"""Conditions that need a person, and the messages about them: each is sent once. Knows nothing of Dagster."""
+"""Conditions that need a person, their record, and the notifications: each is sent once.
+
+What Dagster alone knows (failed runs and checks) is added in `sensors/alerts.py`; nothing here imports
+Dagster.
+"""

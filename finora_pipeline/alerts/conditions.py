@@ -1,4 +1,4 @@
-"""Which conditions of connections and of the data folder need a person. Knows nothing of Dagster."""
+"""The conditions of connections and of the data folder that need a person."""
 
 import shutil
 from collections.abc import Iterable, Iterator
@@ -14,25 +14,21 @@ from finora_pipeline.warehouse.raw import RawPages
 
 USERS_NAMED = 5
 PUBLISHED_CHANGED = "published/changed"
-# How the keys of `of_installation` begin.
+# Prefixes of the keys that `of_installation` yields.
 OF_INSTALLATION = ("published/", "quarantine/", "disk/")
 LEAST_FREE_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Something that needs a person: `key` tells it from all others, `message` is a sentence or two."""
+    """Something that needs a person: `key` identifies it, `message` is a sentence or two."""
 
     key: str
     message: str
 
 
 def of_connections(connections: Iterable[Connection], now: datetime) -> list[Condition]:
-    """A condition for each connection that needs attention, and for each plan whose promise is broken.
-
-    Data counts as too old when a plan's `lead` has passed after the promise: by then what was missed has been
-    tried again.
-    """
+    """One condition per connection that needs attention, per expiring key and per plan with late data."""
     found: list[Condition] = []
     late: dict[str, list[Connection]] = {}
     for one in connections:
@@ -45,14 +41,13 @@ def of_connections(connections: Iterable[Connection], now: datetime) -> list[Con
             )
         if warning := one.expiry_warning(now):
             found.append(Condition(f"key expires/{one.user_id}", f"User {one.user_id}: {warning}"))
-        promised = one.next_refresh_at
-        if one.status is Status.ACTIVE and promised and now > promised + one.plan.lead:
+        if one.is_late(now):
             late.setdefault(one.plan.name, []).append(one)
-    return found + [_too_old(PLANS[name], users) for name, users in late.items()]
+    return found + [_late_data(PLANS[name], users) for name, users in late.items()]
 
 
 def of_installation(warehouse: Warehouse, dagster_home: Path, now: datetime) -> list[Condition]:
-    """What needs a person in the data folder itself, judged from its files: works without a daemon."""
+    """The conditions of the data folder itself, judged from its files, so that no daemon is needed."""
     return [
         *of_published(warehouse, now),
         *of_quarantine(RawPages(warehouse.raw)),
@@ -61,29 +56,32 @@ def of_installation(warehouse: Warehouse, dagster_home: Path, now: datetime) -> 
 
 
 def of_quarantine(raw: RawPages) -> Iterator[Condition]:
-    """A condition for each raw file that cannot be loaded."""
+    """One condition per raw file that cannot be loaded."""
     for one in raw.quarantined():
         users = ", ".join(one.user_ids) or "unknown"
         yield Condition(
             f"quarantine/{one.file.name}",
-            f"Pages of user {users} cannot be loaded and lie in raw/quarantine/{one.file.name}. {one.reason} "
-            "They are fetched again by the next refresh; it is over when newer pages fill their days.",
+            f"Pages of user {users} cannot be loaded and were moved to raw/quarantine/{one.file.name}. "
+            f"{one.reason} The next refresh fetches them again; the alert ends when newer pages fill their "
+            "days.",
         )
 
 
 def of_published(warehouse: Warehouse, now: datetime) -> list[Condition]:
-    """A condition while another program's change of the published files is there, and for `REPORTED_FOR`
-    after a run has put it right."""
+    """A condition while another program's change of the published files exists.
+
+    It stays for `REPORTED_FOR` after a run has repaired the files.
+    """
     record = read_record(warehouse)
     if record is None:
         return []
     changed = [] if record.is_publishing else foreign_changes(warehouse, record)
-    # A run that has published in between has changed both.
+    # A run that published in between changed both the files and the record.
     if changed and read_record(warehouse) == record:
         named = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         message = (
-            f"The published file has been written to by another program: {named}. The next refresh publishes "
-            "it again; open it read-only."
+            f"Another program has written to the published file: {named}. The next refresh publishes it "
+            "again; open it read-only."
         )
         return [Condition(PUBLISHED_CHANGED, message)]
     repair = record.repair
@@ -94,8 +92,10 @@ def of_published(warehouse: Warehouse, now: datetime) -> list[Condition]:
 def of_disks(
     warehouse: Warehouse, dagster_home: Path, least_bytes: int = LEAST_FREE_BYTES
 ) -> Iterator[Condition]:
-    """A condition for each disk that has less free than refreshes may soon need: `least_bytes`, and for the
-    data folder twice what publishing writes."""
+    """One condition per disk with less free space than refreshes may need soon.
+
+    That is `least_bytes`, and for the data folder at least twice the size of the published file.
+    """
     database = warehouse.published_database
     published_bytes = database.stat().st_size if database.exists() else 0
     needed = {warehouse.home: max(least_bytes, 2 * published_bytes), dagster_home: least_bytes}
@@ -113,13 +113,13 @@ def of_disks(
             )
 
 
-def _too_old(plan: Plan, late: list[Connection]) -> Condition:
+def _late_data(plan: Plan, late: list[Connection]) -> Condition:
     late = sorted(late, key=lambda one: (one.refreshed_at or one.connected_at, one.user_id))
     named = ", ".join(one.user_id for one in late[:USERS_NAMED])
     more = f" and {len(late) - USERS_NAMED} more" if len(late) > USERS_NAMED else ""
     oldest = late[0].refreshed_at or late[0].connected_at
     return Condition(
         f"too old/{plan.name}",
-        f"Data of the {plan.name} plan is older than promised ({plan.interval_text}): {named}{more}, the "
-        f"oldest from {oldest:%Y-%m-%d %H:%M} UTC. Look whether the daemon runs and what the last runs say.",
+        f"Data of the {plan.name} plan is late (promised {plan.interval_text}): {named}{more}, the oldest "
+        f"from {oldest:%Y-%m-%d %H:%M} UTC. Check that the daemon runs, and the last runs' logs.",
     )

@@ -1,4 +1,4 @@
-"""Notifications by e-mail, Slack, webhook or whatever else Apprise has a scheme for."""
+"""Notifications by e-mail, Slack, webhook or any other service that Apprise has a scheme for."""
 
 import logging
 import os
@@ -13,14 +13,15 @@ NOTIFY_VARIABLE = "FINORA_NOTIFY"
 ALERTS_NAMED = 20
 SEND_SECONDS = 30
 _log = logging.getLogger(__name__)
-# Its messages may hold an address with its password.
+# Apprise's log messages may hold an address with its password.
 logging.getLogger("apprise").disabled = True
 
 
 class NotifyError(Exception):
-    """A notification failed; the message names the kinds of addresses, never the addresses.
+    """A notification failed; the message names the kinds of addresses, never the addresses themselves.
 
-    `sent_by` has the kinds of those that accepted it."""
+    `sent_by` holds the kinds of addresses that accepted it.
+    """
 
     def __init__(self, message: str, sent_by: list[str]) -> None:
         super().__init__(message)
@@ -28,9 +29,9 @@ class NotifyError(Exception):
 
 
 class Notifier:
-    """Sends messages to the addresses in an environment variable: Apprise URLs with white space between them.
+    """Sends messages to the addresses in an environment variable: Apprise URLs separated by white space.
 
-    They hold passwords and tokens, so they are read when needed and never kept, logged or shown.
+    They hold passwords and tokens, so they are read when needed and never stored, logged or shown.
     """
 
     def __init__(self, variable: str = NOTIFY_VARIABLE) -> None:
@@ -42,7 +43,7 @@ class Notifier:
         return [_kind(address) for address in self._addresses()]
 
     def send(self, title: str, body: str) -> None:
-        """Sends to every address. Raises `NotifyError` if one cannot be used or did not take it."""
+        """Send to every address. Raises `NotifyError` if an address is unusable or refused the message."""
         sent: list[str] = []
         failed: list[str] = []
         for address in self._addresses():
@@ -53,14 +54,14 @@ class Notifier:
                     body=redact(body), title=redact(title), body_format="text", timeout=SEND_SECONDS
                 )
             except Exception as error:
-                # Whatever the sender says may hold the address.
+                # The error's text may hold the address.
                 _log.warning("Notifying by %s failed: %s", kind, type(error).__name__)
                 is_sent = False
             (sent if is_sent else failed).append(kind)
         if failed:
             raise NotifyError(
                 f"No notification reached {len(failed)} of the addresses in {self._variable} "
-                f"({', '.join(failed)}): look at their spelling and whether the services can be reached.",
+                f"({', '.join(failed)}). Check their spelling and whether the services can be reached.",
                 sent,
             )
 
@@ -69,13 +70,13 @@ class Notifier:
 
 
 def _kind(address: str) -> str:
-    # What stands before a mere colon, or all there is, may be a name or a secret.
+    # Without "://" the text before a colon, or the whole text, may be a name or a secret.
     scheme, separator, _ = address.partition("://")
     return scheme if separator else "one without ://"
 
 
 def message_of(alerts: Iterable[Alert]) -> tuple[str, str]:
-    """Title and text of a message about alerts, new ones first."""
+    """The title and body of a message about alerts, new ones first."""
     alerts = list(alerts)
     new = [alert for alert in alerts if alert.resolved_at is None]
     over = [alert for alert in alerts if alert.resolved_at is not None]

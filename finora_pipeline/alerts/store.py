@@ -1,4 +1,4 @@
-"""The alerts on record: each is sent once when it opens and once when it is over, across restarts."""
+"""The record of alerts: each is sent once when it opens and once when it is over, across restarts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from finora_pipeline.alerts.conditions import Condition
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """A condition with the time when it was first seen, and when it was over."""
+    """A condition with the time it was first seen and the time it was over."""
 
     key: str
     message: str
@@ -30,7 +30,7 @@ def open_alerts(database: AccountsDatabase) -> list[Alert]:
 
 
 def sync_alerts(database: AccountsDatabase, conditions: Iterable[Condition], now: datetime) -> list[Alert]:
-    """Records the present conditions; returns the alerts, new and over, that are not yet sent.
+    """Record the current conditions; return the new and resolved alerts that are not sent yet.
 
     An alert that is over before it was sent is deleted.
     """
@@ -42,28 +42,28 @@ def sync_alerts(database: AccountsDatabase, conditions: Iterable[Condition], now
             if row is None:
                 connection.execute(insert(alarms).values(key=key, message=message, opened_at=now))
             elif row.resolved_at is not None:
-                # It is back: that it was over need not be sent.
-                again = {"opened_at": now, "resolved_at": None, "told_at": None, "message": message}
+                # The condition is back, so its end need not be sent.
+                again = {"opened_at": now, "resolved_at": None, "notified_at": None, "message": message}
                 connection.execute(update(alarms).where(alarms.c.key == key).values(again))
             elif row.message != message:
                 connection.execute(update(alarms).where(alarms.c.key == key).values(message=message))
         for key, row in known.items():
             if key not in found and row.resolved_at is None:
-                if row.told_at is None:
+                if row.notified_at is None:
                     connection.execute(delete(alarms).where(alarms.c.key == key))
                 else:
                     connection.execute(update(alarms).where(alarms.c.key == key).values(resolved_at=now))
-        unsent = alarms.c.told_at.is_(None) | alarms.c.resolved_at.is_not(None)
+        unsent = alarms.c.notified_at.is_(None) | alarms.c.resolved_at.is_not(None)
         query = select(alarms).where(unsent).order_by(alarms.c.opened_at, alarms.c.key)
         return [_alert(row) for row in connection.execute(query)]
 
 
 def mark_notified(database: AccountsDatabase, sent: Iterable[Alert], now: datetime) -> None:
-    """Records that these alerts were sent; those that are over are deleted."""
+    """Record that these alerts were sent; delete those that are over."""
     with database.write() as connection:
         for alert in sent:
             if alert.resolved_at is None:
-                connection.execute(update(alarms).where(alarms.c.key == alert.key).values(told_at=now))
+                connection.execute(update(alarms).where(alarms.c.key == alert.key).values(notified_at=now))
             else:
                 over = (alarms.c.key == alert.key) & (alarms.c.resolved_at == alert.resolved_at)
                 connection.execute(delete(alarms).where(over))

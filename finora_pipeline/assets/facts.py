@@ -1,4 +1,4 @@
-"""Facts: the landed pages as exact rows of a day, a project and a line item or model."""
+"""Facts: landed pages as exact rows by day, project and line item or model."""
 
 import time
 from collections.abc import Iterator
@@ -20,17 +20,18 @@ from finora_pipeline.warehouse.load import KINDS, load_pending
 from finora_pipeline.warehouse.load_report import Loaded
 from finora_pipeline.warehouse.periods import LATE_REVISION_DAYS
 
-# A page of the UI must stay readable.
+# Limits that keep the UI's page readable.
 DAYS_SHOWN = 20
 LINE_ITEMS_SHOWN = 20
 
 
 def grain_check_spec(table: str) -> dg.AssetCheckSpec:
+    """The check of a fact table's grain."""
     return dg.AssetCheckSpec(
         "grain_is_unique",
         asset=table,
         blocking=True,
-        description="No two of the rows that a run loads are of one grain: nothing is counted twice.",
+        description="Rows are unique on the table's grain, so nothing is counted twice.",
     )
 
 
@@ -56,13 +57,13 @@ def grain_check_spec(table: str) -> dg.AssetCheckSpec:
         dg.AssetCheckSpec(
             "revisions_within_reason",
             asset="daily_costs",
-            description=f"OpenAI has changed no day that was {LATE_REVISION_DAYS} days old or older.",
+            description=f"OpenAI has changed no day at least {LATE_REVISION_DAYS} days old.",
         ),
         dg.AssetCheckSpec(
             "line_items_are_parsed",
             asset="daily_costs",
-            description="The grammar of line items knows every word of the charges that a run loads. Charges "
-            "with other words keep their model and amount.",
+            description="The line item grammar knows every word of the loaded charges. Charges with unknown "
+            "words keep their model and amount.",
         ),
     ],
 )
@@ -73,26 +74,26 @@ def load_pages(
     loaded = load_pending(warehouse, KINDS, context.run.run_id)
     seconds = time.monotonic() - started
     for table in ("daily_costs", "daily_usage"):
-        told = loaded_metadata(loaded, seconds, with_money=table == "daily_costs")
-        yield dg.MaterializeResult(asset_key=table, metadata=told)
+        metadata = loaded_metadata(loaded, seconds, with_money=table == "daily_costs")
+        yield dg.MaterializeResult(asset_key=table, metadata=metadata)
         yield grain_check(table, loaded)
     yield revisions_check(loaded)
     yield line_items_check(loaded)
 
 
 def grain_check(table: str, loaded: Loaded) -> dg.AssetCheckResult:
-    """Fails if rows that were loaded repeat the grain of others."""
+    """Fails if loaded rows duplicate the grain of others."""
     repeated = loaded.repeated[table]
     return dg.AssetCheckResult(
         check_name="grain_is_unique",
         asset_key=table,
         passed=not repeated,
-        metadata={"repeated rows": repeated},
+        metadata={"duplicate rows": repeated},
     )
 
 
 def revisions_check(loaded: Loaded) -> dg.AssetCheckResult:
-    """Warns of settled days that OpenAI changed, with by how much."""
+    """Warns of final days that OpenAI changed, with the change in USD."""
     late = loaded.late_revisions
     rows = [(user_id, day, dollars(usd)) for user_id, day, usd in late[:DAYS_SHOWN]]
     return dg.AssetCheckResult(
@@ -108,7 +109,7 @@ def revisions_check(loaded: Loaded) -> dg.AssetCheckResult:
 
 
 def line_items_check(loaded: Loaded) -> dg.AssetCheckResult:
-    """Warns of line items with unknown words, with what they cost: the dearest first."""
+    """Warns of line items with unknown words, the most expensive first."""
     rows = [
         (charge.line_item, dollars(charge.amount_usd), charge.days, charge.users)
         for charge in loaded.unparsed_charges[:LINE_ITEMS_SHOWN]
@@ -120,6 +121,6 @@ def line_items_check(loaded: Loaded) -> dg.AssetCheckResult:
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
             "unparsed line items": loaded.unparsed_count,
-            "dearest": markdown_table(("line item", "dollars", "days", "users"), rows),
+            "most expensive": markdown_table(("line item", "dollars", "days", "users"), rows),
         },
     )

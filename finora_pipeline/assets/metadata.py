@@ -1,4 +1,4 @@
-"""What assets show in the UI: table schemas from the warehouse's SQL, counts, failures in words, a plot."""
+"""Metadata that assets show in the UI: table schemas from the warehouse's SQL, counts, failures, a plot."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.database import described_tables
 from finora_pipeline.warehouse.load_report import Loaded
 
-# A run's page must stay readable with a thousand failures.
+# Keeps a run's page readable with a thousand failures.
 FAILURES_SHOWN = 50
 PLOT_HEIGHT = 80
 CENT = Decimal("0.01")
@@ -22,7 +22,7 @@ OWNERS = ["team:finora"]
 
 
 def table_metadata(table: str) -> dict[str, Any]:
-    """A table's columns with types and documentation, and its name in the published file."""
+    """A table's columns with types and comments, and its name in the published file."""
     return {
         "dagster/column_schema": dg.TableSchema(
             [dg.TableColumn(c.name, c.type, c.comment) for c in described_tables()[table].columns]
@@ -32,11 +32,12 @@ def table_metadata(table: str) -> dict[str, Any]:
 
 
 def table_description(table: str) -> str:
+    """A table's comment."""
     return described_tables()[table].comment
 
 
 def fetched_metadata(fetched: Fetched, endpoints: str, seconds: float) -> dict[str, Any]:
-    """What a fetch did, with the failed users by reason and one by one."""
+    """Counts of a fetch, with failed users by reason and individually."""
     return {
         "users": fetched.users,
         "failed users": len(fetched.failures),
@@ -52,7 +53,7 @@ def fetched_metadata(fetched: Fetched, endpoints: str, seconds: float) -> dict[s
 
 
 def loaded_metadata(loaded: Loaded, seconds: float, *, with_money: bool) -> dict[str, Any]:
-    """What became of a run's pages. Dollars are text: a float would not be exact."""
+    """Counts of a load. Dollars are text, since a float would not be exact."""
     metadata: dict[str, Any] = {
         "dagster/row_count": loaded.cost_rows if with_money else loaded.usage_rows,
         "users": loaded.users,
@@ -68,13 +69,13 @@ def loaded_metadata(loaded: Loaded, seconds: float, *, with_money: bool) -> dict
 
 
 def dollars(amount: Decimal) -> str:
-    """An exact amount without its trailing zeros, at least to the cent: `$1,234.50`."""
+    """An exact USD amount without trailing zeros, with at least two decimals: `$1,234.50`."""
     whole, _, fraction = f"{abs(amount):,f}".partition(".")
     return f"{'-' if amount < 0 else ''}${whole}.{fraction.rstrip('0'):0<2}"
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> dg.MarkdownMetadataValue:
-    """Rows as a table; a word where there are none. A cell's own bars and breaks stay within it."""
+    """Rows as a Markdown table, or "none". Bars and line breaks within a cell are escaped."""
     lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
     if not lines:
         return dg.MarkdownMetadataValue("none")
@@ -87,9 +88,9 @@ def _cell(value: object) -> str:
 
 
 def cost_plot(days: Sequence[tuple[date, Decimal]]) -> dg.MarkdownMetadataValue:
-    """Dollars a day as bars, those of credits below zero, with the highest in words."""
+    """USD by day as bars, negative for credits, with the highest day in words."""
     if not days:
-        return dg.MarkdownMetadataValue("nothing was charged")
+        return dg.MarkdownMetadataValue("no spend")
     most = max(amount for _, amount in days)
     top, bottom = max(most, Decimal(0)), min(Decimal(0), *(amount for _, amount in days))
     size = PLOT_HEIGHT / float(top - bottom or 1)
@@ -107,21 +108,21 @@ def cost_plot(days: Sequence[tuple[date, Decimal]]) -> dg.MarkdownMetadataValue:
     image = base64.b64encode(svg.encode()).decode()
     first, last = days[0][0], days[-1][0]
     return dg.MarkdownMetadataValue(
-        f"{first} to {last}, at most {dollars(most.quantize(CENT))} a day\n\n"
-        f"![dollars a day](data:image/svg+xml;base64,{image})"
+        f"{first} to {last}, at most {dollars(most.quantize(CENT))} per day\n\n"
+        f"![dollars per day](data:image/svg+xml;base64,{image})"
     )
 
 
 def docs(page: str) -> dict[str, Any]:
-    """The link to a page of the documentation, where it is served (finora up)."""
+    """The link to a page of the documentation, if it is served (finora up)."""
     url = Settings.from_environment().docs_url
     return {"docs": dg.UrlMetadataValue(f"{url}/{page}/")} if url else {}
 
 
 def failure_table(failures: Iterable[Refresh]) -> dg.MarkdownMetadataValue:
-    """Failed users and why."""
+    """Failed users with reason and error sentence."""
     failures = sorted(failures, key=lambda failure: failure.user_id)
     rows: list[Sequence[object]] = [(f.user_id, f.reason, f.message) for f in failures[:FAILURES_SHOWN]]
     if len(failures) > FAILURES_SHOWN:
         rows.append(("…", "", f"and {len(failures) - FAILURES_SHOWN} more: see finora status"))
-    return markdown_table(("user", "reason", "what to do"), rows)
+    return markdown_table(("user", "reason", "error"), rows)

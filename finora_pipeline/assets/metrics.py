@@ -1,4 +1,4 @@
-"""Metrics: what the facts add up to, by model and by user."""
+"""Metrics: costs by model, member and API key, metrics by user, and their reconciliation."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -44,13 +44,13 @@ COST_TABLES = ("daily_model_costs", "daily_member_costs", "daily_key_costs")
             "parts_add_up_to_the_bill",
             asset="daily_model_costs",
             blocking=True,
-            description="Of every recomputed day the rows by model, by member and by API key each add up to "
-            "daily_costs, to the last digit.",
+            description="Rows by model, by member and by API key each add up to daily_costs on every "
+            "recomputed day, to the last digit.",
         ),
         dg.AssetCheckSpec(
             "facts_equal_openais_totals",
             asset="reconciliation",
-            description="Of every final day, daily_costs add up to the total that OpenAI gives for it.",
+            description="daily_costs add up to OpenAI's total on every final day.",
         ),
     ],
 )
@@ -69,7 +69,7 @@ def compute_metrics(
         asset_key="reconciliation",
         metadata={
             "days that differ": residual_table(computed.residuals),
-            "tokens billed and used, both normal": token_table(computed.token_residuals),
+            "days with different tokens billed and used (normal)": token_table(computed.token_residuals),
         },
     )
     yield dg.MaterializeResult(asset_key="user_metrics", metadata={"dagster/row_count": computed.metric_rows})
@@ -83,7 +83,7 @@ def compute_metrics(
 
 
 def reconciliation_check(residuals: Mapping[str, tuple[int, Decimal]]) -> dg.AssetCheckResult:
-    """Passes while only days that OpenAI still books differ; fails with the severity of what else does."""
+    """Passes while only days that are not final differ; fails with the severity of any other difference."""
     is_error = "error" in residuals
     return dg.AssetCheckResult(
         check_name="facts_equal_openais_totals",
@@ -95,11 +95,12 @@ def reconciliation_check(residuals: Mapping[str, tuple[int, Decimal]]) -> dg.Ass
 
 
 def residual_table(residuals: Mapping[str, tuple[int, Decimal]]) -> dg.MarkdownMetadataValue:
+    """The days that differ from OpenAI's totals, and by how many USD, by severity."""
     rows = [(severity, days, dollars(usd)) for severity, (days, usd) in sorted(residuals.items())]
     return markdown_table(("severity", "days", "residual"), rows)
 
 
 def token_table(residuals: Mapping[str, tuple[int, Decimal]]) -> dg.MarkdownMetadataValue:
-    """The days on which OpenAI billed other tokens than it counted as used, by kind."""
+    """The days on which OpenAI billed a different number of tokens than it counted as used, by kind."""
     rows = [(kind, days, f"{tokens:,}") for kind, (days, tokens) in sorted(residuals.items())]
     return markdown_table(("kind", "days", "tokens"), rows)

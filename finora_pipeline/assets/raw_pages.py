@@ -1,4 +1,4 @@
-"""Raw pages: what OpenAI says about a range of days, for every user that is due, verbatim on disk."""
+"""Raw pages: OpenAI's responses for a range of days and every selected user, verbatim on disk."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -21,23 +21,24 @@ from finora_pipeline.resources.openai_admin import OpenAIAdmin
 from finora_pipeline.warehouse.database import Warehouse
 
 COST_PAGES = dg.AssetKey("raw_openai_cost_pages")
-READ_CHECK = "every_connection_read"
+# The name keeps the word of earlier versions.
+FETCH_CHECK = "every_connection_read"
 USAGE_PAGES = dg.AssetKey("raw_openai_usage_pages")
-# How often a run's log tells how far the reading is.
+# How often a run logs the progress of its fetch.
 PROGRESS_SECONDS = 10.0
-# After which what a run has read is too old for another to go on from.
+# A run resumes an interrupted one only within this time; older pages are fetched again.
 RESUME_SECONDS = 3 * 3600
 
 
 class RefreshConfig(dg.Config):
-    """Whom a refresh reads: by default every connection."""
+    """The users a refresh fetches: by default every connection."""
 
     plan: str | None = Field(
         default=None, description="Only users of this plan: trial, growth, scale, enterprise"
     )
     users: list[str] = Field(default=[], description="Only these user ids, even if they need attention")
     only_due: bool = Field(
-        default=False, description="Only those whose data would soon be older than their plan promises"
+        default=False, description="Only those whose plan's promise would otherwise break soon"
     )
 
 
@@ -46,8 +47,8 @@ class RefreshConfig(dg.Config):
         dg.AssetSpec(
             COST_PAGES,
             description="Pages of OpenAI's costs endpoint as received: by project and line item, in total, "
-            "and by member and API key where the organization's API takes that. "
-            "Parquet, one row a page; a page set lands only when it is complete.",
+            "and by member and API key if the organization's API allows it. "
+            "Parquet, one row per page; only complete page sets land.",
             kinds={"openai", "parquet"},
             owners=OWNERS,
             metadata=docs("faults"),
@@ -56,7 +57,7 @@ class RefreshConfig(dg.Config):
             USAGE_PAGES,
             description="Pages of OpenAI's usage endpoints as received, grouped by project, member, "
             "API key, model, batch and service tier. "
-            "Parquet, one row a page; a page set lands only when it is complete.",
+            "Parquet, one row per page; only complete page sets land.",
             kinds={"openai", "parquet"},
             owners=OWNERS,
             metadata=docs("faults"),
@@ -68,9 +69,9 @@ class RefreshConfig(dg.Config):
     backfill_policy=dg.BackfillPolicy.single_run(),
     check_specs=[
         dg.AssetCheckSpec(
-            READ_CHECK,
+            FETCH_CHECK,
             asset=COST_PAGES,
-            description="Every user's costs and usage could be read.",
+            description="Every user's costs and usage were fetched.",
         )
     ],
 )
@@ -92,14 +93,14 @@ def raw_openai_pages(
     time_window = context.partition_time_window
     asked = Window(time_window.start.date(), min(time_window.end.date(), _tomorrow()))
     fetched = fetch_connections(
-        context, connections, asked, accounts, openai_admin, warehouse, ask_all=bool(config.users)
+        context, connections, asked, accounts, openai_admin, warehouse, retry_parts=bool(config.users)
     )
     seconds = time.monotonic() - started
-    read = (COSTS, *openai_admin.endpoints)
+    endpoints = (COSTS, *openai_admin.endpoints)
     for key, is_costs in ((COST_PAGES, True), (USAGE_PAGES, False)):
-        names = ", ".join(endpoint.name for endpoint in read if endpoint.is_costs is is_costs)
+        names = ", ".join(endpoint.name for endpoint in endpoints if endpoint.is_costs is is_costs)
         yield dg.MaterializeResult(asset_key=key, metadata=fetched_metadata(fetched, names, seconds))
-    yield read_check(fetched)
+    yield fetch_check(fetched)
 
 
 def fetch_connections(
@@ -109,12 +110,12 @@ def fetch_connections(
     accounts: Accounts,
     openai_admin: OpenAIAdmin,
     warehouse: Warehouse,
-    ask_all: bool,
+    retry_parts: bool,
 ) -> Fetched:
-    """Fetches and lands these days of these connections.
+    """Fetch and land these days of these connections.
 
-    A run that repeats an interrupted one continues where that one stopped. `ask_all` also asks for parts that
-    were refused or failed a short time ago.
+    A run that retries an interrupted one continues where that one stopped. `retry_parts` fetches optional
+    parts that failed recently without waiting for their next attempt.
     """
     if parent := _interrupted_parent(context):
         done = already_fetched(accounts, parent, connections, asked)
@@ -127,27 +128,27 @@ def fetch_connections(
         endpoints=openai_admin.endpoints,
         with_directory=openai_admin.directory,
         failures=accounts.refreshes.part_failures([connection.user_id for connection in connections]),
-        ask_all=ask_all,
+        retry_parts=retry_parts,
     )
     return fetch_and_land(
         context.run.run_id, plan, accounts, openai_admin, warehouse, progress_log(context.log)
     )
 
 
-def read_check(fetched: Fetched) -> dg.AssetCheckResult:
-    """Fails with a warning if some users could not be read, with an error if none could."""
-    everybody = fetched.users > 0 and len(fetched.failures) == fetched.users
+def fetch_check(fetched: Fetched) -> dg.AssetCheckResult:
+    """Fails with a warning if some users failed, with an error if all did."""
+    all_failed = fetched.users > 0 and len(fetched.failures) == fetched.users
     return dg.AssetCheckResult(
-        check_name=READ_CHECK,
+        check_name=FETCH_CHECK,
         asset_key=COST_PAGES,
         passed=not fetched.failures,
-        severity=dg.AssetCheckSeverity.ERROR if everybody else dg.AssetCheckSeverity.WARN,
+        severity=dg.AssetCheckSeverity.ERROR if all_failed else dg.AssetCheckSeverity.WARN,
         description=f"{len(fetched.failures)} of {fetched.users} users failed.",
     )
 
 
 def _interrupted_parent(context: dg.AssetExecutionContext) -> str | None:
-    """The run that this one repeats, if it did not end well a short time ago."""
+    """The run that this one retries, if it failed or was canceled within `RESUME_SECONDS`."""
     parent = context.run.parent_run_id
     record = parent and context.instance.get_run_record_by_id(parent)
     if not record or record.dagster_run.status not in (
@@ -160,7 +161,7 @@ def _interrupted_parent(context: dg.AssetExecutionContext) -> str | None:
 
 
 def progress_log(log: dg.DagsterLogManager) -> OnUserDone:
-    """Writes to the run's log, now and then, how many users are done."""
+    """A callback that logs the number of finished users every `PROGRESS_SECONDS`."""
     logged_at = time.monotonic()
 
     def on_user_done(done: int, total: int, failed: int) -> None:

@@ -1,5 +1,4 @@
-"""Upkeep, every night: what plans keep no longer and raw pages that newer ones replace are removed, and new
-rows are put where one user's readers find them."""
+"""Nightly upkeep: deletes expired days and replaced raw pages, and clusters new rows by user."""
 
 import time
 from datetime import UTC, datetime
@@ -20,11 +19,9 @@ from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, cluster, prune, 
     owners=OWNERS,
     metadata=docs("operations"),
     kinds={"duckdb", "parquet"},
-    description="Removes the days that a user's plan keeps no longer, a week after they fell out of it or "
-    "the plan was changed, and raw pages of which nothing stands in the facts any more; orders the month's "
-    "rows by user; then publishes. Of "
-    f"Dagster's own records it removes runs that are older than {RUNS_KEPT.days} days, and the partitions of "
-    "users that were purged.",
+    description="Deletes expired days, a week after they expired or the plan changed, and raw pages no fact "
+    "depends on; sorts the month's rows by user; then publishes. Of Dagster's records it deletes runs older "
+    f"than {RUNS_KEPT.days} days, and the partitions of purged users.",
 )
 def retention(
     context: dg.AssetExecutionContext,
@@ -45,7 +42,7 @@ def retention(
     return dg.MaterializeResult(
         metadata={
             "rows removed": markdown_table(("table", "rows"), rows),
-            "rows put in order": clustered,
+            "rows sorted": clustered,
             "raw files removed": thinned.files_removed,
             "raw files rewritten": thinned.files_rewritten,
             "megabytes freed": round(thinned.bytes_freed / 1e6, 3),

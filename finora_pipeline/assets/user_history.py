@@ -1,4 +1,4 @@
-"""One user's history, all that the plan keeps: the first load of a new connection, or a load again."""
+"""One user's whole history as the plan keeps it: for a new connection, or fetched again."""
 
 import time
 from dataclasses import replace
@@ -25,9 +25,9 @@ from finora_pipeline.warehouse.load import KINDS, load_pending
     kinds={"openai", "duckdb"},
     partitions_def=USERS,
     backfill_policy=dg.BackfillPolicy.single_run(),
-    description="A user's whole history, as far back as the plan keeps it, read again and put into "
-    "daily_costs and daily_usage. A new connection starts it by itself; launch a partition to load one "
-    "user's history again.",
+    description="A user's whole history, as far back as the plan keeps it, fetched and loaded into "
+    "daily_costs and daily_usage. A new connection starts it automatically; materialize a partition to load "
+    "one user's history again.",
 )
 def user_history(
     context: dg.AssetExecutionContext,
@@ -41,7 +41,7 @@ def user_history(
         replace(connection, history_from=None, read_until=None, given_from=None) for connection in chosen
     ]
     asked = trailing_window(datetime.now(UTC).date())
-    fetched = fetch_connections(context, whole, asked, accounts, openai_admin, warehouse, ask_all=True)
+    fetched = fetch_connections(context, whole, asked, accounts, openai_admin, warehouse, retry_parts=True)
     loaded = load_pending(warehouse, KINDS, context.run.run_id)
     seconds = time.monotonic() - started
     names = ", ".join(endpoint.name for endpoint in (COSTS, *openai_admin.endpoints))

@@ -1,6 +1,7 @@
-"""The `finora` command: one module a group of commands; this one gathers them and tells errors in a sentence.
+"""The `finora` command: one module per group of commands; this one collects them and reports errors.
 
-Commands import what they need when they run, so that `--help` is immediate.
+Commands parse options and print results; what they do belongs in the other packages. They import those when
+they run, so that `--help` is immediate.
 """
 
 import errno
@@ -24,8 +25,10 @@ from finora_pipeline.settings import SettingsError
 
 
 def _about_a_database(error: Exception) -> str | None:
-    """What an error outside of all others says about a database: the accounts' and the warehouse's are
-    sentences by then, so that SQLAlchemy's are about Dagster's."""
+    """The sentence of an error about a database, or None.
+
+    The accounts and the warehouse raise `StorageError`, so any other error is about Dagster's databases.
+    """
     from finora_pipeline.data_folder.disk import StorageError, runs_store, storage_error
     from finora_pipeline.settings import Settings
 
@@ -35,7 +38,7 @@ def _about_a_database(error: Exception) -> str | None:
 
 
 class Commands(click.Group):
-    """Lists the commands in the order of their use; a setting that cannot be meant is told in a sentence."""
+    """Lists commands in order of use, and reports invalid settings and storage errors as one sentence."""
 
     def invoke(self, ctx: click.Context) -> Any:
         restrict_new_files()
@@ -61,19 +64,19 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="finora-pipeline")
 def main() -> None:
-    """What your OpenAI organizations cost: exact, on time, in DuckDB, inside Dagster.
+    """Costs of your OpenAI organizations: exact, on time, in DuckDB, orchestrated by Dagster.
 
     \b
     First steps
       finora connect --user acme --plan growth    paste an Admin key at the prompt
-      finora refresh --user acme                  read its history
-      finora sql "FROM user_metrics"              ask
+      finora refresh --user acme                  fetch its history
+      finora sql "FROM user_metrics"              query it
 
     \b
     Settings come from the environment
       FINORA_HOME         data folder                            ./data
       DAGSTER_HOME        Dagster's own folder                   $FINORA_HOME/dagster
-      OPENAI_BASE_URL     where OpenAI is                        https://api.openai.com/v1
+      OPENAI_BASE_URL     address of OpenAI's API                https://api.openai.com/v1
       FINORA_MASTER_KEY   encrypts the stored keys (base64)      else $FINORA_HOME/master.key
       FINORA_ACCOUNTS_URL accounts database (SQLAlchemy URL)     SQLite in $FINORA_HOME
       FINORA_NOTIFY       addresses that alerts are sent to      none

@@ -1,4 +1,4 @@
-"""finora alerts: the conditions that need a person now."""
+"""finora alerts: the open alerts."""
 
 from datetime import UTC, datetime
 
@@ -13,9 +13,9 @@ from finora_pipeline.cli.terminal import row as text_row
 @click.option("--test", is_flag=True, help="Send a test message to every address in FINORA_NOTIFY.")
 @json_option
 def alerts(test: bool, as_json: bool) -> None:
-    """Show the open alerts: as the daemon found them last, and the data folder as it is now.
+    """Show the open alerts: those the daemon recorded last, and the data folder's current ones.
 
-    FINORA_NOTIFY holds the addresses to notify, with white space between them, as Apprise writes them
+    FINORA_NOTIFY holds the addresses to notify, separated by white space, in Apprise's notation
     (https://appriseit.com/services):
 
     \b
@@ -46,7 +46,7 @@ def alerts(test: bool, as_json: bool) -> None:
     if not found:
         messages.print("No open alerts.")
         return
-    table = Table("Since (UTC)", "What")
+    table = Table("Since (UTC)", "Alert")
     for alert in found:
         table.add_row(*text_row(f"{alert.opened_at:%Y-%m-%d %H:%M}", alert.message))
     output.print(table)
@@ -57,7 +57,7 @@ def _send_test() -> None:
 
     notifier = Notifier()
     if not notifier.kinds:
-        raise click.ClickException(f"{NOTIFY_VARIABLE} is empty: no one would be notified.")
+        raise click.ClickException(f"{NOTIFY_VARIABLE} is empty. Set it to the addresses to notify.")
     try:
         notifier.send("finora: a test", "This is what an alert looks like.")
     except NotifyError as error:

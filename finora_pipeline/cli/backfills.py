@@ -1,7 +1,7 @@
-"""Backfills: past days fetched again by the daemon, after the refreshes that keep the plans' promises.
+"""Backfills of a plan or some users: the daemon fetches past days again, after scheduled refreshes.
 
-The UI's dialog for a range of partitions takes no run config, so that it fetches every user. These are the
-same backfills, shown on the same page, for a plan or some users.
+Dagster's dialog for a range of partitions accepts no run config and so fetches every user; these backfills
+show on the same page.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ NAME_LENGTH = 100
 
 @dataclass(frozen=True, slots=True)
 class BackfillState:
-    """How far a backfill is: its state in Dagster's word, its runs, and the users whose fetch ended."""
+    """The state of a backfill: Dagster's word for it, its runs, and the numbers of finished users."""
 
     status: str
     is_over: bool
@@ -37,26 +37,26 @@ class BackfillState:
 def launch_backfill(
     settings: Settings, window: Window, *, plan: str | None = None, users: Sequence[str] = ()
 ) -> str:
-    """Asks the daemon to fetch these UTC days again for all users, a plan or some; returns the backfill's id.
+    """Request the daemon to fetch these UTC days again for all users, a plan or some users; return its id.
 
-    One run fetches all users; a second makes metrics and the published copy. Both wait for live refreshes.
+    One run fetches all users, a second refreshes metrics and publishes. Both wait for scheduled refreshes.
     """
     prepare_instance(settings)
-    whom = (", ".join(users) or plan or "all users")[:NAME_LENGTH]
+    selected = (", ".join(users) or plan or "all users")[:NAME_LENGTH]
     with dg.DagsterInstance.get() as instance:
         return request_backfill(
             instance,
             build_defs(settings),
             refresh_job.selection,
             [(window.start + timedelta(days=number)).isoformat() for number in range(window.days)],
-            title=f"{whom}: {window.start} to {window.last}",
-            tags=BATCH_TAG | LAST_TAGS | user_tags(users) | {BACKFILL_TAG: whom},
+            title=f"{selected}: {window.start} to {window.last}",
+            tags=BATCH_TAG | LAST_TAGS | user_tags(users) | {BACKFILL_TAG: selected},
             run_config=refresh_config(plan, list(users)),
         )
 
 
 def backfill_state(accounts: Accounts, backfill_id: str) -> BackfillState:
-    """How far a backfill is; of a user who was fetched again after a failure, the latest fetch counts."""
+    """The state of a backfill; of a user fetched again after a failure, the latest fetch counts."""
     with dg.DagsterInstance.get() as instance:
         backfill = backfill_of(instance, backfill_id)
     refreshes = [one for run_id in backfill.run_ids for one in accounts.refreshes.of_run(run_id)]

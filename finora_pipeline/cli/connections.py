@@ -26,7 +26,9 @@ from finora_pipeline.openai_admin.keys import redact
 from finora_pipeline.plans import PLANS
 
 if TYPE_CHECKING:
-    from finora_pipeline.accounts.model import Connection
+    from collections.abc import Mapping, Sequence
+
+    from finora_pipeline.accounts.model import Connection, PartFailure
     from finora_pipeline.accounts.onboarding import NewConnection
 
 plan_choice = click.Choice(list(PLANS), case_sensitive=False)
@@ -39,15 +41,15 @@ base_url_option = click.option(
 replace_option = click.option(
     "--replace-organization",
     is_flag=True,
-    help="Take the key of another organization: the old one's days before today stay, the new one is read "
+    help="Switch to the key's organization: the old one's days before today stay, the new one is fetched "
     "from today on.",
 )
 
 
 @click.command()
 @click.option("--user", "user_id", help="Your own id of the user, e.g. acme.")
-@click.option("--plan", type=plan_choice, help="Sets pace and history.  [default: trial]")
-@click.option("--email", help="Whom to write to about this connection.")
+@click.option("--plan", type=plan_choice, help="Sets refresh interval and history.  [default: trial]")
+@click.option("--email", help="Contact email for this connection.")
 @click.option("--many", is_flag=True, help="Read lines user,plan,key from the standard input.")
 @base_url_option
 @replace_option
@@ -63,9 +65,9 @@ def connect(
 ) -> None:
     """Connect a user's OpenAI organization.
 
-    Asks for the Admin key without showing it, or reads it from the standard input; never give it as an
-    argument. The key is checked with OpenAI before it is stored, encrypted. An Owner or Admin of the
-    organization creates one under Settings → Organization → Admin keys.
+    Prompts for the Admin key without showing it, or reads it from the standard input; never pass it as an
+    argument. OpenAI checks the key before it is stored, encrypted. An Owner or Admin of the organization
+    creates one under Settings → Organization → Admin keys.
 
     \b
       finora connect --user acme --plan growth
@@ -75,61 +77,57 @@ def connect(
     if many:
         if user_id or plan or email or replace_organization:
             raise click.UsageError(
-                "--many reads users, plans and keys from the standard input: "
-                "leave out --user, --plan, --email and --replace-organization."
+                "--many reads users, plans and keys from the standard input. "
+                "Omit --user, --plan, --email and --replace-organization."
             )
         _connect_many(standard_input(), base_url, as_json)
         return
     if not user_id:
-        raise click.UsageError("Say whose organization it is: --user ID (or --many for many).")
-    key_text = _read_key()
+        raise click.UsageError("Missing --user ID (or --many for many).")
+    options = {"plan": plan, "email": email, "replace_organization": replace_organization}
     with plain_errors():
-        from finora_pipeline.accounts import onboarding as connections
+        connection = _connect(user_id, _read_key(), base_url, options)
+    _report(connection, "Connected", as_json)
 
-        async def run(accounts: Any, client: Any) -> "Connection":
-            return await connections.connect(
-                accounts,
-                client,
-                user_id,
-                key_text,
-                plan=plan,
-                email=email,
-                replace_organization=replace_organization,
-            )
 
-        connection = _with_openai(run, base_url, user_id)
-    _tell(connection, "Connected", as_json)
+def _connect(user_id: str, key_text: str, base_url: str | None, options: dict[str, Any]) -> "Connection":
+    from finora_pipeline.accounts import onboarding
+
+    async def run(accounts: Any, client: Any) -> "Connection":
+        return await onboarding.connect(accounts, client, user_id, key_text, **options)
+
+    return _with_openai(run, base_url, user_id)
 
 
 @click.command()
 @user_option
 @base_url_option
-@click.option("--keep-key", is_flag=True, help="Check and bind the stored key; asks for none.")
+@click.option("--keep-key", is_flag=True, help="Check and bind the stored key instead of a new one.")
 @replace_option
 @json_option
 def update(
     user_id: str, base_url: str | None, keep_key: bool, replace_organization: bool, as_json: bool
 ) -> None:
-    """Replace a user's Admin key by a fresh one of the same organization.
+    """Replace a user's Admin key with a new one of the same organization.
 
-    The old key keeps working until the new one has been checked and stored.
+    The old key stays in use until the new one has been checked and stored.
     """
     if keep_key and not base_url:
-        raise click.UsageError("--keep-key binds the stored key to an address: give it with --base-url.")
+        raise click.UsageError("--keep-key binds the stored key to an address. Give it with --base-url.")
     key_text = None if keep_key else _read_key()
     with plain_errors():
-        from finora_pipeline.accounts import onboarding as connections
+        from finora_pipeline.accounts import onboarding
 
         async def run(accounts: Any, client: Any) -> "Connection":
             text = key_text
             if text is None:
                 text = accounts.connections.key_ring([user_id]).key_of(user_id).reveal()
-            return await connections.update(
+            return await onboarding.update(
                 accounts, client, user_id, text, replace_organization=replace_organization
             )
 
         connection = _with_openai(run, base_url, user_id)
-    _tell(connection, "Updated", as_json)
+    _report(connection, "Updated", as_json)
 
 
 @click.command()
@@ -147,12 +145,12 @@ def remove(user_id: str, yes: bool, as_json: bool) -> None:
             raise AccountsError(f"User {user_id} has no OpenAI connection to remove.")
         if not yes:
             click.confirm(
-                f"Delete the stored OpenAI key of {user_id}? It is gone for good; past cost data stays.",
+                f"Delete the stored OpenAI key of {user_id}? This cannot be undone; past cost data stays.",
                 abort=True,
                 err=True,
             )
         connection = accounts.connections.remove(user_id)
-    _tell(connection, "Removed", as_json)
+    _report(connection, "Removed", as_json)
 
 
 @click.command()
@@ -171,40 +169,49 @@ def plan(user_id: str, plan_name: str) -> None:
 @click.option("--attention", is_flag=True, help="Only connections that need attention.")
 @json_option
 def status(user_id: str | None, attention: bool, as_json: bool) -> None:
-    """Show the connections: state, last and next refresh, and what to do where one needs attention."""
+    """Show the connections: state, last and next refresh, and what to do if one needs attention."""
     with plain_errors():
         accounts = _accounts()
         found = accounts.connections.all(user_ids=[user_id] if user_id else None)
         shown = [c for c in found if not attention or c.status == "needs attention"]
-        last_failure = accounts.refreshes.last_failures([c.user_id for c in shown])
+        last_failures = accounts.refreshes.last_failures([c.user_id for c in shown])
         parts = accounts.refreshes.part_failures([c.user_id for c in shown])
         _print_conditions()
     if user_id and not found:
-        raise click.ClickException(f"User {user_id} has no connection; finora connect makes one.")
+        raise click.ClickException(f"User {user_id} has no connection. finora connect creates one.")
     if as_json:
         print_json(
             [
                 _as_json(c)
                 | {
-                    "last_failure": last_failure.get(c.user_id),
+                    "last_failure": last_failures.get(c.user_id),
                     "parts_not_given": [asdict(part) for part in parts.get(c.user_id, ())],
                 }
                 for c in shown
             ]
         )
-        return
-    if not shown:
+    elif shown:
+        _print_connections(shown, last_failures, parts)
+    else:
         output.print(
-            "No connections yet: finora connect makes one." if not found else "None needs attention."
+            "No connections yet. finora connect creates one."
+            if not found
+            else "No connection needs attention."
         )
-        return
+
+
+def _print_connections(
+    shown: "Sequence[Connection]",
+    last_failures: "Mapping[str, str]",
+    parts: "Mapping[str, Sequence[PartFailure]]",
+) -> None:
     table = Table("User", "Plan", "State", "Key", "Refreshed (UTC)", "Next by (UTC)", box=SIMPLE_HEAD)
     todos = Table("User", "What to do", box=SIMPLE_HEAD)
-    notes = Table("User", "Not given by OpenAI", "Since (UTC)", "Next try (UTC)", box=SIMPLE_HEAD)
+    notes = Table("User", "Not returned by OpenAI", "Since (UTC)", "Next try (UTC)", box=SIMPLE_HEAD)
     now = datetime.now(UTC)
     colors = {"active": "green", "needs attention": "yellow", "removed": "dim"}
     for c in shown:
-        todo = c.status_reason or last_failure.get(c.user_id) or c.expiry_warning(now) or ""
+        todo = c.status_reason or last_failures.get(c.user_id) or c.expiry_warning(now) or ""
         for part in parts.get(c.user_id, ()):
             notes.add_row(*row(c.user_id, part.message, moment(part.since), moment(part.retry_at)))
         state = f"[{colors[c.status]}]{c.status}[/]"
@@ -221,7 +228,7 @@ def status(user_id: str | None, attention: bool, as_json: bool) -> None:
 
 
 def _print_conditions() -> None:
-    """What the data folder itself needs, beside the results."""
+    """Print the conditions of the data folder on the standard error output."""
     from finora_pipeline.alerts.conditions import of_installation
     from finora_pipeline.settings import Settings
     from finora_pipeline.warehouse.database import Warehouse
@@ -232,14 +239,14 @@ def _print_conditions() -> None:
 
 
 def _connect_many(lines: TextIO, base_url: str | None, as_json: bool) -> None:
-    from finora_pipeline.accounts import onboarding as connections
+    from finora_pipeline.accounts import onboarding
 
     wanted, outcomes = _read_lines(lines)
 
     async def run(accounts: Any, client: Any) -> None:
         checked = failed = 0
         with progress("Checking keys") as show:
-            done = connections.connect_many(accounts, client, list(wanted.values()))
+            done = onboarding.connect_many(accounts, client, list(wanted.values()))
             numbers = list(wanted)
             async for index, outcome in done:
                 line = wanted[numbers[index]]
@@ -256,36 +263,37 @@ def _connect_many(lines: TextIO, base_url: str | None, as_json: bool) -> None:
     bad = sum(state == "failed" for _, state, _ in outcomes.values())
     if as_json:
         names = ("line", "user", "outcome", "detail")
-        print_json([dict(zip(names, (n, *told), strict=True)) for n, told in sorted(outcomes.items())])
+        rows = [(number, *outcome) for number, outcome in sorted(outcomes.items())]
+        print_json([dict(zip(names, cells, strict=True)) for cells in rows])
     else:
         table = Table("Line", "User", "Outcome", "")
         for number, (user_id, state, detail) in sorted(outcomes.items()):
             color = "red" if state == "failed" else "green"
             table.add_row(*row(str(number), user_id), f"[{color}]{state}[/]", *row(detail))
         output.print(table)
-    messages.print(f"{len(outcomes) - bad} connected, {bad} left out.")
+    messages.print(f"{len(outcomes) - bad} connected, {bad} skipped.")
     if bad:
         sys.exit(1)
 
 
 def _read_lines(lines: TextIO) -> tuple[dict[int, "NewConnection"], dict[int, tuple[str, str, str]]]:
-    """The well-formed lines by number, and an outcome for each that is not. Never repeats a line's text."""
+    """Well-formed lines by number, and an outcome for each other line, which never repeats its text."""
     from finora_pipeline.accounts.onboarding import NewConnection
 
     wanted: dict[int, NewConnection] = {}
     outcomes: dict[int, tuple[str, str, str]] = {}
     for number, line in enumerate(lines, 1):
-        # Line by line: an open quotation mark must not swallow those that follow.
+        # Parsed line by line, so that an open quotation mark does not swallow later lines.
         try:
             (fields,) = csv.reader([line.removeprefix("\ufeff")])
         except csv.Error:
-            outcomes[number] = ("?", "failed", "A line must be user,plan,key; this one is no CSV.")
+            outcomes[number] = ("?", "failed", "A line must be user,plan,key in CSV.")
             continue
         cells = [field.strip() for field in fields]
         if not any(cells) or cells[0].startswith("#") or cells == ["user", "plan", "key"]:
             continue
         if len(cells) != 3:
-            outcomes[number] = ("?", "failed", "A line must be user,plan,key with just two commas.")
+            outcomes[number] = ("?", "failed", "A line must be user,plan,key with exactly two commas.")
         else:
             wanted[number] = NewConnection(*cells)
     return wanted, outcomes
@@ -306,7 +314,7 @@ def _accounts() -> Any:
 
 
 def _with_openai(run: Any, base_url: str | None, user_id: str | None = None) -> Any:
-    """Runs a coroutine function of the accounts and a client of OpenAI at the address for the user's key."""
+    """Run a coroutine function with the accounts and a client of OpenAI at the address of the user's key."""
     from finora_pipeline.accounts.model import OtherOrganization
     from finora_pipeline.accounts.onboarding import CHECK_LIMITS, address_to_check
     from finora_pipeline.openai_admin.client import open_client
@@ -323,10 +331,10 @@ def _with_openai(run: Any, base_url: str | None, user_id: str | None = None) -> 
     try:
         return asyncio.run(main())
     except OtherOrganization as error:
-        raise OtherOrganization(f"{error} The option --replace-organization does that.") from None
+        raise OtherOrganization(f"{error} To switch, use --replace-organization.") from None
 
 
-def _tell(connection: "Connection", verb: str, as_json: bool) -> None:
+def _report(connection: "Connection", verb: str, as_json: bool) -> None:
     if as_json:
         print_json(_as_json(connection))
         return
@@ -339,7 +347,7 @@ def _tell(connection: "Connection", verb: str, as_json: bool) -> None:
         f"refreshed {plan.interval_text}."
     )
     messages.print(
-        f"[dim]A running pipeline reads it at once; else: finora refresh --user {connection.user_id}[/]"
+        f"[dim]finora up fetches it now; without it: finora refresh --user {connection.user_id}[/]"
     )
 
 

@@ -1,4 +1,4 @@
-"""finora dashboard: the web pages; finora login: who may open them."""
+"""finora dashboard, which serves the web pages, and finora login, which manages their logins."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from finora_pipeline.accounts.logins import Login, Logins
     from finora_pipeline.accounts.store import Accounts
 
-# The second name is the one of earlier versions, for scripts.
+# The second name is that of earlier versions, for scripts.
 last_login_option = click.option(
     "--last-login",
     "--opens-pages",
     "removes_last",
     is_flag=True,
-    help="Also the last login, after which the start link alone opens the pages.",
+    help="Allow removing the last login, after which only the start link opens the pages.",
 )
 
 
 def keep_a_login(logins: "Logins", is_removed: "Callable[[Login], bool]") -> None:
-    """Refuses to remove the last logins there are."""
+    """Raise `ClickException` if removing these logins would leave none."""
     known = logins.all()
     if known and all(map(is_removed, known)):
         raise click.ClickException(
-            "This is the last login: without one, only the start link on this machine opens the pages. "
-            "Add --last-login if that is meant."
+            "This is the last login. Without one, only the start link on this machine opens the pages. "
+            "Add --last-login to remove it."
         )
 
 
@@ -48,13 +48,15 @@ def keep_a_login(logins: "Logins", is_removed: "Callable[[Login], bool]") -> Non
 @click.option(
     "--port", type=click.IntRange(1, 65_535), default=DEFAULT_PORT, show_default=True, help="Port to bind."
 )
-@click.option("--public-url", help="https://…, the address that browsers know, where a proxy stands before.")
+@click.option(
+    "--public-url", help="Address that browsers use (https://…) if a proxy forwards to this server."
+)
 def dashboard(host: str, port: int, public_url: str | None) -> None:
     """Serve the web pages: Settings → API Keys, Overview, Plan.
 
-    The printed link opens them on this machine as an operator. Others sign in (finora login add). Beyond this
-    machine the pages need --public-url and a login, or an OpenID Connect provider: FINORA_OIDC_ISSUER,
-    FINORA_OIDC_CLIENT_ID, FINORA_OIDC_CLIENT_SECRET. finora up serves them, too.
+    The printed link opens them on this machine as an operator. Others sign in (finora login add). For other
+    machines the pages need --public-url and a login, or an OpenID Connect provider: FINORA_OIDC_ISSUER,
+    FINORA_OIDC_CLIENT_ID, FINORA_OIDC_CLIENT_SECRET. finora up serves them too.
     """
     from finora_pipeline.cli.terminal import log_to_terminal, print_link
     from finora_pipeline.dashboard.security.access import Access
@@ -73,21 +75,21 @@ def dashboard(host: str, port: int, public_url: str | None) -> None:
 
 @click.group()
 def login() -> None:
-    """Who may open the web pages: add, list, totp, sign-out, remove."""
+    """Manage logins of the web pages: add, list, totp, sign-out, remove."""
 
 
 @login.command()
 @click.argument("name")
 @click.option("--user", "user_id", help="Sees this user's pages.")
 @click.option("--operator", is_flag=True, help="Sees every user's pages and may change plans.")
-@click.option("--no-password", is_flag=True, help="Signs in through the identity provider alone.")
+@click.option("--no-password", is_flag=True, help="Signs in only through the identity provider.")
 def add(name: str, user_id: str | None, operator: bool, no_password: bool) -> None:
-    """Make a login NAME (an e-mail address), or replace it; its open sessions end.
+    """Create a login NAME (an e-mail address), or replace it; its open sessions end.
 
     The password comes from a hidden prompt or the standard input.
     """
     if bool(user_id) == operator:
-        raise click.UsageError("Say --user U or --operator.")
+        raise click.UsageError("Give either --user ID or --operator.")
     with plain_errors():
         accounts = _accounts()
         password = None if no_password else _password()
@@ -100,7 +102,7 @@ def add(name: str, user_id: str | None, operator: bool, no_password: bool) -> No
 @login.command("list")
 @json_option
 def list_logins(as_json: bool) -> None:
-    """List who may sign in."""
+    """List the logins."""
     with plain_errors():
         found = _accounts().logins.all()
     if as_json:
@@ -128,22 +130,22 @@ def remove(name: str, removes_last: bool) -> None:
         if not removes_last:
             keep_a_login(logins, lambda one: one.name == name.strip().lower())
         logins.remove(name)
-    messages.print(f"{name} may not sign in any more.", markup=False)
+    messages.print(f"{name} can no longer sign in.", markup=False)
 
 
 @login.command()
 @click.argument("name")
-@click.option("--off", is_flag=True, help="Sign in without codes again, as after a lost telephone.")
+@click.option("--off", is_flag=True, help="Turn codes off, for example after a lost phone.")
 def totp(name: str, off: bool) -> None:
-    """Ask a login for a code of an authenticator app besides the password; its open sessions end.
+    """Require a code of an authenticator app in addition to the password; open sessions end.
 
-    Prints the secret once: enter it, or the address as a QR code, into the app.
+    Prints the secret once. Enter it into the app, or scan the address as a QR code.
     """
     with plain_errors():
         accounts = _accounts()
         found = accounts.logins.get(name)
         if found is None:
-            raise click.ClickException(f"There is no login {name}.")
+            raise click.ClickException(f"No login is named {name}.")
         second_factor = accounts.second_factor
         if off:
             second_factor.turn_off(found.name)
@@ -164,7 +166,7 @@ def sign_out(name: str) -> None:
     with plain_errors():
         logins = _accounts().logins
         if logins.get(name) is None:
-            raise click.ClickException(f"There is no login {name}.")
+            raise click.ClickException(f"No login is named {name}.")
         ended = logins.close_sessions(name)
     messages.print(f"Ended {ended} sessions of {name}.", markup=False)
 
@@ -182,5 +184,5 @@ def _password() -> str:
         return click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     password = lines.readline().rstrip("\r\n")
     if "\N{REPLACEMENT CHARACTER}" in password:
-        raise click.ClickException("The password is not a text in UTF-8, as browsers send it.")
+        raise click.ClickException("The password is not valid UTF-8.")
     return password

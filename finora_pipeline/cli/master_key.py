@@ -1,4 +1,4 @@
-"""finora rotate-master-key: another master key for all that is stored encrypted."""
+"""finora rotate-master-key: another master key for all stored secrets."""
 
 import sys
 from dataclasses import asdict
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 @click.command("rotate-master-key")
 @click.option(
-    "--list", "only_lists", is_flag=True, help="Show which master key locks whose keys; change nothing."
+    "--list", "only_lists", is_flag=True, help="Show which master key locks which stored key; change nothing."
 )
 @click.option("--forget-lost", is_flag=True, help="Delete the stored keys whose master key is lost.")
 @click.option("--yes", is_flag=True, help="Do not ask before keys are deleted.")
 @json_option
 def rotate_master_key(only_lists: bool, forget_lost: bool, yes: bool, as_json: bool) -> None:
-    """Encrypt all stored keys with a new master key; no user has to do anything.
+    """Encrypt all stored keys with a new master key; users need not do anything.
 
-    A master key in the file master.key is replaced by a new one. With FINORA_MASTER_KEY put the new key
-    before the old one, with a comma between them, restart finora up, and run this; the output names the keys
-    that may go. It may be interrupted and run again at any time. Back up the accounts and the master key
-    afterwards: copies made before open with the old key alone.
+    A master key in the file master.key is replaced by a new one. With FINORA_MASTER_KEY, put the new key
+    before the old one, separated by a comma, restart finora up, and run this; the output names the keys that
+    are no longer needed. It can be interrupted and run again at any time. Back up the accounts and the master
+    key afterwards: earlier backups open only with the old key.
     """
     if only_lists and forget_lost:
         raise click.UsageError("Give --list or --forget-lost, not both.")
@@ -47,10 +47,10 @@ def rotate_master_key(only_lists: bool, forget_lost: bool, yes: bool, as_json: b
     else:
         output.print(f"{done.rewrapped} stored keys are now encrypted with master key {done.current}.")
         if done.removable:
-            messages.print(f"Nothing needs these master keys any more: {', '.join(done.removable)}.")
+            messages.print(f"These master keys are no longer needed: {', '.join(done.removable)}.")
         for lock in done.unreadable:
             messages.print(
-                f"The key of {lock.owner} does not decrypt and stays as it is. Save a fresh one with "
+                f"The key of {lock.owner} does not decrypt and was left unchanged. Save a new one with "
                 f"finora update --user {lock.owner}.",
                 markup=False,
             )
@@ -69,7 +69,7 @@ def _list(settings: "Settings", as_json: bool) -> None:
     if as_json:
         print_json({"current": current, "keys": [asdict(lock) for lock in found]})
         return
-    table = Table("Kept in", "Whose", "Master key")
+    table = Table("Table", "Owner", "Master key")
     for lock in found:
         note = "" if lock.master_key_id == current else " (old)"
         table.add_row(*row(lock.table, lock.owner, f"{lock.master_key_id}{note}"))
@@ -81,7 +81,9 @@ def _forget_lost(settings: "Settings", yes: bool, as_json: bool) -> None:
     from finora_pipeline.accounts.rotation import forget_lost
 
     if not yes:
-        click.confirm("Delete all stored keys whose master key is not given, for good?", abort=True, err=True)
+        click.confirm(
+            "Delete all stored keys whose master key is missing? This cannot be undone.", abort=True, err=True
+        )
     lost = forget_lost(settings)
     if as_json:
         print_json({"deleted": [asdict(lock) for lock in lost]})
@@ -89,4 +91,4 @@ def _forget_lost(settings: "Settings", yes: bool, as_json: bool) -> None:
     for lock in lost:
         what = "key" if lock.table == "credentials" else "second factor"
         output.print(f"Deleted the {what} of {lock.owner}, locked by {lock.master_key_id}.", markup=False)
-    messages.print(f"{len(lost)} deleted. Their users save fresh keys with finora connect or on the pages.")
+    messages.print(f"{len(lost)} deleted. Save new keys with finora connect or in the dashboard.")

@@ -1,4 +1,4 @@
-"""finora sql: a question to the published file."""
+"""finora sql: a query on the published file."""
 
 import csv
 import sys
@@ -12,22 +12,21 @@ from finora_pipeline.cli.terminal import as_json_text, harmless, json_option, ou
 from finora_pipeline.cli.terminal import row as text_row
 
 ROWS_SHOWN = 200
-# How a spreadsheet knows a formula.
+# First characters that a spreadsheet takes for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-# A query may begin with a comment, which is no option.
+# A query may begin with a comment (--), which is not an option.
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("query")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, all rows.")
-@click.option("--raw", is_flag=True, help="With --csv: texts as they are, for another program.")
+@click.option("--raw", is_flag=True, help="With --csv: texts unchanged, for another program.")
 @json_option
 def sql(query: str, as_csv: bool, raw: bool, as_json: bool) -> None:
     """Run a read-only SQL query (DuckDB) on the published tables.
 
-    It reaches these tables alone: no files, networks, extensions or settings. In CSV an apostrophe stands
-    before texts that a spreadsheet would take for a formula, and control characters are replaced, unless
-    --raw is given.
+    It reaches only these tables: no files, networks, extensions or settings. Unless --raw is given, CSV has
+    an apostrophe before texts that a spreadsheet would take for a formula, and no control characters.
 
     \b
       finora sql "SELECT date, sum(amount_usd) AS usd FROM daily_costs GROUP BY date ORDER BY date"
@@ -35,38 +34,13 @@ def sql(query: str, as_csv: bool, raw: bool, as_json: bool) -> None:
       finora sql "DESCRIBE daily_costs"
     """
     if raw and not as_csv:
-        raise click.UsageError("--raw goes with --csv.")
+        raise click.UsageError("--raw needs --csv.")
     if as_csv and as_json:
         raise click.UsageError("Give --csv or --json, not both.")
-
-    import duckdb
-
-    from finora_pipeline.data_folder.disk import StorageError
-    from finora_pipeline.reading import NothingPublished, connect
-
-    try:
-        with connect() as connection:
-            result: Any = connection.execute(query)
-            # DuckDB gives nothing at all for a text without a statement.
-            if result is None or result.description is None:
-                raise click.ClickException("There is no query: give one SELECT, FROM or SHOW.")
-            names = [column[0] for column in result.description]
-            rows = result.fetchall()
-    except duckdb.PermissionException:
-        raise click.ClickException(
-            "A query reaches the published tables alone: no files, other databases, extensions or settings. "
-            "Use finora_pipeline.connect(external_access=True) in Python for more."
-        ) from None
-    except duckdb.OutOfMemoryException:
-        raise click.ClickException(
-            "The query needs more memory than it may take. Ask for fewer days, users or columns, or raise "
-            "FINORA_MEMORY_LIMIT."
-        ) from None
-    except (duckdb.Error, NothingPublished, StorageError) as error:
-        raise click.ClickException(harmless(str(error))) from None
+    names, rows = _answer(query)
     if as_json:
         if twice := {name for name in names if names.count(name) > 1}:
-            raise click.ClickException(f"Two columns are called {min(twice)}: give one another name with AS.")
+            raise click.ClickException(f"Two columns are named {min(twice)}. Rename one with AS.")
         print_json([dict(zip(names, row, strict=True)) for row in rows])
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -75,6 +49,34 @@ def sql(query: str, as_csv: bool, raw: bool, as_json: bool) -> None:
         writer.writerows([[cell(value) for value in row] for row in rows])
     else:
         _print_table(names, rows)
+
+
+def _answer(query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The column names and rows of a query. Raises `click.ClickException`."""
+    import duckdb
+
+    from finora_pipeline.data_folder.disk import StorageError
+    from finora_pipeline.reading import NothingPublished, connect
+
+    try:
+        with connect() as connection:
+            result: Any = connection.execute(query)
+            # DuckDB returns None for a text without a statement.
+            if result is None or result.description is None:
+                raise click.ClickException("Empty query. Give one SELECT, FROM or SHOW.")
+            return [column[0] for column in result.description], result.fetchall()
+    except duckdb.PermissionException:
+        raise click.ClickException(
+            "A query reaches only the published tables: no files, other databases, extensions or settings. "
+            "For more, use finora_pipeline.connect(external_access=True) in Python."
+        ) from None
+    except duckdb.OutOfMemoryException:
+        raise click.ClickException(
+            "The query needs more memory than its limit. Select fewer days, users or columns, or raise "
+            "FINORA_MEMORY_LIMIT."
+        ) from None
+    except (duckdb.Error, NothingPublished, StorageError) as error:
+        raise click.ClickException(harmless(str(error))) from None
 
 
 def _print_table(names: list[str], rows: list[tuple[Any, ...]]) -> None:
@@ -93,7 +95,7 @@ def _print_table(names: list[str], rows: list[tuple[Any, ...]]) -> None:
 
 
 def _cell(value: Any) -> str:
-    """A value for the eye: a decimal without its trailing zeros, a list in short."""
+    """A value for display: a decimal without trailing zeros, a list as its items."""
     if value is None:
         return "–"
     if isinstance(value, list):
@@ -109,7 +111,7 @@ def _csv_cell(value: Any) -> Any:
 
 
 def _safe_csv_cell(value: Any) -> Any:
-    """As `_csv_cell`, harmless in a spreadsheet and a terminal."""
+    """Like `_csv_cell`, but harmless in a spreadsheet and a terminal."""
     cell = _csv_cell(value)
     if isinstance(value, (str, list, dict)):
         cell = harmless(f"'{cell}" if cell.startswith(_FORMULA) else cell)

@@ -1,8 +1,8 @@
-"""finora refresh: the Dagster job in this process; finora backfill: the same by the daemon, for many days."""
+"""finora refresh, which runs the Dagster job in this process, and finora backfill, which the daemon runs."""
 
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,39 @@ from finora_pipeline.cli.terminal import row as text_row
 
 if TYPE_CHECKING:
     from finora_pipeline.accounts.model import Refresh
+    from finora_pipeline.accounts.store import Accounts
+    from finora_pipeline.cli.backfills import BackfillState
+    from finora_pipeline.openai_admin.pages import Window
 
-# A table that a person reads: failed users first, then as many others.
+# Longest table, failed users first.
 ROWS_SHOWN = 40
 _day = click.DateTime(["%Y-%m-%d"])
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshReport:
+    """The result of a refresh: one row per user, and the users that were not fetched.
+
+    `skipped` are chosen users without a row, `waiting` those that need attention and were tried recently.
+    """
+
+    run_ids: list[str]
+    succeeded: bool
+    errors: list[str]
+    rows: list[dict[str, Any]]
+    chosen: int
+    skipped: list[str]
+    waiting: list[str]
+
+    @property
+    def failed(self) -> int:
+        """The number of failed users."""
+        return sum(row["outcome"] != "complete" for row in self.rows)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every user was fetched and every step succeeded."""
+        return self.succeeded and not (self.failed or self.skipped or self.waiting)
 
 
 @click.command()
@@ -46,11 +75,11 @@ def refresh(
     history: bool,
     as_json: bool,
 ) -> None:
-    """Read OpenAI and bring facts, metrics and the published file up to date.
+    """Fetch from OpenAI and update facts, metrics and the published file.
 
     Runs the same Dagster job as the schedules, in this process; the run shows in the Dagster UI. Without
-    options every connection that is due is read. A connection that has never been read gets the whole
-    history of its plan. Exit code 0 means that every user was read.
+    options every connection is fetched, and one that has no history yet gets the whole history of its plan.
+    Exit code 0 means that every user was fetched.
 
     \b
       finora refresh
@@ -58,7 +87,27 @@ def refresh(
       finora refresh --user acme --history
     """
     if history and (not users or first or last or plan):
-        raise click.UsageError("--history goes with --user alone.")
+        raise click.UsageError("--history needs --user, and no other option.")
+    with plain_errors():
+        report = _refresh(users, plan, None if history else _window(first, last))
+    if as_json:
+        print_json(
+            {
+                "run_ids": report.run_ids,
+                "succeeded": report.succeeded,
+                "errors": report.errors,
+                "users": report.rows,
+                "not_read": report.skipped + report.waiting,
+            }
+        )
+    else:
+        _print_report(report)
+    if not report.is_complete:
+        sys.exit(1)
+
+
+def _refresh(users: tuple[str, ...], plan: str | None, window: "Window | None") -> RefreshReport:
+    """Run the refresh of a window, or of whole histories without one. Raises `AccountsError`."""
     from finora_pipeline.accounts.model import AccountsError
     from finora_pipeline.accounts.store import accounts_of
     from finora_pipeline.cli import runs
@@ -66,56 +115,48 @@ def refresh(
     from finora_pipeline.settings import Settings
 
     settings = Settings.from_environment()
-    with plain_errors():
-        accounts = accounts_of(settings)
-        chosen = select_connections(accounts, plan=plan, user_ids=users)
-        asked = accounts.connections.all(plan=plan, user_ids=users or None)
-        waiting = [c for c in asked if c.status == "needs attention" and c not in chosen]
-        if not chosen:
-            raise AccountsError(
-                "Every connection needs attention and was tried within a day: finora status says why."
-                if waiting
-                else "There is no connection to refresh: finora connect makes one."
-            )
-        window = None if history else _window(first, last)
-
-        def watch(run_id: str) -> AbstractContextManager[None]:
-            return fetch_progress(accounts, run_id, len(chosen))
-
-        if window is None:
-            results = runs.load_history(settings, users, watch=watch)
-        else:
-            results = [runs.refresh(settings, window, plan=plan, users=users, watch=watch)]
-    rows = [_row_of(refresh) for result in results for refresh in result.refreshes]
-    errors = [error for result in results for error in result.errors]
-    succeeded = all(result.succeeded for result in results)
-    failed = sum(len(result.failed_users) for result in results)
-    read = {row["user"] for row in rows}
-    left_out = [c.user_id for c in chosen if c.user_id not in read]
-    run_ids = [result.run_id for result in results]
-    if as_json:
-        print_json(
-            {
-                "run_ids": run_ids,
-                "succeeded": succeeded,
-                "errors": errors,
-                "users": rows,
-                "not_read": left_out + [c.user_id for c in waiting],
-            }
+    accounts = accounts_of(settings)
+    chosen = select_connections(accounts, plan=plan, user_ids=users)
+    known = accounts.connections.all(plan=plan, user_ids=users or None)
+    waiting = [c.user_id for c in known if c.status == "needs attention" and c not in chosen]
+    if not chosen:
+        raise AccountsError(
+            "Every connection needs attention and was tried within a day. finora status shows why."
+            if waiting
+            else "No connection to refresh. finora connect creates one."
         )
+
+    def watch(run_id: str) -> AbstractContextManager[None]:
+        return fetch_progress(accounts, run_id, len(chosen))
+
+    if window is None:
+        results = runs.load_history(settings, users, watch=watch)
     else:
-        _print_rows(rows)
-        messages.print(f"Run {', '.join(run_ids)}: {failed} of {len(rows)} users failed.")
-        if left_out and succeeded:
-            _tell_left_out(len(left_out), len(chosen))
-        if waiting:
-            messages.print(
-                f"{len(waiting)} more need attention and are tried once a day: finora status says why."
-            )
-        for error in errors:
-            messages.print(error, style="red", markup=False)
-    if not succeeded or failed or left_out or waiting:
-        sys.exit(1)
+        results = [runs.refresh(settings, window, plan=plan, users=users, watch=watch)]
+    rows = [_row_of(refresh) for result in results for refresh in result.refreshes]
+    fetched = {row["user"] for row in rows}
+    return RefreshReport(
+        run_ids=[result.run_id for result in results],
+        succeeded=all(result.succeeded for result in results),
+        errors=[error for result in results for error in result.errors],
+        rows=rows,
+        chosen=len(chosen),
+        skipped=[c.user_id for c in chosen if c.user_id not in fetched],
+        waiting=waiting,
+    )
+
+
+def _print_report(report: RefreshReport) -> None:
+    _print_rows(report.rows)
+    messages.print(f"Run {', '.join(report.run_ids)}: {report.failed} of {len(report.rows)} users failed.")
+    if report.skipped and report.succeeded:
+        _print_skipped(len(report.skipped), report.chosen)
+    if report.waiting:
+        messages.print(
+            f"{len(report.waiting)} more need attention and are tried once a day. finora status shows why."
+        )
+    for error in report.errors:
+        messages.print(error, style="red", markup=False)
 
 
 @click.command()
@@ -123,7 +164,7 @@ def refresh(
 @click.option("--to", "last", type=_day, help="Last UTC day, YYYY-MM-DD.  [default: today]")
 @click.option("--plan", type=plan_choice, help="Only users of this plan.")
 @click.option("--user", "users", multiple=True, help="Only this user; repeatable.")
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Stay until it is over.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it is over.")
 @json_option
 def backfill(
     first: datetime,
@@ -133,18 +174,16 @@ def backfill(
     wait: bool,
     as_json: bool,
 ) -> None:
-    """Have the running installation read days again, behind its refreshes.
+    """Fetch past days again in the background.
 
-    Hands a Dagster backfill to the daemon of finora up: the UI shows it under Runs → Backfills, where it can
-    be cancelled. It waits whenever a refresh of a plan is due, and Ctrl-C here leaves it going. A run that is
-    killed is repeated and goes on with the users it had not read.
+    Requests a Dagster backfill from the daemon of finora up; the UI shows it under Runs → Backfills, where it
+    can be canceled. Refreshes of plans go first, and Ctrl-C here does not stop it. A run whose process dies
+    is retried and continues with the remaining users.
 
     \b
       finora backfill --from 2026-01-01 --plan scale
       finora backfill --from 2026-11-01 --to 2026-11-15 --user acme
     """
-    import time
-
     from finora_pipeline.accounts.model import AccountsError
     from finora_pipeline.accounts.store import accounts_of
     from finora_pipeline.cli import backfills
@@ -156,40 +195,58 @@ def backfill(
     window = _window(first, last)
     with plain_errors():
         accounts = accounts_of(settings)
-        chosen = select_connections(accounts, plan=plan, user_ids=users)
+        chosen = len(select_connections(accounts, plan=plan, user_ids=users))
         if not chosen:
-            raise AccountsError("There is no connection to read: finora status says why.")
+            raise AccountsError("No connection to fetch. finora status shows why.")
         backfill_id = backfills.launch_backfill(settings, window, plan=plan, users=users)
     is_served = daemon_is_alive()
     if not is_served:
-        messages.print("It begins when finora up runs.")
-    state = backfills.backfill_state(accounts, backfill_id)
-    if wait and is_served:
-        with progress(f"Backfill {backfill_id}: {len(chosen)} users, {window.days} days") as on_progress:
-            while not state.is_over:
-                time.sleep(1)
-                state = backfills.backfill_state(accounts, backfill_id)
-                on_progress(state.users_read, len(chosen), state.users_failed)
-    left_out = len(chosen) - state.users_read
+        messages.print("It starts once finora up is running.")
+    state = _backfill_state(accounts, backfill_id, window, chosen, until_over=wait and is_served)
     if as_json:
-        print_json({"backfill_id": backfill_id, "users": len(chosen), "days": window.days, **asdict(state)})
+        print_json({"backfill_id": backfill_id, "users": chosen, "days": window.days, **asdict(state)})
     else:
-        read = f"{state.users_read - state.users_failed} of {len(chosen)} users read"
-        messages.print(f"Backfill {backfill_id} of {window.days} days: {state.status}, {read}.")
-        if state.is_over and state.succeeded and left_out > 0:
-            _tell_left_out(left_out, len(chosen))
-    if state.is_over and (not state.succeeded or state.users_failed or left_out > 0):
+        _print_backfill(backfill_id, state, window, chosen)
+    is_complete = state.succeeded and not state.users_failed and state.users_read >= chosen
+    if state.is_over and not is_complete:
         sys.exit(1)
 
 
-def _tell_left_out(count: int, chosen: int) -> None:
+def _backfill_state(
+    accounts: "Accounts", backfill_id: str, window: "Window", chosen: int, *, until_over: bool
+) -> "BackfillState":
+    """The state of a backfill, now or when it is over, with a progress bar."""
+    import time
+
+    from finora_pipeline.cli.backfills import backfill_state
+
+    state = backfill_state(accounts, backfill_id)
+    if until_over:
+        with progress(f"Backfill {backfill_id}: {chosen} users, {window.days} days") as show:
+            while not state.is_over:
+                time.sleep(1)
+                state = backfill_state(accounts, backfill_id)
+                show(state.users_read, chosen, state.users_failed)
+    return state
+
+
+def _print_backfill(backfill_id: str, state: "BackfillState", window: "Window", chosen: int) -> None:
+    fetched = f"{state.users_read - state.users_failed} of {chosen} users fetched"
+    messages.print(f"Backfill {backfill_id} of {window.days} days: {state.status}, {fetched}.")
+    skipped = chosen - state.users_read
+    if state.is_over and state.succeeded and skipped > 0:
+        _print_skipped(skipped, chosen)
+
+
+def _print_skipped(count: int, chosen: int) -> None:
     messages.print(
-        f"{count} of {chosen} users were not read: their plans keep none of these days, or their keys were "
-        "changed meanwhile."
+        f"{count} of {chosen} users were skipped: their plans keep none of these days, or their keys changed "
+        "during the run."
     )
 
 
-def _window(first: datetime | None, last: datetime | None) -> Any:
+def _window(first: datetime | None, last: datetime | None) -> "Window":
+    """The UTC days of the options. Raises `click.UsageError`."""
     from finora_pipeline.assets.partitions import FIRST_PARTITION
     from finora_pipeline.ingest.windows import TRAILING_DAYS
     from finora_pipeline.openai_admin.pages import Window
@@ -200,9 +257,9 @@ def _window(first: datetime | None, last: datetime | None) -> Any:
     if start > end:
         raise click.UsageError(f"--from {start} is after --to {end}.")
     if end > today:
-        raise click.UsageError(f"--to {end} is in the future; today is {today} in UTC.")
+        raise click.UsageError(f"--to {end} is in the future. Today is {today} in UTC.")
     if start < FIRST_PARTITION:
-        raise click.UsageError(f"--from {start} is before {FIRST_PARTITION}; use --history for older days.")
+        raise click.UsageError(f"--from {start} is before {FIRST_PARTITION}. Use --history for older days.")
     return Window(start, end + timedelta(days=1))
 
 

@@ -1,4 +1,4 @@
-"""Runs Dagster jobs in this process; the UI shows them like all others."""
+"""Dagster runs in this process; the UI shows them like all others."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -36,13 +36,12 @@ from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.rebuild import bring_up_to_date
 
-# The name of Dagster's error for Ctrl-C, which has no public class.
+# Dagster's error for Ctrl-C, whose class is not public.
 INTERRUPTION = "DagsterExecutionInterruptedError"
-# The UI's log has the same and more.
+# The UI has the run's log.
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-# Errors whose messages are sentences for a person; their causes are a library's own text.
+# Errors whose messages are sentences for a person, unlike those of their causes.
 _SENTENCES = {StorageError.__name__, *(kind.__name__ for kind in StorageError.__subclasses__())}
-
 
 # Entered with a run's id while the run is executed.
 RunWatch = Callable[[str], AbstractContextManager[Any]]
@@ -50,8 +49,7 @@ RunWatch = Callable[[str], AbstractContextManager[Any]]
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended: its id, whether every step succeeded, each user's refresh, and the messages of the
-    failed steps."""
+    """The result of a run: whether every step succeeded, each user's refresh, the failed steps' errors."""
 
     run_id: str
     succeeded: bool
@@ -60,6 +58,7 @@ class RunResult:
 
     @property
     def failed_users(self) -> list[Refresh]:
+        """The refreshes of the users that failed."""
         return [refresh for refresh in self.refreshes if not refresh.is_complete]
 
 
@@ -72,7 +71,7 @@ def refresh(
     openai_admin: OpenAIAdmin | None = None,
     watch: RunWatch = nullcontext,
 ) -> RunResult:
-    """Runs the refresh job for a range of UTC days and a plan, some users or all that are due."""
+    """Run the refresh job for a range of UTC days and a plan, some users or all that may be fetched."""
     tags = day_range_tags(window.start, window.last) | user_tags(users)
     if plan:
         live = trailing_window(datetime.now(UTC).date())
@@ -89,9 +88,9 @@ def load_history(
     openai_admin: OpenAIAdmin | None = None,
     watch: RunWatch = nullcontext,
 ) -> list[RunResult]:
-    """Loads the whole history of users again; each becomes a partition of `user_history`.
+    """Load the whole history of users again; each becomes a partition of `user_history`.
 
-    Users whose partitions stand side by side share a run, since a run covers a range of partitions.
+    Users with adjacent partitions share a run, since a run covers a range of partitions.
     """
     prepare_instance(settings)
     with dg.DagsterInstance.get() as instance:
@@ -118,7 +117,7 @@ def _run(
     bring_up_to_date(Warehouse(settings.home))
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     defs = build_defs(settings, openai_admin=openai_admin)
-    # A full disk below Dagster's record ends the whole call: there is nowhere to say how the run ended.
+    # A full disk of Dagster's databases fails the whole call, since the run's end cannot be recorded.
     run_id = str(uuid4())
     with (
         storage_errors(runs_store(settings.dagster_home)),
@@ -135,7 +134,7 @@ def _run(
 
 
 def _failure_of(event: dg.DagsterEvent) -> str:
-    """The step, and the message of the innermost cause that is a sentence."""
+    """The failed step, and the message of its outermost cause that is a sentence, else of the innermost."""
     error = event.step_failure_data.error
     while error is not None and error.cause is not None and error.cls_name not in _SENTENCES:
         error = error.cause
@@ -146,14 +145,14 @@ def _failure_of(event: dg.DagsterEvent) -> str:
 
 
 def delete_partition(settings: Settings, user_id: str) -> None:
-    """Deletes a user's partition from Dagster; while a run needs it, the nightly upkeep does later."""
+    """Delete a user's partition from Dagster; while a run needs it, the nightly upkeep deletes it later."""
     prepare_instance(settings)
     with dg.DagsterInstance.get() as instance:
         delete_partitions(instance, USERS_NAME, [user_id])
 
 
 def step_seconds(settings: Settings, run_id: str) -> dict[str, float]:
-    """How long each step of a run took, by its name."""
+    """The seconds that each step of a run took, by step name."""
     prepare_instance(settings)
     with dg.DagsterInstance.get() as instance:
         stats = instance.get_run_step_stats(run_id)
@@ -161,9 +160,9 @@ def step_seconds(settings: Settings, run_id: str) -> dict[str, float]:
 
 
 def started_at(settings: Settings, run_id: str) -> float:
-    """When a run began, in Unix seconds."""
+    """The start of a run, in Unix seconds."""
     prepare_instance(settings)
     with dg.DagsterInstance.get() as instance:
         start = instance.get_run_stats(run_id).start_time
-    assert start is not None, "the run has begun"
+    assert start is not None, "the run has started"
     return start

@@ -1,11 +1,15 @@
-"""finora simulate-openai: the built-in OpenAI simulator by itself."""
+"""finora simulate-openai: the built-in OpenAI simulator on its own."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
 from finora_pipeline.cli.terminal import json_option, output, print_json
+
+if TYPE_CHECKING:
+    from finora_pipeline.openai_simulator import Simulator
 
 KEYS_SHOWN = 20
 
@@ -23,15 +27,17 @@ KEYS_SHOWN = 20
 @click.option(
     "--since", type=click.DateTime(["%Y-%m-%d"]), help="First day of the history, instead of --days."
 )
-@click.option("--seed", type=int, default=7, show_default=True, help="Other numbers, other companies.")
+@click.option("--seed", type=int, default=7, show_default=True, help="Seed of the simulated data.")
 @click.option("--amounts", type=click.Choice(["text", "number"]), default="text", show_default=True)
-@click.option("--freeze-clock", is_flag=True, help="Keep the time of the start: answers never change.")
+@click.option(
+    "--freeze-clock", is_flag=True, help="Keep the time of the start, so that responses never change."
+)
 @click.option(
     "--latency",
     type=click.FloatRange(0, 60),
     default=0.0,
     show_default=True,
-    help="Seconds before each answer, as of a far network.",
+    help="Seconds before each response.",
 )
 @click.option("--completions-only", is_flag=True, help="No other services, one API key a project.")
 @json_option
@@ -47,10 +53,10 @@ def simulate_openai(
     completions_only: bool,
     as_json: bool,
 ) -> None:
-    """Serve OpenAI's organization API over made-up organizations, until Ctrl-C.
+    """Serve OpenAI's organization API for simulated organizations, until Ctrl-C.
 
-    Point finora or the official SDK to it with OPENAI_BASE_URL. The side door
-    /_simulator/organizations lists the organizations with their keys.
+    Set OPENAI_BASE_URL to use it with finora or the official SDK. The page /_simulator/organizations lists
+    the organizations with their keys.
     """
     from finora_pipeline.openai_simulator import OrganizationSpec, Simulator
     from finora_pipeline.openai_simulator.server import base_url, listen, serve
@@ -58,7 +64,7 @@ def simulate_openai(
     now = datetime.now(UTC)
     first = since.date() if since else now.date() - timedelta(days=days - 1)
     if first > now.date():
-        raise click.BadParameter(f"{first} has not come yet.", param_hint="--since")
+        raise click.BadParameter(f"{first} is in the future.", param_hint="--since")
     small = {"services": False, "keys_per_project": 1} if completions_only else {}
     specs = [OrganizationSpec(number, since=first, seed=seed, **small) for number in range(users)]
     simulator = Simulator(
@@ -70,17 +76,20 @@ def simulate_openai(
     try:
         bound = listen(port)
     except OSError:
-        raise click.ClickException(f"Port {port} is taken: give another with --port, or 0.") from None
+        raise click.ClickException(f"Port {port} is in use. Choose another with --port, or 0.") from None
     if as_json:
         print_json({"base_url": base_url(bound), "organizations": users, "since": first})
     else:
-        table = Table("Organization", "Admin key (simulated)")
-        for organization in simulator.organizations[:KEYS_SHOWN]:
-            table.add_row(organization.name, organization.admin_key)
-        output.print(table)
-        if users > KEYS_SHOWN:
-            output.print(f"… and {users - KEYS_SHOWN} more: {base_url(bound)[:-3]}/_simulator/organizations")
-        output.print(
-            f"Simulated OpenAI since {first}: [bold]OPENAI_BASE_URL={base_url(bound)}[/]  (Ctrl-C ends)"
-        )
+        _print_organizations(simulator, base_url(bound), first)
     serve(simulator, bound)
+
+
+def _print_organizations(simulator: "Simulator", base_url: str, first: date) -> None:
+    table = Table("Organization", "Admin key (simulated)")
+    for organization in simulator.organizations[:KEYS_SHOWN]:
+        table.add_row(organization.name, organization.admin_key)
+    output.print(table)
+    more = len(simulator.organizations) - KEYS_SHOWN
+    if more > 0:
+        output.print(f"… and {more} more: {base_url[:-3]}/_simulator/organizations")
+    output.print(f"Simulated OpenAI since {first}: [bold]OPENAI_BASE_URL={base_url}[/]  (Ctrl-C stops it)")

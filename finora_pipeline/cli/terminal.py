@@ -1,4 +1,4 @@
-"""What all commands share at the terminal: the consoles, domain errors as one sentence, JSON output."""
+"""The terminal of all commands: consoles, domain errors as one sentence, JSON output, progress bars."""
 
 import io
 import json
@@ -21,18 +21,19 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from finora_pipeline.accounts.store import Accounts
+    from finora_pipeline.server.supervisor import Addresses
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Control characters, and those that turn the direction of what follows.
+# Control characters, and those that change the direction of the text after them.
 _UNSAFE = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _CONTROLS = {code: "�" for code in _UNSAFE if chr(code) not in "\t\n"}
 _ESCAPED = {code: f"\\u{code:04x}" for code in _UNSAFE if code >= 127}
-# How often a progress bar asks for the numbers of a run.
+# How often a progress bar updates the counts of a run.
 PROGRESS_SECONDS = 0.5
-# A pipe has no width that lines would have to fit.
+# Lines in a pipe need not fit a terminal's width.
 PIPE_WIDTH = 1_000
-# Results go to the standard output, everything else beside it, so that a pipe gets results alone.
+# Only results go to the standard output, so that a pipe gets nothing else.
 output = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else PIPE_WIDTH)
 messages = Console(stderr=True, highlight=False)
 
@@ -40,7 +41,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 
 
 def log_to_terminal() -> None:
-    """Shows what the project itself logs, beside the results."""
+    """Show what the project logs on the standard error output."""
     log = logging.getLogger("finora")
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -50,13 +51,23 @@ def log_to_terminal() -> None:
 
 
 def print_link(name: str, address: str) -> None:
-    """An address on a line of its own, never wrapped. It may hold the access token, so no log gets it."""
+    """Print an address on its own line, not wrapped. It may hold the access token, so it is never logged."""
     messages.print(f"{name}: {address}", soft_wrap=True, markup=False)
+
+
+def print_addresses(addresses: "Addresses") -> None:
+    """Print the addresses of a running installation, one per line."""
+    print_link("Dashboard", addresses.dashboard)
+    print_link("Dagster UI", addresses.dagster_ui)
+    if addresses.public_dagster_ui:
+        print_link("Dagster UI for others", addresses.public_dagster_ui)
+    print_link("Documentation", addresses.documentation)
+    print_link("Health and metrics", f"{addresses.health}, /metrics; logs: {addresses.logs}")
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turns the domain's errors, whose messages are sentences for a person, into the command's error."""
+    """Translate domain errors, whose messages are sentences for a person, into the command's error."""
     from finora_pipeline.accounts.model import AccountsError
     from finora_pipeline.accounts.vault import VaultError
     from finora_pipeline.data_folder.disk import StorageError
@@ -91,8 +102,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def standard_input() -> TextIO:
-    """What is typed or piped in: ids, keys and passwords. A letter that is no UTF-8 stands as one that none
-    of them has."""
+    """The standard input as UTF-8; invalid bytes become a character no id, key or password holds."""
     if sys.stdin is None:
         return io.StringIO()
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -101,19 +111,19 @@ def standard_input() -> TextIO:
 
 
 def print_json(value: Any) -> None:
-    """JSON on the standard output; moments and days in ISO 8601, decimals as exact text."""
+    """Print JSON on the standard output: moments and days in ISO 8601, decimals as exact text."""
     click.echo(as_json_text(value, indent=2))
 
 
 def as_json_text(value: Any, indent: int | None = None) -> str:
-    """A value as JSON, which has neither keys that are no texts nor numbers that are none."""
+    """A value as JSON: keys become texts, and infinite or NaN numbers null."""
     text = json.dumps(_for_json(value), indent=indent, default=plain, ensure_ascii=False, allow_nan=False)
-    # What JSON itself does not escape, a terminal may take for a command.
+    # Characters that JSON leaves unescaped but a terminal may interpret.
     return text.translate(_ESCAPED)
 
 
 def harmless(text: str) -> str:
-    """A text in which nothing moves a terminal's cursor or changes its state."""
+    """The text without characters that move a terminal's cursor or change its state."""
     return text.translate(_CONTROLS)
 
 
@@ -126,7 +136,7 @@ def _for_json(value: Any) -> Any:
 
 
 def plain(value: Any) -> str:
-    """A value's text as other programs read it: a decimal without exponent, a moment in ISO 8601."""
+    """A value as text for other programs: a decimal without exponent, a moment in ISO 8601."""
     if isinstance(value, Decimal):
         text = format(value, "f")
         return text.rstrip("0").rstrip(".") if "." in text else text
@@ -139,7 +149,7 @@ def plain(value: Any) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
-    """A progress bar beside the output; yields the callback `(done, total, failed)`."""
+    """A progress bar on the standard error output; yields the callback `(done, total, failed)`."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -158,7 +168,7 @@ def progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
 
 @contextmanager
 def fetch_progress(accounts: "Accounts", run_id: str, users: int) -> Iterator[None]:
-    """A progress bar of a run in this process, from the record of its refreshes."""
+    """A progress bar of a run in this process, based on the record of its refreshes."""
     if not sys.stderr.isatty():
         yield
         return
@@ -185,7 +195,7 @@ def _counts(accounts: "Accounts", run_id: str, users: int) -> tuple[int, int, in
 
 
 def row(*cells: str) -> list[Text]:
-    """Cells of a table as they are: brackets in data are no markup, and nothing in them moves the cursor."""
+    """Cells of a table in which brackets are not markup, and nothing moves the cursor."""
     return [Text(harmless(cell)) for cell in cells]
 
 

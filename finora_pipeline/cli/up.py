@@ -1,11 +1,11 @@
-"""finora up: everything that has to run, under one process."""
+"""finora up: all servers of an installation, under one process."""
 
 import click
 
-from finora_pipeline.cli.terminal import log_to_terminal, plain_errors, print_link
+from finora_pipeline.cli.terminal import log_to_terminal, plain_errors, print_addresses
 from finora_pipeline.dashboard import DEFAULT_PORT
 
-# 0 takes a free one.
+# 0 uses a free port.
 _PORT = click.IntRange(0, 65_535)
 
 
@@ -33,8 +33,8 @@ def up(port: int, health_port: int, dashboard_host: str, dashboard_port: int, pu
     The printed links open the dashboard and Dagster's UI on this machine, as an operator. They hold a token
     that is new at every start, or FINORA_ACCESS_TOKEN.
 
-    A process that exits is started again. /health answers 200 while all is well and 503 otherwise
-    (/health?wait=60 waits for it); /metrics is for Prometheus. Logs lie in $FINORA_HOME/logs, rotated.
+    A process that exits is started again. /health returns 200 while everything works and 503 otherwise
+    (/health?wait=60 waits for it); /metrics is for Prometheus. Logs are in $FINORA_HOME/logs, rotated.
     """
     import asyncio
 
@@ -48,13 +48,12 @@ def up(port: int, health_port: int, dashboard_host: str, dashboard_port: int, pu
         with serving.only_one(settings.dagster_home), plain_errors():
             if dashboard_host == serving.LOOPBACK:
                 dashboard_port = serving.check_port(dashboard_port)
-            # Told here, and not again and again by a process that cannot start.
+            # Checked here, so that the dashboard's process does not fail and restart repeatedly.
             prepared(settings, dashboard_host, dashboard_port, public_url)
-            options = ("--host", dashboard_host, "--port", str(dashboard_port))
-            options += ("--public-url", public_url) if public_url else ()
+            options = serving.DashboardOptions(dashboard_port, dashboard_host, public_url)
             ports = (serving.check_port(port), serving.check_port(health_port))
             if len({dashboard_port, *ports}) < 3:
                 raise click.ClickException("--port, --health-port and --dashboard-port must differ.")
-            asyncio.run(serving.serve(settings, *ports, options, print_link))
+            asyncio.run(serving.serve(settings, *ports, options, print_addresses))
     except (serving.AlreadyServed, serving.PortTaken, DashboardRefused) as error:
         raise click.ClickException(str(error)) from None

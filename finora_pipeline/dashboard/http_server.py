@@ -1,6 +1,6 @@
-"""Runs an ASGI app under uvicorn with limits: half-sent requests end, idle connections make room.
+"""Limits for ASGI apps under uvicorn: half-sent requests time out, idle connections yield.
 
-Used by every server of the project, so that none can be kept busy by clients that send or read nothing.
+Every server of the project uses them, so that clients that send or read nothing cannot block it.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # From the first byte of a request to the last of its body.
 REQUEST_SECONDS = 10.0
-# A client that reads nothing of its answer for so long is given up.
+# A client that reads nothing of its answer for this long is disconnected.
 STALLED_SECONDS = 60.0
 MOST_CONNECTIONS = 1_000
-# Files that the rest of the process opens.
+# Files left for the rest of the process.
 RESERVED_FILES = 100
-# Where the operating system has no limit; macOS refuses more.
+# Used where the operating system has no limit; macOS refuses more.
 MOST_FILES = 10_240
 STOP_SECONDS = 5
 _HEADERS_400 = [
@@ -33,7 +33,7 @@ _HEADERS_400 = [
 
 
 def raise_file_limit() -> int:
-    """Lets the process open as many files as its hard limit allows; the number."""
+    """Raise the process's limit of open files to its hard limit; return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -43,20 +43,20 @@ def raise_file_limit() -> int:
 
 
 def most_connections(files: int) -> int:
-    """How many connections a server keeps open where its process may open so many files."""
+    """The connections that a server keeps open in a process with this limit of open files."""
     return max(16, min(MOST_CONNECTIONS, files - RESERVED_FILES))
 
 
 def config(app: ASGIApp, *, host: str | None = None, port: int = 0, **options: Any) -> uvicorn.Config:
-    """uvicorn's settings for a server of this project."""
+    """uvicorn's settings for a server of this project; `options` override them."""
     own = {
         "http": BoundedConnection,
         "limit_concurrency": most_connections(raise_file_limit()),
         "timeout_graceful_shutdown": STOP_SECONDS,
-        # It would hold start links.
+        # An access log would hold start links.
         "access_log": False,
         "log_level": "warning",
-        # A proxy's word for the client's address is taken from those alone that the settings name.
+        # Only proxies named in the settings are trusted with the client's address; see `client_address`.
         "proxy_headers": False,
         "server_header": False,
     }
@@ -64,8 +64,10 @@ def config(app: ASGIApp, *, host: str | None = None, port: int = 0, **options: A
 
 
 class BoundedConnection(H11Protocol):
-    """One connection. It ends when a request is not sent in time, or when it has no request under way and a
-    newer connection needs its room."""
+    """A connection that ends when a request is not sent in time.
+
+    Without a request under way it also ends when a newer connection needs its place.
+    """
 
     request_seconds = REQUEST_SECONDS
     stalled_seconds = STALLED_SECONDS
@@ -76,7 +78,7 @@ class BoundedConnection(H11Protocol):
         self._stalled: asyncio.TimerHandle | None = None
         self._opened_at = self.loop.time()
         self._wait_for_request()
-        # uvicorn refuses requests from this number on.
+        # From this number of connections on uvicorn refuses requests.
         if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
             self._make_room()
 
@@ -86,11 +88,11 @@ class BoundedConnection(H11Protocol):
         if not has_begun and self.conn.their_state is not h11.SEND_BODY:
             self._request_is_complete()
         elif self._until is None:
-            # More of the same request does not give it more time.
+            # Further parts of a request do not extend its time.
             self._wait_for_request()
 
     def on_response_complete(self) -> None:
-        # Without a request that has begun, uvicorn's own time for idle connections counts.
+        # Before a request begins, uvicorn's own timeout for idle connections applies.
         self._request_is_complete()
         super().on_response_complete()
 
@@ -114,7 +116,7 @@ class BoundedConnection(H11Protocol):
             self._stalled = None
 
     def send_400_response(self, msg: str) -> None:
-        # As uvicorn's, with the headers of every other answer.
+        # As uvicorn's own, with the security headers of all other answers.
         self._request_is_complete()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()

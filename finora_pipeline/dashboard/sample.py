@@ -1,5 +1,6 @@
-"""Makes the sample that people see before their own figures are there: 30 days of an imaginary organization,
-computed by the pipeline as everybody's figures are.
+"""Make the sample that users without data see: 30 days of an imaginary organization.
+
+The pipeline's own metrics code computes it, so that it shows what real data would show.
 
     python -m finora_pipeline.dashboard.sample FILE DAY
 """
@@ -14,7 +15,7 @@ SAMPLE_USER = "sample"
 
 
 def main(file: Path, today: date) -> None:
-    """Writes the sample up to a UTC day into a DuckDB file with the published tables."""
+    """Write the sample up to a UTC day into a DuckDB file with the published tables."""
     from finora_pipeline.warehouse.database import Warehouse
     from finora_pipeline.warehouse.metrics import refresh_metrics
 

@@ -1,4 +1,4 @@
-"""Runs the dashboard under uvicorn."""
+"""Check whether the dashboard may be served, and run it under uvicorn."""
 
 import sys
 
@@ -15,15 +15,15 @@ from finora_pipeline.settings import Settings
 
 
 class DashboardRefused(Exception):
-    """The dashboard cannot be served like this; the message says what to do."""
+    """The settings do not allow to serve the dashboard; the message says what to do."""
 
 
 def prepared(
     settings: Settings, host: str, port: int, public_url: str | None, access: Access | None = None
 ) -> Starlette:
-    """The app, ready to be served. Raises `DashboardRefused`, `VaultError`, `SettingsError`."""
+    """Build the app. Raises `DashboardRefused`, `VaultError`, `SettingsError`."""
     accounts = accounts_of(settings)
-    sign_in = accounts.logins
+    logins = accounts.logins
     try:
         oidc = Oidc.from_environment()
         if oidc is None and not settings.password_sign_in:
@@ -31,15 +31,18 @@ def prepared(
                 "FINORA_PASSWORD_SIGN_IN=off needs single sign-on: set FINORA_OIDC_ISSUER and "
                 "FINORA_OIDC_CLIENT_ID."
             )
-        exposed = exposure(host, port, public_url, oidc is not None or sign_in.is_configured())
+        exposed = exposure(host, port, public_url, oidc is not None or logins.is_configured())
     except (ExposedWithoutSignIn, OidcError) as error:
         raise DashboardRefused(str(error)) from None
-    return create_app(settings, accounts, sign_in, exposed, access or Access.from_environment(), oidc)
+    return create_app(settings, accounts, logins, exposed, access or Access.from_environment(), oidc)
 
 
 def serve(settings: Settings, host: str, port: int, public_url: str | None, access: Access) -> None:
-    """Serves the pages until SIGINT or SIGTERM. Raises `DashboardRefused`, `VaultError`."""
-    # DuckDB imports pandas, 90 MB with all it needs, only to see whether a parameter is one of its values.
+    """Serve the pages until SIGINT or SIGTERM.
+
+    Raises `DashboardRefused`, `VaultError`, `SettingsError`.
+    """
+    # DuckDB imports pandas (90 MB with its imports) only to check whether a parameter is one of its types.
     sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
     app = prepared(settings, host, port, public_url, access)
     uvicorn.Server(http_server.config(app, host=host, port=port)).run()

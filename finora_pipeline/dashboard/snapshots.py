@@ -1,4 +1,4 @@
-"""The published copy, opened once and again whenever a newer one has been swapped in; and the sample."""
+"""The published snapshot, reopened after each publish, and a sample for users without data."""
 
 import logging
 import shutil
@@ -20,22 +20,22 @@ from finora_pipeline.dashboard.sql import statement
 from finora_pipeline.warehouse.machine import duckdb_limits
 from finora_pipeline.warehouse.snapshot import attach, close_off
 
-# The blocks that pages' questions read; what does not fit is read again from the system's file cache.
+# DuckDB's buffers for the queries of pages; other blocks are read again from the system's file cache.
 MEMORY_LIMIT = "20MB"
-# What one page may take alone, where it does not fit into that: it is given back when the page is made.
+# Memory of a single page that does not fit into that limit, freed after it.
 ALONE_BYTES = 256_000_000
-# Pages that are computed at a time, each on a thread of its own.
+# Pages computed at the same time, each in a thread.
 PAGES_AT_ONCE = 2
-# What DuckDB holds for an open file grows slowly with the questions; a file is opened in milliseconds.
+# DuckDB's memory for an open file grows slowly with each query; opening one takes milliseconds.
 REOPENED_AFTER = 1_000
 SAMPLE_SECONDS = 60
 _log = logging.getLogger("finora.dashboard")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
-class _Opened:
-    """One copy, open until the last who reads it is done."""
+class Snapshot:
+    """A reference-counted handle on a published file; once replaced, its last reader closes it."""
 
     connection: duckdb.DuckDBPyConnection
     spill: Path
@@ -50,45 +50,45 @@ class _Opened:
         shutil.rmtree(self.spill, ignore_errors=True)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
-        """For one thread; a cursor does not take over which database is meant."""
+        """A cursor for one thread. Cursors do not inherit the current database."""
         cursor = self.connection.cursor()
         cursor.execute("USE finora")
         return cursor
 
 
-class Copy:
-    """A user's figures in one copy: the user's own, or the sample for who has none."""
+class UserSnapshot:
+    """One user's data in a snapshot; the sample's for a user without data."""
 
     def __init__(
-        self, opened: _Opened, cursor: duckdb.DuckDBPyConnection, user_id: str, is_sample: bool
+        self, snapshot: Snapshot, cursor: duckdb.DuckDBPyConnection, user_id: str, is_sample: bool
     ) -> None:
-        self._opened = opened
+        self._snapshot = snapshot
         self._cursor = cursor
         self._user_id = user_id
         self.is_sample = is_sample
 
     def rows(self, name: str, **values: Any) -> list[tuple[Any, ...]]:
-        """The answer to a question (`sql/`) about this user."""
+        """The rows of a query (`sql/`) for this user."""
         return self._cursor.execute(statement(name), values | {"user_id": self._user_id}).fetchall()
 
     def rows_over(self, source: str, name: str, **values: Any) -> list[tuple[Any, ...]]:
-        """The answer to a question that reads `days`, which another file selects."""
+        """The rows of a query over `days`, which the query `source` returns."""
         query = f"WITH days AS MATERIALIZED ({statement(source)}) FROM ({statement(name)})"
         return self._cursor.execute(query, values | {"user_id": self._user_id}).fetchall()
 
     @property
     def span(self) -> tuple[date | None, date | None]:
-        """The first and last UTC day with figures; None without any."""
-        spans = self._opened.spans
+        """The first and last UTC day with data; None without any."""
+        spans = self._snapshot.spans
         if self._user_id not in spans:
             spans[self._user_id] = self.rows("span", sample=self.is_sample)[0]
         return spans[self._user_id]
 
 
-class Copies:
-    """Hands out copies: of the published file as it is now, and of a sample for those without figures.
+class Snapshots:
+    """Opens the newest published file for readers, and a sample for users without data.
 
-    A copy is attached to a database in memory (`published.attach`).
+    A snapshot is attached to an in-memory database (`warehouse.snapshot.attach`).
     """
 
     def __init__(self, published: Path) -> None:
@@ -96,87 +96,90 @@ class Copies:
         self._lock = threading.Lock()
         self._turns = threading.Semaphore(PAGES_AT_ONCE)
         self._alone = threading.Lock()
-        self._current: _Opened | None = None
+        self._current: Snapshot | None = None
         self._sample_lock = threading.Lock()
-        self._sample: _Opened | None = None
+        self._sample: Snapshot | None = None
         self._sample_day: date | None = None
 
     @contextmanager
-    def of(self, user_id: str) -> Iterator[Copy]:
-        """The user's own figures, or the sample's while there are none."""
-        with self._turns, self._reading() as opened:
-            if opened is not None:
-                with opened.cursor() as cursor:
-                    copy = Copy(opened, cursor, user_id, is_sample=False)
-                    if copy.span[0] is not None:
-                        yield copy
+    def of(self, user_id: str) -> Iterator[UserSnapshot]:
+        """Open the user's own data, or the sample for a user without data."""
+        with self._turns, self._reading() as snapshot:
+            if snapshot is not None:
+                with snapshot.cursor() as cursor:
+                    own = UserSnapshot(snapshot, cursor, user_id, is_sample=False)
+                    if own.span[0] is not None:
+                        yield own
                         return
-        # Made without a turn, which others wait for.
-        sample = self._sampled()
+        # Made outside a turn, so that other pages do not wait for it.
+        sample = self._sample_of_today()
         with self._turns, sample.cursor() as cursor:
-            yield Copy(sample, cursor, SAMPLE_USER, is_sample=True)
+            yield UserSnapshot(sample, cursor, SAMPLE_USER, is_sample=True)
 
-    def read(self, user_id: str, make: Callable[[Copy], Made]) -> Made:
-        """What a page makes of the user's copy. One that does not fit into memory is made again, with more of
-        it and one at a time."""
+    def read(self, user_id: str, compute: Callable[[UserSnapshot], Result]) -> Result:
+        """Compute a page from the user's snapshot.
+
+        A page that does not fit into memory is computed again with more of it, one at a time. Raises
+        `duckdb.OutOfMemoryException` if that fails, too.
+        """
         try:
-            with self.of(user_id) as copy:
-                return make(copy)
+            with self.of(user_id) as snapshot:
+                return compute(snapshot)
         except duckdb.OutOfMemoryException:
             with self._alone, self._with_more_memory() as opened, opened.cursor() as cursor:
-                copy = Copy(opened, cursor, user_id, is_sample=False)
-                if copy.span[0] is None:
-                    # The sample is the same for all users, and small.
+                own = UserSnapshot(opened, cursor, user_id, is_sample=False)
+                if own.span[0] is None:
+                    # The sample is small: more memory would not help.
                     raise
-                return make(copy)
+                return compute(own)
 
     @contextmanager
-    def _with_more_memory(self) -> Iterator[_Opened]:
+    def _with_more_memory(self) -> Iterator[Snapshot]:
         limit = min(ALONE_BYTES, duckdb_limits().memory_bytes)
-        opened = _open(self._published, (), f"{limit}B")
+        snapshot = _open(self._published, (), f"{limit}B")
         try:
-            yield opened
+            yield snapshot
         finally:
-            opened.close()
+            snapshot.close()
 
-    def everybody(self) -> dict[str, Any]:
-        """What each user cost in the last 30 days, USD by user id."""
-        with self._reading() as opened:
-            if opened is None:
+    def spend_by_user(self) -> dict[str, Any]:
+        """USD of the last 30 days by user id; empty before the first publish."""
+        with self._reading() as snapshot:
+            if snapshot is None:
                 return {}
-            with opened.cursor() as cursor:
+            with snapshot.cursor() as cursor:
                 return dict(cursor.execute(statement("users")).fetchall())
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Close the open files."""
         with self._lock:
-            for opened in (self._current, self._sample):
-                if opened:
-                    opened.close()
+            for snapshot in (self._current, self._sample):
+                if snapshot:
+                    snapshot.close()
             self._current = self._sample = None
 
     @contextmanager
-    def _reading(self) -> Iterator[_Opened | None]:
+    def _reading(self) -> Iterator[Snapshot | None]:
         with self._lock:
-            opened = self._newest()
-            if opened:
-                opened.readers += 1
-                opened.times_read += 1
+            snapshot = self._newest()
+            if snapshot:
+                snapshot.readers += 1
+                snapshot.times_read += 1
         try:
-            yield opened
+            yield snapshot
         finally:
-            if opened:
+            if snapshot:
                 with self._lock:
-                    opened.readers -= 1
-                    if opened.is_replaced and not opened.readers:
-                        opened.close()
+                    snapshot.readers -= 1
+                    if snapshot.is_replaced and not snapshot.readers:
+                        snapshot.close()
 
-    def _newest(self) -> _Opened | None:
+    def _newest(self) -> Snapshot | None:
         old = self._current
         try:
             about = self._published.stat()
         except FileNotFoundError:
-            # Taken away, for a while: what is open can still be read.
+            # The file was removed, perhaps for a moment; the open one still reads.
             return old
         version = (about.st_ino, about.st_mtime_ns, about.st_size)
         if old is None or old.version != version or old.times_read >= REOPENED_AFTER:
@@ -185,7 +188,7 @@ class Copies:
             except duckdb.Error:
                 if old is None:
                     raise
-                _log.exception("The published copy cannot be opened; the one before it is shown.")
+                _log.exception("The published snapshot cannot be opened; the previous one is shown.")
                 return old
             if old:
                 old.is_replaced = True
@@ -193,35 +196,35 @@ class Copies:
                     old.close()
         return self._current
 
-    def _sampled(self) -> _Opened:
-        """The sample of today: 30 days of an imaginary organization, computed as everybody's figures are."""
+    def _sample_of_today(self) -> Snapshot:
+        """The sample of today: 30 days of an imaginary organization."""
         today = datetime.now(UTC).date()
         with self._sample_lock:
             if self._sample is None or self._sample_day != today:
-                # An older one stays open for whoever reads it: it is small, and made once a day.
+                # An older sample stays open for its readers: it is small, and one is made a day.
                 self._sample, self._sample_day = _make_sample(today), today
             return self._sample
 
 
-def _open(path: Path, version: tuple[int, ...], memory_limit: str | None = None) -> _Opened:
-    # Of its own: databases that spill into one folder give their files the same names and spoil each other's.
+def _open(path: Path, version: tuple[int, ...], memory_limit: str | None = None) -> Snapshot:
+    # Databases that spill into one folder use the same file names and corrupt each other's.
     spill = Path(tempfile.mkdtemp(prefix="finora-dashboard-"))
     config = {"memory_limit": memory_limit or MEMORY_LIMIT, "threads": 1, "temp_directory": str(spill)}
-    opened = _Opened(duckdb.connect(":memory:", config=config), spill, version)
+    snapshot = Snapshot(duckdb.connect(":memory:", config=config), spill, version)
     try:
-        attach(opened.connection, path)
-        close_off(opened.connection, spills=True)
+        attach(snapshot.connection, path)
+        close_off(snapshot.connection, spills=True)
     except BaseException:
-        opened.close()
+        snapshot.close()
         raise
-    return opened
+    return snapshot
 
 
-def _make_sample(today: date) -> _Opened:
+def _make_sample(today: date) -> Snapshot:
     with tempfile.TemporaryDirectory(prefix="finora-sample-") as folder:
-        # In a process of its own: what it imports and computes would double this one's memory for good.
+        # In a child process, because its imports and computation would double this one's memory for good.
         file = Path(folder) / "sample.duckdb"
         command = [sys.executable, "-m", "finora_pipeline.dashboard.sample", str(file), today.isoformat()]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=SAMPLE_SECONDS)
-        # The file goes at once; what is open of it stays readable.
+        # The file is deleted at once; the open handle stays readable.
         return _open(file, ())

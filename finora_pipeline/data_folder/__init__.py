@@ -1,1 +1,4 @@
-"""The files of the data folder: their modes and locks, and what errors of its disk mean."""
+"""Files of the data folder: their modes and owners, storage errors as sentences, and locks of runs.
+
+What the files hold belongs elsewhere (`accounts`, `warehouse`, `instance`). Nothing here imports Dagster.
+"""

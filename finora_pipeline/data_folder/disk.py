@@ -1,14 +1,14 @@
-"""Says in one sentence, with what to do, what each library says in its own words about files and databases.
+"""Storage errors: what libraries report about files and databases, as one sentence that says what to do.
 
     StorageError
     ├── DiskFull          no space, no inodes
     ├── DiskReadOnly      mounted read-only
-    ├── NoPermission      of another account
-    ├── DatabaseInUse     held by another program for longer than `wait_seconds`
-    ├── DatabaseDamaged   cannot be read any more
-    └── DatabaseUnreachable   a server that does not answer or refuses this account
+    ├── NoPermission      a file belongs to another account
+    ├── DatabaseInUse     another program holds it for longer than `wait_seconds`
+    ├── DatabaseDamaged   the file cannot be read
+    └── DatabaseUnreachable   the server does not respond or refuses this account
 
-The library's own error is the cause of each, for logs.
+Each has the library's error as its cause, for logs.
 """
 
 import errno
@@ -20,15 +20,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# With less than this a SQLite database cannot be opened for writing.
+# With less free space SQLite cannot open a database for writing.
 NO_ROOM_BYTES = 1_000_000
-# Whose errors say in their text alone what they are about.
+# Libraries whose errors are recognized by their text, since their classes are too general.
 _LIBRARIES = ("duckdb", "_duckdb", "sqlalchemy", "sqlite3", "psycopg2", "psycopg", "pyarrow")
 _FULL = (
     "No space left on device",
     "database or disk is full",
     "Disk quota exceeded",
-    # DuckDB may spill no more than its own limit, which is most of the free disk.
+    # DuckDB limits its spill files to most of the free disk.
     "max_temp_directory_size",
 )
 _READ_ONLY = ("Read-only file system",)
@@ -52,8 +52,6 @@ _UNREACHABLE = (
     "terminating connection",
     "timeout expired",
 )
-
-
 _REFUSED = r'password authentication failed|no pg_hba.conf entry|(database|role) "[^"]*" does not exist'
 
 
@@ -62,11 +60,11 @@ class StorageError(Exception):
 
 
 class DiskFull(StorageError):
-    """There is no room for what had to be written."""
+    """No space or inodes are left for a write."""
 
 
 class DiskReadOnly(StorageError):
-    """The disk takes no changes."""
+    """The disk is mounted read-only."""
 
 
 class NoPermission(StorageError):
@@ -74,20 +72,20 @@ class NoPermission(StorageError):
 
 
 class DatabaseInUse(StorageError):
-    """Another program holds a database."""
+    """Another program holds the database."""
 
 
 class DatabaseDamaged(StorageError):
-    """A database cannot be read."""
+    """The database cannot be read."""
 
 
 class DatabaseUnreachable(StorageError):
-    """A database server does not answer or refuses this account."""
+    """A database server does not respond or refuses this account."""
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A database in the words of messages: what it is, whose disk it is on, what to do when it is damaged."""
+    """A database as messages name it: its name, the folder of its disk, and what to do if it is damaged."""
 
     name: str
     disk: Path | str
@@ -99,7 +97,7 @@ def warehouse_store(home: Path, database: Path) -> Store:
     return Store(
         f"The warehouse {database}",
         home,
-        "Run finora rebuild --replace: it builds it again from the raw pages.",
+        "Run finora rebuild --replace to build it again from the raw pages.",
     )
 
 
@@ -112,11 +110,9 @@ def accounts_store(place: Path | str) -> Store:
     """The accounts database: its file, or the host of its server."""
     if isinstance(place, str):
         name = f"The accounts database on {place}"
-        return Store(
-            name, "the accounts database", "Look at the server's log and restore it from your backup."
-        )
-    cure = "Put it back from your backup, or correct FINORA_ACCOUNTS_URL."
-    return Store(f"The accounts database {place}", place.parent, cure)
+        return Store(name, "the accounts database", "Check the server's log and restore it from your backup.")
+    remedy = "Restore it from your backup, or correct FINORA_ACCOUNTS_URL."
+    return Store(f"The accounts database {place}", place.parent, remedy)
 
 
 def runs_store(dagster_home: Path) -> Store:
@@ -124,13 +120,13 @@ def runs_store(dagster_home: Path) -> Store:
     return Store(
         f"Dagster's record of runs in {dagster_home}",
         dagster_home,
-        "Stop finora up, move that folder away and start again: only the record of past runs is lost.",
+        "Stop finora up, move that folder away and start again; only the record of past runs is lost.",
     )
 
 
 @contextmanager
 def storage_errors(store: Store) -> Iterator[None]:
-    """Turns what libraries raise about a database and its disk into a `StorageError`."""
+    """Translate libraries' errors about a database or its disk into `StorageError`."""
     try:
         yield
     except StorageError:
@@ -142,8 +138,8 @@ def storage_errors(store: Store) -> Iterator[None]:
 
 
 @contextmanager
-def told_if_full(where: Path | str) -> Iterator[None]:
-    """Turns what libraries raise about the disk of a folder into a `StorageError`, which names the place."""
+def translate_disk_full(where: Path | str) -> Iterator[None]:
+    """Translate libraries' errors about the disk of a folder into `StorageError`, which names the folder."""
     try:
         yield
     except StorageError:
@@ -155,18 +151,22 @@ def told_if_full(where: Path | str) -> Iterator[None]:
 
 
 def storage_error(error: BaseException, store: Store) -> StorageError | None:
-    """What an error says about a database or its disk, or None where it is about something else."""
+    """The `StorageError` for an error about a database or its disk; None for any other error."""
     return _of_disk(error, store.disk) or _of_database(error, store)
 
 
 def is_in_use(error: BaseException) -> bool:
-    """Whether another program holds the database: it may be free in a moment."""
+    """Whether another program holds the database, so that a retry may succeed."""
     return _says(error, _IN_USE)
 
 
 def _of_disk(error: BaseException, where: Path | str) -> StorageError | None:
     code = error.errno if isinstance(error, OSError) else None
-    if code in (errno.ENOSPC, errno.EDQUOT) or _says(error, _FULL) or _is_full_in_sqlites_words(error, where):
+    if (
+        code in (errno.ENOSPC, errno.EDQUOT)
+        or _says(error, _FULL)
+        or _is_full_as_sqlite_reports(error, where)
+    ):
         if isinstance(where, Path) and _has_no_inodes(where):
             return DiskFull(
                 f"The disk of {where} has no inodes left for new files. Delete files there; the next refresh "
@@ -176,15 +176,15 @@ def _of_disk(error: BaseException, where: Path | str) -> StorageError | None:
             f"The disk of {where} is full. Free some space; the next refresh continues, and published data "
             "is unaffected."
         )
-    if code == errno.EROFS or _says(error, _READ_ONLY) or _is_read_only_in_sqlites_words(error, where):
+    if code == errno.EROFS or _says(error, _READ_ONLY) or _is_read_only_as_sqlite_reports(error, where):
         return DiskReadOnly(
-            f"The disk of {where} is read-only. Mount it to be written; the next refresh continues."
+            f"The disk of {where} is read-only. Mount it writable; the next refresh continues."
         )
     if code in (errno.EACCES, errno.EPERM) or _says(error, _CLOSED):
         path = error.filename if isinstance(error, OSError) and error.filename else where
         return NoPermission(
-            f"This account may not open {path}. Run the command as the account that the data folder belongs "
-            "to, or give the file to it with chown."
+            f"This account may not open {path}. Run the command as the owner of the data folder, or give the "
+            "file to this account with chown."
         )
     return None
 
@@ -194,23 +194,23 @@ def _of_database(error: BaseException, store: Store) -> StorageError | None:
         holder = re.search(r"\(PID (\d+)\)", _text(error))
         program = f"another program (process {holder[1]})" if holder else "another program"
         return DatabaseInUse(
-            f"{store.name} is in use by {program}. Close it there and try again; nothing is lost."
+            f"{store.name} is in use by {program}. Close it there and try again; no data is lost."
         )
     if _says(error, ("version number",)) and "read" in _text(error):
         return DatabaseDamaged(
-            f"{store.name} was written by a newer DuckDB. Install the version that this finora "
-            "asks for, with pip install finora-pipeline."
+            f"{store.name} was written by a newer DuckDB. Install the version that this finora requires, "
+            "with pip install finora-pipeline."
         )
     if _says(error, _DAMAGED) or (_is_known(error) and type(error).__name__ in _DAMAGED_CLASSES):
         return DatabaseDamaged(
-            f"{store.name} cannot be read: it is damaged or of another kind. {store.when_damaged}"
+            f"{store.name} cannot be read; it is damaged or another kind of file. {store.when_damaged}"
         )
     if _says(error, ("disk I/O error",)):
         return StorageError(f"{store.name} cannot be read or written. Check its disk and try again.")
     if _says(error, ("unable to open database file", "attempt to write a readonly database")):
         return NoPermission(
-            f"{store.name} cannot be opened by this account. Run the command as the account that "
-            "the data folder belongs to, or give the file to it with chown."
+            f"{store.name} cannot be opened by this account. Run the command as the owner of the data "
+            "folder, or give the file to this account with chown."
         )
     if _is_known(error) and re.search(_REFUSED, _text(error)):
         return DatabaseUnreachable(
@@ -236,12 +236,12 @@ def _text(error: BaseException) -> str:
     return str(getattr(error, "orig", None) or error)
 
 
-def _is_full_in_sqlites_words(error: BaseException, where: Path | str) -> bool:
-    # SQLite's word for it where it maps its shared memory, and for broken disks, too.
+def _is_full_as_sqlite_reports(error: BaseException, where: Path | str) -> bool:
+    # SQLite reports a full disk like this while mapping shared memory, and broken disks as well.
     return _says(error, ("disk I/O error",)) and isinstance(where, Path) and _has_no_room(where)
 
 
-def _is_read_only_in_sqlites_words(error: BaseException, where: Path | str) -> bool:
+def _is_read_only_as_sqlite_reports(error: BaseException, where: Path | str) -> bool:
     texts = ("attempt to write a readonly database", "unable to open database file", "disk I/O error")
     return _says(error, texts) and isinstance(where, Path) and _is_mounted_read_only(where)
 
@@ -260,5 +260,5 @@ def _is_mounted_read_only(place: Path) -> bool:
 
 
 def _folder(place: Path) -> Path:
-    """The folder itself or, of what is not there, the next above."""
+    """The path itself, or its nearest parent that exists."""
     return next(folder for folder in (place, *place.parents) if folder.exists())

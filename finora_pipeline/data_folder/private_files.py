@@ -1,8 +1,8 @@
-"""Which accounts of this machine may open the files of the data folder: its owner alone, and with
-`FINORA_READERS_GROUP` the members of that group, who may read what is published.
+"""Modes of the data folder's files: only its owner opens them, and readers of a group what is published.
 
-Every entry point restricts the files it makes; folders made by earlier versions are repaired at start.
-Symbolic links are never followed, so that no link planted in a folder that was too open changes other files.
+The group is `FINORA_READERS_GROUP`. Every entry point restricts the files it creates; folders of earlier
+versions are repaired at start. Symbolic links are never followed, so a link planted in a folder that was too
+open changes no other files.
 """
 
 import grp
@@ -20,13 +20,13 @@ from finora_pipeline.settings import Settings, SettingsError
 
 FOLDER, FILE = 0o700, 0o600
 PUBLISHED_FILE = 0o400
-# With a group of readers: they may pass the data folder without listing it.
+# With a group of readers, who may pass through the data folder but not list it.
 PASSED_FOLDER, SHARED_FOLDER, SHARED_FILE = 0o710, 0o750, 0o440
-# Holds which modes the whole folder was last brought to, so that later starts look at its top alone.
+# Records the modes last set on the whole folder, so that later starts only check its top level.
 MARKER = ".modes"
 _LAYOUT = "1"
 _OTHERS = 0o077
-# What the project keeps at the top of a data folder; an operator's own files there stay as they are.
+# Entries of this project at the top of a data folder; an operator's own files there are left unchanged.
 _OURS = (
     *("accounts.sqlite*", "openai_base_url", "demo.json", MARKER),
     *("raw", "warehouse", "published", "dagster", "logs", "runs", "rebuild"),
@@ -39,12 +39,12 @@ class ForeignFiles(Exception):
 
 
 def restrict_new_files() -> None:
-    """Makes files and folders that this process creates private, whatever the account's own umask is."""
+    """Make files and folders that this process creates private, whatever the account's umask."""
     os.umask(_OTHERS)
 
 
 def open_lock(path: Path) -> int:
-    """Opens a lock file, made where missing, that no other account can open and so none can hold."""
+    """Open a lock file, creating it if missing; no other account can open it, so none can hold it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE)
     if stat.S_IMODE(os.fstat(descriptor).st_mode) & _OTHERS:
         os.fchmod(descriptor, FILE)
@@ -52,12 +52,12 @@ def open_lock(path: Path) -> int:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a private folder where there is none, with its parents."""
+    """Create a private folder and its parents, unless it exists."""
     path.mkdir(mode=FOLDER, parents=True, exist_ok=True)
 
 
 def share_published(path: Path, folder: Path) -> None:
-    """Gives a file or folder below `published/` the mode and group with which `folder` is shared."""
+    """Set the mode and group of a path below `published/` like those `folder` is shared with."""
     about = folder.stat()
     is_shared = bool(about.st_mode & 0o050)
     if is_shared and path.stat().st_gid != about.st_gid:
@@ -70,17 +70,17 @@ def share_published(path: Path, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Readers:
-    """The group that may read what is published."""
+    """The group whose members may read published files."""
 
     name: str
     gid: int
 
 
 def secure_home(settings: Settings, *, whole: bool = False) -> None:
-    """Makes the data folder where missing and its files private; logs a sentence where it was too open.
+    """Create the data folder if missing and make its files private; log a warning if it was too open.
 
-    Looks at the folder's top; at all files if `whole`, at the first start of a version and when the group of
-    readers has changed. Raises `ForeignFiles` where the folder belongs to another account, `SettingsError`
+    Checks the folder's top level; all files if `whole`, at the first start of a version and when the group
+    of readers changed. Raises `ForeignFiles` if the folder belongs to another account, and `SettingsError`
     for a group that cannot be used.
     """
     readers = _readers(settings.readers_group)
@@ -101,7 +101,7 @@ def secure_home(settings: Settings, *, whole: bool = False) -> None:
             _repair(path, about, home, readers)
     if foreign:
         _log.warning(
-            "%s in the data folder %s to another account, such as %s. Run: chown -R %s %s",
+            "%s in the data folder %s to another account, such as %s. Run chown -R %s %s",
             f"{len(foreign)} files belong" if len(foreign) > 1 else "A file belongs",
             home,
             foreign[0],
@@ -114,7 +114,7 @@ def secure_home(settings: Settings, *, whole: bool = False) -> None:
 
 
 def _owner(home: Path) -> int:
-    """The account that the data folder belongs to. Raises `ForeignFiles`."""
+    """The user id of the data folder's owner. Raises `ForeignFiles`."""
     owner = home.stat().st_uid
     if owner == os.geteuid():
         return owner
@@ -122,11 +122,11 @@ def _owner(home: Path) -> int:
     if os.geteuid():
         raise ForeignFiles(
             f"The data folder {home} belongs to the account {name}. Run this command as {name}, or set "
-            "FINORA_HOME to a folder of yours."
+            "FINORA_HOME to your own folder."
         )
     _log.warning(
-        "The data folder %s belongs to the account %s, which cannot open what this command makes as root. "
-        "Run it as %s.",
+        "The data folder %s belongs to the account %s, which cannot open files that this command creates as "
+        "root. Run it as %s.",
         home,
         name,
         name,
@@ -135,7 +135,7 @@ def _owner(home: Path) -> int:
 
 
 def _entries(settings: Settings, whole: bool) -> Iterator[tuple[Path, os.stat_result]]:
-    """The folders and files of this project, each folder before what is in it."""
+    """The folders and files of this project, each folder before its contents."""
     home, dagster_home = settings.home, settings.dagster_home
     yield home, home.stat()
     tops = [path for pattern in _OURS for path in sorted(home.glob(pattern))]
@@ -146,19 +146,19 @@ def _entries(settings: Settings, whole: bool) -> Iterator[tuple[Path, os.stat_re
         tops += [accounts.with_name(accounts.name + part) for part in ("", "-wal", "-shm")]
     if not home.is_relative_to(dagster_home):
         tops.append(dagster_home)
-    # A restored copy of the published file is read-only, but the warehouse has to be written.
+    # A warehouse restored from the published file is read-only but must be writable.
     tops += [home / "warehouse" / "warehouse.duckdb"]
     for top in dict.fromkeys(tops):
-        yield from _below(top) if whole else _one(top)
+        yield from _below(top) if whole else _entry(top)
 
 
 def _is_sqlite(path: Path) -> bool:
-    """Whether it is what its URL says: the mode of any other file is none of this project's business."""
+    """Whether the file is a SQLite database as its URL claims; any other file's mode stays unchanged."""
     try:
         if path.stat().st_size == 0:
             return False
-        # Not by opening the file: closing it would end the locks of SQLite's connections in this process, and
-        # the next process to close the database would delete the log that they write.
+        # Checked through SQLite: closing a plain file handle would release this process's SQLite locks, and
+        # another process could then delete the write-ahead log in use.
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             database.execute("PRAGMA schema_version")
     except (OSError, sqlite3.Error):
@@ -166,7 +166,7 @@ def _is_sqlite(path: Path) -> bool:
     return True
 
 
-def _one(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+def _entry(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
     try:
         about = path.lstat()
     except FileNotFoundError:
@@ -176,7 +176,7 @@ def _one(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _below(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for found, about in _one(path):
+    for found, about in _entry(path):
         yield found, about
         if stat.S_ISDIR(about.st_mode):
             for entry in sorted(found.iterdir()):
@@ -184,7 +184,7 @@ def _below(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _repair(path: Path, about: os.stat_result, home: Path, readers: _Readers | None) -> None:
-    """Brings one entry to its mode and, where readers share it, to their group."""
+    """Set the mode of a single entry and, if readers share it, their group."""
     mode, is_folder = stat.S_IMODE(about.st_mode), stat.S_ISDIR(about.st_mode)
     published = home / "published"
     is_shared = readers is not None and (path in (home, published) or published in path.parents)
@@ -202,18 +202,18 @@ def _repair(path: Path, about: os.stat_result, home: Path, readers: _Readers | N
         if mode != wanted:
             path.chmod(wanted)
     except FileNotFoundError:
-        # Written aside a moment ago, and renamed since.
+        # A temporary file that was renamed since it was listed.
         return
     except PermissionError:
         if not (readers and is_shared):
             raise
         raise SettingsError(
-            f"This account cannot give files to the group {readers.name}. Make it a member of the group, or "
-            "unset FINORA_READERS_GROUP."
+            f"This account cannot give files to the group {readers.name}. Add it to the group, or unset "
+            "FINORA_READERS_GROUP."
         ) from None
     if path == home and mode & _OTHERS & ~wanted:
         _log.warning(
-            "Other accounts of this machine could open the data folder %s (mode %o). It is closed now "
+            "Other accounts of this machine could open the data folder %s (mode %o). It is private now "
             "(mode %o).",
             home,
             mode,
@@ -228,8 +228,8 @@ def _readers(name: str | None) -> _Readers | None:
         return _Readers(name, grp.getgrnam(name).gr_gid)
     except KeyError:
         raise SettingsError(
-            f"FINORA_READERS_GROUP names the group {name}, which this machine does not have. Make it with "
-            f"groupadd {name}, or unset the variable."
+            f"FINORA_READERS_GROUP names the group {name}, which does not exist on this machine. Create it "
+            f"with groupadd {name}, or unset the variable."
         ) from None
 
 

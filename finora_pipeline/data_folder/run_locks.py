@@ -1,6 +1,6 @@
-"""Tells whether the process of a run still lives: it holds an operating-system lock, which ends with it.
+"""Locks of runs: a run's process holds an operating-system lock that is released when the process dies.
 
-Dagster's default launcher leaves a run STARTED whose machine or process tree was killed.
+Without it Dagster's default launcher leaves a run STARTED whose machine or process tree was killed.
 """
 
 import atexit
@@ -14,7 +14,7 @@ _held: dict[Path, int] = {}
 
 
 def hold(home: Path, run_id: str) -> None:
-    """Shows that this process executes the run, until it releases it or ends, however it ends."""
+    """Hold the run's lock until `release` or until this process exits or dies."""
     path = _path(home, run_id)
     if path in _held:
         return
@@ -26,7 +26,7 @@ def hold(home: Path, run_id: str) -> None:
 
 
 def release(home: Path, run_id: str) -> None:
-    """The run has ended. Nothing happens if this process does not hold it."""
+    """Release the lock of a run that ended; does nothing if this process does not hold it."""
     path = _path(home, run_id)
     if (descriptor := _held.pop(path, None)) is not None:
         path.unlink(missing_ok=True)
@@ -34,7 +34,7 @@ def release(home: Path, run_id: str) -> None:
 
 
 def is_alive(home: Path, run_id: str) -> bool:
-    """Whether some process holds the run."""
+    """Whether a process holds the run's lock."""
     try:
         descriptor = os.open(_path(home, run_id), os.O_RDWR)
     except FileNotFoundError:

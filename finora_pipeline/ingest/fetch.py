@@ -1,14 +1,12 @@
-"""Fetches the pages of many users at once: bounded in memory, one user's failure never another's."""
+"""The fetch of many users at once, bounded in memory; one user's failure never affects another."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
-
-import pyarrow as pa
 
 from finora_pipeline.accounts.model import (
     AccountsError,
@@ -36,26 +34,27 @@ from finora_pipeline.openai_admin.client import OrganizationClient
 from finora_pipeline.openai_admin.endpoints import EXTRA_ENDPOINTS, Endpoint
 from finora_pipeline.openai_admin.errors import AnswerTooLarge, OpenAIAdminError
 from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.warehouse.machine import release_arrow_memory
 
-# Users fetched at once, for each request that may be in flight: as many as keep the requests going at
-# 0.5 s an answer, fewer when windows are long, so that memory holds about as many days of pages.
+# Users fetched at once per request in flight: enough to keep all requests busy at 0.5 s per response.
+# `days_at_once` lowers it for long windows.
 USERS_A_REQUEST = 0.6
 FEWEST_USERS_AT_ONCE = 36
-# A window of more days is a history, which may take longer.
+# A longer window is a history, which may take longer.
 LONG_WINDOW_DAYS = 31
 
-# Called after each user with the numbers of users done, in all, and failed.
+# Called after each user with the numbers of users done, in total, and failed.
 OnUserDone = Callable[[int, int, int], None]
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """How much one user may take of a run.
+    """Limits of what one user may take in a run.
 
-    `user_seconds` and `history_seconds`: of reading the last days, or a history; `user_bytes`: of decoded
-    pages. `days_at_once`: the days of all users that are read at the same time, since memory holds their
-    pages. `quiet_seconds`: while no user's read has ended for so long, what has been read is published.
+    `user_seconds` and `history_seconds` limit a fetch of the last days and of a history; `user_bytes` limits
+    decoded pages. `days_at_once`: days of all users fetched at the same time, since memory holds their pages.
+    `quiet_seconds`: when no user finished for this long, landed pages are published without the rest.
     """
 
     user_seconds: float = 15 * 60.0
@@ -65,16 +64,16 @@ class Budgets:
     quiet_seconds: float = 30.0
 
     def seconds_for(self, window: Window) -> float:
-        """How long a read of this window may take."""
+        """The time limit for a fetch of this window."""
         return self.history_seconds if window.days > LONG_WINDOW_DAYS else self.user_seconds
 
     def checked(self, pages: UserPages) -> UserPages:
-        """The pages, if they are not too large together. Raises `AnswerTooLarge`."""
+        """The pages unchanged. Raises `AnswerTooLarge` if they exceed `user_bytes` in total."""
         size = sum(page_set.bytes for page_set in pages.sets)
         if size > self.user_bytes:
             raise AnswerTooLarge(
                 f"OpenAI sent {size / 1e6:,.0f} MB for this user; at most {self.user_bytes / 1e6:,.0f} MB "
-                "are accepted. Nothing of it was kept."
+                "are accepted. None of it was stored."
             )
         return pages
 
@@ -84,24 +83,24 @@ BUDGETS = Budgets()
 
 @dataclass(frozen=True, slots=True)
 class FetchPlan:
-    """What a run fetches: each connection's window, and the endpoints besides the costs.
+    """What a run fetches: each connection's window, and the endpoints in addition to costs.
 
-    `failures` are the optional parts that OpenAI refused or failed to give of late, by user; `ask_all` asks
-    for them all the same. `with_directory`: names too, once a day.
+    `failures` holds optional parts that recently failed, by user id; `retry_parts` fetches them without
+    waiting for their next attempt. `with_directory`: names too, once a day.
     """
 
     windows: Sequence[tuple[Connection, Window]]
     endpoints: Sequence[Endpoint] = tuple(EXTRA_ENDPOINTS.values())
     with_directory: bool = True
-    failures: Mapping[str, Sequence[PartFailure]] = field(default_factory=dict)
-    ask_all: bool = False
+    failures: Mapping[str, Sequence[PartFailure]] = field(default_factory=dict[str, Sequence[PartFailure]])
+    retry_parts: bool = False
     budgets: Budgets = BUDGETS
 
     @classmethod
     def of(cls, connections: Sequence[Connection], asked: Window, today: date, **options: Any) -> "FetchPlan":
-        """The plan for these connections; those whose plans keep none of the days asked for are left out."""
+        """The plan for these connections, without those whose plans keep none of the days asked for."""
         windows = [(c, window) for c in connections if (window := window_of(c, asked, today)) is not None]
-        # The longest last: one takes the room of many.
+        # Longest last: one long window takes the memory of many short ones.
         return cls(sorted(windows, key=lambda one: one[1].days), **options)
 
 
@@ -111,16 +110,16 @@ async def fetch(
     landing: Landing,
     on_user_done: OnUserDone | None = None,
 ) -> Fetched:
-    """Fetches each connection's window and lands every complete page set; records how each user ended.
+    """Fetch each connection's window, land complete page sets and record each user's outcome.
 
-    While only slow users are left, what has landed is published. A user whose key was replaced or who was
-    removed during the fetch is left out. Raises `StorageError`.
+    While only slow users are left, landed pages are published. Users whose key was replaced or removed
+    during the fetch are skipped. Raises `StorageError`.
     """
     return await _Fetch(organizations, plan, landing, on_user_done).run()
 
 
 class _Fetch:
-    """One call of `fetch`: its workers, and the watch that publishes when only slow users are left."""
+    """One call of `fetch`: its workers, and the task that publishes when only slow users are left."""
 
     def __init__(
         self,
@@ -144,14 +143,14 @@ class _Fetch:
         fetched = self._landing.fetched
         fetched.users = users = len(self._plan.windows)
         at_once = max(FEWEST_USERS_AT_ONCE, int(self._organizations.client.places * USERS_A_REQUEST))
-        # Not cancelled: what it has begun to land or publish goes on in a thread, and may fail.
+        # Never cancelled: a landing or publish it began continues in a thread and may fail.
         watch = asyncio.create_task(self._publish_when_quiet())
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(at_once, users)):
                     group.create_task(self._fetch_users())
         except BaseExceptionGroup as errors:
-            # One sentence instead of each worker's own.
+            # A single error for all workers.
             if found := errors.subgroup(StorageError):
                 raise found.exceptions[0] from None
             raise
@@ -161,8 +160,8 @@ class _Fetch:
             self._landing.end_loading()
             await watch
         await self._landing.finish()
-        # Memory that Arrow keeps for its next pages is better given to DuckDB now.
-        pa.default_memory_pool().release_unused()
+        # Arrow keeps freed memory for later pages; DuckDB needs it now.
+        release_arrow_memory()
         outcomes = self._organizations.client.outcomes
         fetched.requests = outcomes.total()
         self._landing.record_requests(outcomes)
@@ -182,18 +181,18 @@ class _Fetch:
             organization = self._organizations.of(connection)
             async with asyncio.timeout(plan.budgets.seconds_for(window)):
                 pages = await fetch_costs_and_usage(
-                    organization, connection, window, plan.endpoints, known, began, plan.ask_all
+                    organization, connection, window, plan.endpoints, known, began, plan.retry_parts
                 )
             pages = plan.budgets.checked(pages)
         except KeyReplaced:
-            # The window may be another now; the new key starts a refresh of its own.
+            # The new key starts a refresh of its own, perhaps of another window.
             _log.info(
-                "User %s was left out: the key was replaced",
+                "User %s was skipped: the key was replaced",
                 connection.user_id,
                 extra=_log_fields(connection),
             )
         except Exception as error:
-            pages = UserPages(_failed_otherwise(connection, window, began, error, plan.budgets))
+            pages = UserPages(_failure(connection, window, began, error, plan.budgets))
         self._done, self._last_ended = self._done + 1, self._clock()
         self._some_ended.set()
         if pages is None:
@@ -211,7 +210,7 @@ class _Fetch:
         known: Sequence[PartFailure],
         began: datetime,
     ) -> None:
-        # Names come after the costs have landed: no list of them keeps money from being published.
+        # Names are fetched after the costs have landed, so that no list delays publishing costs.
         if not is_directory_due(connection, known, began):
             return
         seconds = self._plan.budgets.user_seconds
@@ -220,7 +219,7 @@ class _Fetch:
                 await self._landing.add_names(await fetch_names(organization, connection, known, began))
         except TimeoutError:
             _log.warning(
-                "The names of user %s took too long", connection.user_id, extra=_log_fields(connection)
+                "Fetching names of user %s took too long", connection.user_id, extra=_log_fields(connection)
             )
             await self._landing.add_names(names_too_slow(connection, began, seconds))
         except StorageError:
@@ -248,15 +247,15 @@ class _Fetch:
             try:
                 await self._landing.publish()
             except Exception:
-                # The run itself publishes at its end, and then fails with the reason.
+                # The run publishes at its end, and fails then if the reason persists.
                 _log.exception("Publishing without waiting for slow users failed")
                 return
 
 
-def _failed_otherwise(
+def _failure(
     connection: Connection, window: Window, began: datetime, error: Exception, budgets: Budgets
 ) -> Refresh:
-    """The outcome of a user who failed, for OpenAI's answer or for another reason."""
+    """The outcome of a failed fetch: OpenAI's error, the vault's, a timeout, or an unexpected one."""
     if isinstance(error, OpenAIAdminError):
         return failed(connection, window, began, error)
     needs_person = False
@@ -267,7 +266,7 @@ def _failed_otherwise(
     elif isinstance(error, TimeoutError):
         minutes = budgets.seconds_for(window) / 60
         reason = "too_slow"
-        message = f"OpenAI took longer than {minutes:g} minutes to answer. The next refresh tries again."
+        message = f"OpenAI took longer than {minutes:g} minutes to respond. The next refresh tries again."
     else:
         _log.error(
             "Fetching user %s failed unexpectedly",
@@ -276,13 +275,13 @@ def _failed_otherwise(
             exc_info=error,
         )
         reason = "internal_error"
-        message = f"The pipeline failed ({type(error).__name__}); its log says where."
+        message = f"The pipeline failed ({type(error).__name__}). The log shows where."
     outcome = ended(connection, window, began, [])
     return replace(outcome, reason=reason, message=message, needs_person=needs_person)
 
 
 class _DayBudget:
-    """How many days of pages fit into memory; a window that needs more than half of them takes half."""
+    """Days of pages that fit into memory; one window takes at most half of them."""
 
     def __init__(self, days: int) -> None:
         self._most = days // 2
@@ -290,8 +289,8 @@ class _DayBudget:
         self._freed = asyncio.Condition()
 
     @asynccontextmanager
-    async def taken(self, days: int) -> AsyncIterator[None]:
-        """Waits until these days fit, and takes them for the length of the block."""
+    async def taken(self, days: int) -> AsyncGenerator[None]:
+        """Wait until these days fit, and reserve them within the block."""
         days = min(days, self._most)
         async with self._freed:
             await self._freed.wait_for(lambda: self._free >= days)

@@ -1,4 +1,4 @@
-"""Landing: fetched page sets go to raw storage in batches, each with the record of how its user ended."""
+"""Landing: fetched page sets go to raw storage in batches, together with the outcomes of their users."""
 
 import asyncio
 import logging
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from threading import Event
 
-from finora_pipeline.accounts.model import PartsRead, Refresh
+from finora_pipeline.accounts.model import PartOutcomes, Refresh
 from finora_pipeline.accounts.store import Accounts
-from finora_pipeline.data_folder.disk import told_if_full
+from finora_pipeline.data_folder.disk import translate_disk_full
 from finora_pipeline.ingest.publish import publish_refreshes
 from finora_pipeline.ingest.run_log import USERS_LOG
 from finora_pipeline.ingest.user_pages import UserPages
@@ -19,37 +19,39 @@ from finora_pipeline.warehouse.load import KINDS, load_ahead, load_pending, newe
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.raw import PageSet, RawPages
 
-# Pages that wait in memory before they are landed; a raw file is about this long before compression.
+# Bytes of pages gathered in memory before landing; about the size of a raw file before compression.
 BATCH_BYTES = 6_000_000
-# Failed fetches bring no pages; their outcomes are recorded all the same before they are many.
+# Failed fetches bring no pages; their outcomes are recorded before they are too many.
 BATCH_OUTCOMES = 500
-# A line for each user and run, for machines: it goes to this log file alone.
+# One line per user and run, written only to the log of runs.
 _users_log = logging.getLogger(USERS_LOG)
 
 
 @dataclass(slots=True)
 class Fetched:
-    """What a fetch did: users asked, pages and bytes received, how many of the pages were the same as before
-    and not stored again, requests made, failures by user."""
+    """Counts of a fetch: users, pages and bytes received, requests, and the failed users.
+
+    `unchanged_pages` are those equal to the loaded ones, which do not land again.
+    """
 
     users: int = 0
     pages: int = 0
     unchanged_pages: int = 0
     bytes: int = 0
     requests: int = 0
-    failures: list[Refresh] = field(default_factory=list)
+    failures: list[Refresh] = field(default_factory=list[Refresh])
 
     @property
     def reasons(self) -> Counter[str]:
-        """How many users failed for which reason."""
+        """The number of failed users by reason."""
         return Counter(failure.reason for failure in self.failures if failure.reason)
 
 
 class Landing:
     """Gathers the pages that workers fetch and lands them in batches, off the event loop.
 
-    `user_ids` are those that the run fetches: of their page sets, those that are in the facts already do not
-    land again. `fetched` counts what came.
+    `user_ids` are the users the run fetches; their page sets that are loaded already do not land again.
+    `fetched` holds the counts so far.
     """
 
     def __init__(
@@ -63,8 +65,8 @@ class Landing:
         self._run_id = run_id
         self._outcomes: list[Refresh] = []
         self._sets: list[PageSet] = []
-        self._parts: list[PartsRead] = []
-        # The key version that each user's pages were fetched with.
+        self._parts: list[PartOutcomes] = []
+        # The key version used for each user's pages.
         self._versions: dict[str, int | None] = {}
         self._bytes = 0
         self._one_at_a_time = asyncio.Lock()
@@ -73,14 +75,14 @@ class Landing:
         self._loading: asyncio.Task[None] | None = None
 
     async def add(self, pages: UserPages) -> None:
-        """Takes the pages of one user's costs and usage."""
+        """Add the pages of a single user's costs and usage."""
         self._outcomes.append(pages.outcome)
         if not pages.outcome.is_complete:
             self.fetched.failures.append(pages.outcome)
         await self._take(pages)
 
     async def add_names(self, pages: UserPages) -> None:
-        """Takes the pages of one user's directory."""
+        """Add the pages of a single user's directory."""
         await self._take(pages)
 
     async def _take(self, pages: UserPages) -> None:
@@ -97,29 +99,29 @@ class Landing:
         self.fetched.pages += pages.outcome.pages
         if self._is_full:
             async with self._one_at_a_time:
-                # While it waited, another worker may have landed everything.
+                # Another worker may have landed everything during the wait.
                 if self._is_full:
                     await self._flush()
 
     async def publish(self) -> None:
-        """Lands what waits, loads it and publishes it; the run goes on. Raises `StorageError`."""
+        """Land, load and publish the gathered pages during the run. Raises `StorageError`."""
         async with self._one_at_a_time:
             await self._flush()
             await self._loaded()
         await asyncio.to_thread(self.load_and_publish)
 
     def load_and_publish(self) -> None:
-        """Brings facts, metrics and the published copy up to what has landed."""
+        """Load all landed pages, refresh metrics and publish."""
         load_pending(self._warehouse, KINDS, self._run_id)
         refresh_metrics(self._warehouse, self._accounts.users.each_id(), datetime.now(UTC).date())
         publish_refreshes(self._accounts, self._warehouse)
 
     def record_requests(self, outcomes: Mapping[str, int]) -> None:
-        """Stores how many requests the run made, by how they ended."""
+        """Store the run's number of requests by outcome."""
         self._accounts.refreshes.record_requests(self._run_id, outcomes)
 
     def _is_unchanged(self, page_set: PageSet) -> bool:
-        # If another run loads other pages of the user during this one, the next refresh lands them again.
+        # If another run loads other pages of the user now, the next refresh lands these again.
         known = self._newest_sets.get((page_set.user_id, page_set.pages[0].endpoint.name))
         return known is not None and known == page_set.sha256
 
@@ -128,7 +130,7 @@ class Landing:
         return self._bytes >= BATCH_BYTES or len(self._outcomes) + len(self._parts) >= BATCH_OUTCOMES
 
     async def _flush(self) -> None:
-        """Lands what waits; no other flush may be running."""
+        """Land the gathered pages; the caller holds the lock."""
         sets, outcomes, parts = self._sets, self._outcomes, self._parts
         self._sets, self._outcomes, self._parts, self._bytes = [], [], [], 0
         landed = await asyncio.to_thread(self._land, sets, outcomes, parts)
@@ -140,15 +142,15 @@ class Landing:
             self._loading = asyncio.create_task(asyncio.to_thread(self.load_ahead, self._all_fetched))
 
     def load_ahead(self, all_fetched: Event) -> None:
-        """Loads what has landed while pages still arrive, until soon after the event is set."""
+        """Load landed pages while others still arrive, until soon after the event is set."""
         load_ahead(self._warehouse, all_fetched)
 
     def end_loading(self) -> None:
-        """Stops loading ahead soon: the rest is better loaded with every core."""
+        """Stop loading ahead soon: the rest loads faster with all cores."""
         self._all_fetched.set()
 
     async def finish(self) -> None:
-        """Lands the rest, and waits until nothing is being loaded."""
+        """Land the rest, and wait until nothing is being loaded."""
         await self._flush()
         await self._loaded()
 
@@ -157,17 +159,17 @@ class Landing:
             await self._loading
 
     def _land(
-        self, sets: Sequence[PageSet], outcomes: Sequence[Refresh], parts: Sequence[PartsRead]
+        self, sets: Sequence[PageSet], outcomes: Sequence[Refresh], parts: Sequence[PartOutcomes]
     ) -> set[str]:
-        """Lands and records; returns the users whose keys are current."""
-        with told_if_full(self._raw.folder), self._raw.landing():
+        """Land the page sets and record the outcomes; return the users whose keys are current."""
+        with translate_disk_full(self._raw.folder), self._raw.landing():
             # Pages fetched with a key that has been replaced or removed may be another organization's.
             users = {*(outcome.user_id for outcome in outcomes), *(one.user_id for one in sets)}
             current = self._accounts.connections.key_versions(sorted(users))
             outcomes = [o for o in outcomes if o.key_version == current.get(o.user_id)]
-            # Landed before it is recorded: a recorded refresh with nothing pending counts as loaded.
+            # Landed before recorded: a recorded refresh without pending pages counts as loaded.
             self._writer.land(one for one in sets if self._versions[one.user_id] == current.get(one.user_id))
-            with told_if_full("the accounts database"):
+            with translate_disk_full("the accounts database"):
                 self._accounts.refreshes.record(self._run_id, outcomes)
                 self._accounts.refreshes.record_parts(parts)
         for outcome in outcomes:
@@ -176,7 +178,7 @@ class Landing:
 
 
 def _log_fields(outcome: Refresh) -> dict[str, object]:
-    """The fields of a log line about one user. Never a secret."""
+    """The fields of a log line about a user, without secrets."""
     return {
         "user_id": outcome.user_id,
         "plan": outcome.plan,

@@ -1,4 +1,4 @@
-"""Fetches and lands the pages of one run, on an event loop of its own."""
+"""Fetching and landing the pages of a single run, on an event loop of its own."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,11 +14,13 @@ from finora_pipeline.warehouse.database import Warehouse
 
 
 class OpensOrganizations(Protocol):
-    """Opens clients of users' organizations for the length of a run."""
+    """Opens clients of users' organizations for one run."""
 
     def organizations(
         self, accounts: Accounts, user_ids: Sequence[str]
-    ) -> AbstractAsyncContextManager[Organizations]: ...
+    ) -> AbstractAsyncContextManager[Organizations]:
+        """The clients of these users' organizations, open within the block."""
+        ...
 
 
 def fetch_and_land(
@@ -29,7 +31,7 @@ def fetch_and_land(
     warehouse: Warehouse,
     on_user_done: OnUserDone | None = None,
 ) -> Fetched:
-    """Fetches what the plan names and lands it; returns the counts. Raises `StorageError`."""
+    """Fetch and land the plan's windows; return the counts. Raises `StorageError`."""
     user_ids = [connection.user_id for connection, _ in plan.windows]
 
     async def run() -> Fetched:

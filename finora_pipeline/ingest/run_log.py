@@ -1,13 +1,13 @@
-"""The log of a run for machines: lines of JSON, each with the run and, where it is about one, the user.
+"""The log of runs for machines: JSON lines with the run and, for lines about one user, the user.
 
-They lie in `$FINORA_HOME/logs/runs.log`, which all runs write and which is rotated when one begins.
+All runs write to `$FINORA_HOME/logs/runs.log`, which is rotated when a run begins.
 """
 
 import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
@@ -16,7 +16,7 @@ import structlog
 
 from finora_pipeline.data_folder.private_files import open_lock
 
-# The logger of lines that are for this file alone.
+# The logger whose lines go only to this file.
 USERS_LOG = "finora_pipeline.users"
 _ROOT = "finora_pipeline"
 MOST_BYTES = 10_000_000
@@ -24,8 +24,8 @@ KEPT = 5
 
 
 @contextmanager
-def run_log(home: Path, run_id: str) -> Iterator[None]:
-    """Writes what the project logs within the block to the log file of runs."""
+def run_log(home: Path, run_id: str) -> Generator[None]:
+    """Write what the project logs within the block to the log of runs, with the run id."""
     path = home / "logs" / "runs.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     _rotate(path)
@@ -63,14 +63,14 @@ def run_log(home: Path, run_id: str) -> Iterator[None]:
 
 
 def delete_user_lines(home: Path, user_id: str) -> int:
-    """Removes the lines that name a user from all log files, rotated ones included; returns how many.
+    """Delete the lines that name a user from all log files, including rotated ones; return how many.
 
-    In place: `finora up` keeps its files open to append.
+    Files are changed in place, since `finora up` keeps its files open for appending.
     """
     folder = home / "logs"
     if not folder.exists():
         return 0
-    # Not within a longer id.
+    # Matches the whole id only, not part of a longer one.
     named = re.compile(rf"(?<![\w@+-])(?<!\w\.){re.escape(user_id)}(?![\w@+-])(?!\.\w)".encode())
     removed = 0
     with os.fdopen(open_lock(folder / ".runs.lock"), "rb") as lock:
@@ -88,7 +88,7 @@ def delete_user_lines(home: Path, user_id: str) -> int:
 
 
 def _rotate(path: Path) -> None:
-    """Puts a long file aside. Runs that write it notice, and go on in the new one."""
+    """Rotate a long file. Running runs notice and continue in the new file."""
     with os.fdopen(open_lock(path.with_name(".runs.lock")), "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists() or path.stat().st_size < MOST_BYTES:

@@ -1,4 +1,4 @@
-"""Which connections a run fetches."""
+"""The selection of the connections that a run fetches."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,11 +19,11 @@ def select_connections(
     skip_missing: bool = False,
     only_due: bool = False,
 ) -> list[Connection]:
-    """The connections of the named users, else all that may be fetched, of one plan or of every plan.
+    """The connections of the named users, else all that may be fetched, of a single plan or all plans.
 
-    With `only_due`: if any connection is due by its plan's promise, it and those due soon; else none. Raises
-    `AccountsError` for a named user without a connection, unless `skip_missing`: a user who is removed
-    between a run's request and its start must not fail it for the others.
+    With `only_due`: if any connection is due, it and those due soon; else none. Raises `AccountsError` for a
+    named user without a connection, unless `skip_missing`: a removal between a run's request and its start
+    must not fail the run for other users.
     """
     if user_ids:
         found = accounts.connections.all(plan=plan, user_ids=user_ids)
@@ -32,10 +32,10 @@ def select_connections(
         if missing and not skip_missing:
             of_plan = f" on the plan {plan}" if plan else ""
             named = ", ".join(missing)
-            raise AccountsError(f"There is no OpenAI connection{of_plan} to refresh for {named}.")
+            raise AccountsError(f"No OpenAI connection{of_plan} to refresh for {named}.")
         return active
     moment = now or datetime.now(UTC)
-    allowed = [c for c in accounts.connections.all(plan=plan) if c.may_be_read(moment)]
+    allowed = [c for c in accounts.connections.all(plan=plan) if c.may_be_fetched(moment)]
     if not only_due:
         return allowed
     return [c for c in allowed if c.may_join(moment)] if any(c.is_due(moment) for c in allowed) else []
@@ -44,7 +44,7 @@ def select_connections(
 def already_fetched(
     accounts: Accounts, run_id: str, connections: Sequence[Connection], asked: Window
 ) -> set[str]:
-    """Users whose whole window an interrupted run has fetched and landed: it need not be fetched again."""
+    """Users whose whole window an interrupted run has already fetched and landed."""
     today = datetime.now(UTC).date()
     windows = {c.user_id: window_of(c, asked, today) for c in connections}
     return {
@@ -52,7 +52,7 @@ def already_fetched(
         for refresh in accounts.refreshes.of_run(run_id)
         if refresh.is_complete
         and (window := windows.get(refresh.user_id))
-        # The whole history begins where the organization's costs do, which only the fetch finds out.
+        # A whole history begins with the organization's first costs, which only the fetch finds.
         and (window.start == FIRST_DAY or refresh.window_start <= window.start)
         and refresh.window_end >= window.end
     }

@@ -1,17 +1,17 @@
-"""The pages of one user: costs first, then every optional part with an outcome of its own.
+"""The pages of a single user: costs first, then every optional part with an outcome of its own.
 
-Only costs decide how the read ended. A usage endpoint, a split of costs or a list of names that OpenAI
-refuses or fails to give is recorded, and asked for sparingly.
+Only costs decide the outcome of a refresh. A usage endpoint, a split of costs or a list that OpenAI refuses
+or fails to return is recorded and retried rarely.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 
 import msgspec
 
-from finora_pipeline.accounts.model import Connection, PartFailure, PartsRead, Refresh, is_future
+from finora_pipeline.accounts.model import Connection, PartFailure, PartOutcomes, Refresh, is_future
 from finora_pipeline.ingest.windows import trailing_window
 from finora_pipeline.openai_admin.client import OrganizationClient
 from finora_pipeline.openai_admin.directory import Directory
@@ -35,15 +35,15 @@ from finora_pipeline.warehouse.raw import PageSet
 
 # Names change rarely; an hour less than a day, so that a daily refresh does not miss its turn.
 DIRECTORY_AFTER = timedelta(hours=23)
-# What OpenAI refuses is asked for once a day, what fails once an hour; a little less, for a tick not to miss.
+# A refused part is retried once a day, a failed one once an hour; a little less, so that no tick misses it.
 RETRY_REFUSED_AFTER = timedelta(hours=23)
 RETRY_FAILED_AFTER = timedelta(minutes=55)
-# Seconds of repeats that an optional part is worth in one refresh: costs wait for none of them.
+# Seconds of retries for an optional part in one refresh; costs land without waiting for them.
 PART_RETRY_SECONDS = 15.0
 LIST_RETRY_SECONDS = 3.0
-# The part that stands for days before those that OpenAI gives.
+# The part that stands for the days before those OpenAI returns.
 HISTORY = "history"
-# The reason of a part that OpenAI refuses, whatever words it has for that.
+# The reason of a part that OpenAI refuses, whatever its error code.
 REFUSED = "refused"
 LIST_NAMES = {
     "projects": "projects",
@@ -51,13 +51,13 @@ LIST_NAMES = {
     "api_keys": "API keys",
     "service_accounts": "service accounts",
 }
-# Follows the name of an endpoint some of whose values could not be understood.
+# Suffix of an endpoint's name: some of its values could not be decoded.
 VALUES = ":values"
-# More values that could not be understood are reported by their number.
+# Beyond this many, values that could not be decoded are only counted.
 VALUES_NAMED = 3
-# More lists of one kind that fail are reported by their number.
+# Beyond this many, failed lists of a kind are only counted.
 LISTS_NAMED = 5
-# A code, a sentence and the moment of the next attempt.
+# A reason code, a sentence and the time of the next attempt.
 Failure = tuple[str, str, datetime]
 
 _DIMENSION_OF = {endpoint.name: dimension for dimension, endpoint in COSTS_BY.items()}
@@ -65,11 +65,11 @@ _DIMENSION_OF = {endpoint.name: dimension for dimension, endpoint in COSTS_BY.it
 
 @dataclass(frozen=True, slots=True)
 class UserPages:
-    """What was read of one user: how the read ended, the page sets, and how optional parts were read."""
+    """The page sets fetched of a single user, the outcome of the refresh, and those of optional parts."""
 
     outcome: Refresh
-    sets: list[PageSet] = field(default_factory=list)
-    parts: PartsRead | None = None
+    sets: list[PageSet] = field(default_factory=list[PageSet])
+    parts: PartOutcomes | None = None
 
 
 async def fetch_costs_and_usage(
@@ -79,89 +79,107 @@ async def fetch_costs_and_usage(
     endpoints: Sequence[Endpoint],
     failures: Sequence[PartFailure],
     began: datetime,
-    ask_all: bool = False,
+    retry_parts: bool = False,
 ) -> UserPages:
-    """Costs first: if they are not given, nothing more is asked. Then the other endpoints at the same time,
-    except those that failed too recently (`failures`) unless `ask_all`."""
+    """Fetch costs, then the other endpoints at the same time.
+
+    If OpenAI refuses costs, nothing else is fetched. Endpoints in `failures` are skipped until their next
+    attempt is due, unless `retry_parts`.
+    """
+    known_from = max(connection.connected_at.date(), connection.organization_since or FIRST_DAY)
     given_from = None
     try:
         if window.start == FIRST_DAY:
             window, given_from = await _from_first_costs(organization, window)
-        known_from = max(connection.connected_at.date(), connection.organization_since or FIRST_DAY)
         costs, given = await organization.fetch_newest(COSTS, window, known_from=known_from)
     except OpenAIAdminError as error:
         return UserPages(failed(connection, window, began, error))
     if given.start > window.start:
         given_from = given.start
-    sets = [PageSet(connection.user_id, costs)]
     known = {failure.part: failure for failure in failures}
     wanted = [
-        one for one in endpoints if ask_all or one.name not in known or known[one.name].retry_at <= began
+        one for one in endpoints if retry_parts or one.name not in known or known[one.name].retry_at <= began
     ]
-    answers = await asyncio.gather(
-        *(_read_part(organization, one, given, known_from, one.name in known) for one in wanted),
-        return_exceptions=True,
-    )
-    refused: dict[str, Failure] = {}
-    groupings: dict[str, bool] = {}
-    for endpoint, answer in zip(wanted, answers, strict=True):
-        if isinstance(answer, OpenAIAdminError):
-            # What fails for the first time is asked for by the next refresh.
-            again = RETRY_FAILED_AFTER if endpoint.name in known else timedelta(0)
-            refused[endpoint.name] = _part_failure(answer, _subject(endpoint, answer), began, again)
-        elif isinstance(answer, BaseException):
-            raise answer
-        else:
-            sets.append(PageSet(connection.user_id, answer))
-            if odd := [place for page in answer for place in page.head.left_out]:
-                refused[f"{endpoint.name}{VALUES}"] = _left_out(endpoint, odd, began)
-        if endpoint.name in _DIMENSION_OF:
-            groupings[_DIMENSION_OF[endpoint.name]] = not isinstance(answer, BaseException)
+    parts = await _fetch_parts(organization, wanted, given, known_from, known, began)
     if odd := [place for page in costs for place in page.head.left_out]:
-        refused[f"{COSTS.name}{VALUES}"] = _left_out(COSTS, odd, began)
+        parts.failed[f"{COSTS.name}{VALUES}"] = _left_out(COSTS, odd, began)
     if given_from:
-        sentence = f"OpenAI gives costs from {given_from} on, and refuses older days."
-        refused[HISTORY] = (REFUSED, sentence, began + RETRY_REFUSED_AFTER)
-    # Asked for all days, as a history that is loaded again is, OpenAI has refused none of them.
+        sentence = f"OpenAI returns costs from {given_from} on and refuses older days."
+        parts.failed[HISTORY] = (REFUSED, sentence, began + RETRY_REFUSED_AFTER)
+    # A history fetched again asks for all days, so OpenAI has refused none of them.
     is_history_given = not given_from and connection.given_from is None and HISTORY in known
-    outcome = ended(connection, given, began, sets)
+    sets = [PageSet(connection.user_id, pages) for pages in (costs, *parts.pages)]
+    names = [part for one in (COSTS, *wanted) for part in (one.name, f"{one.name}{VALUES}")]
+    given_names = [part for part in names if part not in parts.failed]
     return UserPages(
         replace(
-            outcome,
-            cost_groupings=groupings,
+            ended(connection, given, began, sets),
+            cost_groupings=parts.groupings,
             given_from=given_from,
             is_history_given=is_history_given,
         ),
         sets,
-        PartsRead(
+        PartOutcomes(
             user_id=connection.user_id,
             at=began,
-            given=frozenset([HISTORY] if is_history_given else [])
-            | frozenset(
-                part
-                for one in (COSTS, *wanted)
-                for part in (one.name, f"{one.name}{VALUES}")
-                if part not in refused
-            ),
-            failed=refused,
+            given=frozenset([*given_names, HISTORY] if is_history_given else given_names),
+            failed=parts.failed,
             key_version=connection.key_version,
         ),
     )
 
 
+@dataclass(slots=True)
+class _Parts:
+    """Pages of the optional endpoints, failures by part, and whether costs were split by each dimension."""
+
+    pages: list[list[Page]] = field(default_factory=list[list[Page]])
+    failed: dict[str, Failure] = field(default_factory=dict[str, Failure])
+    groupings: dict[str, bool] = field(default_factory=dict[str, bool])
+
+
+async def _fetch_parts(
+    organization: OrganizationClient,
+    endpoints: Sequence[Endpoint],
+    window: Window,
+    known_from: date,
+    known: Mapping[str, PartFailure],
+    began: datetime,
+) -> _Parts:
+    answers = await asyncio.gather(
+        *(_fetch_part(organization, one, window, known_from, one.name in known) for one in endpoints),
+        return_exceptions=True,
+    )
+    parts = _Parts()
+    for endpoint, answer in zip(endpoints, answers, strict=True):
+        if isinstance(answer, OpenAIAdminError):
+            # After a first failure the next refresh tries again.
+            wait = RETRY_FAILED_AFTER if endpoint.name in known else timedelta(0)
+            parts.failed[endpoint.name] = _part_failure(answer, _subject(endpoint, answer), began, wait)
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            parts.pages.append(answer)
+            if odd := [place for page in answer for place in page.head.left_out]:
+                parts.failed[f"{endpoint.name}{VALUES}"] = _left_out(endpoint, odd, began)
+        if endpoint.name in _DIMENSION_OF:
+            parts.groupings[_DIMENSION_OF[endpoint.name]] = not isinstance(answer, BaseException)
+    return parts
+
+
 def is_directory_due(connection: Connection, failures: Sequence[PartFailure], now: datetime) -> bool:
-    """Whether names are to be read: once a day, and again where a list that failed is due."""
-    read_at = connection.directory_read_at
-    if read_at is None or is_future(read_at, now) or now - read_at >= DIRECTORY_AFTER:
+    """Whether names should be fetched: once a day, and when a failed list is due again."""
+    fetched_at = connection.directory_read_at
+    if fetched_at is None or is_future(fetched_at, now) or now - fetched_at >= DIRECTORY_AFTER:
         return True
-    # A list that OpenAI refuses waits for the next day with all others.
+    # A refused list waits for the next day, like all others.
     return any(_is_list(one.part) and one.reason != REFUSED and one.retry_at <= now for one in failures)
 
 
 async def fetch_names(
     organization: OrganizationClient, connection: Connection, failures: Sequence[PartFailure], began: datetime
 ) -> UserPages:
-    """The directory, each list with its outcome, and when the Admin key ends to be valid."""
+    """Fetch the directory, each list with its own outcome, and the expiry of the Admin key."""
     has_failed = any(_is_list(failure.part) for failure in failures)
     directory, expires_at = await asyncio.gather(
         organization.directory(0 if has_failed else LIST_RETRY_SECONDS), organization.admin_key_expiry()
@@ -172,7 +190,7 @@ async def fetch_names(
     return UserPages(
         ended(connection, trailing_window(began.date()), began, sets),
         sets,
-        PartsRead(
+        PartOutcomes(
             user_id=connection.user_id,
             at=began,
             given=frozenset(given),
@@ -185,7 +203,7 @@ async def fetch_names(
 
 
 def _list_failures(directory: Directory, began: datetime) -> dict[str, Failure]:
-    """The lists that were not given; those of one kind are one where they are many."""
+    """The failures of lists by part; more than `LISTS_NAMED` of the same kind are combined."""
     failed = {one.listing.name: one for one in directory.failed if not one.project_id}
     failures = {
         name: _part_failure(one.error, f"The organization's {LIST_NAMES[name]} cannot be listed", began)
@@ -225,13 +243,13 @@ def _project_names(directory: Directory) -> dict[str, str | None]:
 
 
 def names_too_slow(connection: Connection, began: datetime, seconds: float) -> UserPages:
-    """What is recorded of names that could not be fetched in time: they are asked for again tomorrow."""
+    """The record of names that could not be fetched in time; they are retried tomorrow."""
     sentence = (
         f"The names of projects, members and API keys took longer than {seconds / 60:g} minutes to fetch."
     )
     return UserPages(
         ended(connection, trailing_window(began.date()), began, []),
-        parts=PartsRead(
+        parts=PartOutcomes(
             user_id=connection.user_id,
             at=began,
             given=frozenset(),
@@ -242,12 +260,12 @@ def names_too_slow(connection: Connection, began: datetime, seconds: float) -> U
     )
 
 
-async def _read_part(
+async def _fetch_part(
     organization: OrganizationClient, endpoint: Endpoint, window: Window, known_from: date, has_failed: bool
 ) -> list[Page]:
     retry_seconds = 0.0 if has_failed else PART_RETRY_SECONDS
     if endpoint.is_costs:
-        # A refused split is refused for each of its days.
+        # A split refused for one day is refused for all days, so no newer window can succeed.
         return await organization.fetch(endpoint, window, known_from=known_from, retry_seconds=retry_seconds)
     pages, _ = await organization.fetch_newest(
         endpoint, window, known_from=known_from, retry_seconds=retry_seconds
@@ -256,8 +274,10 @@ async def _read_part(
 
 
 async def _from_first_costs(organization: OrganizationClient, window: Window) -> tuple[Window, date | None]:
-    """The window from the organization's first costs on, found in ungrouped pages of half a year each; and
-    the first day that OpenAI gives, where it refuses older ones."""
+    """The window from the organization's first costs on, found in ungrouped pages of half a year each.
+
+    Also returns the first day that OpenAI returns, if it refuses older days.
+    """
     pages, given = await organization.fetch_newest(COSTS, window, ())
     buckets = [bucket for page in pages for bucket in decode_costs(page.body).data if bucket.results]
     given_from = given.start if given.start > window.start else None
@@ -280,7 +300,7 @@ def _subject(endpoint: Endpoint, error: OpenAIAdminError) -> str:
 
 
 def _left_out(endpoint: Endpoint, places: Sequence[str], began: datetime) -> Failure:
-    """What is recorded of values that could not be understood: they are unknown, and all else counts."""
+    """The record of values that could not be decoded: they are unknown, all others count."""
     more = f" and {len(places) - VALUES_NAMED} more" if len(places) > VALUES_NAMED else ""
     named = "; ".join(places[:VALUES_NAMED])
     return "left_out", f"Some values of {endpoint.name} are unknown: {named}{more}.", began
@@ -291,35 +311,35 @@ def _is_list(part: str) -> bool:
 
 
 def _is_refusal(error: OpenAIAdminError) -> bool:
-    # The web page of a proxy is no answer of OpenAI's.
+    # A proxy's web page is not a response of OpenAI.
     return error.is_refusal and not isinstance(error, NotTheAPI)
 
 
 def _part_failure(
-    error: OpenAIAdminError, subject: str, began: datetime, again: timedelta = RETRY_FAILED_AFTER
+    error: OpenAIAdminError, subject: str, began: datetime, wait: timedelta = RETRY_FAILED_AFTER
 ) -> Failure:
-    """Why a part was not given, in a code and a sentence, and when it is asked for again."""
+    """Reason code, sentence and time of the next attempt of a part that OpenAI did not return."""
     sentence = f"{subject}: {error}"
     if _is_refusal(error):
         return REFUSED, sentence, began + RETRY_REFUSED_AFTER
-    return error.reason, sentence, began + again
+    return error.reason, sentence, began + wait
 
 
 def failed(connection: Connection, window: Window, began: datetime, error: OpenAIAdminError) -> Refresh:
-    """The outcome of a read whose costs were not given."""
+    """The outcome of a refresh whose costs OpenAI did not return."""
     outcome = ended(connection, window, began, [])
     return replace(
         outcome,
         reason=error.reason,
         message=str(error),
-        # Only the key decides: a query that is refused today may be given tomorrow.
+        # Only the key's own errors are permanent: a query refused today may succeed tomorrow.
         permanent=isinstance(error, (InvalidKey, InsufficientPermissions)),
         needs_person=error.needs_person,
     )
 
 
 def ended(connection: Connection, window: Window, began: datetime, sets: Sequence[PageSet]) -> Refresh:
-    """The outcome of a complete read, with the organization that its rows name."""
+    """The outcome of a complete fetch, with the organization named in its rows."""
     named = (page.head.organization for page_set in sets for page in page_set.pages)
     organization_id, organization_name = next(filter(None, named), (None, None))
     return Refresh(

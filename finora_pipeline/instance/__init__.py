@@ -1,4 +1,4 @@
-"""Dagster's instance: storage, run launcher, retention. The only folder that may import `dagster._*`.
+"""Dagster's instance: storage, run launcher, processes, retention; the only folder to import `dagster._*`.
 
-A test names each private thing that is used. Nothing here knows what the runs do.
+A test lists every private name in use. What the runs do belongs in `assets` and `jobs.py`.
 """

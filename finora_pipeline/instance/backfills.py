@@ -1,4 +1,4 @@
-"""Backfills: Dagster has no public way to launch one with run config."""
+"""Backfills with run config, which Dagster offers no public way to launch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _SUCCEEDED = (BulkActionStatus.COMPLETED, BulkActionStatus.COMPLETED_SUCCESS)
 
 @dataclass(frozen=True, slots=True)
 class Backfill:
-    """A backfill: its state in Dagster's word, and its runs so far."""
+    """The state of a backfill; `status` is Dagster's word for it."""
 
     status: str
     is_over: bool
@@ -38,7 +38,7 @@ def request_backfill(
     tags: dict[str, str],
     run_config: dict[str, Any],
 ) -> str:
-    """Asks the daemon to materialize these partitions of these assets; returns the backfill's id."""
+    """Request the daemon to materialize these partitions of these assets; return the backfill's id."""
     graph = definitions.resolve_asset_graph()
     backfill = PartitionBackfill.from_asset_partitions(
         backfill_id=make_new_backfill_id(),
@@ -58,7 +58,7 @@ def request_backfill(
 
 
 def backfill_of(instance: dg.DagsterInstance, backfill_id: str) -> Backfill:
-    """The present state of a backfill."""
+    """The current state of a backfill."""
     backfill = instance.get_backfill(backfill_id)
     assert backfill is not None, "Dagster keeps its backfills"
     runs = instance.get_runs(dg.RunsFilter(tags={BACKFILL_ID_TAG: backfill_id}))

@@ -5,7 +5,7 @@ from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_C
 
 
 def last_evaluation(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> dg.AssetCheckEvaluation | None:
-    """The last completed evaluation of a check; those that are planned or running have no result yet."""
+    """The last completed evaluation of a check, or None; planned and running ones have no result yet."""
     for record in instance.event_log_storage.get_asset_check_execution_history(
         key, limit=1, status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
     ):

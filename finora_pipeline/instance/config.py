@@ -1,9 +1,9 @@
-"""Keeps an installation's `dagster.yaml` up to date: its own values over those that this version ships.
+"""The installation's `dagster.yaml`: its own values merged over those this version ships.
 
-    $DAGSTER_HOME/dagster.yaml           what Dagster reads; an operator may edit it
-    $DAGSTER_HOME/.dagster.shipped.yaml  what the version that wrote it shipped, to tell own values apart
+    $DAGSTER_HOME/dagster.yaml           read by Dagster; an operator may edit it
+    $DAGSTER_HOME/.dagster.shipped.yaml  the values shipped by the version that wrote it, to detect edits
 
-A file that is an unedited copy of any earlier version's is replaced whole, comments included.
+An unedited file of an earlier version is replaced as a whole, including comments.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from finora_pipeline.data_folder.private_files import open_lock
 INSTANCE_FILE = "dagster.yaml"
 SHIPPED = Path(__file__).parent / INSTANCE_FILE
 _BASE_FILE = ".dagster.shipped.yaml"
-# Copies that versions without a base file have left, by the SHA-256 of their text.
+# SHA-256 of the files shipped by versions that wrote no base file.
 _EARLIER_COPIES = {
     "f7184c3e73e79278ea28109d469cc7e38261a2f88005c53406af9ce54944e597",
     "ebc39d8aa1fb8dbbf471dd4977047daa7900ec97c001680427d61c53880f35aa",
@@ -29,23 +29,22 @@ _EARLIER_COPIES = {
     "d64f8fb73a4b0e17af625f7f959019522fa99a9131151c3eaa6c9841fb13c817",
     "bb9d43cd75b15254baa1181b1a4b46cfd5f6852eaf1f2903b6184fd46611b5a9",
 }
-# Names a class or one of several kinds: parts of two of them do not fit together.
+# Sections that name a class or one of several kinds, whose parts cannot be merged.
 _WHOLE = {
     "storage", "run_storage", "event_log_storage", "schedule_storage", "run_launcher", "run_coordinator",
     "compute_logs", "scheduler", "local_artifact_storage", "secrets",
 }  # fmt: skip
 _HEAD = """\
-# This installation's own values over those that finora ships. Edit it freely: your values are kept when
-# finora is upgraded.
+# Finora's values merged with your own. Edit it freely: upgrades of finora keep your values.
 """
 
 
 class InstanceFileError(Exception):
-    """`dagster.yaml` cannot be read; the message says where."""
+    """`dagster.yaml` cannot be read; the message says which file."""
 
 
 def write_instance_file(dagster_home: Path) -> None:
-    """Writes `dagster.yaml` where there is none or another version's. Raises `InstanceFileError`."""
+    """Write `dagster.yaml` if it is missing or another version's. Raises `InstanceFileError`."""
     target, base = dagster_home / INSTANCE_FILE, dagster_home / _BASE_FILE
     shipped = SHIPPED.read_text()
     if target.exists() and base.exists() and base.read_text() == shipped:
@@ -58,7 +57,7 @@ def write_instance_file(dagster_home: Path) -> None:
             installed = target.read_text()
             known = base.read_text() if base.exists() else ""
             if not _is_copy(installed, known):
-                # Without a base every value of the file counts as the installation's own.
+                # Without a base file every value counts as the installation's own.
                 own = _changes(_parsed(target, installed), _parsed(base, known))
                 text = _HEAD + yaml.safe_dump(_merged(_parsed(SHIPPED, shipped), own), sort_keys=False)
                 _write(target.with_name(f"{INSTANCE_FILE}.before-upgrade"), installed)
@@ -69,7 +68,7 @@ def write_instance_file(dagster_home: Path) -> None:
 
 
 def drift(dagster_home: Path) -> list[str]:
-    """What the installation's `dagster.yaml` sets otherwise than this version ships, a line each."""
+    """The values of `dagster.yaml` that differ from this version's, one line each."""
     target = dagster_home / INSTANCE_FILE
     if not target.exists():
         return []
@@ -101,7 +100,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
 
 
 def _changes(installed: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a file that its base does not have."""
+    """The values of a file that differ from its base."""
     changed: dict[str, Any] = {}
     for name, value in installed.items():
         before = base.get(name)
@@ -116,18 +115,18 @@ def _changes(installed: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str,
 def _merged(shipped: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(shipped)
     for name, value in own.items():
-        there = merged.get(name)
-        if name not in _WHOLE and isinstance(value, dict) and isinstance(there, dict):
-            merged[name] = _merged(there, value)
-        elif isinstance(value, list) and isinstance(there, list) and _keyed(value) and _keyed(there):
-            merged[name] = list((_keyed(there) | _keyed(value)).values())
+        known = merged.get(name)
+        if name not in _WHOLE and isinstance(value, dict) and isinstance(known, dict):
+            merged[name] = _merged(known, value)
+        elif isinstance(value, list) and isinstance(known, list) and _keyed(value) and _keyed(known):
+            merged[name] = list((_keyed(known) | _keyed(value)).values())
         else:
             merged[name] = value
     return merged
 
 
 def _keyed(items: list[Any]) -> dict[str, Any]:
-    """Limits by the tag that they are of; empty for any other list."""
+    """Concurrency limits by their tag; empty for any other list."""
     is_keyed = all(isinstance(item, dict) and "key" in item for item in items)
     return {f"{item['key']}={item.get('value')}": item for item in items} if is_keyed else {}
 
@@ -145,6 +144,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)
+    temporary = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)

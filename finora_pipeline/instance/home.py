@@ -1,4 +1,4 @@
-"""DAGSTER_HOME: makes it ready for this process, and checks that its databases can be read."""
+"""DAGSTER_HOME: its preparation for this process, and a check that its databases can be read."""
 
 import fcntl
 import os
@@ -11,8 +11,8 @@ from finora_pipeline.data_folder.private_files import open_lock
 from finora_pipeline.instance.config import write_instance_file
 from finora_pipeline.settings import Settings
 
-# What the `workspace.yaml` of the project says, for those who have no copy of it: schedules and sensors keep
-# their state under the location's name.
+# The content of the project's `workspace.yaml`, for installations without a checkout. Schedules and sensors
+# keep their state under the location's name.
 LOCATION = "finora"
 WORKSPACE = f"""\
 load_from:
@@ -27,7 +27,7 @@ EVENT_BATCHES = {"DAGSTER_EVENT_BATCH_SIZE": "1000"}
 
 
 def prepare_instance(settings: Settings) -> None:
-    """Makes DAGSTER_HOME with an up-to-date `dagster.yaml`, and points this process to it.
+    """Create DAGSTER_HOME with an up-to-date `dagster.yaml`, and set it for this process.
 
     Raises `InstanceFileError`.
     """
@@ -38,8 +38,10 @@ def prepare_instance(settings: Settings) -> None:
 
 
 def check_record(settings: Settings) -> None:
-    """Raises `StorageError` where one of Dagster's databases cannot be read, with which its processes only
-    end and are started again."""
+    """Raise `StorageError` if one of Dagster's databases cannot be read.
+
+    Without this check its processes would only exit and be started again.
+    """
     with storage_errors(runs_store(settings.dagster_home)), dg.DagsterInstance.get() as instance:
         instance.get_runs_count()
         instance.all_asset_keys()
@@ -47,7 +49,7 @@ def check_record(settings: Settings) -> None:
 
 
 def _create_databases(dagster_home: Path) -> None:
-    """Dagster creates its databases at the first use, which two processes must not do at the same time."""
+    """Create Dagster's databases under a lock: two processes must not do so at the same time."""
     created = dagster_home / ".created"
     if created.exists():
         return

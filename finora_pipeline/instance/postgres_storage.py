@@ -1,8 +1,8 @@
-"""Dagster's Postgres storage with a connection kept open: a run then takes a half or a third of the time.
+"""Dagster's Postgres storage with a connection kept open: a run takes a half or a third of the time.
 
-Dagster connects anew for every event, which is most of what an event costs. Named in `dagster.yaml` where
-Postgres is wanted; tables are Dagster's own, so that either class reads the other's. It needs the extra
-`postgres`.
+Dagster opens a connection for every event, which is most of an event's cost. Installations with Postgres
+name this class in `dagster.yaml`; the tables are Dagster's own, so either class reads the other's. Needs the
+extra `postgres`.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from dagster_postgres.utils import create_pg_engine, pg_url_from_config
 
 
 class KeptEventLogStorage(PostgresEventLogStorage):
-    """The event log, which an instance tells of its end: what was kept is closed then."""
+    """The event log; when the instance ends it closes the connection kept open."""
 
     def dispose(self) -> None:
         super().dispose()
@@ -27,7 +27,7 @@ class KeptEventLogStorage(PostgresEventLogStorage):
 
 
 class KeptPostgresStorage(DagsterPostgresStorage):
-    """Runs, schedules and events in one database, as `DagsterPostgresStorage`, by one pool of connections."""
+    """Runs, schedules and events in one database like `DagsterPostgresStorage`, with one connection pool."""
 
     def __init__(
         self,
@@ -35,15 +35,14 @@ class KeptPostgresStorage(DagsterPostgresStorage):
         should_autocreate_tables: bool = True,
         inst_data: ConfigurableClassData | None = None,
     ) -> None:
-        # In place of the base class's own, whose event log keeps what it has when the instance ends.
+        # Replaces the base class's constructor, whose event log keeps its connections when the instance ends.
         self.postgres_url = postgres_url
         self.should_autocreate_tables = should_autocreate_tables
         self._inst_data = inst_data
         self._run_storage = PostgresRunStorage(postgres_url, should_autocreate_tables)
         self._event_log_storage = KeptEventLogStorage(postgres_url, should_autocreate_tables)
         self._schedule_storage = PostgresScheduleStorage(postgres_url, should_autocreate_tables)
-        # One is kept, threads beside it get theirs for a moment, and after a restart of the server there are
-        # new ones.
+        # One connection is kept, further threads get temporary ones, and a restarted server is reconnected.
         engine = create_pg_engine(
             postgres_url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=-1, pool_pre_ping=True
         )

@@ -1,4 +1,4 @@
-"""Dagster's own processes: their commands, whether the daemon works, and the web server's app."""
+"""Dagster's own processes: their commands, the daemon's heartbeat, and the web server's app."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 # A working daemon sends a heartbeat every half minute.
 HEARTBEAT_SECONDS = 120
-# Dagster's own defaults for a web server: milliseconds a statement, seconds a connection, connections.
+# Dagster's defaults for a web server: limits of a statement and a connection, number of connections.
 STATEMENT_MILLISECONDS = 15_000
 CONNECTION_SECONDS = 3_600
 MOST_CONNECTIONS = 20
@@ -25,7 +25,7 @@ POLL_MILLISECONDS = 2_000
 def code_server_command(socket: Path, location: str) -> tuple[str, ...]:
     """Module and arguments of the process that executes the definitions.
 
-    Not `dagster code-server`, which would not notice when the process behind it ends.
+    Not `dagster code-server`, which does not notice when its child process exits.
     """
     return (
         *("dagster", "api", "grpc", "--socket", str(socket), "-m", "finora_pipeline.definitions"),
@@ -39,7 +39,7 @@ def daemon_command(workspace: Path) -> tuple[str, ...]:
 
 
 def daemon_is_alive() -> bool:
-    """Whether every daemon of the instance has sent a heartbeat lately."""
+    """Whether every daemon of the instance sent a heartbeat within `HEARTBEAT_SECONDS`."""
     with dg.DagsterInstance.get() as instance:
         return all_daemons_live(instance, heartbeat_tolerance_seconds=HEARTBEAT_SECONDS)
 
@@ -48,7 +48,7 @@ def daemon_is_alive() -> bool:
 def web_app(
     workspace: Path, path_prefix: str, lifespan: Callable[[object], AbstractAsyncContextManager[None]]
 ) -> Iterator[ASGIApp]:
-    """The app that `dagster-webserver` serves, for the length of the block."""
+    """The app that `dagster-webserver` serves, within the block."""
     configure_loggers(formatter="json", log_level="INFO")
     with dg.DagsterInstance.get() as instance:
         instance.optimize_for_webserver(STATEMENT_MILLISECONDS, CONNECTION_SECONDS, MOST_CONNECTIONS)

@@ -1,7 +1,7 @@
-"""Dagster's default run launcher that also knows whether a run's process still lives.
+"""Dagster's default run launcher, extended by a check whether a run's process is alive.
 
-Named in `dagster.yaml`. Dagster's run monitoring asks it, ends runs whose process is gone, whoever started
-them, and so frees their places in the queue; by itself it would wait for hours.
+Named in `dagster.yaml`. Dagster's run monitoring calls the check and fails runs whose process died, which
+frees their places in the queue; without it they would block the queue for hours.
 """
 
 import time
@@ -16,12 +16,12 @@ from dagster._serdes import ConfigurableClassData
 from finora_pipeline.data_folder.run_locks import is_alive
 from finora_pipeline.settings import Settings
 
-# After which a run that was started holds its lock.
+# A started run holds its lock after this time.
 START_SECONDS = 60
 
 
 class WatchedRunLauncher(DefaultRunLauncher):
-    """Launches runs as ever; `start_seconds` is how long a run is not judged after its start."""
+    """Launches runs like its base class; runs started less than `start_seconds` ago count as alive."""
 
     def __init__(
         self, inst_data: ConfigurableClassData | None = None, start_seconds: int = START_SECONDS
@@ -50,4 +50,4 @@ class WatchedRunLauncher(DefaultRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         if is_alive(Settings.from_environment().home, run.run_id):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "The process of this run is gone.")
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "The run's process died.")

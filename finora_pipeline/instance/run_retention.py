@@ -1,4 +1,4 @@
-"""Deletes old runs and partitions: Dagster itself keeps every one."""
+"""Deletion of old runs and partitions, which Dagster keeps forever."""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
@@ -9,9 +9,9 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventL
 
 from finora_pipeline.instance.tags import RANGE_TAGS
 
-# What operators look back to; alerts need a week. 1.3 GB of SQLite with all four plans (docs/benchmarks.md).
+# Alerts need a week. All four plans then take 1.3 GB of SQLite (docs/benchmarks.md).
 RUNS_KEPT = timedelta(days=14)
-# Runs deleted in one night: some hundredths of a second each, and no night has so many.
+# Most runs deleted per night; each takes some hundredths of a second.
 MOST_AT_ONCE = 2_000
 _FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 _UNFINISHED = [status for status in dg.DagsterRunStatus if status not in _FINISHED]
@@ -19,10 +19,10 @@ _MATERIALIZATION = dg.DagsterEventType.ASSET_MATERIALIZATION
 
 
 def prune_runs(instance: dg.DagsterInstance, before: datetime) -> int:
-    """Removes the finished runs that were made before a moment; returns how many.
+    """Delete finished runs created before a moment; return how many.
 
-    A run stays while it is the last to have materialized an asset or a partition of one: the UI would show
-    them as never made, and their checks, which ran with them, as never evaluated.
+    The last run that materialized an asset or a partition stays: without it the UI would show them as never
+    materialized, and their checks as never evaluated.
     """
     filters = dg.RunsFilter(statuses=_FINISHED, created_before=before)
     old = {run.run_id for run in instance.get_runs(filters)}
@@ -35,9 +35,10 @@ def prune_runs(instance: dg.DagsterInstance, before: datetime) -> int:
 
 
 def delete_partitions(instance: dg.DagsterInstance, name: str, keys: Iterable[str]) -> None:
-    """Deletes keys of the dynamic partitions `name`, except the ends of an unfinished run's range.
+    """Delete keys of the dynamic partitions `name`, except the ends of an unfinished run's range.
 
-    Without them the run would fail for every partition between."""
+    Without its ends the run would fail for the whole range.
+    """
     unfinished = instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED))
     named = {run.tags.get(tag) for run in unfinished for tag in RANGE_TAGS}
     for key in set(keys) - named:
@@ -45,7 +46,7 @@ def delete_partitions(instance: dg.DagsterInstance, name: str, keys: Iterable[st
 
 
 def _last_runs(instance: dg.DagsterInstance) -> Iterator[str]:
-    """The runs that the state of assets and their partitions is read from."""
+    """The ids of the runs that define the state of assets and their partitions."""
     storage = instance.event_log_storage
     for key in instance.all_asset_keys():
         if event := instance.get_latest_materialization_event(key):
@@ -57,7 +58,7 @@ def _last_runs(instance: dg.DagsterInstance) -> Iterator[str]:
 
 
 def _remove_database(instance: dg.DagsterInstance, run_id: str) -> None:
-    """With SQLite each run has a file of its own, which Dagster leaves behind, empty."""
+    """Delete the run's own SQLite file, which Dagster leaves behind empty."""
     storage = instance.event_log_storage
     if isinstance(storage, SqliteEventLogStorage):
         path = Path(storage.path_for_shard(run_id))

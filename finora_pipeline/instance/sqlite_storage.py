@@ -1,8 +1,8 @@
-"""Dagster's SQLite storage with its connections kept open: an event then costs a third of the time.
+"""Dagster's SQLite storage with its connections kept open: an event takes a third of the time.
 
-Dagster opens and closes a database for every event, and stores the events of an asset's partitions one by one
-(docs/decisions has the measurements). Named in `dagster.yaml`; databases, tables and files are Dagster's own,
-so that either class reads the other's.
+Dagster opens and closes a database for every event, and stores the events of an asset's partitions one at a
+time (docs/decisions has the measurements). Named in `dagster.yaml`; files and tables are Dagster's own, so
+either class reads the other's.
 """
 
 from collections import OrderedDict
@@ -27,13 +27,13 @@ from dagster._core.storage.sqlite_storage import (
 from dagster._serdes import ConfigurableClassData
 from sqlalchemy import Connection, Engine, StaticPool, create_engine
 
-# A run writes to two databases, its own and the index; a web server reads those of many runs.
+# A run writes to two databases, its own and the index; a web server reads the databases of many runs.
 KEPT_DATABASES = 8
 BUSY_SECONDS = 60
 
 
 class KeptEventLogStorage(SqliteEventLogStorage):
-    """The event log; each of the databases used last keeps one connection, whose users take turns."""
+    """The event log; the databases used last keep one connection each, which threads use in turn."""
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         self._kept: OrderedDict[str, Engine] = OrderedDict()
@@ -45,7 +45,7 @@ class KeptEventLogStorage(SqliteEventLogStorage):
 
     @contextmanager
     def _connect(self, shard: str) -> Iterator[Connection]:
-        """A connection with a transaction; within one of the same database, that one."""
+        """A connection with a transaction; nested calls for the same database share it."""
         with self._db_lock:
             if shard in self._begun:
                 yield self._begun[shard]
@@ -75,7 +75,7 @@ class KeptEventLogStorage(SqliteEventLogStorage):
         return engine
 
     def has_table(self, table_name: str) -> bool:
-        # What there is once, stays; Dagster looks anew for every event.
+        # Tables never disappear; Dagster would check again for every event.
         if table_name not in self._tables and super().has_table(table_name):
             self._tables.add(table_name)
         return table_name in self._tables
@@ -88,7 +88,7 @@ class KeptEventLogStorage(SqliteEventLogStorage):
         return column_name in self._asset_columns
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
-        """Stores events of a run as `store_event` would one by one, in a transaction of each database."""
+        """Store a run's events like repeated calls of `store_event`, in one transaction per database."""
         (run_id,) = {event.run_id for event in events}
         of_assets = [event for event in events if event.dagster_event_type in ASSET_EVENTS]
         rows = [self._event_to_row(event) for event in of_assets]
@@ -98,7 +98,7 @@ class KeptEventLogStorage(SqliteEventLogStorage):
                 run.execute(insert, rows)
             ids = [index.execute(insert, row).lastrowid for row in rows]
             self._store_asset_event_tags(index, of_assets, ids)
-            # An asset has one row, which tells of its last event.
+            # An asset's single row describes its last event.
             last = {event.get_dagster_event().asset_key: number for number, event in enumerate(of_assets)}
             for number in last.values():
                 self._store_asset_event(index, of_assets[number], ids[number])
@@ -114,10 +114,10 @@ class KeptEventLogStorage(SqliteEventLogStorage):
 
 
 class KeptSqliteStorage(DagsterSqliteStorage):
-    """Runs, schedules and events below one folder, as `DagsterSqliteStorage`."""
+    """Runs, schedules and events below one folder, like `DagsterSqliteStorage`."""
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
-        # In place of the base class's own, which would open an event log that is not used.
+        # Replaces the base class's constructor, which would open an unused event log.
         self.base_dir = base_dir
         self._run_storage = SqliteRunStorage.from_local(_runs_directory(base_dir))
         self._event_log_storage = KeptEventLogStorage(_event_logs_directory(base_dir))

@@ -1,6 +1,6 @@
-"""Tags and names that Dagster itself gives to runs, as its documentation and pages spell them."""
+"""Tags and names that Dagster gives to runs, as in its documentation."""
 
-# The first and the last partition of a run over a range, and the only one of another.
+# The first and last partition of a run over a range; other runs have `PARTITION_TAG`.
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 PARTITION_TAG = "dagster/partition"
 # The backfill that launched a run.

@@ -124,7 +124,7 @@ class OrganizationClient:
     ) -> list[Page]:
         """Fetch all pages of a window, oldest first. Raises `OpenAIAdminError`.
 
-        `group_by` defaults to the endpoint's own. Pieces of one page each are fetched concurrently. Days
+        `group_by` defaults to the endpoint's own. Pieces of a page each are fetched concurrently. Days
         before an answer's first bucket are taken as days before the organization existed, but not from
         `known_from` on, a day on which it is known to have existed. `retry_seconds` can shorten the
         client's limit.

@@ -1,4 +1,4 @@
-"""Dagster resources: the domain's own objects, made from the installation's settings.
+"""Dagster resources: domain objects created from the installation's settings, without logic of their own.
 
-Their configuration is empty, and strictly so: a launched run must not choose where keys and data go.
+Their config schema is strictly empty: a launched run must not choose where keys and data go.
 """

@@ -7,7 +7,7 @@ from finora_pipeline.settings import Settings
 
 
 def accounts_resource(settings: Settings) -> dg.ResourceDefinition:
-    """Users, plans and connections of the installation, opened for each run or tick."""
+    """The accounts of the installation, opened for each run or tick."""
 
     @dg.resource(config_schema={}, description="Users, plans and connections.")
     def accounts(_: dg.InitResourceContext) -> Accounts:

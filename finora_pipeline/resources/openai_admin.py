@@ -1,4 +1,4 @@
-"""OpenAI's organization API as a Dagster resource: users' Admin keys are resolved inside the run."""
+"""OpenAI's organization API as a Dagster resource; users' Admin keys are resolved inside the run."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,9 +16,9 @@ from finora_pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class OpenAIAdmin:
-    """Hands out clients of users' organizations; a key exists in memory only while it is used.
+    """Opens clients of users' organizations; a key is in memory only while it is used.
 
-    `endpoints` are fetched besides the costs; with `directory`, names too, once a day.
+    `endpoints` are fetched in addition to costs; with `directory`, names too, once a day.
     """
 
     base_url: str
@@ -28,6 +28,7 @@ class OpenAIAdmin:
 
     @classmethod
     def of(cls, settings: Settings) -> "OpenAIAdmin":
+        """The resource of an installation."""
         limits = Limits()
         if settings.requests_at_once:
             limits = Limits(concurrency=settings.requests_at_once)
@@ -37,13 +38,13 @@ class OpenAIAdmin:
     async def organizations(
         self, accounts: Accounts, user_ids: Sequence[str]
     ) -> AsyncIterator[Organizations]:
-        """Clients of these users' organizations; their connections to OpenAI are closed at the end."""
+        """Clients of these users' organizations, closed at the end of the block."""
         async with open_client(_default_address(self.base_url), self.limits) as client:
             yield Organizations(client, accounts.connections.key_ring(user_ids), self.base_url)
 
 
 def _default_address(base_url: str) -> str:
-    """What no key is bound to must not stop the keys that are: each has an address of its own."""
+    """The configured address, or OpenAI's if it is unusable: most keys are bound to their own address."""
     try:
         return str(parse_address(base_url))
     except AddressError:
@@ -51,7 +52,7 @@ def _default_address(base_url: str) -> str:
 
 
 def openai_admin_resource(openai_admin: OpenAIAdmin) -> dg.ResourceDefinition:
-    """The clients of one installation."""
+    """The resource for one installation."""
 
     @dg.resource(config_schema={}, description="Clients of the users' organizations at OpenAI.")
     def clients(_: dg.InitResourceContext) -> OpenAIAdmin:

@@ -9,12 +9,12 @@ from finora_pipeline.warehouse.rebuild import bring_up_to_date
 
 
 def warehouse_resource(settings: Settings) -> dg.ResourceDefinition:
-    """Raw pages, facts, metrics and the published copy below the installation's data folder."""
+    """The warehouse in the installation's data folder."""
 
-    @dg.resource(config_schema={}, description="Raw pages, facts, metrics and the published copy.")
+    @dg.resource(config_schema={}, description="Raw pages, facts, metrics and the published snapshot.")
     def warehouse(context: dg.InitResourceContext) -> Warehouse:
         opened = Warehouse(settings.home)
-        # The first resource that any of our runs asks for.
+        # All our runs require this resource before they change anything.
         if context.run:
             hold(settings.home, context.run.run_id)
             bring_up_to_date(opened)

@@ -1,1 +1,1 @@
-"""When jobs run: a schedule for each plan, and the nightly upkeep. What runs belongs into `jobs`."""
+"""Schedules: one per plan, and the nightly upkeep. The jobs they run are defined in `jobs.py`."""

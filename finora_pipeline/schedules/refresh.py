@@ -1,4 +1,4 @@
-"""One schedule for each plan. A tick is skipped while a refresh of the plan runs, and when nothing is due."""
+"""One schedule per plan. It skips a tick while a refresh of the plan runs, and when nothing is due."""
 
 from datetime import UTC
 
@@ -27,8 +27,7 @@ def schedule_of(plan: Plan) -> dg.ScheduleDefinition:
         cron_schedule=plan.cron,
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"Refreshes the connections of the {plan.name} plan that are due, each at least "
-        f"{plan.interval_text}.",
+        description=f"Refreshes due connections of the {plan.name} plan, each at least {plan.interval_text}.",
     )
     def refresh_plan(
         context: dg.ScheduleEvaluationContext, accounts: dg.ResourceParam[Accounts]

@@ -1,10 +1,10 @@
-"""The nightly upkeep."""
+"""The schedule of the nightly upkeep."""
 
 import dagster as dg
 
 from finora_pipeline.jobs import upkeep_job
 
-# After OpenAI's day has ended and before the daily plans are refreshed.
+# After OpenAI's UTC day has ended and before most daily refreshes.
 nightly_upkeep = dg.ScheduleDefinition(
     name="nightly_upkeep",
     job=upkeep_job,

@@ -1,1 +1,1 @@
-"""What starts runs or notifies without a schedule: changed connections, alerts."""
+"""Sensors: runs for changed connections, and the alerts. What is a condition belongs in `alerts`."""

@@ -1,4 +1,4 @@
-"""A new connection's history is loaded, and an updated one refreshed, within seconds."""
+"""The sensor that loads a new connection's history and refreshes an updated one within seconds."""
 
 import json
 from collections.abc import Iterable
@@ -20,9 +20,9 @@ from finora_pipeline.jobs import (
 )
 
 POLL_SECONDS = 5
-# A change is stamped before it is committed, so that an earlier one may become visible after a later one.
+# Changes are timestamped before they are committed, so an earlier one may become visible after a later one.
 OVERLAP = timedelta(minutes=2)
-# Users whose history one run loads; more new ones at once become several runs.
+# Users whose history one run loads; more new users at once are split into several runs.
 USERS_A_RUN = 100
 
 
@@ -30,32 +30,35 @@ USERS_A_RUN = 100
     jobs=[refresh_job, history_job],
     minimum_interval_seconds=POLL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Loads the history of a new connection and refreshes an updated one at once.",
+    description="Loads the history of new connections and refreshes updated ones immediately.",
 )
 def connection_changes(
     context: dg.SensorEvaluationContext, accounts: dg.ResourceParam[Accounts]
 ) -> dg.SensorResult | dg.SkipReason:
-    """Its cursor is the moment up to which changes have been seen, and those seen shortly before it."""
+    """Requests runs for changed connections.
+
+    The cursor holds the time up to which changes were seen, and the changes seen within `OVERLAP` before it.
+    """
     now = datetime.now(UTC)
     since, seen = _read_cursor(context.cursor)
-    # A change that was stamped while the clock ran ahead must not hide those that follow it.
+    # A change timestamped by a clock that ran ahead must not hide later ones.
     since = since and min(since, now)
     recent = accounts.connections.all(changed_after=since and since - OVERLAP)
     changed = [c for c in recent if _change_of(c) not in seen]
     if not changed:
         return dg.SkipReason("No connection is new or updated.")
-    waiting = [c for c in changed if c.status is not Status.REMOVED and not _is_served(c)]
-    # The faster a plan, the sooner its users expect their first figures.
+    waiting = [c for c in changed if c.status is not Status.REMOVED and not _is_fetched(c)]
+    # Users of faster plans expect their first figures sooner.
     waiting.sort(key=lambda connection: connection.plan.refresh_interval)
     new = [c.user_id for c in waiting if c.history_from is None]
     updated = [c.user_id for c in waiting if c.history_from is not None]
     known = set(context.instance.get_dynamic_partitions(USERS_NAME))
     added = [user_id for user_id in new if user_id not in known]
     requests = [_history_request(part) for part in _parts(added)]
-    # Keys that were there before need not stand side by side, which a range of partitions must.
+    # Partitions that existed before may not be adjacent, as a range requires.
     requests += [_history_request([user_id]) for user_id in new if user_id in known]
     requests += [_refresh_request(part) for part in _parts(updated)]
-    # Also whom a command has read before: the UI offers the history of those who have a partition.
+    # Also users already fetched by a command: the UI offers histories only of users with a partition.
     offered = known.union(new)
     added += [c.user_id for c in changed if c.status is not Status.REMOVED and c.user_id not in offered]
     return dg.SensorResult(
@@ -82,10 +85,10 @@ def _cursor_after(recent: list[Connection], now: datetime) -> str:
     return json.dumps({"since": since.isoformat(), "seen": seen})
 
 
-def _is_served(connection: Connection) -> bool:
-    """Whether a refresh has read it with its present key already."""
-    read = connection.last_attempt_at
-    return read is not None and read >= connection.changed_at
+def _is_fetched(connection: Connection) -> bool:
+    """Whether a refresh has already used the current key."""
+    attempt = connection.last_attempt_at
+    return attempt is not None and attempt >= connection.changed_at
 
 
 def _parts(user_ids: list[str]) -> Iterable[list[str]]:

@@ -1,9 +1,9 @@
-"""Dagster's web server for operators alone: its own app behind the guard and sign-in of the pages.
+"""Dagster's web server for operators only: Dagster's app behind the dashboard's guard and sign-in.
 
     python -m finora_pipeline.server.dagster_ui --port 3000 --workspace FILE [--public-url https://…]
 
-Dagster's app has neither: any page and any account of the machine could launch runs. Under a public address
-it lies at /dagster of the pages' host, where the browser sends the session of the pages.
+Dagster's app has neither, so any web page and any account of this machine could launch runs. With a public
+address it is served at /dagster of the dashboard's host, where browsers send the dashboard's session.
 """
 
 import asyncio
@@ -27,22 +27,28 @@ from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.dashboard import http_server
 from finora_pipeline.dashboard.security.access import Access, StartLink
 from finora_pipeline.dashboard.security.exposure import public_origin, session_cookie
-from finora_pipeline.dashboard.security.guard import COMMON_HEADERS, Guard, Names, answer, is_loopback_name
+from finora_pipeline.dashboard.security.guard import (
+    COMMON_HEADERS,
+    HostNames,
+    RequestGuard,
+    answer,
+    is_loopback_name,
+)
 from finora_pipeline.instance.processes import web_app
 from finora_pipeline.settings import Settings
 
 PUBLIC_PATH = "/dagster"
-# Run configs are sent with a request; Dagster sets no limit.
+# Requests may hold run configs; Dagster sets no limit.
 LONGEST_BODY = 10_000_000
-# A query of Dagster's own pages has a few hundred.
+# Queries of Dagster's own pages have a few hundred tokens.
 MOST_TOKENS = 5_000
-# For an answer that has no policy of its own.
+# For responses without a policy of their own.
 HEADERS = {"Content-Security-Policy": "frame-ancestors 'none'", **COMMON_HEADERS}
 _ASSETS = (".js", ".css", ".svg", ".png", ".woff", ".woff2", ".map", ".ico", ".json", ".txt")
 _SIGN_IN = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Dagster · Finora</title></head><body>
 <h1>Sign in first</h1>
-<p>Open the link to the Dagster UI that <code>finora up</code> printed when it was started, or sign in to the
+<p>Open the link to the Dagster UI that <code>finora up</code> printed at its start, or sign in to the
 dashboard as an operator and come back.</p>
 </body></html>
 """
@@ -56,22 +62,22 @@ def guarded(
     allowed: tuple[str, ...],
     public_url: str | None,
 ) -> ASGIApp:
-    """Dagster's app with what stands before it."""
+    """Dagster's app behind the guard, the start link and the sign-in."""
     origin = public_origin(public_url) if public_url else None
-    names = Names(frozenset([origin] if origin else []), allowed)
+    names = HostNames(frozenset([origin] if origin else []), allowed)
 
     def opened() -> None:
         with acting_as(START_LINK):
             accounts.audit.note(OPERATORS, "sign-in", "to Dagster by start link")
 
     app = OperatorsOnly(app, accounts.logins, access, is_public=names.is_public)
-    # The token opens nothing under the public address: there people sign in.
+    # The start link's token is not accepted under the public address.
     app = StartLink(app, access, opens_by_link, opened)
-    return Guard(
+    return RequestGuard(
         app,
         names,
         access,
-        lambda _: PlainTextResponse("Dagster could not answer. Its log shows why.", 500),
+        lambda _: PlainTextResponse("Dagster failed to respond. Its log shows why.", 500),
         headers=HEADERS,
         longest_body=LONGEST_BODY,
         strict=True,
@@ -80,12 +86,12 @@ def guarded(
 
 
 def opens_by_link(connection: HTTPConnection) -> bool:
-    """Whether the start link opens the UI: under this machine's names alone."""
+    """Whether the start link opens the UI: only under this machine's names."""
     return is_loopback_name(connection.headers.get("host", ""))
 
 
 def refuse_mutation(request: Request) -> Response | None:
-    """Refuses a GraphQL document in an address that is more than a query: an image tag can send it."""
+    """Refuse a GraphQL document in an address unless it is a query: an image tag could send a mutation."""
     if request.method == "POST" or request.scope["path"].rstrip("/").rpartition("/")[2] != "graphql":
         return None
     from graphql import GraphQLError, OperationDefinitionNode, OperationType, parse
@@ -94,15 +100,15 @@ def refuse_mutation(request: Request) -> Response | None:
         try:
             document = parse(text, no_location=True, max_tokens=MOST_TOKENS)
         except (GraphQLError, RecursionError):
-            return PlainTextResponse("This is not a GraphQL query.", 400)
+            return PlainTextResponse("Invalid GraphQL query.", 400)
         for node in document.definitions:
             if isinstance(node, OperationDefinitionNode) and node.operation is not OperationType.QUERY:
-                return PlainTextResponse("GraphQL mutations are sent by POST.", 405, {"Allow": "POST"})
+                return PlainTextResponse("Send GraphQL mutations by POST.", 405, {"Allow": "POST"})
     return None
 
 
 class OperatorsOnly:
-    """Lets operators pass: by a session of the pages, or on this machine by the access token."""
+    """Admits operators: by a session of the dashboard, or on this machine by the access token."""
 
     def __init__(self, app: ASGIApp, sign_in: Logins, access: Access, *, is_public: bool) -> None:
         self._app = app
@@ -138,13 +144,13 @@ def _is_page(connection: HTTPConnection) -> bool:
 
 
 def _uncached(send: Send, path: str) -> Send:
-    """Keeps what Dagster shows of runs out of caches; its scripts and styles are asked for again by tag."""
-    keeping = "private, no-cache" if path.endswith(_ASSETS) else "no-store"
+    """Keep Dagster's pages out of caches; its scripts and styles are revalidated by their tag."""
+    policy = "private, no-cache" if path.endswith(_ASSETS) else "no-store"
 
     async def with_header(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = [pair for pair in message.get("headers", []) if pair[0].lower() != b"cache-control"]
-            message["headers"] = [*headers, (b"cache-control", keeping.encode())]
+            message["headers"] = [*headers, (b"cache-control", policy.encode())]
         await send(message)
 
     return with_header

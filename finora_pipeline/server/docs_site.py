@@ -1,7 +1,7 @@
-"""Serves the built documentation at /docs, with a content policy that allows no other host.
+"""The built documentation at /docs, with a content policy that allows no other host.
 
-`make site` builds it into `finora_pipeline/site`. A page's own inline scripts are allowed by their hashes, so
-that no script can be added to a page on its way.
+`make site` builds it into `finora_pipeline/site`. Inline scripts of a page are allowed by their hashes, so
+injected scripts do not run.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 SITE = Path(__file__).parent.parent / "site"
 NOT_BUILT = "The documentation has not been built here: run `make site` in a checkout, then reload this page."
-# The theme sets widths and colors in `style` attributes; its search runs in a worker of its own.
+# The theme sets widths and colors in `style` attributes; its search runs in a worker.
 POLICY = (
     "default-src 'none'; script-src 'self'{hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "font-src 'self'; connect-src 'self'; worker-src 'self'; form-action 'self'; frame-ancestors 'none'; "
@@ -29,19 +29,19 @@ _INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.D
 
 
 def docs_routes(site: Path = SITE) -> list[BaseRoute]:
-    """The routes of the documentation. Addresses of its Markdown files lead to the pages made from them."""
+    """The routes of the documentation. Addresses of Markdown files redirect to the pages built from them."""
     return [Route("/docs/{page:path}.md", _redirect_to_page), Mount("/docs", DocsSite(site))]
 
 
 class DocsSite(StaticFiles):
-    """The files of a built site; one sentence while there are none."""
+    """The files of a built site, or one sentence while it is not built."""
 
     def __init__(self, site: Path) -> None:
         super().__init__(directory=site, html=True, check_dir=False)
         self._site = site
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Looked for at each request: the site may be built while this process runs.
+        # Checked at each request: the site may be built while this process runs.
         if (self._site / "index.html").is_file():
             await super().__call__(scope, receive, send)
         else:
@@ -64,7 +64,7 @@ class DocsSite(StaticFiles):
 def _with_policy(response: Response, file: Path) -> Response:
     hashes = "".join(f" 'sha256-{digest}'" for digest in _script_hashes(file, file.stat().st_mtime_ns))
     response.headers["Content-Security-Policy"] = POLICY.format(hashes=hashes)
-    # Asked for again at each visit, and answered by 304 while unchanged.
+    # Browsers revalidate at each visit and get 304 while the file is unchanged.
     response.headers["Cache-Control"] = "no-cache"
     return response
 

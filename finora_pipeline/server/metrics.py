@@ -1,7 +1,7 @@
-"""What a monitoring system reads: how fresh each plan's data is, what refreshes did, whether all works.
+"""Metrics for a monitoring system: the age of each plan's data, refreshes, runs and the published file.
 
-Everything is computed when it is asked for, from the accounts, the published file and Dagster's records, so
-that a restart loses nothing.
+They are computed per request from the accounts, the published file and Dagster's records, so a restart loses
+nothing.
 """
 
 import time
@@ -23,7 +23,7 @@ from finora_pipeline.plans import PLANS
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.snapshot import DATABASE, attach, close_off
 
-LOOKED_BACK = timedelta(hours=24)
+SPAN = timedelta(hours=24)
 
 
 def metrics_page(settings: Settings, accounts: Accounts) -> bytes:
@@ -44,7 +44,7 @@ class _Installation(Collector):
         yield from self._refreshes(now)
         yield from self._runs(now)
         yield from self._published()
-        # The second is the name of earlier versions.
+        # The second name is that of earlier versions.
         for name in ("finora_alerts_open", "finora_alarms_open"):
             alerts = GaugeMetricFamily(name, "Alerts that are not over.")
             alerts.add_metric([], len(open_alerts(self._accounts.database)))
@@ -55,15 +55,21 @@ class _Installation(Collector):
             "finora_connections", "Connections by plan and state.", labels=["plan", "status"]
         )
         age = GaugeMetricFamily(
-            "finora_data_age_seconds", "How old the data of active connections is.", labels=["plan", "of"]
+            "finora_data_age_seconds", "Age of the data of active connections.", labels=["plan", "of"]
         )
-        promise = GaugeMetricFamily("finora_promise_seconds", "How old data may be at most.", labels=["plan"])
+        promise = GaugeMetricFamily("finora_promise_seconds", "Promised refresh interval.", labels=["plan"])
+        late = GaugeMetricFamily(
+            "finora_connections_late",
+            "Connections past the promised next refresh plus their plan's lead.",
+            labels=["plan"],
+        )
         connections = self._accounts.connections.all()
         for plan in PLANS.values():
             mine = [one for one in connections if one.plan == plan]
             for status in Status:
                 count.add_metric([plan.name, status], sum(one.status is status for one in mine))
             promise.add_metric([plan.name], plan.refresh_interval.total_seconds())
+            late.add_metric([plan.name], sum(one.is_late(now) for one in mine))
             ages = [
                 (now - (one.refreshed_at or one.connected_at)).total_seconds()
                 for one in mine
@@ -72,40 +78,40 @@ class _Installation(Collector):
             if ages:
                 age.add_metric([plan.name, "oldest"], max(ages))
                 age.add_metric([plan.name, "median"], median(ages))
-        yield from (count, age, promise)
+        yield from (count, age, promise, late)
 
     def _refreshes(self, now: datetime) -> Iterator[GaugeMetricFamily]:
-        reads = GaugeMetricFamily(
+        refreshes = GaugeMetricFamily(
             "finora_reads_24h",
-            "Reads of one user's pages in the last 24 hours, by how they ended.",
+            "Refreshes of single users in the last 24 hours, by outcome.",
             labels=["outcome"],
         )
-        pages = GaugeMetricFamily("finora_pages_24h", "Pages of OpenAI read in the last 24 hours.")
+        pages = GaugeMetricFamily("finora_pages_24h", "Pages fetched from OpenAI in the last 24 hours.")
         requests = GaugeMetricFamily(
             "finora_requests_24h",
-            "Requests to OpenAI of the last 24 hours, by the answer's status or what went wrong.",
+            "Requests to OpenAI in the last 24 hours, by response status or kind of failure.",
             labels=["outcome"],
         )
-        for outcome, count in sorted(self._accounts.refreshes.requests_since(now - LOOKED_BACK).items()):
+        for outcome, count in sorted(self._accounts.refreshes.requests_since(now - SPAN).items()):
             requests.add_metric([outcome], count)
-        told = self._accounts.refreshes.outcomes_since(now - LOOKED_BACK)
-        for outcome, (count, _) in sorted(told.items()):
-            reads.add_metric([outcome], count)
-        pages.add_metric([], sum(number for _, number in told.values()))
-        yield from (requests, reads, pages)
+        outcomes = self._accounts.refreshes.outcomes_since(now - SPAN)
+        for outcome, (count, _) in sorted(outcomes.items()):
+            refreshes.add_metric([outcome], count)
+        pages.add_metric([], sum(number for _, number in outcomes.values()))
+        yield from (requests, refreshes, pages)
 
     def _runs(self, now: datetime) -> Iterator[GaugeMetricFamily]:
         runs = GaugeMetricFamily(
             "finora_runs_24h", "Dagster runs of the last 24 hours.", labels=["job", "plan", "status"]
         )
         last = GaugeMetricFamily(
-            "finora_last_run_seconds", "How long the last finished run took.", labels=["job", "plan"]
+            "finora_last_run_seconds", "Duration of the last finished run.", labels=["job", "plan"]
         )
         counts: dict[tuple[str, str, str], int] = {}
         seconds: dict[tuple[str, str], float] = {}
         with dg.DagsterInstance.get() as instance:
             for job in JOB_NAMES:
-                filters = dg.RunsFilter(job_name=job, created_after=now - LOOKED_BACK)
+                filters = dg.RunsFilter(job_name=job, created_after=now - SPAN)
                 for record in instance.get_run_records(filters):
                     plan = record.dagster_run.tags.get(PLAN_TAG, "")
                     key = (job, plan, record.dagster_run.status.value.lower())

@@ -1,8 +1,8 @@
-"""Runs a module as `python -m` does, and ends with whoever holds the other end of its standard input.
+"""Runs a module like `python -m`, and exits when the process at the other end of its standard input dies.
 
     python -m finora_pipeline.server.parent_watch MODULE ARGUMENTS…
 
-A `finora up` that is killed can end nobody any more: its daemon would go on beside the next start's.
+If the supervisor is SIGKILLed its children must exit, or two daemons would run after the next start.
 """
 
 import os
@@ -22,10 +22,10 @@ def main() -> None:
 
 
 def _follow() -> None:
-    # Nothing is ever written: the read ends when the last holder of the other end has.
+    # Nothing is ever written, so this blocks until the other end is closed.
     while os.read(sys.stdin.fileno(), 1):
         pass
-    # The whole group, since runs are processes of the code server's.
+    # The whole group, since runs are child processes of the code server.
     os.killpg(0, signal.SIGKILL)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import duckdb
 
-from finora_pipeline.data_folder.disk import is_in_use, storage_errors, told_if_full, warehouse_store
+from finora_pipeline.data_folder.disk import is_in_use, storage_errors, translate_disk_full, warehouse_store
 from finora_pipeline.data_folder.private_files import open_lock
 from finora_pipeline.settings import wait_seconds
 from finora_pipeline.warehouse.machine import duckdb_limits
@@ -59,7 +59,7 @@ class Warehouse:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Waits for the write lock and holds it; not reentrant. Raises `DiskFull`."""
-        with told_if_full(self.home):
+        with translate_disk_full(self.home):
             self.database.parent.mkdir(parents=True, exist_ok=True)
             descriptor = open_lock(self.database.with_name("write.lock"))
             try:

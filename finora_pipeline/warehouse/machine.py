@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import pyarrow as pa
+
 from finora_pipeline.settings import SMALLEST_MEMORY_LIMIT, Settings
 
 # One part of four; runs, the dashboard and the file cache share the rest.
@@ -45,6 +47,11 @@ def duckdb_limits(settings: Settings | None = None) -> DuckDBLimits:
     )
     threads = chosen.threads or max(1, min(machine_cpus(), MOST_THREADS, memory // BYTES_A_THREAD))
     return DuckDBLimits(memory, threads)
+
+
+def release_arrow_memory() -> None:
+    """Gives the memory that Arrow keeps for its next tables back, for DuckDB to use."""
+    pa.default_memory_pool().release_unused()
 
 
 @lru_cache(maxsize=1)

@@ -61,6 +61,7 @@ def rebind(installation: Installation, address: str) -> None:
             database.execute(text(f"UPDATE {table} SET {column} = :address"), {"address": address})
 
 
+@pytest.mark.slow
 def test_a_key_bound_to_this_machine_may_change_port(installation: Installation, start_openai, install):
     assert installation.accounts.connections.all()[0].base_url == "http://127.0.0.1/v1"
     elsewhere = install(start_openai(days=2, services=False))

@@ -13,7 +13,7 @@ from finora_pipeline.accounts import migrations
 from finora_pipeline.accounts.database import metadata, open_database
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'accounts.sqlite'}"

@@ -13,7 +13,14 @@ import pytest
 from sqlalchemy import Engine, event
 
 from finora_pipeline.accounts.database import AccountsDatabase, open_database
-from finora_pipeline.accounts.model import AccountsError, Connection, Organization, Read, Refresh, Status
+from finora_pipeline.accounts.model import (
+    AccountsError,
+    CompleteRefresh,
+    Connection,
+    Organization,
+    Refresh,
+    Status,
+)
 from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.accounts.vault import load_vault
 from finora_pipeline.alerts.conditions import Condition
@@ -102,7 +109,7 @@ def test_the_second_of_two_concurrent_saves_of_a_user_is_refused(home, postgres,
         lambda: saved(home.accounts, KEYS[0], known),
         lambda: saved(another, KEYS[1], known),
     )
-    with pytest.raises(AccountsError, match="The connection of acme was changed meanwhile"):
+    with pytest.raises(AccountsError, match="The connection of acme was changed at the same time"):
         second.result()
     assert stored(home).key_hint == KEYS[0].hint
     assert home.accounts.connections.key_ring(["acme"]).key_of("acme").reveal() == KEYS[0].reveal()
@@ -118,7 +125,7 @@ def test_a_stricter_default_isolation_changes_nothing(home, postgres):
     second = as_the_first_commits(
         postgres, lambda: saved(one, KEYS[0], known), lambda: saved(another, KEYS[1], known)
     )
-    with pytest.raises(AccountsError, match="was changed meanwhile"):
+    with pytest.raises(AccountsError, match="was changed at the same time"):
         second.result()
 
 
@@ -250,7 +257,9 @@ def test_outcomes_are_counted(home):
         "unreachable": (1, 0),
     }
     assert home.accounts.refreshes.unpublished() == [
-        Read("run-1", "acme", connection.changed_at + timedelta(seconds=1), a_read(connection).window_end)
+        CompleteRefresh(
+            "run-1", "acme", connection.changed_at + timedelta(seconds=1), a_read(connection).window_end
+        )
     ]
 
 

@@ -117,7 +117,7 @@ def evaluate_alerts(installation: Installation) -> str:
             resources={name: (definitions.resources or {})[name] for name in ("accounts", "warehouse")},
         ) as context,
     ):
-        result = repository.get_sensor_def("alarms").evaluate_tick(context)
+        result = repository.get_sensor_def("alerts").evaluate_tick(context)
     assert result.run_requests == []
     return result.skip_message or ""
 
@@ -138,7 +138,7 @@ def test_a_revoked_key_notifies_once_and_once_when_it_works_again(
     simulator, key = installation.openai.simulator, installation.openai.organizations[0].admin_key
     simulator.set_key_state(key, KeyState.REVOKED)
     installation.run()
-    assert "told by: json, mailto" in evaluate_alerts(installation)
+    assert "sent by: json, mailto" in evaluate_alerts(installation)
     assert evaluate_alerts(installation) == "Nothing new; 1 open."
     (message,) = webhook.messages
     assert message.startswith("finora: 1 new\n• The OpenAI connection of user-0 needs attention: ")
@@ -176,7 +176,7 @@ def test_a_bad_address_does_not_resend_to_the_others(
     monkeypatch.setenv("FINORA_NOTIFY", f"{webhook.address} {mail.address}")
     webhook.is_broken = True
     output = evaluate_with([REVOKED], installation, monkeypatch)
-    assert "finora: 1 new (told by: mailto)" in output
+    assert "finora: 1 new (sent by: mailto)" in output
     assert "No notification reached 1 of the addresses in FINORA_NOTIFY (json)" in output
     assert "a-password" not in output
     assert evaluate_alerts(installation) == "Nothing new; 1 open."
@@ -208,7 +208,7 @@ def test_an_unusable_address_is_reported_without_its_password(monkeypatch):
 def test_a_test_message_is_sent(webhook: Sink, monkeypatch):
     monkeypatch.setenv("FINORA_NOTIFY", webhook.address)
     assert CliRunner().invoke(main, ["alarms", "--test"]).exit_code == 0
-    assert webhook.messages == ["finora: a test\nThis is what an alarm will look like."]
+    assert webhook.messages == ["finora: a test\nThis is what an alert looks like."]
 
 
 def test_an_alert_over_before_any_notification_is_dropped(installation: Installation):
@@ -371,4 +371,4 @@ def test_a_message_names_the_first_and_counts_the_rest():
     many = [Alert(f"k{n}", f"what {n}", NOW, None) for n in range(30)]
     title, body = message_of([*many, Alert("o", "old", NOW, NOW)])
     assert title == "finora: 30 new, 1 over"
-    assert body.splitlines()[-1] == "… and 10 more: finora alarms lists them."
+    assert body.splitlines()[-1] == "… and 10 more: finora alerts lists them."

@@ -177,7 +177,7 @@ def test_no_mutation_is_carried_out_by_get(document: str, path: str, served: Ser
         ):
             for headers in ({}, {"Accept": "text/html"}):
                 answer = client.get(address, headers=headers)
-                assert (answer.status_code, answer.text) == (405, "GraphQL mutations are sent by POST.")
+                assert (answer.status_code, answer.text) == (405, "Send GraphQL mutations by POST.")
         assert client.get(f"{path}?query=" + "{a" * 3_000).status_code == 400
         assert client.get(f"{path}?query=mutation").status_code == 400
 
@@ -354,7 +354,7 @@ window.tried = (async () => {{
     # A followed link carries the cookie, and still changes nothing.
     page.goto(f"http://{host}:{attacker.port}/")
     page.evaluate("address => { location = address }", f"{ui}/graphql?{query}")
-    page.get_by_text("GraphQL mutations are sent by POST.").wait_for()
+    page.get_by_text("Send GraphQL mutations by POST.").wait_for()
     context.close()
     assert run_count() == before
     assert [bearer for _, bearer in attacker.reached if bearer] == []

@@ -14,7 +14,8 @@ from sqlalchemy import update
 from finora_pipeline.accounts.database import connections, users
 from finora_pipeline.accounts.model import Status
 from finora_pipeline.cli import runs
-from finora_pipeline.dashboard.app import FIRST_USER
+from finora_pipeline.dashboard.figures import formats
+from finora_pipeline.dashboard.views.users import FIRST_USER
 from finora_pipeline.openai_simulator import KeyState
 from tests.browser.conftest import PageChecker
 from tests.conftest import Installation
@@ -75,7 +76,7 @@ def test_from_sample_data_to_real_figures_and_removal(
 
     save(page, "sk-proj-" + "a" * 40)
     alert = page.get_by_role("alert")
-    expect(alert).to_contain_text("Validation failed.")
+    expect(alert).to_contain_text("This key doesn’t work.")
     expect(alert).to_contain_text("project key")
     expect(page.get_by_label("Admin API Key")).to_have_value("")
     if pictures:
@@ -111,12 +112,14 @@ def test_from_sample_data_to_real_figures_and_removal(
     chart = page.locator("svg.bars").first
     chart.focus()
     chart.press("ArrowLeft")
-    expect(page.locator(".tip").first).to_contain_text(f"{installation.today:%a %d %b %Y}")
+    expect(page.locator(".tip").first).to_contain_text(
+        f"{installation.today:%a}, {formats.day(installation.today)}"
+    )
     box = chart.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 5, box["y"] + 20)
     first = installation.today - timedelta(days=89)
-    expect(page.locator(".tip").first).to_contain_text(f"{first:%a %d %b %Y}")
+    expect(page.locator(".tip").first).to_contain_text(f"{first:%a}, {formats.day(first)}")
 
     dearest = page.get_by_role("region", name="Cost by model").get_by_role("link").first
     model = dearest.inner_text()
@@ -133,7 +136,7 @@ def test_from_sample_data_to_real_figures_and_removal(
     expect(page.get_by_role("alert")).to_contain_text("The old key keeps working.")
     openai.simulator.add_key(organization, fresh)
     save(page, fresh)
-    expect(page.get_by_role("heading", name="The key is updated")).to_be_visible()
+    expect(page.get_by_role("heading", name="Key replaced")).to_be_visible()
     expect(page.get_by_text(re.compile("sk-admin-…ffff"))).to_be_visible()
 
     page.get_by_role("link", name="Remove OpenAI").click()
@@ -157,7 +160,7 @@ def test_alerts_are_shown_on_the_page_with_the_figures(
     openai.simulator.set_key_state(openai.organizations[0].admin_key, KeyState.REVOKED)
     in_thread(lambda: [installation.refresh()])
     page.goto("/users/acme/overview")
-    expect(page.get_by_role("heading", name="OpenAI needs your attention")).to_be_visible()
+    expect(page.get_by_role("heading", name="Your OpenAI key stopped working")).to_be_visible()
     checker.check("needs-attention")
     page.get_by_role("link", name="Update the key").click()
     expect(page.get_by_label("Admin API Key")).to_be_visible()
@@ -168,9 +171,9 @@ def test_alerts_are_shown_on_the_page_with_the_figures(
         database.execute(update(connections).values({**late, "status": Status.ACTIVE}))
         database.execute(update(users).values(plan_since=since))
     page.goto("/users/acme/overview")
-    expect(page.locator(".freshness")).to_contain_text("overdue")
-    expect(page.get_by_role("heading", name="OpenAI could not be read")).to_be_visible()
-    checker.check("failing-and-overdue")
+    expect(page.locator(".freshness")).to_contain_text("late")
+    expect(page.get_by_role("heading", name="We couldn’t fetch from OpenAI")).to_be_visible()
+    checker.check("failing-and-late")
 
     page.goto("/users")
     checker.check("users")

@@ -114,7 +114,7 @@ def test_an_ip_address_stops_being_allowed(play: Play):
     assert not KEY_ADVICE.search(said)
     assert case.bill() == 2
     (connection,) = case.installation.accounts.connections.all()
-    assert connection.may_be_read(datetime.now(UTC) + timedelta(hours=1))
+    assert connection.may_be_fetched(datetime.now(UTC) + timedelta(hours=1))
     case.organization().faults.clear()
     case.ok("refresh", "--user", "case")
     assert (case.status()["status"], case.status()["last_failure"]) == ("active", None)

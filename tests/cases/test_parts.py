@@ -210,7 +210,7 @@ def test_a_refusal_shows_openais_reason(refused: Case, user: str):
     assert refused.bill(user) == 2
     (connection,) = refused.installation.accounts.connections.all(user_ids=[user])
     soon = datetime.now(UTC) + timedelta(hours=1)
-    assert connection.may_be_read(soon) is not is_the_key
+    assert connection.may_be_fetched(soon) is not is_the_key
 
 
 @pytest.mark.parametrize("user", [user for user, (status, *_) in WHOLE.items() if status == 429])
@@ -260,4 +260,4 @@ def test_an_answer_not_from_openai_is_retried(odd_bodies: Case, name: str):
     assert "127.0.0.1" in said, "the host that answered is named"
     assert "byte 0" not in said
     (connection,) = odd_bodies.installation.accounts.connections.all(user_ids=[name])
-    assert connection.may_be_read(datetime.now(UTC) + timedelta(hours=1))
+    assert connection.may_be_fetched(datetime.now(UTC) + timedelta(hours=1))

@@ -41,7 +41,7 @@ def test_the_demo_runs_from_nothing_and_again(tmp_path: Path, monkeypatch: pytes
 
     second = run_demo(home)
     assert second.returncode == 0, second.stderr
-    assert "connected already" in second.stdout
+    assert "already connected" in second.stdout
     assert published(home) == expected
 
     # The demo's folder never connects to a real organization.
@@ -58,7 +58,7 @@ def test_the_demo_refuses_a_folder_with_real_connections(install, start_openai):
     installation.connect()
     refused = CliRunner().invoke(main, ["demo", "--once"])
     assert refused.exit_code == 1
-    assert "holds real connections: set FINORA_HOME to another folder for the demo" in " ".join(
+    assert "holds real connections. Set FINORA_HOME to another folder for the demo" in " ".join(
         refused.stderr.split()
     )
     assert [c.user_id for c in installation.accounts.connections.all()] == ["user-0"]

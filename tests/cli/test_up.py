@@ -20,6 +20,7 @@ import yaml
 
 from finora_pipeline.cli.backfills import backfill_state, launch_backfill
 from finora_pipeline.jobs import BATCH_TAG, USER_TAG
+from finora_pipeline.server import child as child_module
 from finora_pipeline.server import supervisor
 from tests.conftest import Installation
 
@@ -144,7 +145,7 @@ def test_up_serves_supervises_and_shuts_down(start_openai, install):
         line, environment = command(installation, "--port", 0, "--health-port", 0)
         second = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
         assert second.returncode == 1
-        assert "Another finora up or finora demo serves this data folder already." in second.stderr
+        assert "Another finora up or finora demo already serves this data folder." in second.stderr
 
         run = first_run_of(installation, backfill_id)
         assert run.tags["dagster/asset_partition_range_start"] == days.start.isoformat()
@@ -157,7 +158,7 @@ def test_up_serves_supervises_and_shuts_down(start_openai, install):
         os.kill(before["daemon"]["pid"], signal.SIGKILL)
         # Only the child that exited is restarted.
         assert process.stderr is not None
-        assert "daemon ended with code -9" in process.stderr.readline()
+        assert "daemon exited with code -9" in process.stderr.readline()
         again = client.get("/health", params={"wait": PATIENCE})
         assert again.status_code == 200
         after = again.json()["processes"]
@@ -195,7 +196,7 @@ def test_a_port_in_use_is_reported(start_openai, install):
         line, environment = command(installation, "--port", taken.getsockname()[1], "--health-port", 0)
         ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert "is in use: end what uses it, or choose another." in ended.stderr
+    assert "is in use. Stop the program that uses it" in ended.stderr
 
 
 def test_one_port_for_two_servers_is_refused(start_openai, install):
@@ -210,10 +211,10 @@ def test_one_port_for_two_servers_is_refused(start_openai, install):
 
 def test_a_child_that_cannot_start_is_retried(tmp_path, monkeypatch, caplog):
     """As for a moment without memory; here the environment is too large for a moment."""
-    monkeypatch.setattr(supervisor, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(child_module, "FIRST_PAUSE_SECONDS", 0.01)
     environment = {**os.environ, "TOO_LARGE": "x" * (1 << 18)}
     followed, held = os.pipe()
-    child = supervisor.Child("daemon", ("json.tool", "--help"), environment, tmp_path, followed)
+    child = child_module.Child("daemon", ("json.tool", "--help"), environment, tmp_path, followed)
 
     async def run() -> None:
         keeping = asyncio.create_task(child.keep_running())

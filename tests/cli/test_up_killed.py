@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from finora_pipeline.server.supervisor import Child
+from finora_pipeline.server.child import Child
 from tests.cli.test_up import PATIENCE, up
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from finora_pipeline.dashboard import charts, formats
-from finora_pipeline.dashboard.periods import BadPeriod, view_of
+from finora_pipeline.dashboard.figures import charts, formats
+from finora_pipeline.dashboard.figures.periods import BadPeriod, view_of
 from finora_pipeline.openai_admin.provider import FIRST_DAY
 from finora_pipeline.plans import PLANS
 
@@ -26,7 +26,7 @@ TODAY = date(2026, 11, 24)
 
 def read(text: str) -> Fraction:
     """Return the value that a formatted figure shows."""
-    text = text.replace("−", "-").replace("$", "").replace(",", "").removesuffix(" %").removeprefix("+")
+    text = text.replace("−", "-").replace("$", "").replace(",", "").removesuffix("%").removeprefix("+")
     unit = UNITS.get(text[-1], 1)
     return Fraction(text.rstrip("KMBT")) * unit
 
@@ -102,9 +102,9 @@ def test_counts(number: int) -> None:
         (formats.count(999_499), "999K"),
         (formats.count(999_999), "1.00M"),
         (formats.count(1_236_000), "1.24M"),
-        (formats.percent(Decimal("0.9996")), "100.0 %"),
-        (formats.percent(Decimal("12.345"), signed=True), "+1,235 %"),
-        (formats.percent(Decimal("-0.0001"), signed=True), "0.0 %"),
+        (formats.percent(Decimal("0.9996")), "100.0%"),
+        (formats.percent(Decimal("12.345"), signed=True), "+1,235%"),
+        (formats.percent(Decimal("-0.0001"), signed=True), "0.0%"),
         (formats.exact(Decimal("100.00")), "100"),
         (formats.duration(timedelta(hours=47)), "47 h"),
         (formats.duration(timedelta(days=2)), "2 days"),

@@ -57,7 +57,7 @@ NASTY = st.sampled_from(
     ]
 )
 TEXTS = NASTY | st.text(max_size=40) | NASTY.map(lambda text: text + MARK)
-IDS = st.sampled_from(["acme", "tiny", "nobody"]) | TEXTS
+IDS = st.sampled_from(["acme", "tiny", "missing"]) | TEXTS
 FIELDS = st.dictionaries(
     st.sampled_from(
         ["period", "from", "to", "model", "project", "saved", "update", "q", "next", "code", "state", "error",
@@ -107,7 +107,7 @@ def test_no_request_breaks_the_server(data: st.DataObject, local: Served) -> Non
     template = data.draw(st.sampled_from(paths(local)))
     method = data.draw(METHODS)
     # Removing a user or changing a plan would break other tests.
-    others = ["tiny-2", "nobody"] if method == "POST" else ["acme", "tiny", "nobody"]
+    others = ["tiny-2", "missing"] if method == "POST" else ["acme", "tiny", "missing"]
     user_id = data.draw(st.sampled_from(others) | TEXTS)
     if method == "POST" and user_id in ("acme", "bolt", "tiny", "gone"):
         return

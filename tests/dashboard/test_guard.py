@@ -45,7 +45,7 @@ def test_cross_site_requests_are_blocked(headers: dict[str, str], public: Served
     for path in POSTS:
         answer = public.browser.post(path, headers=session | headers, data={"plan": "trial", "user_id": "x"})
         assert answer.status_code == 403
-        assert answer.text == "This request comes from another site and was not carried out."
+        assert answer.text == "Blocked: cross-site request."
         assert "set-cookie" not in answer.headers
     for method in ("PUT", "PATCH", "DELETE"):
         assert public.browser.request(method, "/users", headers=session | headers).status_code == 403
@@ -85,7 +85,7 @@ def test_a_proxied_request_without_sign_in_is_refused(header: str, local: Served
     answer = local.get("/users", headers={header: "203.0.113.7"})
     assert (answer.status_code, answer.text) == (
         421,
-        "Behind a proxy the pages must be served with --public-url.",
+        "Behind a proxy, start Finora with --public-url.",
     )
 
 
@@ -100,10 +100,10 @@ def test_a_body_too_large_is_refused(local: Served) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     for path in ("/users", "/users/acme/plan", "/users/acme/settings/keys", "/sign-in", "/sign-out"):
         refused = local.post(path, {"user_id": "x" * LONGEST_BODY})
-        assert (refused.status_code, refused.text) == (413, "That is too large.")
+        assert (refused.status_code, refused.text) == (413, "The request is too large.")
         untold = local.browser.post(path, content=body(LONGEST_BODY + 800), headers=OWN | form)
         assert "content-length" not in untold.request.headers
-        assert (untold.status_code, untold.text) == (413, "That is too large.")
+        assert (untold.status_code, untold.text) == (413, "The request is too large.")
     assert local.browser.post("/users", content=body(800), headers=OWN | form).status_code == 422
     assert local.get("/health").status_code == 200
 
@@ -189,7 +189,7 @@ def test_an_internal_error_page_reveals_nothing(
 ) -> None:
     published = tmp_path / "published" / "finora.duckdb"
     published.parent.mkdir()
-    published.write_bytes(b"this is no database" * 1000)
+    published.write_bytes(b"this is not a database" * 1000)
     settings: Settings = replace(
         installation.settings, home=tmp_path, accounts_url=f"sqlite:///{tmp_path}/a.sqlite"
     )
@@ -199,7 +199,7 @@ def test_an_internal_error_page_reveals_nothing(
             answer = served.get(path)
             assert answer.status_code == 500
             assert_safe(answer)
-            assert "Something went wrong here" in answer.text
+            assert "Something went wrong" in answer.text
             for word in ("Traceback", "duckdb", "Exception", str(tmp_path)):
                 assert word not in answer.text
         assert [record.getMessage() for record in caplog.records if record.name == "finora.dashboard"] == [

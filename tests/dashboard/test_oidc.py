@@ -26,9 +26,9 @@ from tests.dashboard.served import PUBLIC_URL, Served, dashboard, on_loopback, r
 
 CLIENT, SECRET = "finora", "a-client-secret-for-tests-only"
 ADA = "ada@acme.example"
-NOT_CONFIRMED = "The identity provider did not confirm the sign-in; begin again."
-NOT_REACHED = "The identity provider cannot be reached; try again later."
-NOT_VERIFIED = "The identity provider did not tell a verified e-mail address."
+NOT_CONFIRMED = "The identity provider did not confirm the sign-in. Sign in again."
+NOT_REACHED = "We couldn’t reach the identity provider. Try again later."
+NOT_VERIFIED = "The identity provider sent no verified e-mail address."
 
 
 @dataclass
@@ -274,7 +274,7 @@ def test_an_address_without_a_login_is_refused(email: str, provider: Provider, s
     answer = come(served, *back(served))
     assert answer.status_code == 403
     assert session_of(answer) is None
-    assert "There is no login for" in answer.text
+    assert "No account for" in answer.text
     assert "<b>eve" not in answer.text
 
 

@@ -19,7 +19,12 @@ from finora_pipeline.accounts.logins import Login
 from finora_pipeline.accounts.model import AccountsError
 from finora_pipeline.accounts.store import accounts_of
 from finora_pipeline.cli import main
-from finora_pipeline.dashboard.security.pending_sign_ins import MOST_TRIES, SECONDS, HalfSignedIn, Unfinished
+from finora_pipeline.dashboard.security.pending_sign_ins import (
+    MOST_TRIES,
+    SECONDS,
+    PendingSignIn,
+    PendingSignIns,
+)
 from finora_pipeline.dashboard.security.throttle import FREE_FAILURES, Attempt
 from finora_pipeline.dashboard.server import DashboardRefused, prepared
 from finora_pipeline.settings import Settings, SettingsError
@@ -127,7 +132,7 @@ def test_the_secret_is_sealed_and_stays_with_the_login(served: Served) -> None:
     assert not served.sign_in.save(OPERATOR, user_id=None, password=None).has_second_factor
     with pytest.raises(AccountsError, match="set up the second factor there"):
         factor.turn_on(OPERATOR)
-    with pytest.raises(AccountsError, match="There is no login"):
+    with pytest.raises(AccountsError, match="No login is named"):
         factor.turn_on("missing@finora.example")
 
 
@@ -148,6 +153,7 @@ def test_guessing_codes_is_slowed_down(served: Served) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_guessing_codes_from_many_addresses_is_slowed_down(tmp_path: Path) -> None:
     environment = {"FINORA_HOME": str(tmp_path), "FINORA_TRUSTED_PROXIES": "127.0.0.1"}
     settings = Settings.from_environment(environment)
@@ -170,15 +176,15 @@ def test_guessing_codes_from_many_addresses_is_slowed_down(tmp_path: Path) -> No
 
 def test_a_half_finished_sign_in_expires(served: Served) -> None:
     clock = [0.0]
-    unfinished = Unfinished(now=lambda: clock[0])
+    unfinished = PendingSignIns(now=lambda: clock[0])
     login = Login(OPERATOR, None, True, datetime.now(UTC), True)
-    token = unfinished.begin(HalfSignedIn(login, "/", Attempt(OPERATOR, "127.0.0.1"), 0))
+    token = unfinished.begin(PendingSignIn(login, "/", Attempt(OPERATOR, "127.0.0.1"), 0))
     clock[0] = SECONDS
-    assert unfinished.of(token)
+    assert unfinished.get(token)
     clock[0] += 1
-    assert unfinished.of(token) is None
+    assert unfinished.get(token) is None
     assert not unfinished.has_tries_left(token)
-    assert unfinished.of("") is None
+    assert unfinished.get("") is None
     # So does the sign-in of a login replaced since.
     secret = served.accounts.second_factor.turn_on(OPERATOR).secret
     waiting = pending(with_password(served))

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import update
 
 from finora_pipeline.accounts.database import connections, users
-from finora_pipeline.accounts.model import Connection, Read, Refresh
+from finora_pipeline.accounts.model import CompleteRefresh, Connection, Refresh
 from finora_pipeline.dashboard import notices as states
 from finora_pipeline.dashboard.notices import Freshness, freshness
-from finora_pipeline.dashboard.snapshots import Copies
+from finora_pipeline.dashboard.snapshots import Snapshots
 from tests.conftest import Installation
 from tests.dashboard.served import Node, Served
 from tests.small_openai import fresh_key
@@ -33,13 +33,18 @@ def actions(page: Node) -> list[tuple[str, str | None]]:
 
 
 def attempt(
-    installation: Installation, user_id: str, message: str | None = None, permanent: bool = False
+    installation: Installation,
+    user_id: str,
+    message: str | None = None,
+    permanent: bool = False,
+    needs_person: bool = False,
 ) -> datetime:
     """Record a fetch that just ended, as a refresh does; return when it began."""
     now = datetime.now(UTC)
     outcome = Refresh(
         user_id, now.date() - timedelta(89), now.date() + timedelta(1), now, now, 1,
         reason="failure" if message else None, message=message, permanent=permanent,
+        needs_person=needs_person,
     )  # fmt: skip
     installation.accounts.refreshes.record(f"run-{user_id}-{now:%s%f}", [outcome])
     return now
@@ -47,7 +52,7 @@ def attempt(
 
 def published(installation: Installation, user_id: str, at: datetime) -> None:
     """Record that the fetch begun at that moment is published."""
-    read = Read("run", user_id, at, at.date() + timedelta(1))
+    read = CompleteRefresh("run", user_id, at, at.date() + timedelta(1))
     installation.accounts.refreshes.mark_published([read], datetime.now(UTC))
 
 
@@ -73,7 +78,7 @@ def test_without_a_connection_a_sample_is_shown(local: Served) -> None:
 def test_figures_without_a_connection_are_not_replaced_by_samples() -> None:
     (shown,) = states.notices(None, None, is_sample=False)
     assert (shown.kind, shown.title, shown.action) == ("info", "OpenAI is not connected", "Connect OpenAI")
-    assert shown.text == "The costs shown here were read before."
+    assert shown.text == "The costs shown here were fetched before."
 
 
 def test_the_first_refresh_shows_its_progress(installation: Installation, local: Served) -> None:
@@ -81,11 +86,11 @@ def test_the_first_refresh_shows_its_progress(installation: Installation, local:
     page = local.page("/users/fresh/overview")
     assert notices(page) == ["First refresh under way", SAMPLE]
     shown = page.one("section", class_="sample").one("p").text
-    assert shown == "Your own figures take their place with the first refresh."
+    assert shown == "Your own figures replace it with the first refresh."
     steps = [step.text for step in page.one("ol", class_="steps").all("li")]
     assert steps == [
         "Key checked with OpenAI: done",
-        "Cost history read: waiting",
+        "Cost history fetched: waiting",
         "Figures published: waiting",
     ]
     body = page.one("body")
@@ -97,15 +102,15 @@ def test_the_first_refresh_shows_its_progress(installation: Installation, local:
     attempt(installation, "fresh")
     assert local.get("/users/fresh/state").json() != asked.json()
     steps = [step.text for step in local.page("/users/fresh/overview").one("ol", class_="steps").all("li")]
-    assert steps[1] == "Cost history read: done"
+    assert steps[1] == "Cost history fetched: done"
 
     published(installation, "fresh", datetime.now(UTC))
     page = local.page("/users/fresh/overview")
-    assert notices(page) == ["Nothing charged so far", SAMPLE]
+    assert notices(page) == ["No costs so far", SAMPLE]
     shown = page.one("section", class_="sample").one("p").text
-    assert shown == "Your own figures take their place as soon as OpenAI reports costs."
+    assert shown == "Your own figures replace it as soon as OpenAI reports costs."
     assert page.one("p", class_="freshness").text.startswith(
-        "Refreshed less than a minute ago, next within 23 h"
+        "Refreshed less than a minute ago · next within 23 h"
     )
 
 
@@ -114,13 +119,22 @@ def test_a_connection_needing_attention_shows_its_reason(installation: Installat
     attempt(installation, "refused", REVOKED, permanent=True)
     page = local.page("/users/refused/overview")
     (title, sample) = notices(page)
-    assert title.startswith("OpenAI needs your attention since 20")
+    assert title.startswith("Your OpenAI key stopped working on ")
     assert sample == SAMPLE
     assert page.one("section", class_="error").one("p").text == REVOKED
     assert actions(page) == [("Update the key", "/users/refused/settings/keys?update=yes")]
     settings = local.page("/users/refused/settings/keys")
     assert settings.one("span", class_="needs-attention").text == "needs attention"
     assert settings.one("p", class_="error").text == REVOKED
+
+
+def test_attention_that_is_not_about_the_key_names_no_key(installation: Installation, local: Served) -> None:
+    local.connect("blocked", installation.openai.organizations[0].admin_key)
+    attempt(installation, "blocked", "Add this server to the IP allowlist.", needs_person=True)
+    page = local.page("/users/blocked/overview")
+    assert notices(page)[0].startswith("Refreshes have failed since ")
+    assert page.one("section", class_="error").one("p").text == "Add this server to the IP allowlist."
+    assert actions(page) == [("Open Settings", "/users/blocked/settings/keys")]
 
 
 def test_a_just_saved_key_is_not_shown_as_failed(installation: Installation, local: Served) -> None:
@@ -131,7 +145,7 @@ def test_a_just_saved_key_is_not_shown_as_failed(installation: Installation, loc
     page = local.page("/users/mended/overview")
     assert notices(page) == ["First refresh under way", SAMPLE]
     steps = [step.text for step in page.one("ol", class_="steps").all("li")]
-    assert steps[1] == "Cost history read: waiting"
+    assert steps[1] == "Cost history fetched: waiting"
     assert REVOKED not in local.page("/users/mended/settings/keys").text
 
 
@@ -139,14 +153,14 @@ def test_a_transient_failure_shows_when_it_is_retried(installation: Installation
     local.connect("unlucky", installation.openai.organizations[0].admin_key)
     attempt(installation, "unlucky", "OpenAI answered 500.")
     page = local.page("/users/unlucky/overview")
-    assert notices(page)[0].startswith("OpenAI could not be read at 20")
+    assert notices(page)[0].startswith("We couldn’t fetch from OpenAI at ")
     assert notices(page)[1:] == [SAMPLE]
     assert (
         page.one("section", class_="warning").one("p").text
-        == "OpenAI answered 500. The next refresh tries again."
+        == "OpenAI answered 500. The next refresh retries."
     )
     shown = local.page("/users/unlucky/settings/keys").one("p", class_="warning").text
-    assert shown == "The last attempt failed: OpenAI answered 500. The next refresh tries again."
+    assert shown == "The last attempt failed: OpenAI answered 500. The next refresh retries."
     key = {"provider": "openai", "key": installation.openai.organizations[0].admin_key}
     assert local.post("/users/unlucky/settings/keys", key).status_code == 303
     assert notices(local.page("/users/unlucky/overview"))[0] == "First refresh under way"
@@ -161,10 +175,10 @@ def test_a_late_refresh_is_marked(installation: Installation, local: Served) -> 
     connected(installation, "late", since)
     published(installation, "late", since)
     shown = local.page("/users/late/overview").one("p", class_="freshness")
-    assert shown.fits({"class_": "overdue"})
-    assert shown.text == "Refreshed 30 h ago, overdue for 6 h"
+    assert shown.fits({"class_": "late"})
+    assert shown.text == "Refreshed 30 h ago · 6 h late"
     row = next(row for row in local.page("/users").all("tr") if row.text.startswith("late"))
-    assert row.one("td", class_="overdue").text == "Refreshed 30 h ago, overdue for 6 h"
+    assert row.one("td", class_="late").text == "Refreshed 30 h ago · 6 h late"
 
 
 def test_a_reconnected_user_is_not_late(installation: Installation, local: Served) -> None:
@@ -188,44 +202,48 @@ def test_a_reconnected_user_is_not_late(installation: Installation, local: Serve
 def test_a_removed_connection_keeps_its_figures(local: Served) -> None:
     page = local.page("/users/gone/overview")
     (title,) = notices(page)
-    assert title.startswith("OpenAI was removed on 20")
+    assert title.startswith("OpenAI was removed on ")
     assert actions(page) == [("Connect again", "/users/gone/settings/keys")]
     assert page.all("p", class_="value")[0].title != "0"
-    assert page.one("p", class_="freshness").text.endswith(" ago, not refreshed any more")
+    assert page.one("p", class_="freshness").text.endswith(
+        " UTC. Refreshes stopped when the key was removed."
+    )
     settings = local.page("/users/gone/settings/keys").one("p", class_="empty").text
-    assert settings.startswith("No provider is connected; OpenAI was removed on 20")
+    assert settings.startswith("No provider is connected. OpenAI was removed on ")
 
 
 def test_a_working_connection_shows_no_notice(local: Served) -> None:
     page = local.page("/users/acme/overview")
     assert notices(page) == []
-    assert page.one("p", class_="freshness").text.endswith("; today is partial")
+    assert page.one("p", class_="freshness").text.endswith(" · today is incomplete")
 
 
 @pytest.mark.parametrize(
-    ("since", "text", "is_overdue"),
+    ("since", "text", "is_late"),
     [
         (
             timedelta(seconds=20),
-            "Refreshed less than a minute ago, next within 23 h; today is partial",
+            "Refreshed less than a minute ago · next within 23 h · today is incomplete",
             False,
         ),
-        (timedelta(minutes=7), "Refreshed 7 min ago, next within 23 h; today is partial", False),
-        (timedelta(hours=23, minutes=30), "Refreshed 23 h ago, next within 30 min; today is partial", False),
-        (timedelta(hours=24, seconds=30), "Refreshed 24 h ago, overdue for less than a minute", True),
-        (timedelta(days=3), "Refreshed 3 days ago, overdue for 2 days", True),
+        (timedelta(minutes=7), "Refreshed 7 min ago · next within 23 h · today is incomplete", False),
+        (
+            timedelta(hours=23, minutes=30),
+            "Refreshed 23 h ago · next within 30 min · today is incomplete",
+            False,
+        ),
+        (timedelta(hours=24, seconds=30), "Refreshed 24 h ago · less than a minute late", True),
+        (timedelta(days=3), "Refreshed 3 days ago · 2 days late", True),
     ],
 )
-def test_freshness_in_words(
-    since: timedelta, text: str, is_overdue: bool, installation: Installation
-) -> None:
+def test_freshness_in_words(since: timedelta, text: str, is_late: bool, installation: Installation) -> None:
     now = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
     connection = installation.accounts.connections.get("acme")
     assert isinstance(connection, Connection)
     long_ago = now - timedelta(days=9)
     connection = replace(connection, connected_at=long_ago, changed_at=long_ago, plan_since=long_ago)
     refreshed = replace(connection, last_refresh_at=now - since)
-    assert freshness(refreshed, now) == Freshness(text, is_overdue)
+    assert freshness(refreshed, now) == Freshness(text, is_late)
     assert freshness(replace(connection, last_refresh_at=None), now) is None
     assert freshness(None, now) is None
 
@@ -235,23 +253,24 @@ def test_an_unreadable_snapshot_leaves_the_previous_one(
 ) -> None:
     published = tmp_path / "finora.duckdb"
     shutil.copyfile(installation.settings.published_database, published)
-    copies = Copies(published)
+    copies = Snapshots(published)
     with copies.of("acme") as copy:
         before = copy.span
     published.with_name("next").write_bytes(b"not a database")
     published.with_name("next").rename(published)
     with copies.of("acme") as copy:
         assert (copy.span, copy.is_sample) == (before, False)
-    assert "the one before it is shown" in caplog.text
+    assert "the previous one is shown" in caplog.text
     published.unlink()
     with copies.of("acme") as copy:
         assert copy.span == before
     copies.close()
 
 
+@pytest.mark.slow
 def test_databases_open_at_once_spill_to_separate_folders(installation: Installation) -> None:
-    copies = Copies(installation.settings.published_database)
-    with copies.of("acme"), copies.of("nobody") as sample:
+    copies = Snapshots(installation.settings.published_database)
+    with copies.of("acme"), copies.of("missing") as sample:
         assert sample.is_sample
         folders = {opened.spill for opened in (copies._current, copies._sample) if opened}
     assert len(folders) == 2

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.refresh_log import RefreshLog
 from finora_pipeline.cli import runs
 from finora_pipeline.data_folder.disk import DiskFull
 from finora_pipeline.ingest.windows import trailing_window
@@ -35,11 +35,11 @@ AT_ONCE = 2
 # The functions before which the disk becomes full.
 POINTS: dict[str, tuple[Any, str]] = {
     "landing raw pages": (RawWriter, "land"),
-    "recording refreshes": (Accounts, "record_refreshes"),
+    "recording refreshes": (RefreshLog, "record"),
     "loading facts": (load, "load_files"),
     "computing metrics": (metrics, "_refresh_costs"),
     "swapping the copy in": (publish, "_swap_in"),
-    "recording what is published": (Accounts, "mark_published"),
+    "recording what is published": (RefreshLog, "mark_published"),
     "recording the run": (runs, "build_defs"),
 }
 # Dagster stores the run's record; all else is in the data folder.

@@ -97,7 +97,7 @@ def test_a_locked_warehouse_is_reported_with_the_process_holding_it(installation
     with held_by_another_program(database) as process:
         said = sentence_of(finora(*command))
     wanted = f"The warehouse {database} is in use by another program (process {process})."
-    assert f"{wanted} Close it there and try again; nothing is lost." in said
+    assert f"{wanted} Close it there and try again; no data is lost." in said
     assert not database.with_name("damaged.duckdb").exists()
     assert finora("rebuild").exit_code == 0
     assert finora("refresh").exit_code == 0
@@ -132,7 +132,7 @@ def test_a_damaged_warehouse_is_reported_with_the_command_to_fix_it(installation
     if command[0] in ("refresh", "rebuild"):
         said = sentence_of(result)
         assert (
-            f"The warehouse {database} cannot be read: it is damaged or of another kind. Run finora re"
+            f"The warehouse {database} cannot be read; it is damaged or another kind of file. Run finora re"
             in said
         )
         assert finora("rebuild", "--replace").exit_code == 0
@@ -150,7 +150,8 @@ def test_a_damaged_accounts_database_is_a_sentence(installation, command):
     damage(file)
     said = sentence_of(finora(*command))
     assert (
-        f"The accounts database {file} cannot be read: it is damaged or of another kind. Put it back" in said
+        f"The accounts database {file} cannot be read; it is damaged or another kind of file. Restore it"
+        in said
     )
 
 
@@ -172,7 +173,8 @@ def test_a_damaged_record_of_runs_is_a_sentence(installation, command):
     said = sentence_of(finora(*command))
     folder = installation.settings.dagster_home
     assert (
-        f"Dagster's record of runs in {folder} cannot be read: it is damaged or of another kind. Stop" in said
+        f"Dagster's record of runs in {folder} cannot be read; it is damaged or another kind of file. Stop"
+        in said
     )
     folder.rename(folder.with_name("dagster-damaged"))
     assert finora("refresh").exit_code == 0
@@ -191,7 +193,8 @@ def test_a_damaged_published_file_is_reported_and_published_again(installation):
     damage(file)
     said = sentence_of(finora("sql", "FROM daily_costs"))
     assert (
-        f"The published file {file} cannot be read: it is damaged or of another kind. finora refresh" in said
+        f"The published file {file} cannot be read; it is damaged or another kind of file. finora refresh"
+        in said
     )
     assert finora("refresh").exit_code == 0
     assert finora("sql", "FROM daily_costs").exit_code == 0

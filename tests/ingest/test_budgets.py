@@ -98,7 +98,7 @@ def test_unloadable_pages_stop_no_other_user_and_are_fetched_again(
     alarms = CliRunner().invoke(main, ["alarms"])
     assert "cannot be loaded" in " ".join(alarms.output.split())
     rebuilt = CliRunner().invoke(main, ["rebuild"])
-    assert "Raw file that is not loaded" in rebuilt.output
+    assert "Raw file that cannot be loaded" in rebuilt.output
 
     simulator = installation.openai.simulator
     assert simulator.frozen_now is not None

@@ -21,7 +21,7 @@ OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 STORAGE = re.compile(r"^storage:\n(?: .*\n)+", re.MULTILINE)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def installed(
     request: pytest.FixtureRequest, start_openai, install: Callable[..., Installation], monkeypatch
 ) -> Installation:

@@ -133,6 +133,7 @@ asyncio.run(run())
 """
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_takes_no_memory(openai: OpenAI) -> None:
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.GZIP_BOMB, mebibytes=300))
     command = [sys.executable, "-c", BOMB, openai.base_url, openai.organizations[0].admin_key]

@@ -79,6 +79,7 @@ def test_a_window_openai_accepts_is_fetched_unchanged(openai: OpenAI) -> None:
 
 @pytest.mark.parametrize("endpoint", [COSTS, COMPLETIONS], ids=lambda endpoint: endpoint.name)
 @pytest.mark.parametrize("limit", [1, 2, 30, 179, 180, 181, 366])
+@pytest.mark.slow
 def test_all_days_openai_returns_are_fetched(openai: OpenAI, endpoint: Endpoint, limit: int) -> None:
     # A window must begin within so many days before now, so the first whole day is that old.
     pages, given = read_newest(openai, last(500), Fault(FaultKind.NO_HISTORY, days=limit), endpoint=endpoint)

@@ -11,7 +11,7 @@ import pytest
 
 from finora_pipeline.assets import metrics
 from finora_pipeline.assets.facts import grain_check, line_items_check
-from finora_pipeline.assets.published import copy_check, promise_check
+from finora_pipeline.assets.published import promise_check, snapshot_check
 from finora_pipeline.instance.home import prepare_instance
 from finora_pipeline.warehouse import publish as publishing
 from finora_pipeline.warehouse.database import Warehouse
@@ -79,7 +79,7 @@ def test_unparsed_line_items_are_listed_with_their_costs(tmp_path: Path):
     result = line_items_check(load(warehouse))
     assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert result.metadata["unparsed line items"].value == 2
-    assert str(result.metadata["dearest"].value).splitlines()[2:] == [
+    assert str(result.metadata["most expensive"].value).splitlines()[2:] == [
         "| promotional credit | -$7.00 | 1 | 1 |",
         "| night \\| gpt-4o, thoughts | $5.00 | 2 | 1 |",
     ]
@@ -115,18 +115,19 @@ def test_an_incomplete_snapshot_is_reported(installation: Installation, monkeypa
     monkeypatch.setattr(publishing, "_copy", copy_less)
     copy: Published = publish(warehouse, ["user-0"], list, installation.today)
     assert set(copy.different) == {"daily_key_costs"}
-    assert not copy_check(copy).passed
+    assert not snapshot_check(copy).passed
 
 
 def test_a_user_with_late_data_is_reported(installation: Installation):
     (connection,) = installation.accounts.connections.all()
     promised = connection.next_refresh_at
     assert promised is not None
-    assert promise_check([connection], promised - timedelta(seconds=1)).passed
-    late = promise_check([connection], promised + timedelta(seconds=1))
+    lead = connection.plan.lead
+    assert promise_check([connection], promised + lead).passed
+    late = promise_check([connection], promised + lead + timedelta(seconds=1))
     assert not late.passed
     assert late.severity is dg.AssetCheckSeverity.WARN
-    assert "| user-0 | growth |" in str(late.metadata["who"].value)
+    assert "| user-0 | growth |" in str(late.metadata["users"].value)
     removed = replace(connection, status="removed")
     assert promise_check([removed], datetime.now(UTC) + timedelta(days=9)).passed
 

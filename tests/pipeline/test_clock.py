@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import update
 
 from finora_pipeline.accounts.database import connections, users
-from finora_pipeline.accounts.model import Connection, Read, Refresh, is_future
+from finora_pipeline.accounts.model import CompleteRefresh, Connection, Refresh, is_future
 from finora_pipeline.ingest.publish import publish_refreshes
 from finora_pipeline.ingest.selection import select_connections
 from finora_pipeline.ingest.windows import trailing_window, window_of
@@ -62,7 +62,7 @@ def run_ahead(installation: Installation) -> None:
         plan=connection.plan.name, key_version=connection.key_version,
     )  # fmt: skip
     accounts.refreshes.record("ahead", [read], now=AHEAD)
-    accounts.refreshes.mark_published([Read("ahead", "user-0", AHEAD, window.end)], AHEAD)
+    accounts.refreshes.mark_published([CompleteRefresh("ahead", "user-0", AHEAD, window.end)], AHEAD)
     with accounts.database.write() as database:
         moments = dict.fromkeys(("connected_at", "changed_at", "status_since", "directory_read_at"), AHEAD)
         database.execute(update(connections).values(moments))
@@ -97,8 +97,8 @@ def test_a_connection_needing_attention_is_retried(installation):
     connection = connection_of(installation)
     later = AHEAD + timedelta(hours=23)
     waiting = replace(connection, status=type(connection.status).NEEDS_ATTENTION, retry_at=later)
-    assert waiting.may_be_read(NOW)
-    assert not replace(waiting, last_attempt_at=NOW).may_be_read(NOW)
+    assert waiting.may_be_fetched(NOW)
+    assert not replace(waiting, last_attempt_at=NOW).may_be_fetched(NOW)
 
 
 def test_days_missed_during_an_outage_are_fetched(installation):
@@ -196,6 +196,6 @@ def test_a_wait_with_a_future_time_ends_after_another_users_fetch(installation):
         )
 
     read("user-0", AHEAD, reason="invalid_key", message="Revoked.", permanent=True)
-    assert not connection_of(installation).may_be_read(AHEAD)
+    assert not connection_of(installation).may_be_fetched(AHEAD)
     read("another", NOW)
-    assert connection_of(installation).may_be_read(datetime.now(UTC))
+    assert connection_of(installation).may_be_fetched(datetime.now(UTC))

@@ -330,7 +330,7 @@ def test_missing_days_of_a_known_organization_are_not_empty_days(start_openai, i
         database.execute(update(connections).values(connected_at=connected_at))
     openai.simulator.add_fault(openai.organizations[0], Fault(FaultKind.LATE_START, "costs"))
     (refused,) = installation.refresh().failed_users
-    assert refused["message"] == LEFT_OUT
+    assert refused.message == LEFT_OUT
     openai.simulator.clear_faults()
     assert not installation.refresh().failed_users
     installation.assert_exact("user-0", 0, installation.history(7))

@@ -32,14 +32,14 @@ def test_four_failing_users_of_twenty_leave_sixteen_exact(start_openai, install)
     for number, user_id in enumerate(user_ids):
         if number in BAD:
             reason, words = BAD[number]
-            assert failed[user_id]["reason"] == reason
-            assert words in failed[user_id]["message"]
+            assert failed[user_id].reason == reason
+            assert words in failed[user_id].message
             assert installation.costs(user_id) == {}
         else:
             installation.assert_exact(user_id, number, installation.history(7))
 
     status = CliRunner().invoke(main, ["status", "--json"], catch_exceptions=False)
-    by_user = {row.user_id: row for row in json.loads(status.stdout)}
+    by_user = {row["user_id"]: row for row in json.loads(status.stdout)}
     for number, (_, words) in BAD.items():
         row = by_user[user_ids[number]]
         assert words in (row["status_reason"] or row["last_failure"])

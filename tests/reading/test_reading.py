@@ -154,7 +154,7 @@ def test_since_and_until_are_days_and_both_included(installation):
 
 @pytest.mark.usefixtures("installation")
 def test_a_filter_without_matches_gives_an_empty_table_with_columns():
-    nothing = finora_pipeline.read("daily_costs", user_id="nobody", since=date(2026, 1, 1))
+    nothing = finora_pipeline.read("daily_costs", user_id="missing", since=date(2026, 1, 1))
     assert len(nothing) == 0
     assert list(nothing.columns) == list(finora_pipeline.read("daily_costs").columns)
     # A user id is a value, never SQL.
@@ -163,14 +163,12 @@ def test_a_filter_without_matches_gives_an_empty_table_with_columns():
 
 @pytest.mark.usefixtures("installation")
 def test_an_unknown_table_error_lists_the_tables():
-    with pytest.raises(
-        ValueError, match=r"There is no table “costs”; there are api_keys, .*, reconciliation,"
-    ):
+    with pytest.raises(ValueError, match=r"Unknown table “costs”. Tables: api_keys, .*, reconciliation,"):
         finora_pipeline.read("costs")
-    with pytest.raises(ValueError, match="There is no table"):
+    with pytest.raises(ValueError, match="Unknown table"):
         finora_pipeline.read("daily_costs; DROP TABLE daily_costs")
     # The pipeline's bookkeeping tables are not published.
-    with pytest.raises(ValueError, match="There is no table “loaded_files”"):
+    with pytest.raises(ValueError, match="Unknown table “loaded_files”"):
         finora_pipeline.read("loaded_files")
 
 
@@ -191,7 +189,7 @@ def test_read_takes_the_path_of_another_published_file(installation, monkeypatch
 
 
 def test_reading_before_the_first_refresh_raises():
-    with pytest.raises(NothingPublished, match=r"finora\.duckdb: connect .* and run finora refresh first"):
+    with pytest.raises(NothingPublished, match=r"does not exist\. Connect .* and run finora refresh first"):
         finora_pipeline.read("daily_costs")
     with pytest.raises(FileNotFoundError):
         finora_pipeline.connect()
@@ -381,7 +379,7 @@ def test_tables_created_in_memory_belong_to_one_reader():
 def test_a_damaged_published_file_raises_one_sentence(installation, tmp_path):
     damaged = tmp_path / "finora.duckdb"
     damaged.write_bytes(installation.settings.published_database.read_bytes()[:100])
-    with pytest.raises(DatabaseDamaged, match="cannot be read: it is damaged or of another kind"):
+    with pytest.raises(DatabaseDamaged, match="cannot be read; it is damaged or another kind of file"):
         finora_pipeline.connect(damaged)
 
 

@@ -194,6 +194,7 @@ def test_duplicate_usage_rows_are_added_up(warehouse: Warehouse):
     ]
 
 
+@pytest.mark.slow
 def test_pages_of_a_large_organization_fit_into_the_memory_limit(warehouse: Warehouse):
     days = [DAY + timedelta(days=number) for number in range(40)]
     long_name = "x" * 400

@@ -219,6 +219,7 @@ def paired(refreshed: Refreshed) -> Warehouse:
 
 
 @pytest.mark.parametrize("number", range(len(PAIRS)), ids=[pair[0] for pair in PAIRS])
+@pytest.mark.slow
 def test_costs_and_usage_meet_under_one_name(number: int, paired: Warehouse):
     day = DAY + timedelta(days=number)
     assert by_member(paired, day=day) == usd(_1="1.00", _3="3.00")
@@ -287,6 +288,7 @@ WITHOUT_USE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_charges_without_matching_usage_have_no_member(refreshed: Refreshed):
     used = {
         "completions": [
@@ -376,6 +378,7 @@ SLOW = (HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_t
 
 @settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=SLOW)
 @given(days=st.lists(any_day, min_size=8, max_size=12))
+@pytest.mark.slow
 def test_models_members_and_keys_add_up_to_any_bill(days, refreshed: Refreshed):
     warehouse = refreshed(*days)
     query = "SELECT date, sum(amount_usd) FROM {} GROUP BY date ORDER BY date"

@@ -56,6 +56,7 @@ def test_metrics_equal_sums_made_by_hand(refreshed: Installation):
     assert abs(growth - (this - other) / other) < Decimal("1e-9")
 
 
+@pytest.mark.slow
 def test_cost_per_1k_tokens_is_token_priced_cost_by_tokens(refreshed: Installation):
     truth = refreshed.openai.truth(0, refreshed.history(30))
     ((tokens,),) = refreshed.sql(
@@ -82,6 +83,7 @@ def test_cost_per_1k_tokens_is_token_priced_cost_by_tokens(refreshed: Installati
     assert abs(row[1] - covered / truth.total) < Decimal("1e-9")
 
 
+@pytest.mark.slow
 def test_models_add_up_to_total_cost_and_match_their_usage(refreshed: Installation):
     by_day = refreshed.sql("SELECT date, sum(amount_usd) FROM daily_costs GROUP BY date ORDER BY date")
     assert by_day == refreshed.sql(

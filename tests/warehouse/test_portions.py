@@ -45,6 +45,7 @@ def test_one_bad_page_stops_no_other_user(warehouse: Warehouse):
     assert RawPages(warehouse.raw).pending() == []
 
 
+@pytest.mark.slow
 def test_several_bad_pages_in_several_files_are_found(warehouse: Warehouse):
     for run in range(3):
         sets = [page_set(f"user-{run}{n}", '"x"' if n == run else '"1.00"') for n in range(4)]
@@ -75,6 +76,7 @@ def test_quarantine_ends_when_newer_pages_fill_its_days(warehouse: Warehouse):
     assert rows(warehouse, AMOUNTS) == [("acme", Decimal(2))]
 
 
+@pytest.mark.slow
 def test_a_rebuild_reports_quarantined_files(warehouse: Warehouse):
     RawPages(warehouse.raw).writer("run-1").land([page_set("acme", '"x"'), page_set("globex", '"1.00"')])
     load(warehouse)
@@ -85,6 +87,7 @@ def test_a_rebuild_reports_quarantined_files(warehouse: Warehouse):
     assert rows(warehouse, AMOUNTS) == [("globex", Decimal(1))]
 
 
+@pytest.mark.slow
 def test_a_rebuild_that_lacks_a_file_replaces_nothing(warehouse: Warehouse):
     for number in range(2):
         land(warehouse, page_of(cost_day([cost_row('"1.00"')])), user_id=f"u{number}", run_id=f"r{number}")

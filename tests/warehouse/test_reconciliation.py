@@ -13,6 +13,7 @@ from finora_pipeline.warehouse.metrics import refresh_metrics
 from tests.warehouse.landing import DAY, cost_day, cost_row, land, load, page_of, rows
 
 
+@pytest.mark.slow
 def test_every_day_reconciles_with_openais_total(start_openai, install):
     installation = install(start_openai(days=20))
     installation.connect(plan="growth")
@@ -82,6 +83,7 @@ def test_lines_without_an_amount_never_reconcile(tmp_path):
 
 # At any moment one of them has another date than UTC.
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12"])
+@pytest.mark.slow
 def test_a_day_is_final_by_utc_in_any_time_zone(zone: str, tmp_path):
     from finora_pipeline.warehouse.database import Warehouse
 

@@ -103,6 +103,7 @@ def test_a_newer_warehouse_is_refused_with_a_sentence(warehouse: Warehouse):
         bring_up_to_date(warehouse)
 
 
+@pytest.mark.slow
 def test_tables_without_a_migration_are_rebuilt_from_raw_pages(warehouse: Warehouse):
     with warehouse.writing() as connection:
         connection.execute("ALTER TABLE daily_costs ADD COLUMN another VARCHAR")

@@ -1,6 +1,6 @@
-"""The demo that `make run` shows: a simulated OpenAI, a user of each plan, 90 days, the Dagster UI.
+"""The demo: a simulated OpenAI, one user per plan, 90 days of history, the Dagster UI.
 
-With a real Admin key in the environment the user's own organization takes the place of the simulated ones.
+With a real Admin key in the environment it can connect the real organization instead.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ import click
 from rich.panel import Panel
 from rich.table import Table
 
-from finora_pipeline.accounts import onboarding as connecting
+from finora_pipeline.accounts import onboarding
 from finora_pipeline.accounts.model import AccountsError
 from finora_pipeline.accounts.store import Accounts, accounts_of
 from finora_pipeline.assets.metadata import dollars
 from finora_pipeline.cli import runs
-from finora_pipeline.cli.terminal import fetch_progress, log_to_terminal, messages, output, print_link
+from finora_pipeline.cli.terminal import fetch_progress, log_to_terminal, messages, output, print_addresses
 from finora_pipeline.dashboard import DEFAULT_PORT
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.pages import Window
@@ -30,13 +30,20 @@ from finora_pipeline.openai_simulator import OrganizationSpec, SimulatedOrganiza
 from finora_pipeline.openai_simulator.process import in_own_process
 from finora_pipeline.plans import PLANS
 from finora_pipeline.reading import connect as connect_reader
-from finora_pipeline.server.supervisor import AlreadyServed, PortTaken, check_port, only_one, serve
+from finora_pipeline.server.supervisor import (
+    AlreadyServed,
+    DashboardOptions,
+    PortTaken,
+    check_port,
+    only_one,
+    serve,
+)
 from finora_pipeline.settings import BASE_URL_FILE, Settings
 
 DEMO_DAYS = 90
 KEY_VARIABLE = "OPENAI_ADMIN_KEY"
 REAL_USER = "my-company"
-# What the demo made, so that a second run finds the same organizations.
+# Records the first day of the demo's history, so that later calls simulate the same organizations.
 MARKER = "demo.json"
 QUESTION = (
     "SELECT model, sum(amount_usd) AS usd, sum(input_tokens + output_tokens) AS tokens "
@@ -45,7 +52,7 @@ QUESTION = (
 
 
 def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
-    """Runs the demo to its end. Raises `AccountsError` and the errors of a key check."""
+    """Run the demo to its end. Raises `AccountsError` and the errors of a key check."""
     settings = Settings.from_environment()
     marker = settings.home / MARKER
     with ExitStack() as stack:
@@ -57,14 +64,14 @@ def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
         if _wants_real(real):
             if marker.exists():
                 raise AccountsError(
-                    f"The data folder {settings.home} holds the demo: set FINORA_HOME to another folder "
+                    f"The data folder {settings.home} holds the demo. Set FINORA_HOME to another folder "
                     "for a real organization."
                 )
             _connect_real(settings)
         else:
             if not marker.exists() and accounts_of(settings).connections.all():
                 raise AccountsError(
-                    f"The data folder {settings.home} holds real connections: set FINORA_HOME to another "
+                    f"The data folder {settings.home} holds real connections. Set FINORA_HOME to another "
                     "folder for the demo."
                 )
             since = _since(marker)
@@ -76,13 +83,14 @@ def run_demo(*, once: bool, real: bool | None, ui_port: int) -> None:
         result = _refresh(settings)
         _print_summary(settings)
         if not result.succeeded:
-            raise click.ClickException(f"The run {result.run_id} failed; the Dagster UI shows where.")
+            raise click.ClickException(f"The run {result.run_id} failed. The Dagster UI shows where.")
         if not once:
-            # The key is stored encrypted by now; no child process needs it.
+            # The key is stored encrypted, so child processes must not inherit it.
             os.environ.pop(KEY_VARIABLE, None)
             log_to_terminal()
-            dashboard = ("--port", str(_free_port(DEFAULT_PORT)))
-            asyncio.run(serve(settings, _free_port(ui_port), _free_port(ui_port + 1), dashboard, print_link))
+            dashboard = DashboardOptions(_free_port(DEFAULT_PORT))
+            ports = (_free_port(ui_port), _free_port(ui_port + 1))
+            asyncio.run(serve(settings, *ports, dashboard, print_addresses))
 
 
 def _wants_real(real: bool | None) -> bool:
@@ -93,7 +101,7 @@ def _wants_real(real: bool | None) -> bool:
     if real is None and sys.stdin.isatty():
         return click.confirm(f"{KEY_VARIABLE} is set. Connect that organization instead of the demo?")
     if real is None:
-        messages.print(f"{KEY_VARIABLE} is set: give ARGS=--real to connect it; this is the demo.")
+        messages.print(f"{KEY_VARIABLE} is set, but this is the demo. Use ARGS=--real to connect it.")
     return bool(real)
 
 
@@ -104,9 +112,9 @@ def _connect_real(settings: Settings) -> None:
     key_text = os.environ[KEY_VARIABLE]
 
     async def connect() -> None:
-        address = connecting.address_to_check(None, None, settings.openai_base_url)
-        async with open_client(str(address), connecting.CHECK_LIMITS) as client:
-            await connecting.connect(accounts, client, REAL_USER, key_text, plan="growth")
+        address = onboarding.address_to_check(None, None, settings.openai_base_url)
+        async with open_client(str(address), onboarding.CHECK_LIMITS) as client:
+            await onboarding.connect(accounts, client, REAL_USER, key_text, plan="growth")
 
     asyncio.run(connect())
     output.print(f"Connected your organization as user {REAL_USER}, plan growth.")
@@ -125,20 +133,20 @@ def _since(marker: Path) -> date:
 def _connect_demo_users(settings: Settings, since: date) -> None:
     accounts = accounts_of(settings)
     wanted = [
-        connecting.NewConnection(f"demo-{plan}", plan, organization.admin_key)
+        onboarding.NewConnection(f"demo-{plan}", plan, organization.admin_key)
         for number, plan in enumerate(PLANS)
         if accounts.connections.get(f"demo-{plan}") is None
         for organization in [SimulatedOrganization(OrganizationSpec(number, since=since))]
     ]
     if not wanted:
-        output.print("The demo's users are connected already.")
+        output.print("The demo's users are already connected.")
         return
     asyncio.run(_connect_all(accounts, settings.openai_base_url, wanted))
 
 
-async def _connect_all(accounts: Accounts, base_url: str, wanted: list[connecting.NewConnection]) -> None:
-    async with open_client(base_url, connecting.CHECK_LIMITS) as client:
-        async for index, outcome in connecting.connect_many(accounts, client, wanted):
+async def _connect_all(accounts: Accounts, base_url: str, wanted: list[onboarding.NewConnection]) -> None:
+    async with open_client(base_url, onboarding.CHECK_LIMITS) as client:
+        async for index, outcome in onboarding.connect_many(accounts, client, wanted):
             user_id = wanted[index].user_id
             if isinstance(outcome, str):
                 raise click.ClickException(f"{user_id} could not be connected: {outcome}")
@@ -178,19 +186,19 @@ def _print_summary(settings: Settings) -> None:
     table.add_row("per 1k tokens", f"${per_1k:.6f}" if per_1k is not None else "–")
     table.add_row("DuckDB file", str(settings.published_database))
     output.print(Panel(table, title="Published", expand=False))
-    # Unwrapped, so that it can be copied.
+    # Not wrapped, so that it can be copied.
     output.print(f'Try: {_command()} sql "{QUESTION}"', soft_wrap=True)
 
 
 def _command() -> str:
-    """How this shell calls `finora`: by its name only where the virtual environment is active."""
+    """The command that calls `finora` in this shell: its name if it is on the path, else its file."""
     if shutil.which("finora"):
         return "finora"
     return os.path.relpath(Path(sys.executable).with_name("finora"))
 
 
 def _free_port(wanted: int) -> int:
-    """The wanted loopback port, or a free one where it is taken."""
+    """The wanted loopback port, or a free one if it is taken."""
     try:
         return check_port(wanted)
     except PortTaken:

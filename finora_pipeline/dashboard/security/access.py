@@ -1,4 +1,4 @@
-"""The access token of a start: it opens the pages and Dagster's UI on this machine, as an operator.
+"""The access token of a start: it opens pages and Dagster's UI on this machine to operators.
 
 A browser opens the start link once and keeps a signed cookie; scripts send the token as a bearer token.
 """
@@ -19,17 +19,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from finora_pipeline.settings import ACCESS_TOKEN, SettingsError
 
-# Set by finora up for the servers it starts: where the token of this start is.
+# Set by finora up for the servers that it starts: the file with the token of this start.
 TOKEN_FILE = "FINORA_ACCESS_TOKEN_FILE"
 SHORTEST_TOKEN = 8
 PARAMETER = "token"
 COOKIE_SECONDS = 7 * 86_400
-# Of a link that is wrong or of an earlier start.
-NOT_THE_LINK = "This link is not valid any more. Open the link that finora printed when it was last started."
+WRONG_LINK = "This link has expired. Open the link that finora printed at its latest start."
 
 
 class Access:
-    """One access token, and the cookies that are signed with it."""
+    """One access token and the cookies signed with it."""
 
     def __init__(self, token: str, *, is_generated: bool = False, now: Callable[[], float] = time.time):
         if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
@@ -40,12 +39,15 @@ class Access:
         self._is_generated = is_generated
         self._now = now
         self._key = hmac.digest(token.encode(), b"finora access cookie", "sha256")
-        # Cookies ignore ports: another installation on this machine must not replace this one's.
+        # Cookies ignore ports: another installation on this machine must not overwrite this one's.
         self.cookie = f"finora-access-{hmac.digest(self._key, b'name', 'sha256').hex()[:8]}"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Access":
-        """The token of `finora up`, else of FINORA_ACCESS_TOKEN, else a fresh one. Raises `SettingsError`."""
+        """The token of `finora up`, else FINORA_ACCESS_TOKEN, else a new token.
+
+        Raises `SettingsError`.
+        """
         if file := environment.get(TOKEN_FILE):
             return cls(Path(file).read_text())
         if token := environment.get(ACCESS_TOKEN):
@@ -53,27 +55,27 @@ class Access:
         return cls(secrets.token_urlsafe(32), is_generated=True)
 
     def link(self, address: str) -> str:
-        """The start link of a server. A token that the environment sets is not repeated."""
+        """The start link of a server. It never shows a token that the environment sets."""
         return f"{address}/?{PARAMETER}={self._token if self._is_generated else '…'}"
 
     def write(self, file: Path) -> None:
-        """Writes the token to a file of mode 0600, in place of an earlier one."""
+        """Write the token to a file with mode 0600, replacing an earlier one."""
         file.unlink(missing_ok=True)
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as new:
             new.write(self._token)
 
     def is_token(self, text: str) -> bool:
-        """Whether it is the token, compared in constant time."""
+        """Whether a text is the token, compared in constant time."""
         return hmac.compare_digest(text.encode("utf-8", "replace"), self._token.encode())
 
     def has_bearer(self, headers: Headers) -> bool:
-        """Whether a request bears the token. No other site can make a browser send that header."""
+        """Whether the token is the bearer token: a header no other site can make a browser send."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         return scheme.lower() == "bearer" and self.is_token(token.strip())
 
     def is_operator(self, connection: HTTPConnection) -> bool:
-        """Whether the request has the token or a cookie that was signed with it."""
+        """Whether a request has the token, or a cookie signed with it."""
         if self.has_bearer(connection.headers):
             return True
         issued, _, signature = connection.cookies.get(self.cookie, "").partition(".")
@@ -82,7 +84,7 @@ class Access:
         return -60 <= self._now() - int(issued) <= COOKIE_SECONDS
 
     def grant(self, response: Response) -> None:
-        """Sets the cookie."""
+        """Set the cookie of an operator."""
         issued = str(int(self._now()))
         response.set_cookie(
             self.cookie,
@@ -94,7 +96,7 @@ class Access:
         )
 
     def withdraw(self, response: Response) -> None:
-        """Removes the cookie from the browser."""
+        """Delete the cookie from the browser."""
         response.delete_cookie(self.cookie, path="/", httponly=True, samesite="lax")
 
     def _signature(self, issued: str) -> str:
@@ -102,40 +104,42 @@ class Access:
 
 
 class StartLink:
-    """Takes the token out of an address: the right one is exchanged for the cookie, if `opens` allows it, and
-    `opened` notes that."""
+    """Middleware that takes the token out of an address and sets the cookie for the right one.
+
+    `accepts` decides whether a request may use the start link at all; `opened` is called after each use.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         access: Access,
-        opens: Callable[[HTTPConnection], bool],
+        accepts: Callable[[HTTPConnection], bool],
         opened: Callable[[], None],
     ) -> None:
         self._app = app
         self._access = access
-        self._opens = opens
+        self._accepts = accepts
         self._opened = opened
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_read = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
-        asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True) if is_read else []
-        tokens = [value for name, value in asked if name == PARAMETER]
+        is_page = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True) if is_page else []
+        tokens = [value for name, value in query if name == PARAMETER]
         if not tokens:
             await self._app(scope, receive, send)
             return
-        rest = urlencode([(name, value) for name, value in asked if name != PARAMETER])
-        # One slash: two would lead to another host.
+        rest = urlencode([(name, value) for name, value in query if name != PARAMETER])
+        # Two leading slashes would lead to another host.
         path = "/" + scope["raw_path"].decode("latin-1").lstrip("/\\")
         response: Response
-        if not self._opens(HTTPConnection(scope)):
+        if not self._accepts(HTTPConnection(scope)):
             response = RedirectResponse(path + (f"?{rest}" if rest else ""), 303)
         elif self._access.is_token(tokens[-1]):
             response = RedirectResponse(path + (f"?{rest}" if rest else ""), 303)
             await run_in_threadpool(self._opened)
             self._access.grant(response)
         else:
-            response = PlainTextResponse(NOT_THE_LINK, 403)
+            response = PlainTextResponse(WRONG_LINK, 403)
         response.headers["Referrer-Policy"] = "no-referrer"
         response.headers["Cache-Control"] = "no-store"
         await response(scope, receive, send)

@@ -1,4 +1,4 @@
-"""The guard before every server: host names, origins, body sizes, and the headers of every answer."""
+"""The guard in front of every server: host names, origins, body sizes, response headers."""
 
 import logging
 import re
@@ -14,11 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from finora_pipeline.dashboard.security.access import Access
 
 LONGEST_BODY = 64_000
+TOO_LARGE = "The request is too large."
 CONTENT_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
-# For every server, whatever it shows.
+# Headers of every server's answers.
 COMMON_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -29,22 +30,22 @@ COMMON_HEADERS = {
 }
 HEADERS = {"Content-Security-Policy": CONTENT_POLICY, "Cache-Control": "no-store", **COMMON_HEADERS}
 _log = logging.getLogger("finora.dashboard")
-_OF_PROXIES = ("x-forwarded-for", "x-forwarded-host", "forwarded", "via")
+_PROXY_HEADERS = ("x-forwarded-for", "x-forwarded-host", "forwarded", "via")
 _LOOPBACK = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?")
-_SAFE = {"GET", "HEAD", "OPTIONS"}
+_SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 
 
 def is_loopback_name(host: str) -> bool:
-    """Whether a Host header names this machine. Any port may lead here, through a tunnel, say."""
+    """Whether a Host header names this machine; the port may be any, because of tunnels."""
     return _LOOPBACK.fullmatch(host.lower()) is not None
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
-    """The host names under which a server answers.
+class HostNames:
+    """The host names that a server answers to.
 
-    `public` are its https addresses behind a proxy, such as https://finora.example.com; `allowed` are further
-    names, with or without a port.
+    `public` holds its https origins behind a proxy, such as https://finora.example.com; `allowed` further
+    names, with or without a port; `on_loopback` adds this machine's own names.
     """
 
     public: frozenset[str] = frozenset()
@@ -56,7 +57,7 @@ class Names:
         return bool(self.public)
 
     def origins(self, host: str) -> frozenset[str]:
-        """The origins of the server's own pages under that name; none for a name that is not its own."""
+        """The origins of the server's own pages under a host name; empty for a foreign name."""
         host = host.lower()
         if any(urlsplit(origin).netloc == host for origin in self.public):
             return self.public
@@ -67,18 +68,17 @@ class Names:
         return frozenset()
 
 
-class Guard:
-    """Refuses foreign hosts, requests from other origins and large bodies; adds the headers, and answers with
-    `failure` where the app fails.
+class RequestGuard:
+    """Middleware: refuses foreign hosts, cross-site requests and large bodies; adds headers.
 
-    A `strict` guard refuses what other sites read as well, except for links that lead here. `further` may
-    refuse more.
+    `failure` renders the answer where the app raises. A `strict` guard also refuses cross-site reads, except
+    for followed links. `further` may refuse more.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        names: Names,
+        names: HostNames,
         access: Access,
         failure: Callable[[Request], Response],
         *,
@@ -121,7 +121,7 @@ class Guard:
             bounded = _limited(receive, self._longest_body) if scope["type"] == "http" else receive
             await self._app(scope, bounded, send_with_headers)
         except Exception:
-            # The path shows what was asked for; bodies, which may hold a key, are never logged.
+            # The path only: bodies may hold a key and are never logged.
             _log.exception("%s %s failed", scope.get("method", "WebSocket"), scope["path"])
             if has_begun or scope["type"] != "http":
                 raise
@@ -131,45 +131,45 @@ class Guard:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
         if len(hosts) > 1:
-            return PlainTextResponse("A request has one Host header.", 400)
+            return PlainTextResponse("A request must have one Host header.", 400)
         if scope["path"] == "/health":
             return None
         host = hosts[0] if hosts else ""
-        # A proxy that is not known here passes every stranger on as this machine.
+        # Without a public address a proxied request from a stranger would count as local.
         is_local = not self._names.is_public or is_loopback_name(host)
-        if is_local and any(name in headers for name in _OF_PROXIES):
-            return PlainTextResponse("Behind a proxy the pages must be served with --public-url.", 421)
-        # A page elsewhere whose name was made to lead here (DNS rebinding) gives itself away by the name.
+        if is_local and any(name in headers for name in _PROXY_HEADERS):
+            return PlainTextResponse("Behind a proxy, start Finora with --public-url.", 421)
+        # DNS rebinding: a foreign name that resolves to this server is refused by its name.
         own = self._names.origins(host)
         if not own:
             return PlainTextResponse("This server does not answer to that host name.", 421)
-        if not self._is_own(scope, headers, own):
-            return PlainTextResponse("This request comes from another site and was not carried out.", 403)
+        if not self._is_allowed(scope, headers, own):
+            return PlainTextResponse("Blocked: cross-site request.", 403)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._longest_body:
-            return PlainTextResponse("That is too large.", 413)
+            return PlainTextResponse(TOO_LARGE, 413)
         return self._further(Request(scope)) if self._further and scope["type"] == "http" else None
 
-    def _is_own(self, scope: Scope, headers: Headers, own: frozenset[str]) -> bool:
+    def _is_allowed(self, scope: Scope, headers: Headers, own: frozenset[str]) -> bool:
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if origin and origin not in own and (self._strict or _is_unsafe(scope)):
             return False
         if _is_unsafe(scope):
             if site is None and origin is None:
-                # A script: no other site can make a browser send the token.
+                # A script, not a browser: it must send the access token.
                 return self._access.has_bearer(headers)
-            # Browsers send no Sec-Fetch-Site with a websocket's handshake where the page is not trusted.
+            # Over plain http, browsers send no Sec-Fetch-Site with a websocket's handshake.
             return site == "same-origin" if site else origin in own
         is_followed = headers.get("sec-fetch-mode") == "navigate"
         return not self._strict or site in (None, "same-origin", "none") or is_followed
 
 
 def _is_unsafe(scope: Scope) -> bool:
-    return scope["type"] == "websocket" or scope["method"] not in _SAFE
+    return scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS
 
 
 async def answer(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers a request, or refuses a websocket's handshake."""
+    """Send a response; without support for responses, a websocket's handshake is closed instead."""
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008})
     else:
@@ -177,7 +177,7 @@ async def answer(response: Response, scope: Scope, receive: Receive, send: Send)
 
 
 def _limited(receive: Receive, longest: int) -> Receive:
-    """Ends a body that is longer than it may be as if the client had left."""
+    """Limit a body: beyond `longest` bytes the app sees a client that disconnected."""
     size = 0
 
     async def next_part() -> Message:

@@ -1,4 +1,7 @@
-"""Threads for the checks of passwords alone: hashing takes much memory and time, and other pages go first."""
+"""Threads for password checks only.
+
+Hashing takes much memory and time, and pages must not wait for it.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -9,17 +12,17 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Each hash works on 19 MiB.
+# Each hash takes 19 MiB.
 AT_ONCE = 2
 MOST_WAITING = 16
 
 
 class Busy(Exception):
-    """As many passwords as may wait are waiting to be checked."""
+    """The queue of passwords to check is full."""
 
 
 class PasswordThreads:
-    """Runs checks two at a time; a short queue waits."""
+    """Runs `at_once` checks at a time; up to `most_waiting` more wait."""
 
     def __init__(self, at_once: int = AT_ONCE, most_waiting: int = MOST_WAITING) -> None:
         self._threads = ThreadPoolExecutor(at_once, "passwords")
@@ -27,7 +30,7 @@ class PasswordThreads:
         self._taken = 0
 
     async def run(self, check: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:
-        """The result of the check. Raises `Busy`."""
+        """Run a check and return its result. Raises `Busy`."""
         if self._taken >= self._most:
             raise Busy
         self._taken += 1
@@ -38,4 +41,5 @@ class PasswordThreads:
             self._taken -= 1
 
     def close(self) -> None:
+        """Drop the waiting checks and end the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Sign-ins whose password was right and whose code is still to come. Kept in memory, for minutes."""
+"""Sign-ins that wait for the code of the second factor. Kept in memory, for minutes."""
 
 import secrets
 import time
@@ -15,8 +15,8 @@ REMEMBERED = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class HalfSignedIn:
-    """The login, the page that was asked for, and how the password was tried."""
+class PendingSignIn:
+    """The login, the page to open afterwards, the password's attempt and its earlier failures."""
 
     login: Login
     after: str
@@ -24,38 +24,40 @@ class HalfSignedIn:
     failures: int
 
 
-class Unfinished:
-    """Begun sign-ins by the token that the form holds."""
+class PendingSignIns:
+    """Pending sign-ins by the token in the form for the code."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        # When each began, and how many codes were wrong.
-        self._known: OrderedDict[str, tuple[HalfSignedIn, float, int]] = OrderedDict()
+        # With the time at which each began, and its number of wrong codes.
+        self._known: OrderedDict[str, tuple[PendingSignIn, float, int]] = OrderedDict()
 
-    def begin(self, half: HalfSignedIn) -> str:
+    def begin(self, pending: PendingSignIn) -> str:
+        """Keep a sign-in; return its token."""
         token = secrets.token_urlsafe(32)
-        self._known[token] = (half, self._now(), 0)
+        self._known[token] = (pending, self._now(), 0)
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return token
 
-    def of(self, token: str) -> HalfSignedIn | None:
-        """The sign-in, unless its time is over."""
-        half, began, _ = self._known.get(token, (None, 0.0, 0))
-        if half and self._now() - began > SECONDS:
+    def get(self, token: str) -> PendingSignIn | None:
+        """The sign-in; None for an unknown token or after its time."""
+        pending, began, _ = self._known.get(token, (None, 0.0, 0))
+        if pending and self._now() - began > SECONDS:
             self.end(token)
             return None
-        return half
+        return pending
 
     def has_tries_left(self, token: str) -> bool:
-        """Counts a wrong code; whether another may be tried."""
+        """Count a wrong code; return whether another may be entered."""
         if token not in self._known:
             return False
-        half, began, wrong = self._known[token]
-        self._known[token] = (half, began, wrong + 1)
+        pending, began, wrong = self._known[token]
+        self._known[token] = (pending, began, wrong + 1)
         if wrong + 1 >= MOST_TRIES:
             self.end(token)
         return token in self._known
 
     def end(self, token: str) -> None:
+        """Drop a sign-in."""
         self._known.pop(token, None)

@@ -1,8 +1,8 @@
-"""Slows down guessing of passwords and codes. Kept in memory: a restart forgives.
+"""Slow down the guessing of passwords and codes.
 
-Strangers are counted by address and name together, so that none of them can close a name to its owner; their
-codes by name alone, since they know its password. A device that has signed in with the name before is counted
-apart.
+Counts are kept in memory: a restart clears them. Failures count by address and name together, so that no
+stranger can lock out the owner of a name; failed codes by name alone, since they need its password. A device
+that has signed in with the name before counts apart.
 """
 
 import ipaddress
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 from finora_pipeline.settings import Network
 
-# Failures of an address with a name before waits begin, the first wait, and the longest; each doubles.
+# Failures of an address and name before waits begin; the first wait, doubled each time, and the longest.
 FREE_FAILURES = 10
 FIRST_WAIT_SECONDS = 30.0
 LONGEST_WAIT_SECONDS = 900.0
-# Where a proxy hides the addresses, all strangers share one: a name must open again soon.
+# Behind a proxy that hides addresses all strangers share one, so a name must open again soon.
 LONGEST_SHARED_WAIT_SECONDS = 90.0
-# Failures are forgotten so long after the last one.
+# Time after the last failure until a count starts over.
 FORGET_SECONDS = 3_600.0
-# Failures of an address and of all together, whatever the names; and how soon each is forgiven.
+# Failures of an address, and of all addresses, with any names; the seconds until each is forgiven.
 FAILURES_OF_ADDRESS, ADDRESS_SECONDS = 30, 10.0
 FAILURES_OVERALL, OVERALL_SECONDS = 300, 1.0
 REMEMBERED = 10_000
@@ -29,8 +29,10 @@ REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A sign-in: the name, the client's address, and its device if that has signed in before. With `is_code`
-    the password was right and a code is tried."""
+    """A sign-in: the name, the client's address, and its device if that has signed in before.
+
+    With `is_code` the password was right and a code is checked.
+    """
 
     name: str
     address: str
@@ -41,16 +43,17 @@ class Attempt:
     @property
     def pair(self) -> str:
         if self.is_code and not self.device:
-            # Only those who know the password can close a name to strangers like that, and a code is short
-            # enough to be guessed from many addresses.
+            # Codes are short enough to guess from many addresses; strangers get here with the password only.
             return f"code of {self.name}"
         origin = f"device {self.device}" if self.device else f"address {_network(self.address)}"
         return f"{origin} {'code of ' if self.is_code else ''}{self.name}"
 
 
-class SignInThrottle:
-    """Whether a sign-in may be tried now. It counts as failed until it has succeeded, so that guesses sent at
-    once are counted like any others."""
+class LoginThrottle:
+    """Decides whether a sign-in may be attempted now.
+
+    An attempt counts as failed until it has succeeded, so that guesses sent at once all count.
+    """
 
     def __init__(self, now: Callable[[], float] = time.monotonic, remembered: int = REMEMBERED) -> None:
         self._pairs = BackOff(now, remembered)
@@ -58,31 +61,31 @@ class SignInThrottle:
         self._overall = Bucket(FAILURES_OVERALL, OVERALL_SECONDS, now, 1)
 
     def wait(self, attempt: Attempt) -> float:
-        """Seconds until the attempt may be made; 0 if it may be made now."""
+        """Seconds until the attempt is allowed; 0 if it is allowed now."""
         wait = self._pairs.wait(attempt.pair)
         if attempt.device is None:
             spraying = (self._addresses.wait(_network(attempt.address)), self._overall.wait(""))
             wait = max(wait, *spraying)
         return wait
 
-    def begun(self, attempt: Attempt) -> int:
-        """Counts the attempt as failed; how often the pair has failed."""
+    def begin(self, attempt: Attempt) -> int:
+        """Count the attempt as failed; return the failures of its pair."""
         longest = LONGEST_SHARED_WAIT_SECONDS if attempt.is_address_shared else LONGEST_WAIT_SECONDS
         if attempt.device is None:
-            self._addresses.failed(_network(attempt.address))
-            self._overall.failed("")
-        return self._pairs.failed(attempt.pair, longest)
+            self._addresses.add(_network(attempt.address))
+            self._overall.add("")
+        return self._pairs.add(attempt.pair, longest)
 
-    def succeeded(self, attempt: Attempt) -> int:
-        """Takes the failure back, and forgets the pair's earlier ones; how many those were."""
-        failures = self._pairs.forget(attempt.pair)
+    def succeed(self, attempt: Attempt) -> int:
+        """Take the failure back and clear the pair's earlier ones; return their number."""
+        failures = self._pairs.clear(attempt.pair)
         if attempt.device is None:
             self._addresses.take_back(_network(attempt.address))
             self._overall.take_back("")
         return max(0, failures - 1)
 
-    def taken_back(self, attempt: Attempt) -> None:
-        """Takes the failure back: the attempt was not judged."""
+    def take_back(self, attempt: Attempt) -> None:
+        """Take the failure back of an attempt that was never checked."""
         self._pairs.take_back(attempt.pair)
         if attempt.device is None:
             self._addresses.take_back(_network(attempt.address))
@@ -90,18 +93,18 @@ class SignInThrottle:
 
 
 class BackOff:
-    """Failures by key: after the free ones each closes the key for twice as long as the one before."""
+    """Failures by key: after the free ones each failure doubles the time that the key is closed."""
 
     def __init__(self, now: Callable[[], float], remembered: int) -> None:
         self._now = now
         self._remembered = remembered
-        # Failures, and until when the key is closed.
+        # Failures, and the moment at which the key opens again.
         self._known: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def wait(self, key: str) -> float:
         return max(0.0, self._known.get(key, (0, 0.0))[1] - self._now())
 
-    def failed(self, key: str, longest: float) -> int:
+    def add(self, key: str, longest: float) -> int:
         failures, until = self._known.pop(key, (0, self._now()))
         failures = 1 if self._now() - until > FORGET_SECONDS else failures + 1
         beyond = failures - FREE_FAILURES
@@ -115,7 +118,7 @@ class BackOff:
         if key in self._known:
             self._known[key] = (self._known[key][0] - 1, self._now())
 
-    def forget(self, key: str) -> int:
+    def clear(self, key: str) -> int:
         return self._known.pop(key, (0, 0.0))[0]
 
     def __len__(self) -> int:
@@ -123,20 +126,20 @@ class BackOff:
 
 
 class Bucket:
-    """Failures by key, of which so many may come at once and one is forgiven every so many seconds."""
+    """Failures by key: a leaky bucket of `most`, of which one is forgiven every `seconds`."""
 
     def __init__(self, most: int, seconds: float, now: Callable[[], float], remembered: int) -> None:
         self._most = most
         self._seconds = seconds
         self._now = now
         self._remembered = remembered
-        # The moment at which all failures of the key are forgiven.
+        # The moment at which the last failure of the key is forgiven.
         self._forgiven: OrderedDict[str, float] = OrderedDict()
 
     def wait(self, key: str) -> float:
         return max(0.0, self._left(key) - (self._most - 1) * self._seconds)
 
-    def failed(self, key: str) -> None:
+    def add(self, key: str) -> None:
         self._forgiven[key] = self._now() + self._left(key) + self._seconds
         self._forgiven.move_to_end(key)
         while len(self._forgiven) > self._remembered:
@@ -153,7 +156,7 @@ class Bucket:
 
 
 def _network(address: str) -> str:
-    """The address, of IPv6 the network that one customer of a provider has."""
+    """The address; for IPv6 its /64 network, which a provider gives to one customer."""
     try:
         known = ipaddress.ip_address(address)
     except ValueError:
@@ -164,13 +167,13 @@ def _network(address: str) -> str:
 
 
 def client_address(peer: str, forwarded: str, trusted: Sequence[Network]) -> str:
-    """The client's address: the peer's, or what the last trusted proxy says about it in X-Forwarded-For."""
+    """The client's address: the peer's, or the last trusted proxy's X-Forwarded-For."""
     hops = [peer, *(hop.strip() for hop in reversed(forwarded.split(",")) if hop.strip())]
     for hop in hops:
         try:
             address = ipaddress.ip_address(hop)
         except ValueError:
-            # A proxy that is trusted says something else than an address.
+            # A trusted proxy sent something else than an address.
             return peer
         if not any(address in network for network in trusted):
             return str(address)

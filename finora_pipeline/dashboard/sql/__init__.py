@@ -1,4 +1,4 @@
-"""The questions that the pages ask the published copy, one file each."""
+"""The queries of the pages on the published snapshot, one file each."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -6,5 +6,5 @@ from pathlib import Path
 
 @lru_cache
 def statement(name: str) -> str:
-    """The SQL of a file. Values reach it as parameters only."""
+    """The SQL of a file. Values enter it as parameters only."""
     return (Path(__file__).parent / f"{name}.sql").read_text()

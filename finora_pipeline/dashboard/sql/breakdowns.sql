@@ -1,4 +1,5 @@
--- What a period cost by project, by member and by API key, each with its newest name; each adds up to the bill.
+-- Grain: part (project, member or api_key) and id. A period's costs by project, by member and by API key, in USD,
+-- with their newest names. Each part adds up to the costs of the period; id is NULL for unattributed costs.
 WITH by_member AS (
     SELECT project_id, member_id, method, sum(amount_usd) AS amount_usd
     FROM daily_member_costs

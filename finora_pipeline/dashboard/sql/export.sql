@@ -1,4 +1,4 @@
--- Each day's cost by project and model, as a CSV file shows it.
+-- Grain: date, project_id and model. The rows of the CSV file: amount_usd of each UTC day.
 SELECT
     date,
     costs.project_id,

@@ -1,5 +1,5 @@
--- One model's costs by direction: what the chart stacks, with the tokens they were charged for. `tokens` is NULL
--- for what is not charged by the token. A direction that the line items' grammar does not know is `other`.
+-- Grain: at (first UTC day of a bar) and direction. One model's amount_usd, the tokens it was charged for (NULL for
+-- charges that are not by token), and priced_usd, the part with known tokens. Unknown directions are `other`.
 SELECT
     date_trunc($bucket, date)::DATE AS at,
     CASE WHEN list_contains($directions, direction) THEN direction ELSE 'other' END AS direction,

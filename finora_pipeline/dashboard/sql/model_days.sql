@@ -1,5 +1,5 @@
--- Each day and model of a user's, by model as the costs name it. What is charged by the token counts as
--- covered where the tokens are known.
+-- Grain: date and model, as the costs name it. `days` of a user: amount_usd, covered_usd (billed by token, with known
+-- tokens) and tokens.
 SELECT
     date,
     model,

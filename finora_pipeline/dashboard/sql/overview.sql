@@ -1,7 +1,8 @@
--- From `days`, read once: what each model cost in the period, what the chart stacks, and the sums of each span that
--- is looked at, the period and the last 14 days among them. `part` says which; `at` is the first day of a bar or the
--- day. An organization may have thousands of models: in the chart those after the `named` dearest are one without a
--- name, and of a span only what its dearest cost is told.
+-- Grain: part, at and model. Sums over `days`, which is scanned once; all amounts in USD. `part` is one of
+--   1. now, previous, month, month before, day: the sums of a span; `at` is its first UTC day, top_usd its top model's;
+--   2. model: the amount of each model in the period;
+--   3. chart: the amount of each bar (`at` is its first day) and model. An organization may have thousands of models:
+--      those after the `named` highest are one row with model NULL.
 WITH spans AS (
     FROM (
         VALUES

@@ -1,5 +1,5 @@
--- Each day and model of one of a user's projects. Costs and usage name models differently, and they are matched
--- over whole days of the organization: a project's tokens are not set against its costs.
+-- Grain: date and model. `days` of a single project: amount_usd. Costs and usage are matched over all projects of a day
+-- together, so a project has no covered costs and no tokens here.
 SELECT
     date,
     model,

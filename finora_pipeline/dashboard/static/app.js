@@ -1,6 +1,6 @@
 "use strict";
 
-// What a bar tells: under the pointer, and with the arrow keys when the chart has the focus.
+// Shows the tip of a bar: under the pointer, and with the arrow keys while the chart has the focus.
 for (const chart of document.querySelectorAll(".canvas")) {
   const svg = chart.querySelector("svg");
   const tip = chart.querySelector(".tip");
@@ -35,7 +35,7 @@ for (const chart of document.querySelectorAll(".canvas")) {
   });
 }
 
-// A form that takes seconds says so, and is sent once.
+// A form that takes seconds shows its text and is sent once.
 for (const form of document.querySelectorAll("form[data-busy]")) {
   form.addEventListener("submit", () => {
     form.querySelector(".busy").textContent = form.dataset.busy;
@@ -46,7 +46,7 @@ window.addEventListener("pageshow", (event) => {
   if (event.persisted) location.reload();
 });
 
-// A page that waits for a refresh loads itself again when there is something new.
+// A page that waits for a refresh reloads when its state changes.
 const { state, stateUrl } = document.body.dataset;
 if (stateUrl && document.querySelector(".notice.progress")) {
   const timer = setInterval(async () => {
@@ -57,7 +57,7 @@ if (stateUrl && document.querySelector(".notice.progress")) {
         location.reload();
       }
     } catch {
-      // Not reachable just now: it is asked again.
+      // Not reachable at the moment: the next tick tries again.
     }
   }, 2000);
 }

@@ -1,1 +1,5 @@
-"""One module for each group of pages: what it needs is asked for here, and figures are computed elsewhere."""
+"""The endpoints, one module for each group of pages.
+
+A view reads the request, asks `accounts/`, `figures/` or the snapshots for values and renders a template.
+Rules about logins belong to `security/`, computation to `figures/`, what views share to `site.py`.
+"""

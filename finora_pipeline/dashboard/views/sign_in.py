@@ -1,96 +1,42 @@
-"""Who opens a page, and how people sign in and out: start link, password and code, identity provider."""
+"""Sign in and out: by password and code, or through the identity provider."""
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
 
 from finora_pipeline.accounts.actors import OPERATORS, START_LINK, acting_as
-from finora_pipeline.accounts.logins import DEVICE_KNOWN, SESSION_LONGEST, Login, Logins
-from finora_pipeline.accounts.store import Accounts
-from finora_pipeline.dashboard.security.access import Access
-from finora_pipeline.dashboard.security.exposure import Exposure, session_cookie
-from finora_pipeline.dashboard.security.oidc import Oidc, OidcError
+from finora_pipeline.accounts.logins import DEVICE_KNOWN, SESSION_LONGEST, Login
+from finora_pipeline.dashboard.security.oidc import OidcError
 from finora_pipeline.dashboard.security.password_threads import Busy, PasswordThreads
-from finora_pipeline.dashboard.security.pending_sign_ins import HalfSignedIn, Unfinished
-from finora_pipeline.dashboard.security.throttle import FREE_FAILURES, Attempt, SignInThrottle, client_address
-from finora_pipeline.settings import Settings
+from finora_pipeline.dashboard.security.pending_sign_ins import PendingSignIn, PendingSignIns
+from finora_pipeline.dashboard.security.throttle import FREE_FAILURES, Attempt, LoginThrottle, client_address
+from finora_pipeline.dashboard.site import Site, form_fields
 
 _log = logging.getLogger("finora.dashboard")
 
-Page = Callable[..., Response]
 
+class SignIn:
+    """The endpoints of sign-in, with counts of failures and sign-ins that wait for a code."""
 
-class SigningIn:
-    """The endpoints of sign-in, and the answer to who sends a request. `page` renders a template."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        accounts: Accounts,
-        sign_in: Logins,
-        exposed: Exposure,
-        access: Access,
-        oidc: Oidc | None,
-        page: Page,
-    ) -> None:
-        self._settings = settings
-        self._accounts = accounts
-        self._second_factor = accounts.second_factor
-        self._unfinished = Unfinished()
-        self._sign_in = sign_in
-        self._exposed = exposed
-        self._access = access
-        self._oidc = oidc
-        self._page = page
-        self._throttle = SignInThrottle()
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._pending = PendingSignIns()
+        self._throttle = LoginThrottle()
         self._threads = PasswordThreads()
-        self._cookie = session_cookie(is_public=exposed.is_public)
-        self._device_cookie = f"{self._cookie}-device"
-
-    def routes(self) -> list[Route]:
-        return [
-            Route("/sign-in", self.form),
-            Route("/sign-in", self.by_password, methods=["POST"]),
-            Route("/sign-in/code", self.by_code, methods=["POST"]),
-            Route("/sign-in/oidc", self.by_oidc),
-            Route("/sign-in/oidc/callback", self.back_from_oidc, name="oidc_callback"),
-            Route("/sign-out", self.sign_out, methods=["POST"]),
-        ]
+        self._device_cookie = f"{site.session_cookie}-device"
 
     def close(self) -> None:
+        """Stop the threads that check passwords."""
         self._threads.close()
 
-    def opens_by_link(self, _: HTTPConnection) -> bool:
-        """Whether the start link opens the pages: on this machine, where no proxy brings strangers."""
-        return not self._exposed.is_public
-
-    def who(self, request: Request) -> Login | None:
-        """The login of the request's session, or an operator who has opened the start link."""
-        now = datetime.now(UTC)
-        token = request.cookies.get(self._cookie)
-        login = self._sign_in.of_session(token, now) if token else None
-        if login is None and self.opens_by_link(request) and self._access.is_operator(request):
-            return Login(START_LINK, None, False, now)
-        return login
-
-    @staticmethod
-    def ask(request: Request) -> Response:
-        """The way to the sign-in, and back to the page that was asked for."""
-        if request.method not in ("GET", "HEAD"):
-            raise HTTPException(401)
-        asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        return RedirectResponse("/sign-in?" + urlencode({"next": asked}), 303)
-
     def form(self, request: Request) -> Response:
+        """The sign-in page."""
         return self._form(request)
 
     def _form(
@@ -101,110 +47,112 @@ class SigningIn:
         after: str | None = None,
         wait: float = 0,
     ) -> Response:
-        has_logins = self._sign_in.is_configured()
-        if not has_logins and self._oidc is None and self.who(request):
+        has_logins = self._site.logins.is_configured()
+        if not has_logins and self._site.oidc is None and self._site.current_login(request):
             return RedirectResponse("/", 303)
-        response = self._page(
+        response = self._site.render(
             request,
             "sign_in.html",
             None,
             status,
             error=error,
-            after=own_path(after or request.query_params.get("next", "/")),
-            has_oidc=self._oidc is not None,
-            has_password=has_logins and self._settings.password_sign_in,
-            has_link=not self._exposed.is_public,
+            after=safe_redirect(after or request.query_params.get("next", "/")),
+            has_oidc=self._site.oidc is not None,
+            has_password=has_logins and self._site.settings.password_sign_in,
+            has_link=not self._site.exposure.is_public,
         )
         if wait:
             response.headers["Retry-After"] = str(math.ceil(wait))
         return response
 
     async def by_password(self, request: Request) -> Response:
-        form = await fields(request)
-        if not self._settings.password_sign_in:
+        """Check name and password; open a session or ask for the code of the second factor."""
+        form = await form_fields(request)
+        if not self._site.settings.password_sign_in:
             raise HTTPException(403, "Sign in through your identity provider.")
         name, password = form.get("name", "")[:200], form.get("password", "")
         after = form.get("next", "/")
         attempt = await run_in_threadpool(self._attempt, request, name)
         if wait := self._throttle.wait(attempt):
             return await self._refused(request, wait, after)
-        # Counted before the password is checked: guesses that come at once are as many.
-        failures = self._throttle.begun(attempt)
+        # Counted before the password is checked, so that guesses sent at once all count.
+        failures = self._throttle.begin(attempt)
         try:
-            login = await self._threads.run(self._sign_in.by_password, name, password)
+            login = await self._threads.run(self._site.logins.by_password, name, password)
         except Busy:
-            self._throttle.taken_back(attempt)
+            self._throttle.take_back(attempt)
             busy = "Too many people are signing in at once. Try again in a few seconds."
             return await run_in_threadpool(self._form, request, busy, 503, after, 2)
         if login is None:
-            await run_in_threadpool(self._note_refusal, name, failures, attempt.address)
-            wrong = "Name or password is wrong."
+            await run_in_threadpool(self._record_refusal, name, failures, attempt.address)
+            wrong = "Wrong name or password."
             return await run_in_threadpool(self._form, request, wrong, 401, after)
-        failures = self._throttle.succeeded(attempt)
+        failures = self._throttle.succeed(attempt)
         if login.has_second_factor:
-            token = self._unfinished.begin(HalfSignedIn(login, own_path(after), attempt, failures))
+            token = self._pending.begin(PendingSignIn(login, safe_redirect(after), attempt, failures))
             return await run_in_threadpool(self._code_form, request, token)
-        return await run_in_threadpool(self._signed_in, login, own_path(after), "password", failures)
+        return await run_in_threadpool(self._signed_in, login, safe_redirect(after), "password", failures)
 
     def _code_form(
         self, request: Request, token: str, error: str | None = None, status: int = 200
     ) -> Response:
-        return self._page(request, "sign_in_code.html", None, status, pending=token, error=error)
+        return self._site.render(request, "sign_in_code.html", None, status, pending=token, error=error)
 
     async def by_code(self, request: Request) -> Response:
-        form = await fields(request)
+        """Check the code of the second factor and open a session."""
+        form = await form_fields(request)
         token = form.get("pending", "")
-        half = self._unfinished.of(token)
-        if half is None:
+        pending = self._pending.get(token)
+        if pending is None:
             return await self._begin_again(request)
-        # Those who know the password are strangers still.
-        attempt = replace(half.attempt, is_code=True)
+        # A right password alone does not lift the limits on failures.
+        attempt = replace(pending.attempt, is_code=True)
         if wait := self._throttle.wait(attempt):
-            return await self._refused(request, wait, half.after)
-        failures = self._throttle.begun(attempt)
+            return await self._refused(request, wait, pending.after)
+        failures = self._throttle.begin(attempt)
         now = datetime.now(UTC)
-        login = await run_in_threadpool(self._sign_in.get, half.login.name)
-        # A login that was replaced since has another password.
-        if login is None or login != half.login:
-            self._unfinished.end(token)
+        login = await run_in_threadpool(self._site.logins.get, pending.login.name)
+        # A login that was replaced in the meantime has another password.
+        if login is None or login != pending.login:
+            self._pending.end(token)
             return await self._begin_again(request)
         code = form.get("code", "")
-        if not await run_in_threadpool(self._second_factor.accepts, login.name, code, now):
-            await run_in_threadpool(self._note_refusal, login.name, failures, attempt.address, "codes")
-            if not self._unfinished.has_tries_left(token):
+        if not await run_in_threadpool(self._site.accounts.second_factor.accepts, login.name, code, now):
+            await run_in_threadpool(self._record_refusal, login.name, failures, attempt.address, "codes")
+            if not self._pending.has_tries_left(token):
                 return await self._begin_again(request)
             wrong = "The code is wrong or was used before. Wait for the next one and enter it."
             return await run_in_threadpool(self._code_form, request, token, wrong, 401)
-        self._unfinished.end(token)
-        failures = half.failures + self._throttle.succeeded(attempt)
-        return await run_in_threadpool(self._signed_in, login, half.after, "password and code", failures)
+        self._pending.end(token)
+        failures = pending.failures + self._throttle.succeed(attempt)
+        return await run_in_threadpool(self._signed_in, login, pending.after, "password and code", failures)
 
     async def _begin_again(self, request: Request) -> Response:
-        late = "The sign-in was not finished in time. Enter name and password again."
-        return await run_in_threadpool(self._form, request, late, 401)
+        expired = "The sign-in was not finished in time. Enter name and password again."
+        return await run_in_threadpool(self._form, request, expired, 401)
 
-    def _note_refusal(self, name: str, failures: int, address: str, what: str = "passwords") -> None:
-        """Notes in the audit trail that a login was closed for a while; names without a login leave none."""
+    def _record_refusal(self, name: str, failures: int, address: str, what: str = "passwords") -> None:
+        """Record in the audit trail that a login is slowed down; unknown names leave no row."""
         if failures < FREE_FAILURES:
             return
-        if login := self._sign_in.get(name):
+        if login := self._site.logins.get(name):
             with acting_as(address):
                 detail = f"{login.name}: {failures} wrong {what}"
-                self._accounts.audit.note(login.user_id or OPERATORS, "sign-in refused", detail)
+                self._site.accounts.audit.note(login.user_id or OPERATORS, "sign-in refused", detail)
 
-    def note_start_link(self) -> None:
-        """Notes in the audit trail that the start link was opened."""
+    def record_start_link(self) -> None:
+        """Record in the audit trail that the start link was opened."""
         with acting_as(START_LINK):
-            self._accounts.audit.note(OPERATORS, "sign-in", "by start link")
+            self._site.accounts.audit.note(OPERATORS, "sign-in", "by start link")
 
     def _attempt(self, request: Request, name: str) -> Attempt:
-        trusted = self._settings.trusted_proxies
+        trusted = self._site.settings.trusted_proxies
         peer = request.client.host if request.client else ""
         forwarded = ",".join(request.headers.getlist("x-forwarded-for"))
         address = client_address(peer, forwarded, trusted) if trusted else peer
         mark = request.cookies.get(self._device_cookie)
-        device = self._sign_in.device_of(name, mark, datetime.now(UTC)) if mark else None
-        is_shared = self._exposed.is_public and not trusted
+        device = self._site.logins.device_of(name, mark, datetime.now(UTC)) if mark else None
+        is_shared = self._site.exposure.is_public and not trusted
         return Attempt(name.strip().casefold(), address, device, is_shared)
 
     async def _refused(self, request: Request, wait: float, after: str) -> Response:
@@ -217,15 +165,15 @@ class SigningIn:
         now = datetime.now(UTC)
         with acting_as(login.name):
             detail = f"by {by}" + (f" after {failures} failures" if failures else "")
-            self._accounts.audit.note(login.user_id or OPERATORS, "sign-in", detail)
+            self._site.accounts.audit.note(login.user_id or OPERATORS, "sign-in", detail)
         response = RedirectResponse(after, 303)
-        token = self._sign_in.open_session(login, now)
-        self._keep(response, self._cookie, token, SESSION_LONGEST.total_seconds())
-        if by.startswith("password") and (mark := self._sign_in.mark_device(login.name, now)):
-            self._keep(response, self._device_cookie, mark, DEVICE_KNOWN.total_seconds())
+        token = self._site.logins.open_session(login, now)
+        self._set_cookie(response, self._site.session_cookie, token, SESSION_LONGEST.total_seconds())
+        if by.startswith("password") and (mark := self._site.logins.mark_device(login.name, now)):
+            self._set_cookie(response, self._device_cookie, mark, DEVICE_KNOWN.total_seconds())
         return response
 
-    def _keep(self, response: Response, name: str, value: str, seconds: float) -> None:
+    def _set_cookie(self, response: Response, name: str, value: str, seconds: float) -> None:
         response.set_cookie(
             name,
             value,
@@ -233,69 +181,70 @@ class SigningIn:
             path="/",
             httponly=True,
             samesite="lax",
-            secure=self._exposed.is_public,
+            secure=self._site.exposure.is_public,
         )
 
     async def by_oidc(self, request: Request) -> Response:
-        if self._oidc is None:
+        """Send the browser to the identity provider; 404 without one."""
+        if self._site.oidc is None:
             raise HTTPException(404)
-        request.session["next"] = own_path(request.query_params.get("next", "/"))
-        origin = next(iter(sorted(self._exposed.origins)))
-        if not self._exposed.is_public:
+        request.session["next"] = safe_redirect(request.query_params.get("next", "/"))
+        origin = next(iter(sorted(self._site.exposure.origins)))
+        if not self._site.exposure.is_public:
             origin = f"{request.url.scheme}://{request.url.netloc}"
         try:
-            return await self._oidc.begin(request, f"{origin}/sign-in/oidc/callback")
+            return await self._site.oidc.begin(request, f"{origin}/sign-in/oidc/callback")
         except OidcError as error:
             _log.warning("%s (%s)", error, _one_line(error.__cause__))
             return await run_in_threadpool(self._form, request, str(error), 502)
 
-    async def back_from_oidc(self, request: Request) -> Response:
-        if self._oidc is None:
+    async def oidc_callback(self, request: Request) -> Response:
+        """Open a session for the address that the identity provider verified."""
+        if self._site.oidc is None:
             raise HTTPException(404)
         try:
-            email = await self._oidc.email(request)
+            email = await self._site.oidc.email(request)
         except OidcError as error:
             _log.warning("%s (%s)", error, _one_line(error.__cause__))
             return await run_in_threadpool(self._form, request, str(error), 401)
-        login = await run_in_threadpool(self._sign_in.get, email)
+        login = await run_in_threadpool(self._site.logins.get, email)
         if login is None:
-            missing = f"There is no login for {email}. Ask your administrator to add it."
+            missing = f"No account for {email}. Ask your administrator for access."
             return await run_in_threadpool(self._form, request, missing, 403)
-        after = own_path(request.session.pop("next", "/"))
+        after = safe_redirect(request.session.pop("next", "/"))
         return await run_in_threadpool(self._signed_in, login, after, "identity provider")
 
     async def sign_out(self, request: Request) -> Response:
-        everywhere = (await fields(request)).get("everywhere") == "yes"
-        token = request.cookies.get(self._cookie, "")
+        """End this session, or all sessions of its login."""
+        everywhere = (await form_fields(request)).get("everywhere") == "yes"
+        token = request.cookies.get(self._site.session_cookie, "")
 
         def close() -> None:
-            login = self._sign_in.of_session(token, datetime.now(UTC)) if token else None
-            self._sign_in.close_session(token)
+            login = self._site.logins.of_session(token, datetime.now(UTC)) if token else None
+            self._site.logins.close_session(token)
             if login and everywhere:
-                self._sign_in.close_sessions(login.name)
+                self._site.logins.close_sessions(login.name)
 
         await run_in_threadpool(close)
         response = RedirectResponse("/sign-in", 303)
         response.delete_cookie(
-            self._cookie, path="/", secure=self._exposed.is_public, httponly=True, samesite="lax"
+            self._site.session_cookie,
+            path="/",
+            secure=self._site.exposure.is_public,
+            httponly=True,
+            samesite="lax",
         )
-        if self._access.cookie in request.cookies:
-            self._access.withdraw(response)
+        if self._site.access.cookie in request.cookies:
+            self._site.access.withdraw(response)
         return response
 
 
-async def fields(request: Request) -> dict[str, str]:
-    """The texts of a form. Files are refused."""
-    form = await request.form(max_files=0, max_fields=10)
-    return {name: value for name, value in form.items() if isinstance(value, str)}
-
-
-def own_path(path: str) -> str:
-    """The path, if it leads to a page of this server."""
+def safe_redirect(path: str) -> str:
+    """The path if it leads to a page of this server, else `/`."""
     is_own = path.startswith("/") and not path.startswith("//")
     return path if is_own and path.isprintable() and "\\" not in path else "/"
 
 
-def _one_line(said: object) -> str:
-    """Text of another server for the log: it cannot end its line or steer a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(said))
+def _one_line(error: object) -> str:
+    """Foreign text for the log, without line ends and control characters."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(error))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from finora_pipeline.data_folder.disk import told_if_full
+from finora_pipeline.data_folder.disk import translate_disk_full
 from finora_pipeline.openai_admin.pages import SECONDS_PER_DAY, Page, canonical
 from finora_pipeline.openai_admin.provider import PROVIDER
 from finora_pipeline.warehouse.raw.files import SCHEMA, sync, write_whole
@@ -67,7 +67,7 @@ class RawWriter:
         by_kind: dict[str, list[PageSet]] = {}
         for page_set in page_sets:
             by_kind.setdefault(page_set.pages[0].endpoint.kind, []).append(page_set)
-        with told_if_full(self._folder):
+        with translate_disk_full(self._folder):
             for kind, sets in by_kind.items():
                 name = f"{kind}~{self._run_id}~{next(_numbers)}.parquet"
                 write_whole(_table(sets, self._run_id), self._folder / name)

@@ -1,7 +1,6 @@
-"""The tables of the last version without revisions, made or completed.
+"""The tables of the last version without revisions, created or completed.
 
-Earlier versions added bare columns when they opened a database: an index may be missing, and a column that
-must not be empty may lack that rule.
+Earlier versions added bare columns on opening a database, so an index or a NOT NULL may be missing.
 """
 
 from alembic import op
@@ -111,6 +110,7 @@ Table(
     Column("key", String(200), primary_key=True),
     Column("message", Text, nullable=False),
     Column("opened_at", DateTime, nullable=False),
+    # codespell:ignore-next-line told (the column keeps the name of earlier versions)
     Column("told_at", DateTime),
     Column("resolved_at", DateTime),
 )
@@ -132,7 +132,7 @@ Table(
     Column("seen_at", DateTime, nullable=False),
     Index("sessions_name", "name"),
 )
-# What a column that an earlier version added bare must hold where it is empty.
+# Values for empty cells of columns that an earlier version added without NOT NULL.
 _FILLED = {("connections", "project_ids"): "[]"}
 _FILL = "UPDATE {table} SET {column} = :value WHERE {column} IS NULL"
 
@@ -156,7 +156,9 @@ def _complete(table: Table) -> None:
     loose = [
         column
         for column in table.columns
-        if not column.nullable and not column.primary_key and found.get(column.name, {}).get("nullable", True)
+        if not column.nullable
+        and not column.primary_key
+        and (column.name not in found or found[column.name]["nullable"])
     ]
     if loose:
         with op.batch_alter_table(table.name) as batch:

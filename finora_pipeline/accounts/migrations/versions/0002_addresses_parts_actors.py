@@ -1,5 +1,4 @@
-"""The address that a key is bound to, outcomes of single parts of a read, actors in the audit trail, and a
-second factor for logins."""
+"""Bound addresses of keys, outcomes of optional parts, audit actors and a second factor for logins."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,7 +1,7 @@
 """Charts as SVG, drawn on the server; colours come from the page's style, by class.
 
-Bars fill their box, whatever its shape: words stand beside them in HTML, so that they keep their size on a
-phone. What a bar tells is in `data-tip`, for the pointer, the arrow keys and a screen reader.
+Bars stretch with their box; labels are HTML around them, which keeps its size on a phone. The text of a bar
+is in `data-tip`, for the pointer, the arrow keys and a screen reader.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from markupsafe import Markup, escape
 
 WIDTH = 1000
 HEIGHT = 240
-# The share of a bar's room that stays empty.
+# The share of a bar's slot that stays empty.
 GAP = 0.18
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar: its name for a person, the sizes of its parts from below, and what it tells."""
+    """One bar: its label, the sizes of its parts from the bottom, and the text of its tip."""
 
     label: str
     parts: Sequence[Decimal]
@@ -27,14 +27,14 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The ends of an axis, round numbers with zero between or at one of them."""
+    """The ends of an axis: round numbers with zero between them or at one of them."""
 
     top: Decimal
     bottom: Decimal
 
     @property
     def steps(self) -> tuple[Decimal, Decimal, Decimal]:
-        """The labels from the top: the ends and the middle, which is zero if values lie on both sides."""
+        """The labels from the top: both ends and the middle, zero if values have both signs."""
         return self.top, (self.top + self.bottom) / 2, self.bottom
 
     def y(self, value: Decimal) -> float:
@@ -55,10 +55,10 @@ def scale_of(values: Sequence[Decimal]) -> Scale:
 
 
 def stacked_bars(bars: Sequence[Bar], title: str) -> Markup:
-    """Bars stacked of parts; the n-th part of each has the class `s<n>`.
+    """Draw bars stacked of parts; the n-th part of each has the class `s<n>`.
 
     A bar ends at the sum of its parts, below zero if credits exceed the rest. Otherwise credits shorten the
-    other parts alike: the tip and the table have the exact parts.
+    other parts in proportion; the tip and the table have the exact parts.
     """
     scale = scale_of([_sum(bar.parts) for bar in bars])
     zero = scale.y(Decimal(0))
@@ -105,7 +105,7 @@ def _round_up(size: Decimal) -> Decimal:
 
 
 def sparkline(values: Sequence[Decimal | None], title: str) -> Markup:
-    """A line of a few days; days without a figure are gaps."""
+    """Draw the line of a few days; days without a figure are gaps."""
     known = [value for value in values if value is not None]
     if len(known) < 2:
         return Markup("")
@@ -127,8 +127,10 @@ def sparkline(values: Sequence[Decimal | None], title: str) -> Markup:
 
 
 def lines(series: Sequence[tuple[str, Sequence[Decimal | None]]], tips: Sequence[str], title: str) -> Markup:
-    """Lines over common positions, each of which tells one of `tips`; the n-th line has the class `l<n>`. A
-    lone point is a short dash."""
+    """Draw lines over common positions; the n-th line has the class `l<n>`.
+
+    The n-th position shows the n-th of `tips`. A single point between gaps is a short dash.
+    """
     known = [value for _, values in series for value in values if value is not None]
     if not known:
         return Markup("")
@@ -161,7 +163,7 @@ def lines(series: Sequence[tuple[str, Sequence[Decimal | None]]], tips: Sequence
 
 
 def share_bar(share: Decimal) -> Markup:
-    """A part of a whole as a bar behind a row."""
+    """Draw a share of a whole as a thin bar under a row."""
     width = max(0.0, min(100.0, float(share) * 100))
     return Markup(
         '<svg class="share" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true">'

@@ -1,0 +1,113 @@
+"""The view of a page: its days, model and project, as the query of the address sets them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from urllib.parse import urlencode
+
+from finora_pipeline.dashboard.figures import formats
+from finora_pipeline.openai_admin.provider import FIRST_DAY
+from finora_pipeline.plans import Plan
+
+LENGTHS = {"7d": 7, "30d": 30, "90d": 90}
+DEFAULT = "30d"
+# The most bars of a chart that can be distinguished.
+MOST_DAYS = 92
+MOST_WEEKS = 400
+
+
+class BadPeriod(ValueError):
+    """The days of an address cannot be shown; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The UTC days of a page (both ends included), its previous period, and a model or project.
+
+    `clipped_from` is the first day of the address if the plan no longer keeps it.
+    """
+
+    period: str
+    first: date
+    last: date
+    previous_first: date
+    previous_last: date
+    model: str | None
+    project_id: str | None
+    clipped_from: date | None = None
+
+    @property
+    def days(self) -> int:
+        return (self.last - self.first).days + 1
+
+    @property
+    def bucket(self) -> str:
+        """The span of a chart's bar: `day`, `week` or `month`."""
+        return "day" if self.days <= MOST_DAYS else "week" if self.days <= MOST_WEEKS else "month"
+
+    def query(self, **changes: str | None) -> str:
+        """The query of this view, with `changes` applied."""
+        values: dict[str, str | None] = {
+            "period": self.period,
+            "model": self.model,
+            "project": self.project_id,
+        }
+        if self.period == "custom":
+            values |= {"from": self.first.isoformat(), "to": self.last.isoformat()}
+        values |= changes
+        return "?" + urlencode({name: value for name, value in values.items() if value})
+
+
+def view_of(query: Mapping[str, str], plan: Plan, today: date) -> View:
+    """The view of an address, within the history that the plan keeps. Raises `BadPeriod`."""
+    period = query.get("period") or ("custom" if query.get("from") else DEFAULT)
+    kept_from = plan.first_day_kept(today) or FIRST_DAY
+    if period in LENGTHS:
+        wanted, last = today - timedelta(days=LENGTHS[period] - 1), today
+    elif period == "month":
+        wanted, last = today.replace(day=1), today
+    elif period == "custom":
+        wanted, last = _custom_days(query, today)
+        if last < kept_from:
+            raise BadPeriod(f"The {plan.name} plan keeps costs since {formats.day(kept_from)}.")
+    else:
+        raise BadPeriod(f"Unknown period “{period[:20]}”. Use 7d, 30d, 90d, month, or from and to.")
+    first = max(wanted, kept_from)
+    return View(
+        period,
+        first,
+        last,
+        *_previous_days(period, first, last),
+        query.get("model") or None,
+        query.get("project") or None,
+        wanted if wanted < first else None,
+    )
+
+
+def _previous_days(period: str, first: date, last: date) -> tuple[date, date]:
+    """The same days of the month before for `month`, else the equally long span before."""
+    if period != "month":
+        previous_last = first - timedelta(days=1)
+        return previous_last - (last - first), previous_last
+    end = first.replace(day=1) - timedelta(days=1)
+    return end.replace(day=min(first.day, end.day)), end.replace(day=min(last.day, end.day))
+
+
+def _custom_days(query: Mapping[str, str], today: date) -> tuple[date, date]:
+    first, last = _day(query, "from", today), _day(query, "to", today)
+    if first > last:
+        raise BadPeriod(f"The first day ({formats.day(first)}) is after the last day ({formats.day(last)}).")
+    if last > today:
+        raise BadPeriod(f"{formats.day(last)} is in the future; today is {formats.day(today)} in UTC.")
+    return first, last
+
+
+def _day(query: Mapping[str, str], name: str, default: date) -> date:
+    text = query.get(name)
+    if not text:
+        return default
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise BadPeriod(f"Invalid date “{text[:20]}”. Use YYYY-MM-DD.") from None
+    return max(day, FIRST_DAY)

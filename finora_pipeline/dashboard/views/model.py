@@ -1,0 +1,30 @@
+"""A model's page: its costs and tokens by token type, and its effective prices."""
+
+from datetime import UTC, datetime
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from finora_pipeline.accounts.logins import Login
+from finora_pipeline.dashboard.figures.model import compute_model
+from finora_pipeline.dashboard.figures.periods import view_of
+from finora_pipeline.dashboard.security.permissions import for_user
+from finora_pipeline.dashboard.site import Site
+from finora_pipeline.dashboard.views.overview import frame
+
+
+@for_user
+def model(site: Site, request: Request, login: Login, user_id: str) -> Response:
+    """The page of the model in the query; 404 without one."""
+    now = datetime.now(UTC)
+    plan = site.plan_of(user_id)
+    view = view_of(request.query_params, plan, now.date())
+    if not view.model:
+        raise HTTPException(404)
+    page, is_sample = site.snapshots.read(
+        user_id, lambda snapshot: (compute_model(snapshot, view), snapshot.is_sample)
+    )
+    connection, failure = site.connection_of(user_id)
+    around = frame(connection, failure, is_sample, plan, now)
+    return site.render(request, "model.html", login, user_id=user_id, view=view, page=page, **around)

@@ -1,0 +1,9 @@
+"""Reading the published snapshot: from notebooks, the command line and any other SQL.
+
+Nothing here writes, and nothing here needs the accounts or Dagster.
+"""
+
+from finora_pipeline.reading.connection import NothingPublished, connect
+from finora_pipeline.reading.tables import read
+
+__all__ = ["NothingPublished", "connect", "read"]
