@@ -21,11 +21,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from finora_pipeline.ingest.windows import FIRST_DAY, TRAILING_DAYS
+from finora_pipeline.ingest.windows import TRAILING_DAYS
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS
 from finora_pipeline.openai_admin.keys import AdminKey
 from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.openai_admin.provider import FIRST_DAY
 from finora_pipeline.openai_simulator.process import in_own_process
 
 console = Console()

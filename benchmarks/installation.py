@@ -37,7 +37,7 @@ from finora_pipeline.reading import connect as connect_reader
 from finora_pipeline.server.supervisor import check_port
 from finora_pipeline.settings import ACCESS_TOKEN, Settings
 from finora_pipeline.warehouse.database import Warehouse
-from finora_pipeline.warehouse.load import _GRAIN
+from finora_pipeline.warehouse.tables import GRAIN
 
 # The simulated clock stays within the real day.
 LAST_OF_DAY = timedelta(hours=23, minutes=59)
@@ -253,7 +253,7 @@ class Installation:
     def _what_differs(self) -> Iterator[str]:
         window = Window(window_of(self._days).start, window_of(1).end)
         with connect_reader(self.settings.published_database) as connection:
-            for table, grain in _GRAIN.items():
+            for table, grain in GRAIN.items():
                 query = f"SELECT count(*) FROM (FROM {table} SELECT 1 GROUP BY {grain} HAVING count(*) > 1)"
                 (repeated,) = connection.execute(query).fetchall()[0]
                 if repeated:

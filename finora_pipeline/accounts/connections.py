@@ -22,7 +22,6 @@ from finora_pipeline.accounts.database import (
 from finora_pipeline.accounts.key_ring import KeyRing, key_identity, sealed_key
 from finora_pipeline.accounts.model import (
     NO_HISTORY,
-    PROVIDER,
     AccountsError,
     Connection,
     Organization,
@@ -31,6 +30,7 @@ from finora_pipeline.accounts.model import (
 from finora_pipeline.accounts.users import save_user
 from finora_pipeline.accounts.vault import Sealed, Vault, VaultError
 from finora_pipeline.openai_admin.keys import AdminKey
+from finora_pipeline.openai_admin.provider import PROVIDER
 from finora_pipeline.plans import plan_named
 
 _log = logging.getLogger(__name__)

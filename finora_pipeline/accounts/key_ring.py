@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finora_pipeline.accounts.model import PROVIDER, AccountsError, KeyReplaced
+from finora_pipeline.accounts.model import AccountsError, KeyReplaced
 from finora_pipeline.accounts.vault import Sealed, Vault
 from finora_pipeline.openai_admin.keys import AdminKey
+from finora_pipeline.openai_admin.provider import PROVIDER
 
 # How often a key ring checks that its keys are still the users' current ones.
 LOOK_AGAIN_SECONDS = 2.0

@@ -8,7 +8,6 @@ from enum import StrEnum
 
 from finora_pipeline.plans import Plan
 
-PROVIDER = "openai"
 # A permanent failure is retried once a day; the hour less keeps a daily tick from missing its turn.
 RETRY_ATTENTION_AFTER = timedelta(hours=23)
 # Any other failure that needs a person is retried at the plan's pace, and within this time.

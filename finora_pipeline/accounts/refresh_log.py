@@ -22,13 +22,13 @@ from finora_pipeline.accounts.database import (
 )
 from finora_pipeline.accounts.model import (
     CLOCK_TOLERANCE,
-    PROVIDER,
     CompleteRefresh,
     Connection,
     PartFailure,
     PartOutcomes,
     Refresh,
 )
+from finora_pipeline.openai_admin.provider import PROVIDER
 
 # The columns of `refreshes` that are fields of `Refresh`.
 RECORDED = (

@@ -16,7 +16,9 @@ from finora_pipeline.assets.metadata import (
 from finora_pipeline.assets.partitions import DAYS
 from finora_pipeline.assets.raw_pages import COST_PAGES, USAGE_PAGES
 from finora_pipeline.warehouse.database import Warehouse
-from finora_pipeline.warehouse.load import KINDS, SETTLED_AFTER, Loaded, load_pending
+from finora_pipeline.warehouse.load import KINDS, load_pending
+from finora_pipeline.warehouse.load_report import Loaded
+from finora_pipeline.warehouse.periods import LATE_REVISION_DAYS
 
 # Limits that keep the UI's page readable.
 DAYS_SHOWN = 20
@@ -55,7 +57,7 @@ def grain_check_spec(table: str) -> dg.AssetCheckSpec:
         dg.AssetCheckSpec(
             "revisions_within_reason",
             asset="daily_costs",
-            description=f"OpenAI has changed no day at least {SETTLED_AFTER} days old.",
+            description=f"OpenAI has changed no day at least {LATE_REVISION_DAYS} days old.",
         ),
         dg.AssetCheckSpec(
             "line_items_are_parsed",

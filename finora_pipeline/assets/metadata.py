@@ -12,7 +12,7 @@ from finora_pipeline.accounts.model import Refresh
 from finora_pipeline.ingest.fetch import Fetched
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.database import described_tables
-from finora_pipeline.warehouse.load import Loaded
+from finora_pipeline.warehouse.load_report import Loaded
 
 # Keeps a run's page readable with a thousand failures.
 FAILURES_SHOWN = 50

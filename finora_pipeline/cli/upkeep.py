@@ -100,7 +100,7 @@ def _purge(settings: "Settings", accounts: "Accounts", user_id: str) -> PurgeRep
         files_removed=removed.files_removed,
         files_rewritten=removed.files_rewritten,
         log_lines=run_log.delete_user_lines(settings.home, user_id),
-        left=retention.traces(warehouse, user_id),
+        left=retention.count_user_rows(warehouse, user_id),
     )
 
 

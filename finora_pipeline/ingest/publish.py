@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from finora_pipeline.accounts.model import PROVIDER, CompleteRefresh, Connection, is_future
+from finora_pipeline.accounts.model import CompleteRefresh, Connection, is_future
 from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.data_folder.disk import translate_disk_full
 from finora_pipeline.openai_admin.endpoints import COSTS
+from finora_pipeline.openai_admin.provider import PROVIDER
 from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.publish import Published, publish
 from finora_pipeline.warehouse.raw import RawPages

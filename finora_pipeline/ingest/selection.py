@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 
 from finora_pipeline.accounts.model import AccountsError, Connection
 from finora_pipeline.accounts.store import Accounts
-from finora_pipeline.ingest.windows import FIRST_DAY, window_of
+from finora_pipeline.ingest.windows import window_of
 from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.openai_admin.provider import FIRST_DAY
 
 
 def select_connections(

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 import msgspec
 
 from finora_pipeline.accounts.model import Connection, PartFailure, PartOutcomes, Refresh, is_future
-from finora_pipeline.ingest.windows import FIRST_DAY, trailing_window
+from finora_pipeline.ingest.windows import trailing_window
 from finora_pipeline.openai_admin.client import OrganizationClient
 from finora_pipeline.openai_admin.directory import Directory
 from finora_pipeline.openai_admin.endpoints import (
@@ -30,6 +30,7 @@ from finora_pipeline.openai_admin.errors import (
     OpenAIAdminError,
 )
 from finora_pipeline.openai_admin.pages import Page, Window, canonical, decode_costs
+from finora_pipeline.openai_admin.provider import FIRST_DAY
 from finora_pipeline.warehouse.raw import PageSet
 
 # Names change rarely; an hour less than a day, so that a daily refresh does not miss its turn.

@@ -4,14 +4,11 @@ from datetime import date, timedelta
 
 from finora_pipeline.accounts.model import Connection
 from finora_pipeline.openai_admin.pages import Window
+from finora_pipeline.openai_admin.provider import CLOSING_DAYS, FINAL_AFTER_DAYS, FIRST_DAY
 from finora_pipeline.plans import PRUNE_GRACE
 
-# OpenAI restates the last two days (observed); one more covers late rows.
-TRAILING_DAYS = 3
-# Until this day of a month OpenAI may still restate the month before.
-CLOSING_DAYS = 7
-# No organization has costs from before OpenAI charged for its API.
-FIRST_DAY = date(2020, 6, 1)
+# Every refresh fetches the days that are not final again.
+TRAILING_DAYS = FINAL_AFTER_DAYS
 
 
 def trailing_window(today: date) -> Window:

@@ -1,2 +1,4 @@
-"""The warehouse: raw pages, facts, metrics and the published copy, in DuckDB and Parquet. Knows nothing of
-Dagster and nothing of keys."""
+"""Raw pages, facts, metrics and the published snapshot, in DuckDB and Parquet.
+
+Knows nothing of Dagster, of keys or of OpenAI's API beyond its pages.
+"""

@@ -1,27 +1,29 @@
-"""What a clock that once ran ahead has left in the warehouse is put right by the next load.
+"""Repairs what a clock that ran ahead has left in the warehouse, with the next load.
 
-Moments in the future lose against every read by a right clock; days in the future go.
+Moments in the future count as older than every fetch by a correct clock; days in the future are deleted.
 """
 
 from datetime import UTC, date, datetime, timedelta
 
 import duckdb
 
-from finora_pipeline.warehouse.schema import MONTHLY_TABLES
 from finora_pipeline.warehouse.sql import section
+from finora_pipeline.warehouse.tables import MONTHLY_TABLES
 
 # Clocks of machines that share a data folder differ by less.
 CLOCK_TOLERANCE = timedelta(minutes=5)
 
 
 def end_of_present(now: datetime | None = None) -> datetime:
-    """The moment after which a recorded moment is of the future."""
+    """The moment after which a recorded moment is in the future."""
     return (now or datetime.now(UTC)) + CLOCK_TOLERANCE
 
 
-def forget_future_moments(connection: duckdb.DuckDBPyConnection, now: datetime | None = None) -> None:
-    """Lets every read that a clock running ahead has stamped lose against those that follow, within the
-    caller's transaction or each statement's own."""
+def reset_future_moments(connection: duckdb.DuckDBPyConnection, now: datetime | None = None) -> None:
+    """Makes fetches stamped by a clock that ran ahead older than the next ones.
+
+    Within the caller's transaction, or that of each statement.
+    """
     moment = end_of_present(now)
     ahead = " UNION ALL ".join(
         f"SELECT 1 FROM pipeline.{table} WHERE fetched_at > $moment"
@@ -34,8 +36,8 @@ def forget_future_moments(connection: duckdb.DuckDBPyConnection, now: datetime |
         connection.execute(statement, wanted)
 
 
-def forget_future_days(connection: duckdb.DuckDBPyConnection, today: date) -> None:
-    """Removes the days after a UTC day from every table."""
+def delete_future_days(connection: duckdb.DuckDBPyConnection, today: date) -> None:
+    """Deletes the days after a UTC day from every table."""
     # The caller may have waited for the lock past midnight.
     today = max(today, datetime.now(UTC).date())
     query = "SELECT DISTINCT user_id FROM pipeline.loaded_days WHERE date > ?"
@@ -62,5 +64,5 @@ def forget_future_days(connection: duckdb.DuckDBPyConnection, today: date) -> No
                 [today],
             )
         connection.execute(f"DELETE FROM {table} WHERE date > ?", [today])
-    # Read once more, the same pages would have to bring back what is removed here.
+    # An equal page set that is fetched later must be loaded again, to restore what is deleted here.
     connection.execute("DELETE FROM pipeline.loaded_sets WHERE user_id IN (SELECT unnest(?))", [users])

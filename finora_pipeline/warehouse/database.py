@@ -1,19 +1,18 @@
-"""The pipeline's own DuckDB database: who may write, and with which tables.
+"""The pipeline's own DuckDB database: its lock, its connections and its documented tables.
 
-Writers take turns by an operating-system lock on a file beside the database, held for the seconds of a
-write. It covers every process (runs, command line, tests) and ends with the process that holds it. Nobody
-else opens this file: readers get a published copy.
+Writers take turns by an operating-system lock on a file in the database's folder, held for the seconds of a
+write. It covers every process (runs, command line, tests) and ends with the process that holds it. Readers
+never open this file: they get the published snapshot.
 """
 
 import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
@@ -22,16 +21,15 @@ from finora_pipeline.data_folder.private_files import open_lock
 from finora_pipeline.settings import wait_seconds
 from finora_pipeline.warehouse.machine import duckdb_limits
 from finora_pipeline.warehouse.schema import create_or_migrate
-from finora_pipeline.warehouse.sql import section
 
 
 class PartsUnequal(Exception):
-    """Parts of the costs do not add up to the bill; the message says where and what to do."""
+    """Split costs do not add up to daily_costs; the message says where and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column as an analyst sees it."""
+    """A published column: its name, DuckDB type and comment."""
 
     name: str
     type: str
@@ -40,19 +38,19 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a table or view is, in a sentence, and its columns."""
+    """A published table or view: its comment and its columns, in their order."""
 
     comment: str
     columns: list[Column]
 
 
 class Warehouse:
-    """The warehouse below a data folder; creating the object touches nothing."""
+    """The warehouse of a data folder; creating the object touches nothing."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.database = home / "warehouse" / "warehouse.duckdb"
-        # Long raw pages in pieces, while they are loaded.
+        # Holds long raw pages in pieces, while they are loaded.
         self.cut_pages = self.database.with_name("cut_pages")
         self.raw = home / "raw"
         self.published = home / "published"
@@ -60,7 +58,7 @@ class Warehouse:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Waits for and holds the right to write; not reentrant. Raises `DiskFull`."""
+        """Waits for the write lock and holds it; not reentrant. Raises `DiskFull`."""
         with translate_disk_full(self.home):
             self.database.parent.mkdir(parents=True, exist_ok=True)
             descriptor = open_lock(self.database.with_name("write.lock"))
@@ -72,13 +70,15 @@ class Warehouse:
 
     @contextmanager
     def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A connection for the holder of the lock; the tables are created in a new database. Raises
-        `StorageError` where it cannot be read or another program has it open."""
+        """A connection for the holder of the lock, to a database with the tables of this version.
+
+        Raises `StorageError` where the file cannot be read or another program has it open.
+        """
         with self.storage_errors(), open_to_write(self.database) as connection:
             yield connection
 
     def storage_errors(self) -> AbstractContextManager[None]:
-        """Turns what DuckDB says about the warehouse's file into a `StorageError`."""
+        """Turns DuckDB's errors about the warehouse's file into `StorageError`."""
         return storage_errors(warehouse_store(self.home, self.database))
 
     @contextmanager
@@ -90,15 +90,15 @@ class Warehouse:
 
 @contextmanager
 def open_to_write(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection to a warehouse's file, which is made if there is none, within the memory it may take."""
+    """A connection to a warehouse's file, created if missing, within `duckdb_limits`."""
     config: dict[str, str | bool | int | float | list[str]] = {
         **duckdb_limits().config,
         "temp_directory": str(database.with_name("spill")),
-        # Every DuckDB from 1.2 on can open the published copy of a new file.
+        # DuckDB 1.2 and later can open the published snapshot of a new file.
         "storage_compatibility_version": "v1.2.0",
-        # What is larger goes straight into the database instead of into its log first.
+        # A larger write goes into the database directly instead of through the log.
         "checkpoint_threshold": "8MB",
-        # It takes a quarter of a commit to try; in the benchmarks no column is smaller with it.
+        # Trying it takes a quarter of a commit; in the benchmarks it makes no column smaller.
         "disabled_compression_methods": "fsst",
     }
     connection = _connect_when_free(database, config)
@@ -114,7 +114,7 @@ def open_to_write(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 def _connect_when_free(
     database: Path, config: dict[str, str | bool | int | float | list[str]]
 ) -> duckdb.DuckDBPyConnection:
-    """Connects, and waits for `wait_seconds` where another program has the file open."""
+    """Connects; waits up to `wait_seconds` while another program has the file open."""
     end = time.monotonic() + wait_seconds()
     while True:
         try:
@@ -125,37 +125,18 @@ def _connect_when_free(
         time.sleep(0.1)
 
 
-def settle(database: Path) -> None:
-    """Brings what a killed process has left in a database's log into the database, if there is one: DuckDB
-    would replay the log into whatever takes the database's place."""
+def replay_log(database: Path) -> None:
+    """Writes the log that a killed process has left into its database, if the database exists.
+
+    DuckDB would otherwise replay the log into a file that replaces the database.
+    """
     if database.exists():
         _connect_when_free(database, duckdb_limits().config).close()
 
 
-@contextmanager
-def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """All or nothing: commits at the end of the block, rolls back if it fails."""
-    connection.begin()
-    try:
-        yield
-    except BaseException:
-        # A database that is damaged or full has ended the transaction itself.
-        with suppress(duckdb.Error):
-            connection.rollback()
-        raise
-    connection.commit()
-
-
-def run(connection: duckdb.DuckDBPyConnection, table: str, name: str, **parameters: Any) -> None:
-    """Executes a section's statements, each with those of the parameters that it names."""
-    for statement in duckdb.extract_statements(section(table, name)):
-        wanted = {key: parameters[key] for key in statement.named_parameters}
-        connection.execute(statement, wanted or None)
-
-
 @lru_cache(maxsize=1)
 def described_tables() -> dict[str, Description]:
-    """The published tables and views by name, as their `.sql` files document them."""
+    """The published tables and views by name, with the comments of their `[define]` sections."""
     with duckdb.connect(":memory:") as connection:
         create_or_migrate(connection)
         columns: dict[str, list[Column]] = {}

@@ -1,6 +1,6 @@
-"""How much of the machine DuckDB may take in one process: from settings, else from what the machine has.
+"""Memory and threads that DuckDB may use in one process: from settings, else by machine.
 
-A container's own limits count (cgroup v2 and v1), since /proc and the number of CPUs are the host's there.
+A container's own limits count (cgroup v2 and v1); its /proc and number of CPUs are the host's.
 """
 
 import os
@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from finora_pipeline.settings import SMALLEST_MEMORY_LIMIT, Settings
 
-# Several runs, the dashboard and the operating system's file cache share the rest.
+# One part of four; runs, the dashboard and the file cache share the rest.
 PART_OF_MEMORY = 4
 MOST_MEMORY_BYTES = 4_000_000_000
-# Further threads gain little for batches of this size, and each holds buffers that cannot be spilled.
+# More threads gain little for batches of this size, and each has buffers that cannot be spilled.
 MOST_THREADS = 4
 BYTES_A_THREAD = 128_000_000
 _CGROUP = Path("/sys/fs/cgroup")
@@ -25,20 +25,22 @@ _OWN_GROUP = Path("/proc/self/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class DuckDBLimits:
-    """Memory in bytes and threads of DuckDB in one process."""
+    """Memory (bytes) and threads of DuckDB in one process."""
 
     memory_bytes: int
     threads: int
 
     @property
     def config(self) -> dict[str, str | bool | int | float | list[str]]:
-        """The options of a connection."""
+        """Options of `duckdb.connect`."""
         return {"memory_limit": f"{self.memory_bytes}B", "threads": self.threads}
 
 
 def duckdb_limits(settings: Settings | None = None) -> DuckDBLimits:
-    """The limits in force: FINORA_MEMORY_LIMIT and FINORA_THREADS, else a quarter of the machine's memory up
-    to 4 GB, and its processors up to four. Raises `SettingsError`."""
+    """The limits in force, from FINORA_MEMORY_LIMIT and FINORA_THREADS or by machine.
+
+    By machine: a quarter of its memory up to 4 GB, and its processors up to four. Raises `SettingsError`.
+    """
     chosen = settings or Settings.from_environment()
     memory = chosen.memory_limit_bytes or max(
         SMALLEST_MEMORY_LIMIT, min(machine_memory_bytes() // PART_OF_MEMORY, MOST_MEMORY_BYTES)
@@ -54,7 +56,7 @@ def release_arrow_memory() -> None:
 
 @lru_cache(maxsize=1)
 def machine_memory_bytes() -> int:
-    """The memory that this process may take at most."""
+    """Bytes of memory that this process may use at most."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [_number(folder / "memory.max") for folder in _groups()]
     limits.append(_number(_CGROUP / "memory" / "memory.limit_in_bytes"))
@@ -63,7 +65,7 @@ def machine_memory_bytes() -> int:
 
 @lru_cache(maxsize=1)
 def machine_cpus() -> int:
-    """The processors that this process may use at most."""
+    """Processors that this process may use at most."""
     # macOS has no affinity.
     usable = os.cpu_count() or 1 if sys.platform == "darwin" else len(os.sched_getaffinity(0))
     quotas = [quota for folder in _groups() if (quota := _quota(folder / "cpu.max"))]
@@ -71,7 +73,7 @@ def machine_cpus() -> int:
 
 
 def _groups() -> list[Path]:
-    """The control groups that this process is in, from its own up: a service's limit is not the root's."""
+    """The control groups of this process, from its own up to the root: each may have a limit."""
     try:
         lines = _OWN_GROUP.read_text().splitlines()
     except OSError:
@@ -85,7 +87,7 @@ def _number(file: Path) -> int | None:
     try:
         return int(file.read_text())
     except (OSError, ValueError):
-        # No such control group, or "max".
+        # The file is missing, or says "max".
         return None
 
 

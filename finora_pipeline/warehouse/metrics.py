@@ -1,4 +1,4 @@
-"""Metrics from facts: each function brings one table up to date, under the warehouse's lock."""
+"""Metrics from facts: costs by model, member and API key, reconciliation and key figures."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -9,14 +9,15 @@ from decimal import Decimal
 import duckdb
 import pyarrow as pa
 
-from finora_pipeline.warehouse.clock import forget_future_days
-from finora_pipeline.warehouse.database import PartsUnequal, Warehouse, run, transaction
-from finora_pipeline.warehouse.load import service_names_table
+from finora_pipeline.warehouse.clock import delete_future_days
+from finora_pipeline.warehouse.database import PartsUnequal, Warehouse
 from finora_pipeline.warehouse.portions import CAUSED_BY_PAGES
+from finora_pipeline.warehouse.reparse import service_names_table
 from finora_pipeline.warehouse.sql import section
+from finora_pipeline.warehouse.statements import run_section, transaction
 
 _log = logging.getLogger("finora_pipeline.warehouse")
-# What the sample organization uses: tokens on a working day, USD per million tokens in and out.
+# Models of the sample organization: tokens per working day, and USD per million input and output tokens.
 SAMPLE_MODELS = pa.table(
     {
         "model": ["gpt-5-2025-08-07", "gpt-5-mini-2025-08-07", "gpt-4o-mini-2024-07-18"],
@@ -25,19 +26,22 @@ SAMPLE_MODELS = pa.table(
         "output_price_per_million": ["10.00", "2.00", "0.60"],
     }
 )
-# Rows of costs and usage whose days are computed in one transaction: each reads the tables anew, but memory
-# grows with them, and until a transaction's end DuckDB keeps what a replaced temporary table held.
+# Rows of costs and usage whose days one transaction computes. Each transaction scans the tables again, but
+# until it ends DuckDB keeps the memory of temporary tables that were replaced.
 ROWS_AT_ONCE = 150_000
-# Users whose figures are computed in one transaction.
+# Users whose figures one transaction computes.
 USERS_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
-    """How many user-days were computed; those (user, day) whose parts do not add up to the bill; and by
-    severity how many of all days do not reconcile with OpenAI's totals, with their residual in USD; the rows
-    of `user_metrics`; and on how many days there are costs without use, or use without costs, with their
-    tokens, which is normal. `failed` are the (user, day) that could not be computed and keep their rows.
+    """What a computation did, and how well the days reconcile.
+
+    `days`: user-days computed. `unequal`: (user, day) whose costs by model, member or API key do not add up
+    to daily_costs. `residuals`: by severity, how many of all days do not reconcile with OpenAI's totals, and
+    their residual in USD. `metric_rows`: rows of `user_metrics`. `failed`: (user, day) that could not be
+    computed and keep their rows. `token_residuals`: by kind, the days with costs without usage or usage
+    without costs, and their tokens; both are normal.
     """
 
     days: int
@@ -49,16 +53,15 @@ class Recomputed:
 
 
 def refresh_metrics(warehouse: Warehouse, user_ids: Iterable[str], today: date) -> Recomputed:
-    """Brings all metrics up to the facts and to a UTC day: the costs by model, member and API key of the days
-    whose facts changed, then `user_metrics`.
+    """Computes all metrics up to a UTC day: those of stale days, then `user_metrics`.
 
-    Users among `user_ids`, which are asked for under the lock, get sample rows while they have no real one.
+    Users among `user_ids`, which are read under the lock, get sample rows while they have no real one.
     """
-    # A connection each: what DuckDB holds for the first is not needed by the second.
+    # A connection each: the second does not need the memory that DuckDB keeps for the first.
     with warehouse.lock():
         with warehouse.connect() as connection:
             with transaction(connection):
-                forget_future_days(connection, today)
+                delete_future_days(connection, today)
             computed = _refresh_costs(connection, user_ids, today)
         with warehouse.connect() as connection:
             _refresh_user_metrics(connection, today)
@@ -66,18 +69,20 @@ def refresh_metrics(warehouse: Warehouse, user_ids: Iterable[str], today: date) 
 
 
 def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> None:
-    """Computes, under the lock, what another run's load has left to be computed, so that facts and metrics
-    are of one moment. Raises `PartsUnequal` where a day does not add up, now or in a run before."""
+    """Computes what another run's load has left stale, so that facts and metrics agree.
+
+    The caller holds the lock. Raises `PartsUnequal` if a day does not add up, now or in an earlier run.
+    """
     with transaction(connection):
-        forget_future_days(connection, today)
+        delete_future_days(connection, today)
     if _count(connection, "pipeline.stale_days"):
         unequal = _refresh_costs(connection, user_ids, today).unequal
         if unequal:
             user_id, day = min(unequal)
             raise PartsUnequal(
-                f"Costs by model, member or API key do not add up to the bill on {len(unequal)} user-days, "
-                f"the first of {user_id} on {day}: nothing is published and readers keep the last good copy. "
-                "Run finora rebuild and report what it shows."
+                f"Costs by model, member or API key do not add up to daily_costs on {len(unequal)} "
+                f"user-days, the first of {user_id} on {day}: nothing is published and readers keep the "
+                "last good snapshot. Run finora rebuild and report what it shows."
             )
     if _count(connection, "pipeline.stale_users"):
         _refresh_user_metrics(connection, today)
@@ -85,15 +90,16 @@ def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], tod
 
 def _refresh_user_metrics(connection: duckdb.DuckDBPyConnection, today: date) -> None:
     outdated = connection.execute(section("user_metrics", "outdated"), {"today": today}).to_arrow_table()
+    connection.execute(section("user_metrics", "macros"))
     waiting = list(_portions(outdated, USERS_AT_ONCE))
     while waiting:
         users = waiting.pop(0)
         connection.register("users_to_compute", users)
         try:
             with transaction(connection):
-                run(connection, "user_metrics", "refresh", today=today)
+                run_section(connection, "user_metrics", "refresh", today=today)
         except CAUSED_BY_PAGES as error:
-            _log.warning("The figures of %d users were not computed at once: %s", users.num_rows, error)
+            _log.warning("Failed to compute the figures of %d users at once: %s", users.num_rows, error)
             if users.num_rows > 1:
                 waiting[:0] = list(_portions(users, -(-users.num_rows // 2)))
 
@@ -104,16 +110,32 @@ def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str
     connection.register("sample_models", SAMPLE_MODELS)
     connection.register("service_names", service_names_table())
     with transaction(connection):
-        run(connection, "sample_data", "refresh", today=today)
+        run_section(connection, "sample_data", "refresh", today=today)
     connection.execute(section("attribution", "macros"))
     connection.execute(section("attribution", "portion"), {"rows_at_once": ROWS_AT_ONCE})
+    days, unequal, failed = _compute_portions(connection, today)
+    open_days = connection.execute(section("reconciliation", "check")).fetchall()
+    differing = connection.execute(section("reconciliation", "token_check")).fetchall()
+    return Recomputed(
+        days,
+        unequal,
+        {severity: (days, usd) for severity, days, usd in open_days},
+        failed=failed,
+        token_residuals={kind: (days, tokens) for kind, days, tokens in differing},
+    )
+
+
+def _compute_portions(
+    connection: duckdb.DuckDBPyConnection, today: date
+) -> tuple[int, list[tuple[str, date]], list[tuple[str, date]]]:
+    """Computes every portion, halved where it fails; returns days computed, unequal and failed."""
     portions = connection.execute(
         "SELECT portion, count(*) FROM portioned_days GROUP BY portion ORDER BY portion"
     ).fetchall()
     unequal: list[tuple[str, date]] = []
     failed: list[tuple[str, date]] = []
     waiting = [portion for portion, _ in portions]
-    later = max(waiting, default=0)
+    last = max(waiting, default=0)
     while waiting:
         portion = waiting.pop(0)
         try:
@@ -122,36 +144,27 @@ def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str
             days = connection.execute(
                 "SELECT user_id, date FROM portioned_days WHERE portion = ?", [portion]
             ).fetchall()
-            _log.warning("The metrics of %d user-days were not computed at once: %s", len(days), error)
+            _log.warning("Failed to compute the metrics of %d user-days at once: %s", len(days), error)
             if len(days) == 1:
                 failed += days
                 continue
-            later += 1
-            run(connection, "attribution", "halve", portion=portion, later=later)
-            waiting[:0] = [portion, later]
-    open_days = connection.execute(section("reconciliation", "check")).fetchall()
-    residuals = {severity: (days, usd) for severity, days, usd in open_days}
-    differing = connection.execute(section("reconciliation", "token_check")).fetchall()
-    return Recomputed(
-        sum(days for _, days in portions) - len(failed),
-        unequal,
-        residuals,
-        failed=failed,
-        token_residuals={kind: (days, tokens) for kind, days, tokens in differing},
-    )
+            last += 1
+            run_section(connection, "attribution", "halve", portion=portion, later=last)
+            waiting[:0] = [portion, last]
+    return sum(days for _, days in portions) - len(failed), unequal, failed
 
 
 def _compute_portion(
     connection: duckdb.DuckDBPyConnection, portion: int, today: date
 ) -> list[tuple[str, date]]:
-    """Computes the days of one portion, all or nothing; returns those that do not add up to the bill."""
+    """Computes the days of a portion in one transaction; returns the days that do not add up."""
     with transaction(connection):
-        run(connection, "attribution", "prepare", portion=portion)
+        run_section(connection, "attribution", "prepare", portion=portion)
         for table in ("daily_model_costs", "daily_member_costs", "daily_key_costs", "reconciliation"):
-            run(connection, table, "refresh", today=today)
-        run(connection, "attribution", "check")
+            run_section(connection, table, "refresh", today=today)
+        run_section(connection, "attribution", "check")
         unequal = connection.execute("SELECT user_id, date FROM unequal_days").fetchall()
-        run(connection, "attribution", "finish")
+        run_section(connection, "attribution", "finish")
     return unequal
 
 

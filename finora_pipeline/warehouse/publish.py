@@ -1,7 +1,7 @@
-"""The copy that readers open: written aside and swapped in with one rename, so that nobody ever waits.
+"""Publishes the snapshot that readers open: a copy swapped in with one rename.
 
-A reader with the old file open keeps reading it. Parquet files, one a table and month, are rewritten for the
-months that changed.
+No reader waits; one with the old file open keeps reading it. Parquet files, one per table and month, are
+rewritten for the months that changed.
 """
 
 import logging
@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from finora_pipeline.data_folder.private_files import make_folder, share_published
-from finora_pipeline.warehouse.database import Warehouse, transaction
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import catch_up
 from finora_pipeline.warehouse.published_record import (
     Repair,
@@ -29,8 +29,9 @@ from finora_pipeline.warehouse.published_record import (
     month_of,
     remove_companions,
 )
-from finora_pipeline.warehouse.schema import MONTHLY_TABLES
 from finora_pipeline.warehouse.snapshot import quoted
+from finora_pipeline.warehouse.statements import transaction
+from finora_pipeline.warehouse.tables import MONTHLY_TABLES
 
 _log = logging.getLogger("finora.warehouse")
 CONNECTION_SCHEMA = pa.schema(
@@ -47,9 +48,7 @@ CONNECTION_SCHEMA = pa.schema(
         ("next_refresh_at", pa.timestamp("us", "UTC")),
     ]
 )
-
-
-# What a copy is compared by: whole tables by their number of rows, the last days by the sum of their dollars.
+# Tables by which a snapshot is compared with the warehouse: all rows, and the dollars of the last days.
 COMPARED = ("daily_costs", "daily_model_costs", "daily_member_costs", "daily_key_costs")
 COMPARED_DAYS = timedelta(days=4)
 SHOWN_DAYS = timedelta(days=30)
@@ -58,10 +57,12 @@ _Totals = tuple[object, ...]
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What was published: the file, its size in bytes, the Parquet files rewritten, when; and the tables of
-    which readers do not get what the pipeline holds, with the rows and dollars of both: there are none.
-    `daily_usd`: what all users were charged on each of the last days, in USD. `repair`: files that another
-    program had changed, which this run has put right."""
+    """What was published: the file, its size, the number of Parquet files rewritten, and when.
+
+    `different`: tables whose snapshot differs from the warehouse, with rows and dollars of both (expected
+    none). `daily_usd`: USD charged to all users on each of the last days. `repair`: files that another
+    program had changed and this publish repaired.
+    """
 
     database: Path
     bytes: int
@@ -78,16 +79,16 @@ def publish(
     connection_rows: Callable[[], Iterable[dict[str, object]]],
     today: date,
 ) -> Published:
-    """Publishes the warehouse as it is now, with the connections' states.
+    """Publishes the warehouse and the connections' states.
 
-    `user_ids` are all users there are; they and `connection_rows`, which gives rows of `CONNECTION_SCHEMA`,
-    are asked for under the lock. Raises `PartsUnequal`, and leaves readers the copy they have.
+    `user_ids` are all users; they and `connection_rows`, rows of `CONNECTION_SCHEMA`, are read under the
+    lock. Raises `PartsUnequal`; readers then keep the snapshot they have.
     """
     database = warehouse.published_database
     make_folder(database.parent)
     with warehouse.lock():
         started = datetime.now(UTC)
-        _remove_halves(warehouse.published)
+        _delete_temp_files(warehouse.published)
         record, changed = compare_with_record(warehouse, started)
         with warehouse.connect() as connection:
             catch_up(connection, user_ids, today)
@@ -103,7 +104,7 @@ def publish(
             held = {table: _totals(connection, table, today) for table in COMPARED}
         size, copied, daily_usd = _swap_in(warehouse, today)
         if copied != held:
-            # A program that still had the copy before open to write has left its log beside this one.
+            # A program with the earlier snapshot open to write may have left its log for this one.
             size, copied, daily_usd = _swap_in(warehouse, today)
         end_publishing(warehouse, record)
     repair = record.repair if record.repair and record.repair.at == started else None
@@ -114,33 +115,35 @@ def publish(
 
 
 def _totals(connection: duckdb.DuckDBPyConnection, table: str, today: date) -> _Totals:
-    """All rows of a table, and those of the last days with their dollars."""
+    """Number of rows of a table, then rows and USD of its last days."""
     recent = f"FROM {table} WHERE date >= $first"
     first = {"first": today - COMPARED_DAYS}
     rows = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0]
     return rows + connection.execute(f"SELECT count(*), sum(amount_usd) {recent}", first).fetchall()[0]
 
 
-def _remove_halves(folder: Path) -> None:
-    """Removes what somebody who was killed, or had no room, has written aside; under the lock nobody does."""
-    for half in (*folder.glob(".finora.duckdb.*"), *folder.glob("parquet/*/*/.*.parquet.*")):
-        half.unlink()
+def _delete_temp_files(folder: Path) -> None:
+    """Deletes temp files of a crashed publish; safe, since the caller holds the lock."""
+    for temporary in (*folder.glob(".finora.duckdb.*"), *folder.glob("parquet/*/*/.*.parquet.*")):
+        temporary.unlink()
 
 
 def _swap_in(warehouse: Warehouse, today: date) -> tuple[int, dict[str, _Totals], list[tuple[date, Decimal]]]:
-    """Puts a copy of the warehouse in the published file's place; returns its bytes, and its totals and the
-    dollars of the last days as a reader gets them."""
+    """Replaces the published file by a copy of the warehouse.
+
+    Returns its bytes, its totals by table, and the USD of each of the last days, as a reader gets them.
+    """
     source, target = warehouse.database, warehouse.published_database
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        _copy(source, aside)
-        share_published(aside, target.parent)
+        _copy(source, temporary)
+        share_published(temporary, target.parent)
         remove_companions(warehouse)
-        size = aside.stat().st_size
-        aside.rename(target)
+        size = temporary.stat().st_size
+        temporary.rename(target)
     except BaseException:
-        # Half a copy would keep a full disk full.
-        aside.unlink(missing_ok=True)
+        # A partial copy would keep a full disk full.
+        temporary.unlink(missing_ok=True)
         raise
     with duckdb.connect(target, read_only=True) as connection:
         copied = {table: _totals(connection, table, today) for table in COMPARED}
@@ -155,7 +158,7 @@ def _swap_in(warehouse: Warehouse, today: date) -> tuple[int, dict[str, _Totals]
 def _copy(source: Path, target: Path) -> None:
     with source.open("rb") as read, target.open("wb") as written:
         if sys.platform == "linux":
-            # In the kernel, and without a copy at all where the file system can share blocks.
+            # Copies in the kernel, or shares the blocks where the file system can.
             left = source.stat().st_size
             while left and (copied := os.copy_file_range(read.fileno(), written.fileno(), left)):
                 left -= copied
@@ -168,8 +171,10 @@ def _copy(source: Path, target: Path) -> None:
 def _mark_months(
     connection: duckdb.DuckDBPyConnection, warehouse: Warehouse, changed: list[str], *, is_recorded: bool
 ) -> None:
-    """Has the Parquet files written that another program has changed or taken away, all that are missing
-    where nothing was recorded; removes foreign ones."""
+    """Marks months whose Parquet files another program has changed or deleted.
+
+    Without a record, marks every month whose file is missing. Deletes foreign files.
+    """
     months: set[tuple[str, str]] = set()
     if not is_recorded:
         for table in MONTHLY_TABLES:
@@ -194,7 +199,7 @@ def _mark_months(
 
 
 def _write_months(connection: duckdb.DuckDBPyConnection, published: Path) -> int:
-    """Rewrites the Parquet file of each table and month that changed; returns how many."""
+    """Rewrites the Parquet file of each table and month that changed; returns their number."""
     changed: list[tuple[str, date]] = connection.execute(
         "SELECT DISTINCT table_name, month FROM pipeline.unpublished_months ORDER BY ALL"
     ).fetchall()
@@ -203,7 +208,7 @@ def _write_months(connection: duckdb.DuckDBPyConnection, published: Path) -> int
         with connection.cursor() as own:
             _write_month(own, published, *table_and_month)
 
-    # Compression takes most of the time, and a month is too small for DuckDB to share out.
+    # Compression takes most of the time, and a month is too small for DuckDB's own threads.
     with ThreadPoolExecutor(2, "parquet") as threads:
         list(threads.map(write, changed))
     connection.execute("TRUNCATE pipeline.unpublished_months")
@@ -218,14 +223,14 @@ def _write_month(connection: duckdb.DuckDBPyConnection, published: Path, table: 
         share_published(folder, published)
     days = f"FROM {table} WHERE date >= $month AND date < $month + INTERVAL 1 MONTH"
     if not connection.execute(f"{days} LIMIT 1", {"month": month}).fetchall():
-        # Nothing of that month is kept.
+        # All rows of the month have expired.
         target.unlink(missing_ok=True)
         return
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     connection.execute(
-        f"COPY ({days}) TO {quoted(aside)} "
+        f"COPY ({days}) TO {quoted(temporary)} "
         "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE 40960)",
         {"month": month},
     )
-    share_published(aside, published)
-    aside.rename(target)
+    share_published(temporary, published)
+    temporary.rename(target)

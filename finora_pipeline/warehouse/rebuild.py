@@ -1,4 +1,4 @@
-"""Builds the facts again from the raw pages, offline, and compares them with those that are held."""
+"""Rebuilds facts from raw pages, offline, to compare them with the warehouse or replace it."""
 
 import logging
 import shutil
@@ -11,18 +11,20 @@ from pathlib import Path
 import duckdb
 
 from finora_pipeline.data_folder.disk import DatabaseDamaged
-from finora_pipeline.warehouse.database import Warehouse, open_to_write, settle, transaction
-from finora_pipeline.warehouse.load import ID_COLUMN, KINDS, archive_loaded, load_files
+from finora_pipeline.warehouse.database import Warehouse, open_to_write, replay_log
+from finora_pipeline.warehouse.load import KINDS, archive_loaded, load_files
 from finora_pipeline.warehouse.portions import load_or_halve, portions
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.schema import RebuildIncomplete, WarehouseOutdated
 from finora_pipeline.warehouse.snapshot import quoted
+from finora_pipeline.warehouse.statements import transaction
+from finora_pipeline.warehouse.tables import ID_COLUMN
 
 _log = logging.getLogger("finora.warehouse")
-# What is told apart: all that OpenAI said, not which read of the same it came from.
+# Compared in all that OpenAI sent, but not in which fetch it came from.
 COMPARED = ("main.daily_costs", "main.daily_usage", "pipeline.billed_costs")
 ROWS_COMPARED_AT_ONCE = 500_000
-# Called with the raw files loaded, and all there are.
+# Called with the number of raw files loaded, and of all.
 Progress = Callable[[int, int], None]
 _WANTED = (
     "($user_id IS NULL OR user_id = $user_id) AND ($first IS NULL OR date >= $first) "
@@ -32,7 +34,7 @@ _WANTED = (
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A day of a user whose facts and raw pages do not say the same, and by how many rows."""
+    """A user-day whose facts and raw pages differ, with the rows that only one of them has."""
 
     table: str
     user_id: str
@@ -43,7 +45,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Unloadable:
-    """A raw file whose pages cannot be loaded, and a sentence that says why."""
+    """A raw file whose pages cannot be loaded, and a sentence why."""
 
     file: str
     reason: str
@@ -51,8 +53,10 @@ class Unloadable:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """Raw files read, rows built, where they differ from those held, and files that could not be loaded or
-    are in quarantine."""
+    """Raw files read, rows built, and their differences from the warehouse.
+
+    `unloadable`: files that could not be loaded or are in quarantine.
+    """
 
     files: int
     rows: int
@@ -62,7 +66,7 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class _Built:
-    """A warehouse made of so many raw files, and those that could not be loaded."""
+    """A warehouse built from so many raw files, and the files that could not be loaded."""
 
     warehouse: Warehouse
     files: int
@@ -77,10 +81,10 @@ def rebuild(
     last: date | None = None,
     on_progress: Progress | None = None,
 ) -> Rebuilt:
-    """Loads all raw pages into an empty database beside the warehouse and compares, by user and UTC day.
+    """Rebuilds all facts in a separate database and compares them with the warehouse.
 
-    The days from `first` to `last` (both included) of a user, or of everybody. Changes no fact. Raises
-    `WarehouseOutdated`.
+    Compares the UTC days from `first` to `last` (both included) of a user, or of all users. Changes no fact.
+    Raises `WarehouseOutdated`.
     """
     filters = {"user_id": user_id, "first": first, "last": last}
     with warehouse.lock():
@@ -88,7 +92,7 @@ def rebuild(
             raw = RawPages(warehouse.raw)
             archive_loaded(connection, raw, raw.pending())
         with (
-            _loaded_beside(warehouse, on_progress) as built,
+            _built_from_raw(warehouse, on_progress) as built,
             warehouse.storage_errors(),
             open_to_write(built.warehouse.database) as connection,
         ):
@@ -104,10 +108,10 @@ def rebuild(
 
 
 def bring_up_to_date(warehouse: Warehouse, on_progress: Progress | None = None) -> bool:
-    """Migrates the warehouse of an earlier version, or builds it from the raw pages where its tables cannot
-    be changed in place; returns whether it was built. Readers keep the published copy until the next one.
+    """Migrates the warehouse of an earlier version, or rebuilds it if it cannot be migrated.
 
-    Raises `WarehouseTooNew`, and `DiskFull`.
+    Returns whether it was rebuilt. Readers keep the published snapshot until the next one. Raises
+    `WarehouseTooNew` and `DiskFull`.
     """
     if not warehouse.database.exists():
         return False
@@ -122,12 +126,12 @@ def bring_up_to_date(warehouse: Warehouse, on_progress: Progress | None = None) 
 
 
 def replace_warehouse(warehouse: Warehouse, on_progress: Progress | None = None) -> int:
-    """Puts a database made of all raw pages in the warehouse's place; returns how many raw files it read.
+    """Replaces the warehouse by one built from all raw pages; returns their number of files.
 
-    For a warehouse of another version, or a damaged one. What only it knows, the record of revisions and when
-    days and names were read first, is taken over where its tables are still the same. Metrics are computed
-    by whoever publishes next; days that were pruned may be back, and are to be pruned again. A database that
-    cannot be read is set aside, as `damaged.duckdb`.
+    For a warehouse of another version, or a damaged one. Revisions and first fetch times, which raw pages do
+    not hold, are copied where the tables have the same columns. The next publish computes the metrics;
+    expired days may be back until the next prune. A database that cannot be read is kept as
+    `damaged.duckdb`.
     """
     with warehouse.lock():
         return _replace(warehouse, on_progress)
@@ -135,18 +139,18 @@ def replace_warehouse(warehouse: Warehouse, on_progress: Progress | None = None)
 
 def _replace(warehouse: Warehouse, on_progress: Progress | None) -> int:
     with _set_aside_if_damaged(warehouse):
-        settle(warehouse.database)
+        replay_log(warehouse.database)
         _archive_held(warehouse)
-    with _loaded_beside(warehouse, on_progress) as built:
+    with _built_from_raw(warehouse, on_progress) as built:
         if built.unloadable:
             first = built.unloadable[0]
             raise RebuildIncomplete(
                 f"{len(built.unloadable)} of {built.files} raw files could not be loaded, the first "
-                f"{first.file}: {first.reason} The warehouse is unchanged. To build it without a file, move "
-                "that to raw/quarantine."
+                f"{first.file}: {first.reason} The warehouse is unchanged. To rebuild without a "
+                "file, move it to raw/quarantine."
             )
         with _set_aside_if_damaged(warehouse):
-            _take_over(warehouse, built.warehouse)
+            _copy_records(warehouse, built.warehouse)
         warehouse.database.parent.mkdir(parents=True, exist_ok=True)
         built.warehouse.database.replace(warehouse.database)
     return built.files
@@ -154,8 +158,10 @@ def _replace(warehouse: Warehouse, on_progress: Progress | None) -> int:
 
 @contextmanager
 def _set_aside_if_damaged(warehouse: Warehouse) -> Iterator[None]:
-    """Sets the held database aside where reading it in the block shows that it is damaged. Raises
-    `StorageError` for anything else that is wrong with it: another program has it open, say."""
+    """Sets the held database aside if reading it in the block shows that it is damaged.
+
+    Raises `StorageError` for other failures, such as another program that has it open.
+    """
     try:
         with warehouse.storage_errors():
             yield
@@ -170,18 +176,18 @@ def _set_aside(database: Path) -> None:
     log = database.with_name(f"{database.name}.wal")
     if log.exists():
         log.replace(aside.with_name(f"{aside.name}.wal"))
-    _log.warning(
-        "The warehouse cannot be read. It is set aside as %s; the record of revisions in it is lost.", aside
-    )
+    _log.warning("The warehouse is damaged. It is kept as %s; its record of revisions is lost.", aside)
 
 
 def _archive_held(warehouse: Warehouse) -> None:
-    """Moves the raw files that the held database, of whatever version, knows as loaded: its record of
-    revisions is taken over, and a file that still waits would be loaded into it a second time."""
+    """Archives pending raw files that the held database, of any version, has loaded already.
+
+    Loaded again after its revisions are copied, such a file would be compared with them a second time.
+    """
     if not warehouse.database.exists():
         return
     raw = RawPages(warehouse.raw)
-    # A version whose ledger cannot be read has none to go by.
+    # An early version may have no such ledger.
     with (
         duckdb.connect(warehouse.database, read_only=True) as connection,
         suppress(duckdb.CatalogException, duckdb.BinderException),
@@ -189,23 +195,23 @@ def _archive_held(warehouse: Warehouse) -> None:
         archive_loaded(connection, raw, raw.pending())
 
 
-def _take_over(warehouse: Warehouse, beside: Warehouse) -> None:
-    """Copies into the database beside what only the held one knows, if there is one."""
+def _copy_records(warehouse: Warehouse, built: Warehouse) -> None:
+    """Copies revisions and first fetches from the held database, if any, into the built one."""
     if not warehouse.database.exists():
         return
-    with open_to_write(beside.database) as connection:
+    with open_to_write(built.database) as connection:
         _attach_held(connection, warehouse)
         with transaction(connection):
-            _copy_what_only_held_knows(connection)
+            _copy_revisions_and_first_fetches(connection)
         connection.execute("DETACH held")
 
 
-def _copy_what_only_held_knows(connection: duckdb.DuckDBPyConnection) -> None:
+def _copy_revisions_and_first_fetches(connection: duckdb.DuckDBPyConnection) -> None:
     for table in ("main.cost_revisions", "main.usage_revisions"):
-        if _is_same(connection, table):
+        if _has_same_columns(connection, table):
             connection.execute(f"DELETE FROM {table}")
             connection.execute(f"INSERT INTO {table} FROM held.{table}")
-    if _is_same(connection, "pipeline.loaded_days"):
+    if _has_same_columns(connection, "pipeline.loaded_days"):
         connection.execute(
             "UPDATE pipeline.loaded_days AS day SET first_fetched_at = known.first_fetched_at "
             "FROM held.pipeline.loaded_days AS known WHERE known.user_id = day.user_id "
@@ -213,7 +219,7 @@ def _copy_what_only_held_knows(connection: duckdb.DuckDBPyConnection) -> None:
             "AND known.date = day.date"
         )
     for table, key in ID_COLUMN.items():
-        if _is_same(connection, f"main.{table}"):
+        if _has_same_columns(connection, f"main.{table}"):
             connection.execute(
                 f"UPDATE {table} AS one SET first_seen_at = known.first_seen_at "
                 f"FROM held.{table} AS known WHERE known.user_id = one.user_id "
@@ -222,40 +228,42 @@ def _copy_what_only_held_knows(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 @contextmanager
-def _loaded_beside(warehouse: Warehouse, on_progress: Progress | None) -> "Iterator[_Built]":
-    """A database with all raw pages loaded, for the length of the block. The caller holds the lock, so that
-    nothing moves between landed, loaded and archived."""
-    beside = Warehouse(warehouse.home / "rebuild")
-    shutil.rmtree(beside.home, ignore_errors=True)
+def _built_from_raw(warehouse: Warehouse, on_progress: Progress | None) -> "Iterator[_Built]":
+    """A database with all archived raw pages loaded, for the length of the block.
+
+    The caller holds the lock, so that no raw file moves in between.
+    """
+    built = Warehouse(warehouse.home / "rebuild")
+    shutil.rmtree(built.home, ignore_errors=True)
     try:
         files = list(RawPages(warehouse.raw).archived())
         loaded = 0
         unloadable: list[Unloadable] = []
-        with beside.writing() as connection:
+        with built.writing() as connection:
             for kind in KINDS:
                 for portion in portions([file for file in files if file.kind == kind]):
                     load_or_halve(
                         connection,
                         portion,
-                        lambda some, kind=kind: load_files(connection, kind, some, beside.cut_pages),
-                        # The ledger knows an archived file by its name: it is not written anew.
+                        lambda some, kind=kind: load_files(connection, kind, some, built.cut_pages),
+                        # The ledger knows an archived file by its name, so it is never split.
                         lambda file: [file],
                         lambda file, reason: unloadable.append(Unloadable(file.name, reason)),
                     )
                     loaded += len(portion)
                     if on_progress:
                         on_progress(loaded, len(files))
-        yield _Built(beside, len(files), unloadable)
+        yield _Built(built, len(files), unloadable)
     finally:
-        shutil.rmtree(beside.home, ignore_errors=True)
+        shutil.rmtree(built.home, ignore_errors=True)
 
 
 def _attach_held(connection: duckdb.DuckDBPyConnection, warehouse: Warehouse) -> None:
     connection.execute(f"ATTACH {quoted(warehouse.database)} AS held (READ_ONLY)")
 
 
-def _is_same(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
-    """Whether the held database has that table with the same columns."""
+def _has_same_columns(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
+    """Whether the held database has the table with the same columns."""
     columns = [
         connection.execute(
             "SELECT column_name, data_type FROM duckdb_columns() WHERE (database_name = 'held') = ? "
@@ -270,8 +278,8 @@ def _is_same(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
 def _differences(
     connection: duckdb.DuckDBPyConnection, table: str, filters: dict[str, object], portions: int
 ) -> list[Difference]:
-    """Compares the users in so many portions, since to compare rows takes memory for all of them."""
-    # A charge's meaning is ours, and the model of an unparsed one is known by its use only.
+    """Compares rows in so many portions of users, since a comparison holds them in memory."""
+    # Our parse of a line item does not come from OpenAI, and usage gives unparsed charges their model.
     ours = (
         ", model, direction, modality, tier, is_long_context, is_parsed"
         if table == "main.daily_costs"
@@ -282,18 +290,18 @@ def _differences(
     real = "" if table.startswith("pipeline.") else " AND NOT is_sample"
     query = f"""
         WITH held_rows AS (SELECT {columns} FROM held.{table} WHERE {_WANTED}{real} AND {portion}),
-        -- Days that were pruned may still stand in a raw file beside days that are kept.
+        -- A raw file with days that are kept may hold expired days too.
         raw_rows AS (
             SELECT {columns} FROM {table} SEMI JOIN held.pipeline.loaded_days USING (user_id, provider, date)
             WHERE {_WANTED}{real} AND {portion}
         ),
-        apart AS (
+        differing AS (
             SELECT user_id, date, true AS is_held FROM (FROM held_rows EXCEPT ALL FROM raw_rows)
             UNION ALL
             SELECT user_id, date, false FROM (FROM raw_rows EXCEPT ALL FROM held_rows)
         )
         SELECT user_id, date, count(*) FILTER (is_held), count(*) FILTER (NOT is_held)
-        FROM apart GROUP BY ALL"""
+        FROM differing GROUP BY ALL"""
     found = [
         row
         for number in range(portions)

@@ -1,4 +1,4 @@
-"""What is kept no longer: days older than a plan's history, replaced raw pages, users who are purged."""
+"""Deletes expired days, replaced raw pages and the data of purged users."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,20 +11,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finora_pipeline.openai_admin.endpoints import DIRECTORY_KIND
-from finora_pipeline.warehouse.database import Warehouse, open_to_write, settle, transaction
-from finora_pipeline.warehouse.raw import RawFile, RawPages, reading, write_whole
-from finora_pipeline.warehouse.schema import MONTHLY_TABLES
+from finora_pipeline.warehouse.database import Warehouse, open_to_write, replay_log
+from finora_pipeline.warehouse.raw import RawFile, RawPages
+from finora_pipeline.warehouse.raw.files import raw_file_errors, write_whole
 from finora_pipeline.warehouse.snapshot import DATABASE, attach, quoted
+from finora_pipeline.warehouse.statements import transaction
+from finora_pipeline.warehouse.tables import MONTHLY_TABLES
 
-# For so long every page as it was read stays, whatever was read after it.
+# Every raw page is kept for so long, even if newer pages have replaced its days.
 RAW_PAGES_KEPT = timedelta(days=7)
-# Until a month that has ended is not written any more, but for corrections.
+# After so many days of the next month, a month is written only for corrections.
 SETTLING_DAYS = 8
 
 
 @dataclass(slots=True)
 class Removed:
-    """Rows removed by table, raw files removed and rewritten, and the bytes that raw pages take no more."""
+    """Rows deleted by table, raw files deleted and rewritten, and the bytes freed in raw pages."""
 
     rows: dict[str, int] = field(default_factory=dict)
     files_removed: int = 0
@@ -33,10 +35,10 @@ class Removed:
 
 
 def prune(warehouse: Warehouse, kept_from: Callable[[], Mapping[str, date]]) -> Removed:
-    """Removes the days before `kept_from` of each user from every table with days.
+    """Deletes each user's days before `kept_from` from every table with days.
 
-    `kept_from` is asked under the lock: while it is waited for, a user's plan may grow and its history be
-    loaded.
+    `kept_from` is called under the lock: during the wait for it, a user's plan may change to one that keeps
+    more, and its history be loaded.
     """
     removed = Removed()
     with warehouse.writing() as connection, transaction(connection):
@@ -48,7 +50,7 @@ def prune(warehouse: Warehouse, kept_from: Callable[[], Mapping[str, date]]) -> 
             }
         )
         connection.register("limits", limits)
-        # Their first day, and with it what can be compared, moves.
+        # Their first day moves, and with it which figures have a previous period.
         connection.execute(
             "INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM daily_model_costs "
             "JOIN limits USING (user_id) WHERE date < kept_from EXCEPT FROM pipeline.stale_users"
@@ -67,7 +69,7 @@ def prune(warehouse: Warehouse, kept_from: Callable[[], Mapping[str, date]]) -> 
             if count:
                 removed.rows[table] = count
         if removed.rows:
-            # Read once more, the same pages would have to bring back what is removed here.
+            # An equal page set that is fetched later must be loaded again, to restore what is deleted here.
             connection.execute(
                 "DELETE FROM pipeline.loaded_sets WHERE user_id IN (SELECT user_id FROM limits)"
             )
@@ -75,10 +77,10 @@ def prune(warehouse: Warehouse, kept_from: Callable[[], Mapping[str, date]]) -> 
 
 
 def cluster(warehouse: Warehouse, today: date) -> int:
-    """Puts the rows of this month, and in its first week of the month before, ordered by user; how many.
+    """Orders the rows of this month by user; returns their number.
 
-    Refreshes write day after day of everybody, so that one user's rows lie everywhere. Readers want one
-    user's, and DuckDB skips the parts of a table that hold none of them.
+    In its first week also those of the month before. Refreshes write the same day of all users together,
+    which scatters a user's rows. Readers want one user's, and DuckDB skips the row groups without any.
     """
     first = (today - timedelta(days=SETTLING_DAYS)).replace(day=1)
     rows = 0
@@ -95,27 +97,27 @@ def cluster(warehouse: Warehouse, today: date) -> int:
                     f"INSERT INTO {table} FROM ordered ORDER BY user_id, date"
                 ).fetchall()
             rows += count
-            # Frees the places of the rows as they were, for the next table's.
+            # Frees the space of the old rows for the next table.
             connection.execute("DROP TABLE ordered")
             connection.execute("CHECKPOINT")
     return rows
 
 
 def thin(warehouse: Warehouse, fetched_before: date) -> Removed:
-    """Removes the raw pages, fetched before a day, that hold no day as it is in the facts.
+    """Deletes raw pages that were fetched before a day and that no fact depends on.
 
-    The newest complete set of every day stays, so that everything can be built again; likewise the newest
-    list of each kind of the directory, and older ones that alone name something.
+    The newest page set of every day stays, so that all facts can be rebuilt; so does the newest list of each
+    kind of the directory, and older lists that are the last to hold an id.
     """
     removed = Removed()
     with warehouse.lock():
-        RawPages(warehouse.raw).remove_halves()
+        RawPages(warehouse.raw).delete_temp_files()
         files = list(RawPages(warehouse.raw).archived())
         with warehouse.connect() as connection:
             needed = connection.execute(
                 "SELECT DISTINCT raw_file, user_id, endpoint FROM pipeline.loaded_days"
             ).fetchall()
-            needed += _lists_that_name(connection, [file for file in files if file.kind == DIRECTORY_KIND])
+            needed += _needed_lists(connection, [file for file in files if file.kind == DIRECTORY_KIND])
         by_file: dict[str, set[tuple[str, str]]] = {}
         for name, user_id, endpoint in needed:
             by_file.setdefault(name, set()).add((user_id, endpoint))
@@ -129,10 +131,8 @@ def thin(warehouse: Warehouse, fetched_before: date) -> Removed:
     return removed
 
 
-def _lists_that_name(
-    connection: duckdb.DuckDBPyConnection, files: list[RawFile]
-) -> list[tuple[str, str, str]]:
-    """Raw file, user and endpoint of each list that is the newest or the newest to name something."""
+def _needed_lists(connection: duckdb.DuckDBPyConnection, files: list[RawFile]) -> list[tuple[str, str, str]]:
+    """Raw file, user and endpoint of each list that is the newest, or the newest with some id."""
     if not files:
         return []
     return connection.execute(
@@ -156,15 +156,15 @@ def _lists_that_name(
 
 
 def purge(warehouse: Warehouse, user_id: str) -> Removed:
-    """Removes a user from every table and every raw file; the database is written anew without them."""
+    """Deletes a user from every table and raw file; the database is rewritten without them."""
     removed = Removed()
     with warehouse.lock():
-        # Their pages may also be in what somebody who was killed has left.
+        # Temp files of killed processes may hold their pages too.
         shutil.rmtree(warehouse.cut_pages, ignore_errors=True)
-        RawPages(warehouse.raw).remove_halves()
+        RawPages(warehouse.raw).delete_temp_files()
         for file in [*RawPages(warehouse.raw).pending(), *RawPages(warehouse.raw).archived()]:
-            _keep_rows(file.path, [one != user_id for one in _users_of(file.path)], removed)
-        # Of a file that cannot be read it is not known whose pages it holds.
+            _keep_rows(file.path, [one != user_id for one in _user_ids(file.path)], removed)
+        # A file that cannot be read may hold their pages.
         for one in RawPages(warehouse.raw).quarantined():
             if user_id in one.user_ids or not one.sets:
                 one.remove()
@@ -174,40 +174,42 @@ def purge(warehouse: Warehouse, user_id: str) -> Removed:
     return removed
 
 
-def traces(warehouse: Warehouse, user_id: str) -> dict[str, int]:
-    """Where rows of a user still are: tables, raw files and what is published, with their number."""
+def count_user_rows(warehouse: Warehouse, user_id: str) -> dict[str, int]:
+    """A user's rows by table, and by folder of raw and published files."""
     found: dict[str, int] = {}
     raw = RawPages(warehouse.raw)
     if warehouse.database.exists():
         with warehouse.writing() as connection:
-            found = _rows_of(connection, user_id)
-    copy = warehouse.published_database
-    if copy.exists():
+            found = _rows_by_table(connection, user_id)
+    snapshot = warehouse.published_database
+    if snapshot.exists():
         with duckdb.connect(":memory:") as connection:
-            attach(connection, copy)
+            attach(connection, snapshot)
             connection.execute(f"USE {DATABASE}")
-            found[str(copy.relative_to(warehouse.home))] = sum(_rows_of(connection, user_id).values())
+            found[str(snapshot.relative_to(warehouse.home))] = sum(
+                _rows_by_table(connection, user_id).values()
+            )
     readable = [file.path for file in (*raw.pending(), *raw.archived())]
     for folder, files in (
         (warehouse.raw, readable),
         (warehouse.published / "parquet", (warehouse.published / "parquet").rglob("*.parquet")),
     ):
         place = str(folder.relative_to(warehouse.home))
-        found[place] = sum(_users_of(file).count(user_id) for file in files)
+        found[place] = sum(_user_ids(file).count(user_id) for file in files)
     found["raw/quarantine"] = sum(one.user_ids.count(user_id) for one in raw.quarantined())
     return found
 
 
-def _rows_of(connection: duckdb.DuckDBPyConnection, user_id: str) -> dict[str, int]:
-    """The user's rows in each table that has users."""
+def _rows_by_table(connection: duckdb.DuckDBPyConnection, user_id: str) -> dict[str, int]:
+    """The user's rows in each table with users."""
     count = "SELECT count(*) FROM {} WHERE user_id = ?"
     tables = _tables_with(connection, "user_id")
     return {table: connection.execute(count.format(table), [user_id]).fetchall()[0][0] for table in tables}
 
 
-def _users_of(file: Path) -> list[str]:
+def _user_ids(file: Path) -> list[str]:
     """The user of each row of a Parquet file."""
-    with reading(file):
+    with raw_file_errors(file):
         return pq.read_table(file, columns=["user_id"])["user_id"].to_pylist()
 
 
@@ -222,7 +224,7 @@ def _tables_with(connection: duckdb.DuckDBPyConnection, column: str) -> list[str
 
 
 def _keep_rows(path: Path, kept: list[bool], removed: Removed) -> None:
-    """Rewrites a Parquet file with some of its rows; removes it if none is left."""
+    """Rewrites a Parquet file with the kept rows; deletes it if none are left."""
     if all(kept):
         return
     before = path.stat().st_size
@@ -238,12 +240,12 @@ def _keep_rows(path: Path, kept: list[bool], removed: Removed) -> None:
 
 
 def _write_without(warehouse: Warehouse, user_id: str, removed: Removed) -> None:
-    """Deleted rows would stay in the file until something else takes their place: so it is written anew."""
-    settle(warehouse.database)
-    aside = warehouse.database.with_name("purged.duckdb")
-    for half in (aside, aside.with_name(f"{aside.name}.wal")):
-        half.unlink(missing_ok=True)
-    with warehouse.storage_errors(), open_to_write(aside) as connection:
+    """Rewrites the database without a user, since the file keeps deleted rows for a while."""
+    replay_log(warehouse.database)
+    purged = warehouse.database.with_name("purged.duckdb")
+    for old in (purged, purged.with_name(f"{purged.name}.wal")):
+        old.unlink(missing_ok=True)
+    with warehouse.storage_errors(), open_to_write(purged) as connection:
         connection.execute(f"ATTACH {quoted(warehouse.database)} AS old (READ_ONLY)")
         with_user = _tables_with(connection, "user_id")
         tables = [
@@ -271,4 +273,4 @@ def _write_without(warehouse: Warehouse, user_id: str, removed: Removed) -> None
                     "EXCEPT FROM pipeline.unpublished_months",
                     [user_id],
                 )
-    aside.replace(warehouse.database)
+    purged.replace(warehouse.database)

@@ -1,10 +1,11 @@
-"""Creates the warehouse's tables, and brings those of an earlier version up to date.
+"""Creates the warehouse's tables, and upgrades those of an earlier version.
 
 `pipeline.schema_version` holds the number of the last migration and a hash of the definitions. Definitions
-(comments, macros, views) are executed again whenever their text changes: new words stop nothing.
+(comments, macros, views) are executed again whenever their text changes, without a new number.
 """
 
 import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 
 import duckdb
@@ -16,36 +17,25 @@ from finora_pipeline.warehouse.migrations import (
     columns_of_first_number,
 )
 from finora_pipeline.warehouse.sql import section
+from finora_pipeline.warehouse.tables import DIRECTORY, TABLES
 from finora_pipeline.warehouse.usage_columns import add_measures
 
-# The tables that are also published as Parquet, a file a month.
-MONTHLY_TABLES = ("daily_costs", "daily_usage", "daily_model_costs", "daily_member_costs", "daily_key_costs")
-TABLES = (
-    *MONTHLY_TABLES,
-    "cost_revisions",
-    "usage_revisions",
-    "user_metrics",
-    "projects",
-    "members",
-    "api_keys",
-    "connections",
-)
 _CREATED = ("pipeline", "billed_costs", *TABLES, "reconciliation")
-# In this order: tables' comments, and views over tables with the macros that they call.
+# In this order: comments of tables, then views after the tables and macros that they use.
 _DEFINED = ("macros", *TABLES, "named", "as_of", "reconciliation")
 
 
 class WarehouseOutdated(Exception):
-    """The tables of this warehouse cannot be brought up to date in place, only built from its raw pages."""
+    """The tables of this warehouse cannot be upgraded in place, only rebuilt from its raw pages."""
 
     def __init__(self, why: str) -> None:
         super().__init__(
-            f"{why} Build the warehouse from its raw pages with finora rebuild --replace; no data is lost."
+            f"{why} Rebuild it from its raw pages with finora rebuild --replace; no data is lost."
         )
 
 
 class RebuildIncomplete(Exception):
-    """Some raw files could not be loaded; the message says which, and what to do. Nothing was replaced."""
+    """Some raw files could not be loaded, and nothing was replaced; the message says what to do."""
 
 
 class WarehouseTooNew(Exception):
@@ -53,7 +43,7 @@ class WarehouseTooNew(Exception):
 
 
 def create_or_migrate(connection: duckdb.DuckDBPyConnection) -> None:
-    """Leaves the tables of this version, whatever the database held before; all or nothing.
+    """Creates the tables of this version, or upgrades earlier ones, in one transaction.
 
     Raises `WarehouseOutdated` where only a rebuild helps, and `WarehouseTooNew`.
     """
@@ -73,8 +63,8 @@ def create_or_migrate(connection: duckdb.DuckDBPyConnection) -> None:
         else:
             _migrate(connection, number)
             add_measures(connection)
-        for name in _DEFINED:
-            connection.execute(section(name, "define"))
+        for statements in _definitions():
+            connection.execute(statements)
         for migration in MIGRATIONS:
             if number is not None and migration.number > number and migration.then:
                 migration.then(connection)
@@ -89,7 +79,7 @@ def create_or_migrate(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _version(connection: duckdb.DuckDBPyConnection) -> tuple[int | None, str]:
-    """The number and definitions of a database: None for an empty one, 0 for one without a number."""
+    """The stored number (None in an empty database, 0 if not stored) and definitions hash."""
     try:
         found = connection.execute("SELECT number, definitions FROM pipeline.schema_version").fetchall()
     except duckdb.CatalogException:
@@ -116,8 +106,14 @@ def _migrate(connection: duckdb.DuckDBPyConnection, number: int) -> None:
             migration.apply(connection)
 
 
+def _definitions() -> Iterator[str]:
+    for name in _DEFINED:
+        yield section(name, "define")
+    for texts in DIRECTORY.values():
+        yield section("directory", "define", **texts)
+
+
 @lru_cache(maxsize=1)
 def definitions_hash() -> str:
-    """Identifies the text of the comments, macros and views of this version."""
-    text = "".join(section(name, "define") for name in _DEFINED)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """SHA-256 of the text of this version's comments, macros and views."""
+    return hashlib.sha256("".join(_definitions()).encode()).hexdigest()

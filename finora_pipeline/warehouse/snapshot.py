@@ -1,4 +1,4 @@
-"""The published file as its readers see it. Imports little: the dashboard keeps that in memory for good."""
+"""The published file as readers open it. Imports little: the dashboard keeps it in memory."""
 
 from pathlib import Path
 
@@ -15,24 +15,25 @@ _CLOSED = (
 
 
 def quoted(file: Path) -> str:
-    """The file's path as a text in SQL, for statements that take no parameter."""
+    """The path as an SQL string literal, for statements that take no parameters."""
     return "'" + str(file).replace("'", "''") + "'"
 
 
 def attach(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
-    """Attaches the file to a database in memory as `finora`, to read; it shows the same copy from then on.
+    """Attaches the file read-only as `finora`; it shows one snapshot from then on.
 
-    To connect to its path instead would show the copy that the process has open already, however old.
+    For a database in memory. A connection to the file's path would share an older snapshot that the process
+    still has open.
     """
     connection.execute(f"ATTACH {quoted(file)} AS {DATABASE} (READ_ONLY)")
     connection.execute("SET GLOBAL TimeZone = 'UTC'")
 
 
 def close_off(connection: duckdb.DuckDBPyConnection, *, spills: bool) -> None:
-    """Leaves a connection nothing but its attached tables: no files, networks, extensions or settings.
+    """Restricts a connection to its attached tables: no files, networks, extensions or settings.
 
-    What does not fit into memory may still be spilled with `spills`. Then DuckDB also lets SQL write the
-    attached file itself, if this account can: only for SQL that is not a person's.
+    With `spills` queries may still spill to disk. DuckDB then also lets SQL write the attached file, if this
+    account can: use it only for our own SQL.
     """
     for setting in _CLOSED:
         connection.execute(f"SET {setting}")

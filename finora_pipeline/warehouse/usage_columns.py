@@ -11,7 +11,7 @@ import duckdb
 import msgspec
 
 from finora_pipeline.openai_admin.measures import MEASURES, REQUESTS, TOKENS, Measure
-from finora_pipeline.openai_admin.results import UsageBucket
+from finora_pipeline.openai_admin.results import UsageResult
 
 # How many of MEASURES the first schema has: later columns come after the table's other ones.
 _FIRST_MEASURES = 23
@@ -48,8 +48,7 @@ def _structure(kind: msgspec.inspect.Type) -> Any:
 
 
 SQL_LISTS = {
-    # Only the buckets: the rest of a page has served the fetch.
-    "usage_page": json.dumps({"data": [_structure(msgspec.inspect.type_info(UsageBucket))]}),
+    "usage_result": json.dumps(_structure(msgspec.inspect.type_info(UsageResult))),
     "measures_of_result": ",\n    ".join(f"result.{one.field} AS {one.column}" for one in MEASURES),
     "first_measures": ",\n    ".join(map(_definition, MEASURES[:_FIRST_MEASURES])),
     "later_measures": "".join(f",\n    {_definition(one)}" for one in MEASURES[_FIRST_MEASURES:]),

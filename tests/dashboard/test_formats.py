@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from finora_pipeline.dashboard.figures import charts, formats
-from finora_pipeline.dashboard.figures.periods import FIRST_DAY, BadPeriod, view_of
+from finora_pipeline.dashboard.figures.periods import BadPeriod, view_of
+from finora_pipeline.openai_admin.provider import FIRST_DAY
 from finora_pipeline.plans import PLANS
 
 # The same examples in every run, without a time limit on a busy machine.

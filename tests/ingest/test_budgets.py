@@ -15,8 +15,7 @@ from finora_pipeline.ingest.landing import Fetched, Landing
 from finora_pipeline.openai_admin.pages import PageHead
 from finora_pipeline.openai_simulator import Fault, FaultKind
 from finora_pipeline.resources.openai_admin import OpenAIAdmin
-from finora_pipeline.warehouse import raw
-from finora_pipeline.warehouse.raw import RawPages
+from finora_pipeline.warehouse.raw import RawPages, landing
 from tests.conftest import QUICK, Installation
 
 
@@ -81,7 +80,7 @@ def test_unloadable_pages_stop_no_other_user_and_are_fetched_again(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ):
     """As if a check had accepted a page that SQL cannot read."""
-    whole = raw.canonical
+    whole = landing.canonical
     bad = installation.openai.organizations[1].id.encode()
 
     def let_through(page: Any) -> bytes | None:
@@ -89,7 +88,7 @@ def test_unloadable_pages_stop_no_other_user_and_are_fetched_again(
         return page.body.replace(b'"value":"', b'"value":"x') if is_bad else whole(page)
 
     with monkeypatch.context() as patch:
-        patch.setattr(raw, "canonical", let_through)
+        patch.setattr(landing, "canonical", let_through)
         result = installation.refresh()
     assert [row.user_id for row in result.failed_users] == ["user-1"]
     installation.assert_exact("user-0", 0, installation.history(3))

@@ -15,7 +15,7 @@ from finora_pipeline.assets.published import promise_check, snapshot_check
 from finora_pipeline.instance.home import prepare_instance
 from finora_pipeline.warehouse import publish as publishing
 from finora_pipeline.warehouse.database import Warehouse
-from finora_pipeline.warehouse.load import Loaded, _loaded_by
+from finora_pipeline.warehouse.load_report import Loaded, loaded_by
 from finora_pipeline.warehouse.metrics import Recomputed, refresh_metrics
 from finora_pipeline.warehouse.publish import Published, publish
 from tests.conftest import Installation
@@ -65,7 +65,7 @@ def test_duplicate_rows_are_counted(installation: Installation):
             "USING (raw_file) WHERE date = ?",
             [installation.today],
         ).fetchall()
-        loaded = _loaded_by(connection, run_id, ["costs", "billed"])
+        loaded = loaded_by(connection, run_id, ["costs", "billed"])
     assert loaded.repeated == {"daily_costs": rows}
     assert not grain_check("daily_costs", loaded).passed
     assert grain_check("daily_usage", Loaded(1, 1, 1, repeated={"daily_usage": 0})).passed

@@ -104,7 +104,7 @@ def test_a_smaller_plan_takes_effect_after_a_week(installation: Installation):
 
 def test_upkeep_publishes_no_day_that_does_not_add_up(installation: Installation, monkeypatch):
     bill = "SELECT sum(amount_usd) FROM daily_member_costs"
-    before, run = installation.sql(bill), metrics.run
+    before, run = installation.sql(bill), metrics.run_section
 
     def run_and_add_a_dollar(connection: Any, table: str, name: str, **parameters: Any) -> None:
         run(connection, table, name, **parameters)
@@ -118,7 +118,7 @@ def test_upkeep_publishes_no_day_that_does_not_add_up(installation: Installation
         connection.execute(
             "INSERT INTO pipeline.stale_days SELECT DISTINCT user_id, provider, date FROM daily_costs"
         )
-    monkeypatch.setattr(metrics, "run", run_and_add_a_dollar)
+    monkeypatch.setattr(metrics, "run_section", run_and_add_a_dollar)
     with pytest.raises(PartsUnequal, match="2 user-days, the first of user-0"):
         nightly(installation)
     assert installation.sql(bill) == before
@@ -298,7 +298,7 @@ def test_a_purged_user_leaves_no_trace(installation: Installation):
     for path in installation.settings.home.rglob("*.duckdb"):
         content = path.read_bytes()
         assert not [text for text in traces_of_user if text.encode() in content], path
-    assert set(retention.traces(warehouse_of(installation), "user-0").values()) == {0}
+    assert set(retention.count_user_rows(warehouse_of(installation), "user-0").values()) == {0}
     assert first_days(installation).keys() == {"user-1"}
     installation.assert_exact("user-1", 1, installation.history(90))
     assert installation.accounts.connections.get("user-0") is None
@@ -322,7 +322,7 @@ def test_a_user_purged_during_a_run_leaves_no_trace(start_openai, install):
 
     result = installation.run(on_user_done=purge)
     assert result.succeeded, result.errors
-    assert set(retention.traces(warehouse_of(installation), "user-0").values()) == {0}
+    assert set(retention.count_user_rows(warehouse_of(installation), "user-0").values()) == {0}
     assert installation.accounts.refreshes.of_run(result.run_id)[0].user_id == "user-1"
     installation.assert_exact("user-1", 1, installation.history(7))
 
@@ -366,9 +366,9 @@ def test_an_interrupted_purge_can_be_repeated(installation: Installation, done: 
     warehouse = warehouse_of(installation)
     if done == "the warehouse, too":
         retention.purge(warehouse, "user-0")
-    assert retention.traces(warehouse, "user-0")["published/finora.duckdb"] > 0
+    assert retention.count_user_rows(warehouse, "user-0")["published/finora.duckdb"] > 0
     again = CliRunner().invoke(main, ["purge", "--user", "user-0", "--yes"])
     assert again.exit_code == 0, again.output
-    assert set(retention.traces(warehouse, "user-0").values()) == {0}
+    assert set(retention.count_user_rows(warehouse, "user-0").values()) == {0}
     assert installation.sql("SELECT DISTINCT user_id FROM user_metrics") == [("user-1",)]
     installation.assert_exact("user-1", 1, installation.history(90))

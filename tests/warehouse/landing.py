@@ -8,7 +8,8 @@ from typing import Any
 from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, EXTRA_ENDPOINTS, Endpoint
 from finora_pipeline.openai_admin.pages import Page, Window, check_page, unix_seconds
 from finora_pipeline.warehouse.database import Warehouse
-from finora_pipeline.warehouse.load import Loaded, load_pending
+from finora_pipeline.warehouse.load import load_pending
+from finora_pipeline.warehouse.load_report import Loaded
 from finora_pipeline.warehouse.raw import PageSet, RawPages
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"

@@ -129,14 +129,14 @@ def test_a_failed_load_changes_nothing_and_the_next_one_succeeds(
     land(warehouse, page_of(cost_day([cost_row('"1.00"')])), fetched_at=NOON)
     load(warehouse)
     land(warehouse, page_of(cost_day([cost_row('"2.00"')])), fetched_at=NOON + timedelta(hours=1))
-    real = loading.run
+    real = loading.run_section
 
     def failing(connection, table, name, **parameters):
         real(connection, table, name, **parameters)
         if name == "load":
             raise OSError("No space left on device")
 
-    monkeypatch.setattr(loading, "run", failing)
+    monkeypatch.setattr(loading, "run_section", failing)
     with pytest.raises(DiskFull, match=str(warehouse.home)):
         load(warehouse)
     monkeypatch.undo()

@@ -95,7 +95,7 @@ def test_a_rebuild_that_lacks_a_file_replaces_nothing(warehouse: Warehouse):
     archived = list(RawPages(warehouse.raw).archived())
     archived[0].path.write_bytes(b"PAR1 cut")
     assert [one.file for one in rebuild(warehouse).unloadable] == [archived[0].name]
-    with pytest.raises(RebuildIncomplete, match="move that to raw/quarantine"):
+    with pytest.raises(RebuildIncomplete, match="move it to raw/quarantine"):
         replace_warehouse(warehouse)
     assert rows(warehouse, "SELECT count(*) FROM daily_costs") == [(2,)]
 

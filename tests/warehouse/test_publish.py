@@ -72,7 +72,7 @@ def test_a_day_that_does_not_add_up_is_not_published_later(warehouse, monkeypatc
     land(warehouse, page_of(cost_day([cost_row('"1.25"')], yesterday)))
     load(warehouse)
     good = published(warehouse, bill.format("daily_member_costs"))
-    run = metrics.run
+    run = metrics.run_section
 
     def run_and_add_a_dollar(connection: Any, table: str, name: str, **parameters: Any) -> None:
         run(connection, table, name, **parameters)
@@ -81,7 +81,7 @@ def test_a_day_that_does_not_add_up_is_not_published_later(warehouse, monkeypatc
                 "UPDATE daily_member_costs SET amount_usd = amount_usd + 1 WHERE date = ?", [TODAY]
             )
 
-    monkeypatch.setattr(metrics, "run", run_and_add_a_dollar)
+    monkeypatch.setattr(metrics, "run_section", run_and_add_a_dollar)
     both = page_of(cost_day([cost_row('"1.50"')], yesterday), cost_day([cost_row('"2.50"')], TODAY))
     land(warehouse, both, run_id="run-2")
     load(warehouse, run_id="run-2")

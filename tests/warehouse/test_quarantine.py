@@ -12,7 +12,7 @@ from finora_pipeline.openai_admin.pages import Page, PageHead, Window
 from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import load_pending
 from finora_pipeline.warehouse.raw import PageSet, RawPages
-from finora_pipeline.warehouse.retention import purge, traces
+from finora_pipeline.warehouse.retention import count_user_rows, purge
 from tests.warehouse.landing import DAY, load, rows
 from tests.warehouse.test_portions import AMOUNTS, NOON, page_set
 
@@ -56,10 +56,10 @@ def test_a_purge_removes_quarantined_pages(warehouse: Warehouse):
     load(warehouse)
     (raw.folder / "pending" / "costs~run-2~1.parquet").write_bytes(b"PAR1 and nothing of it")
     load(warehouse)
-    assert traces(warehouse, "acme")["raw/quarantine"] == 1
+    assert count_user_rows(warehouse, "acme")["raw/quarantine"] == 1
     purge(warehouse, "acme")
     assert [one.user_ids for one in raw.quarantined()] == [["globex"]]
-    assert not any(traces(warehouse, "acme").values())
+    assert not any(count_user_rows(warehouse, "acme").values())
 
 
 @pytest.mark.parametrize("place", ["footer", "pages"])

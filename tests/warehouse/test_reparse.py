@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from finora_pipeline.warehouse import load as loading
-from finora_pipeline.warehouse.database import Warehouse, transaction
-from finora_pipeline.warehouse.load import mark_services_stale, reparse_line_items
+from finora_pipeline.warehouse import reparse
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.rebuild import rebuild
+from finora_pipeline.warehouse.reparse import mark_services_stale, reparse_line_items
+from finora_pipeline.warehouse.statements import transaction
 from tests.warehouse.landing import DAY, ENDPOINTS, bucket, cost_day, cost_row, land, load, page_of, rows
 
 NEXT_DAY = DAY + timedelta(days=1)
@@ -35,7 +36,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 @pytest.mark.parametrize("at_once", [1, 10_000])
 def test_charges_are_parsed_by_this_versions_rules(at_once: int, warehouse: Warehouse, monkeypatch):
-    monkeypatch.setattr(loading, "LINE_ITEMS_AT_ONCE", at_once)
+    monkeypatch.setattr(reparse, "LINE_ITEMS_AT_ONCE", at_once)
     with warehouse.writing() as connection, transaction(connection):
         assert reparse_line_items(connection) == 1
     assert rows(warehouse, MEANING) == [

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from finora_pipeline.warehouse.database import Warehouse, transaction
+from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import replace_warehouse
 from finora_pipeline.warehouse.retention import purge
+from finora_pipeline.warehouse.statements import transaction
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of, rows
 
 USERS = "SELECT user_id FROM pipeline.stale_users ORDER BY user_id"
@@ -92,4 +93,4 @@ def test_a_damaged_database_is_set_aside_and_rebuilt(
     replace_warehouse(warehouse)
     assert rows(warehouse, "SELECT amount_usd FROM daily_costs") == [(Decimal("1.00"),)]
     assert warehouse.database.with_name("damaged.duckdb").read_bytes() == damaged
-    assert "The warehouse cannot be read" in caplog.text
+    assert "The warehouse is damaged" in caplog.text

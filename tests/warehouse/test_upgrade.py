@@ -34,8 +34,8 @@ def reworded(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     """Change comments in the table definitions of the program."""
     original = schema.section
 
-    def changed(table: str, name: str) -> str:
-        text = original(table, name)
+    def changed(table: str, name: str, /, **texts: str) -> str:
+        text = original(table, name, **texts)
         return text.replace(old, new) if name == "define" else text
 
     monkeypatch.setattr(schema, "section", changed)

@@ -6,6 +6,7 @@ from datetime import date, timedelta
 from urllib.parse import urlencode
 
 from finora_pipeline.dashboard.figures import formats
+from finora_pipeline.openai_admin.provider import FIRST_DAY
 from finora_pipeline.plans import Plan
 
 LENGTHS = {"7d": 7, "30d": 30, "90d": 90}
@@ -13,8 +14,6 @@ DEFAULT = "30d"
 # The most bars of a chart that can be distinguished.
 MOST_DAYS = 92
 MOST_WEEKS = 400
-# OpenAI's API opened in June 2020: no organization has older costs.
-FIRST_DAY = date(2020, 6, 1)
 
 
 class BadPeriod(ValueError):

@@ -9,8 +9,8 @@ from typing import Any
 from finora_pipeline.dashboard.figures import formats
 from finora_pipeline.dashboard.figures.periods import View
 from finora_pipeline.dashboard.snapshots import UserSnapshot
+from finora_pipeline.warehouse.periods import SPARKLINE_DAYS
 
-SPARKLINE_DAYS = 14
 # Models with a colour of their own; the others are stacked as one.
 MODELS_SHOWN = 6
 
@@ -122,6 +122,7 @@ def _rows(snapshot: UserSnapshot, view: View, months: Months) -> list[tuple[Any,
         "model": view.model,
         "project_id": view.project_id,
         "from": min(view.previous_first, months.before_first, sparkline_first),
+        "sparkline_first": sparkline_first,
         "until": max(view.last, months.last),
         "bucket": view.bucket,
         # A single model left over is named, not shown as the only other one.

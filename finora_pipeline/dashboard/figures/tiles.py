@@ -8,7 +8,8 @@ from markupsafe import Markup
 
 from finora_pipeline.dashboard.figures import charts, formats
 from finora_pipeline.dashboard.figures.periods import View
-from finora_pipeline.dashboard.figures.sums import SPARKLINE_DAYS, Months, OverviewSums, Sums
+from finora_pipeline.dashboard.figures.sums import Months, OverviewSums, Sums
+from finora_pipeline.warehouse.periods import SPARKLINE_DAYS
 
 NOT_BY_PROJECT = "Not available for a single project"
 

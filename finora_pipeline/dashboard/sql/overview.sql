@@ -12,7 +12,7 @@ WITH spans AS (
             ('month before', $month_before_first::DATE, $month_before_last::DATE)
     ) AS spans(part, span_first, span_last)
     UNION ALL
-    SELECT 'day', day::DATE, day::DATE FROM range($last::DATE - 13, $last::DATE + 1, INTERVAL 1 DAY) AS days(day)
+    SELECT 'day', day::DATE, day::DATE FROM range($sparkline_first::DATE, $last::DATE + 1, INTERVAL 1 DAY) AS days(day)
 ),
 by_span AS (
     SELECT

@@ -1,9 +1,9 @@
 """The warehouse's schema number and the ordered steps that bring an earlier one up to it.
 
-A migration is additive: it adds tables and columns, and marks the days whose metrics are to be computed
-again. All steps of an upgrade run in one transaction with the number that they lead to. Comments, macros and
-views are not part of it: they are defined again whenever their text changes (`schema.py`). A change that
-cannot be made in place sets `needs_rebuild`: the warehouse is then built from its raw pages.
+A migration is additive: it adds tables and columns, and marks the days stale whose metrics change. All steps
+of an upgrade run in one transaction, which also stores the new number. Comments, macros and views are no
+migrations: they are defined again whenever their text changes (`schema.py`). A change that cannot be made in
+place sets `needs_rebuild`: the warehouse is then rebuilt from its raw pages.
 
 To add one, append a `Migration` with the next number, put its statements into `NNNN_name.sql` in this folder
 and change the `[create]` section of the table's file to match; a test compares both.
@@ -16,14 +16,19 @@ from pathlib import Path
 
 import duckdb
 
+from finora_pipeline.warehouse.reparse import mark_services_stale, reparse_line_items
+
 Columns = list[tuple[str, int, str, str, bool]]
 _FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step: the number that it leads to, its purpose, its SQL file, and a further step in Python that is
-    taken when all SQL files and definitions of the upgrade are in force."""
+    """One step: the number after it, its purpose in a sentence, and what it does.
+
+    `file`: its SQL file in this folder. `then`: a step in Python that runs after the SQL files and the
+    definitions of the whole upgrade.
+    """
 
     number: int
     purpose: str
@@ -32,32 +37,29 @@ class Migration:
     needs_rebuild: bool = False
 
     def apply(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Executes the SQL file within the caller's transaction."""
+        """Executes the SQL file, if any, within the caller's transaction."""
         if self.file:
             connection.execute((_FOLDER / self.file).read_text())
 
 
-def _read_line_items_again(connection: duckdb.DuckDBPyConnection) -> None:
-    # The loader needs the warehouse, which needs this module.
-    from finora_pipeline.warehouse.load import mark_services_stale, reparse_line_items
-
+def _reparse(connection: duckdb.DuckDBPyConnection) -> None:
     reparse_line_items(connection)
     mark_services_stale(connection)
 
 
-# Before the first number a warehouse held a hash of its tables' text.
+# Versions before the first number stored a hash of the tables' text.
 MIGRATIONS = (
     Migration(1, "Numbers the tables, which are those of the last versions without a number."),
-    Migration(
-        2, "Reads models and token types from line items by a wider grammar.", then=_read_line_items_again
-    ),
+    Migration(2, "Reads models and token types from line items by a wider grammar.", then=_reparse),
 )
 SCHEMA_NUMBER = MIGRATIONS[-1].number
 
 
 def columns_of(connection: duckdb.DuckDBPyConnection) -> Columns:
-    """Every column of the warehouse's tables, its bookkeeping of versions apart: table,
-    place, name, type, nullable."""
+    """Every column of the warehouse's tables: table, position, name, type, nullable.
+
+    Without the tables that hold the schema's version.
+    """
     return connection.execute(
         "SELECT schema_name || '.' || table_name, column_index, column_name, data_type, is_nullable "
         "FROM duckdb_columns() SEMI JOIN (FROM duckdb_tables() WHERE NOT internal AND NOT temporary) "

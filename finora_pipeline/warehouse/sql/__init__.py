@@ -1,22 +1,40 @@
-"""The SQL of the warehouse, one file per table; a line like `-- [load]` begins a section."""
+"""The warehouse's SQL: files of sections that lines like `-- [load]` name; see README.md.
+
+A word in braces is a placeholder: a number of `SHARED`, a list of `SQL_LISTS`, or a text of the table or the
+caller.
+"""
 
 import re
 from functools import lru_cache
 from pathlib import Path
 
+from finora_pipeline.openai_admin.provider import CLOSING_DAYS, FINAL_AFTER_DAYS, PROVIDER
+from finora_pipeline.warehouse.periods import PRICE_DAYS, SAMPLE_DAYS, SPARKLINE_DAYS
+from finora_pipeline.warehouse.tables import SPLIT_COSTS
 from finora_pipeline.warehouse.usage_columns import SQL_LISTS
 
 _SECTION = re.compile(r"^-- \[(\w+)\]$", re.MULTILINE)
-_LIST = re.compile(rf"\{{({'|'.join(SQL_LISTS)})\}}")
+# JSON and structs have no word between their braces without quotes.
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+SHARED = {
+    "provider": PROVIDER,
+    "final_after_days": str(FINAL_AFTER_DAYS),
+    "closing_days": str(CLOSING_DAYS),
+    "price_days": str(PRICE_DAYS),
+    "sparkline_days": str(SPARKLINE_DAYS),
+    "sample_days": str(SAMPLE_DAYS),
+}
 
 
-@lru_cache
-def section(table: str, name: str) -> str:
-    """The statements of a section of a table's file, with the lists of `SQL_LISTS` filled in.
+@lru_cache(maxsize=256)
+def section(table: str, name: str, /, **texts: str) -> str:
+    """The statements of a section of a table's file, with its placeholders filled in.
 
-    Raises `KeyError` for a section that the file does not have.
+    Raises `KeyError` for a section or a placeholder that is unknown.
     """
-    text = (Path(__file__).parent / f"{table}.sql").read_text()
-    parts = _SECTION.split(text)
+    of_table = SPLIT_COSTS.get(table, {})
+    file = "split_costs" if of_table else table
+    parts = _SECTION.split((Path(__file__).parent / f"{file}.sql").read_text())
     statements = dict(zip(parts[1::2], parts[2::2], strict=True))[name]
-    return _LIST.sub(lambda found: SQL_LISTS[found[1]], statements)
+    known = {**SHARED, **SQL_LISTS, **of_table, **texts}
+    return _PLACEHOLDER.sub(lambda found: known[found[1]], statements)

@@ -1,10 +1,7 @@
--- api_keys: API keys of the projects and whose they are.
+-- api_keys: API keys of the organization's projects, with their owners.
 --
 -- Grain: user, provider, api_key_id.
--- Rules
---   1. A row stays when OpenAI lists it no more: its costs stay, too. `is_listed` tells which is which.
---   2. Names are those of the newest list that has the id.
---   3. A moment that no calendar has is NULL.
+-- Rules: directory.sql.
 
 -- [create]
 CREATE TABLE api_keys (
@@ -26,45 +23,25 @@ CREATE TABLE api_keys (
 );
 
 -- [define]
+-- The other columns have the comments of directory.sql.
 COMMENT ON TABLE api_keys IS 'API keys of the projects with their owners, deleted ones included.';
-COMMENT ON COLUMN api_keys.user_id IS 'Our user';
-COMMENT ON COLUMN api_keys.provider IS 'openai';
 COMMENT ON COLUMN api_keys.api_key_id IS 'OpenAI API key';
-COMMENT ON COLUMN api_keys.name IS 'Its name';
-COMMENT ON COLUMN api_keys.redacted_value IS 'As OpenAI shows it';
+COMMENT ON COLUMN api_keys.name IS 'Name';
+COMMENT ON COLUMN api_keys.redacted_value IS 'Key as OpenAI shows it, redacted';
 COMMENT ON COLUMN api_keys.project_id IS 'OpenAI project';
 COMMENT ON COLUMN api_keys.owner_type IS 'user or service_account';
 COMMENT ON COLUMN api_keys.owner_id IS 'Member or service account';
 COMMENT ON COLUMN api_keys.owner_name IS 'Name of the owner';
-COMMENT ON COLUMN api_keys.owner_email IS 'E-mail address of the owner, if a member';
-COMMENT ON COLUMN api_keys.created_at IS 'When it was created (UTC)';
-COMMENT ON COLUMN api_keys.last_used_at IS 'When it was last used, as of last_seen_at (UTC)';
-COMMENT ON COLUMN api_keys.is_listed IS 'Whether OpenAI still lists it';
-COMMENT ON COLUMN api_keys.first_seen_at IS 'When it was first listed to us (UTC)';
-COMMENT ON COLUMN api_keys.last_seen_at IS 'When it was last listed to us (UTC)';
+COMMENT ON COLUMN api_keys.owner_email IS 'Email address of the owner; NULL for a service account';
+COMMENT ON COLUMN api_keys.created_at IS 'Creation time (UTC)';
+COMMENT ON COLUMN api_keys.last_used_at IS 'Time of last use as of last_seen_at (UTC)';
 
 -- [load]
--- What the lists in the raw files say, one a project; directory.sql puts it into the table.
-CREATE OR REPLACE TEMP TABLE lists AS
-SELECT user_id, provider, grouping AS scope, max(fetched_at) AS newest_at
-FROM read_parquet(getvariable('raw_files'))
-WHERE endpoint = 'api_keys'
-GROUP BY ALL;
+-- Reads: newest_lists, listed_items (directory.sql, pages).
+-- Leaves: lists (one per project), listed, for directory.sql to merge.
+CREATE OR REPLACE TEMP TABLE lists AS FROM newest_lists('api_keys');
 
 CREATE OR REPLACE TEMP TABLE listed AS
-WITH pages AS (
-    SELECT
-        user_id,
-        provider,
-        grouping,
-        fetched_at,
-        unnest(from_json(coalesce(canonical, body), '{"data": [{"id": "VARCHAR", "name": "VARCHAR", "redacted_value": "VARCHAR",
-            "created_at": "BIGINT", "last_used_at": "BIGINT", "owner": {"type": "VARCHAR",
-            "user": {"id": "VARCHAR", "name": "VARCHAR", "email": "VARCHAR"},
-            "service_account": {"id": "VARCHAR", "name": "VARCHAR"}}}]}').data) AS item
-    FROM read_parquet(getvariable('raw_files'))
-    WHERE endpoint = 'api_keys'
-)
 SELECT
     user_id,
     provider,
@@ -80,4 +57,7 @@ SELECT
     try(to_timestamp(item.created_at)) AS created_at,
     try(to_timestamp(item.last_used_at)) AS last_used_at,
     fetched_at
-FROM pages;
+FROM listed_items('api_keys', '{"id": "VARCHAR", "name": "VARCHAR", "redacted_value": "VARCHAR",
+    "created_at": "BIGINT", "last_used_at": "BIGINT", "owner": {"type": "VARCHAR",
+    "user": {"id": "VARCHAR", "name": "VARCHAR", "email": "VARCHAR"},
+    "service_account": {"id": "VARCHAR", "name": "VARCHAR"}}}');

@@ -1,10 +1,10 @@
--- The costs as they were known at a moment: daily_costs taken back through cost_revisions.
+-- The costs as known at a moment: daily_costs with the later cost_revisions undone.
 
 -- [define]
 -- SELECT sum(amount_usd) FROM costs_as_of('2026-11-03 08:00:00+00') WHERE user_id = 'acme' AND date = '2026-11-01'
 CREATE OR REPLACE MACRO costs_as_of(moment) AS TABLE
 WITH later AS (
-    -- What a line was before its first change after that moment.
+    -- Each charge before its first change after that moment.
     SELECT
         user_id,
         provider,

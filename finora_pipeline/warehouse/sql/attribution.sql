@@ -1,27 +1,27 @@
--- Who caused each charge: every amount of daily_costs split by member and by API key.
+-- Attribution: every amount of daily_costs split by member and by API key.
 --
--- Rules
---   1. billed: where OpenAI splits the costs of a day by member (or key) itself, its amounts are taken. What
---      its split lacks, or has too much since it was read a moment later, stands under no member (NULL).
---   2. allocated: elsewhere an amount of a day, project and line item is split by use: of the members who used
---      the line's model in that project on that day, each bears the part of the amount that is their part of
---      the tokens of the line's direction (uncached input, cached input, output, cache writes), of its images,
---      seconds or characters where the line names no direction or use counts no such tokens, or of the calls or
---      requests where all those are 0.
---      A line with a service tier is split by the use of that tier, where use has it; a line without one by the use
---      of the tiers that have no line of their own. Cache writes that are kept for 30 minutes and for 12 hours are split by their own counters; other cache
---      writes, and those without such a counter, by all cache writes.
---      A line without a model is split by the use of the service that it names (service_names.csv).
---   3. The parts are whole 10^-18 dollars; what is left after rounding down goes, one each, to the parts with
---      the largest remainder. So they add up to the amount, to the last digit.
---   4. A charge that no use matches has no member (NULL): training, storage and credits, for example.
---   5. Costs and use are matched by name, without regard to case: the same name; else a fine-tune's base, as
---      costs name it; else the only name that is the same but for the date of release, as in daily_model_costs.
---   6. A line item with words that the grammar does not know is of the model in use that day which it names.
+-- Rules, for members; API keys likewise
+--   1. billed: where OpenAI itself splits the costs of a day by member, its amounts are used. What its split lacks,
+--      or has too much since it was fetched a moment later, has no member (NULL).
+--   2. allocated: elsewhere an amount of a day, project and line item is split by usage. Each member who used the
+--      charge's model in the project that day gets the share that they have
+--        a. of the tokens of the charge's direction (uncached input, cached input, output, cache writes),
+--        b. of images, seconds or characters, without a direction or such tokens,
+--        c. of calls or requests, where all those are 0.
+--      A charge with a service tier is split by the usage of that tier, if there is any; one without a tier by the
+--      usage of tiers without a charge of their own. Cache writes kept for 30 minutes and for 12 hours are split by
+--      their own counters; other cache writes, and those without such a counter, by all cache writes.
+--      A charge without a model is split by the usage of the service that it names (service_names.csv).
+--   3. Parts are whole 10^-18 dollars. What rounding down leaves goes, one each, to the parts with the largest
+--      remainder, so that the parts add up to the amount to the last digit.
+--   4. A charge without matching usage has no member (NULL): training, storage and credits, for example.
+--   5. Costs and usage match by name, ignoring case: the same name; else a fine-tune's base, as costs name it; else
+--      the only name that is the same but for the release date, as in daily_model_costs.
+--   6. A line item with words unknown to the grammar has the model used that day which it names.
 
 -- [portion]
--- The days whose facts changed, in portions of about $rows_at_once rows of costs and usage, a user's days
--- together.
+-- Reads: pipeline.stale_days, daily_costs, daily_usage; $rows_at_once.
+-- Leaves: portioned_days, the stale days in portions of about so many rows of costs and usage, by user.
 CREATE OR REPLACE TEMP TABLE portioned_days AS
 WITH rows_of AS (
     SELECT user_id, provider, date, count(*) AS rows
@@ -42,7 +42,8 @@ FROM pipeline.stale_days
 LEFT JOIN rows_of USING (user_id, provider, date);
 
 -- [halve]
--- The later half of a portion's days becomes the portion $later.
+-- Reads: portioned_days; $portion, $later.
+-- Leaves: the later half of the portion's days as the portion $later.
 UPDATE portioned_days
 SET portion = $later
 WHERE rowid IN (
@@ -56,10 +57,12 @@ WHERE rowid IN (
 );
 
 -- [macros]
--- A name in the spelling in which costs and use are compared.
+-- Leaves: same_case, same_tier, first_phrase.
+--
+-- A name in the spelling in which costs and usage are compared.
 CREATE OR REPLACE TEMP MACRO same_case(name) AS replace(lower(name), ' ', '-');
 
--- A tier in the spelling in which costs and use are compared: OpenAI renames priority to fast.
+-- A tier in the spelling in which costs and usage are compared; OpenAI renames priority to fast.
 CREATE OR REPLACE TEMP MACRO same_tier(tier) AS CASE lower(tier) WHEN 'priority' THEN 'fast' ELSE lower(tier) END;
 
 -- A line item's first phrase without its tier, in the spelling of service_names.
@@ -68,6 +71,8 @@ CREATE OR REPLACE TEMP MACRO first_phrase(line_item) AS trim(regexp_replace(
 ));
 
 -- [mark_services_stale]
+-- Reads: service_names (an Arrow table), daily_costs, daily_usage.
+-- Leaves: days stale whose charges match usage by service, cache write counter or fine-tune.
 INSERT INTO pipeline.stale_days
 SELECT user_id, provider, date
 FROM daily_costs
@@ -80,11 +85,15 @@ EXCEPT
 FROM pipeline.stale_days;
 
 -- [prepare]
--- The days of one portion, numbered so that what follows need not compare texts.
+-- Reads: portioned_days, service_names, the macros, daily_costs, daily_usage, pipeline.billed_costs; $portion.
+-- Leaves: split_days, used, use_names, pools, charge_sums, billed_days, the view parts; models_by_use, split_sums,
+-- charges, charged_tiers, attributed, which only this section reads; models of unparsed charges in daily_costs.
+--
+-- The days of the portion, numbered so that later joins do not compare texts.
 CREATE OR REPLACE TEMP TABLE split_days AS
 SELECT row_number() OVER () AS day, user_id, provider, date FROM portioned_days WHERE portion = $portion;
 
--- Line items that are not understood, with the model in use that day that each names: the longest such name.
+-- Unparsed line items, with the model used that day that each names: the longest such name.
 CREATE OR REPLACE TEMP TABLE models_by_use AS
 WITH unparsed AS (
     SELECT
@@ -111,7 +120,7 @@ in_use AS (
     )
     WHERE day IN (SELECT day FROM unparsed)
 ),
--- Those that the text names as they are, anywhere; or with blanks for hyphens, at its start.
+-- Models that the text names exactly, anywhere; or with blanks for hyphens, at its start.
 named AS (
     SELECT day, line_item, max_by(name, length(name)) AS name
     FROM unparsed
@@ -122,7 +131,7 @@ named AS (
         AND (model IS NULL OR contains(model, ' ') OR length(name) > length(model))
     GROUP BY day, line_item
 )
--- A model that is in use as the text has it stays.
+-- A model of the text that is itself in use stays.
 SELECT named.day, named.line_item, named.name AS model
 FROM named
 JOIN unparsed USING (day, line_item)
@@ -143,7 +152,7 @@ SELECT DISTINCT 'daily_costs', date_trunc('month', date)::DATE
 FROM models_by_use
 JOIN split_days USING (day);
 
--- The use on these days, in the measures that lines are priced by.
+-- The usage on these days, in the measures that charges are priced by.
 CREATE OR REPLACE TEMP TABLE used AS
 SELECT
     split.day,
@@ -152,11 +161,11 @@ SELECT
     project_id,
     member_id,
     api_key_id,
-    -- A request that searched the web is one to a model, which completions count already.
+    -- Completions already count the model request of a web search.
     CASE WHEN service <> 'web_search_calls' THEN requests END AS requests,
     input_tokens,
     output_tokens,
-    -- More cached than there are would make a negative weight, with which parts do not add up.
+    -- More cached tokens than input would make a negative weight, and parts that do not add up.
     greatest(
         coalesce(
             input_uncached_tokens,
@@ -190,7 +199,7 @@ SELECT
 FROM daily_usage
 JOIN split_days AS split USING (user_id, provider, date);
 
--- The names by which costs may know a service's model, the best first: its own, its base, its service.
+-- Names that costs may have for a service's model, by rank: its own, its base, its service.
 CREATE OR REPLACE TEMP TABLE use_names AS
 SELECT service, model, unnest(names) AS name, generate_subscripts(names, 1) AS rank
 FROM (
@@ -198,7 +207,7 @@ FROM (
         service,
         model,
         list_distinct([
-            -- The model of a search is that of the request which called it.
+            -- A search has the model of the request that called it.
             CASE WHEN service <> 'web_search_calls' THEN same_case(model) END,
             CASE WHEN service <> 'web_search_calls' AND model ILIKE 'ft:%'
                 THEN 'ft-' || same_case(split_part(model, ':', 2)) END,
@@ -207,7 +216,7 @@ FROM (
     FROM (SELECT DISTINCT service, model FROM used)
 );
 
--- What was used under one name in one project on one day, and by which member or key if by a single one.
+-- The usage of a name in a project on a day, and its member and key, if it has a single one.
 CREATE OR REPLACE TEMP TABLE pools AS
 SELECT
     day,
@@ -221,8 +230,8 @@ FROM used
 JOIN use_names ON use_names.service = used.service AND use_names.model IS NOT DISTINCT FROM used.model
 GROUP BY ALL;
 
--- The charges of a model in a project on a day, with the use that they all share. Training has none: the
--- use of a model is that of its answers.
+-- The sums of a model's charges in a project on a day, with the pool of usage that they share. Training has none:
+-- usage counts a model's answers.
 CREATE OR REPLACE TEMP TABLE charge_sums AS
 WITH sums AS (
     SELECT
@@ -241,7 +250,7 @@ WITH sums AS (
     FROM (
         SELECT
             *,
-            -- A line without a unit counts tokens if it has a direction.
+            -- Without a unit, a charge with a direction counts tokens.
             coalesce(
                 quantity_unit,
                 CASE WHEN direction IN ('input', 'cached_input', 'output', 'cache_write', 'cache_write_12h')
@@ -293,8 +302,8 @@ FROM (
 ) AS only_one
 WHERE charge_sums.rowid = only_one.sum;
 
--- Days that OpenAI splits itself. A split that names none of the day's projects is of another organization; costs
--- without a project, which any organization may have, tell nothing unless the split has no others.
+-- Days that OpenAI itself splits. A split with none of the day's projects belongs to another organization; costs
+-- without a project, which any organization may have, count only if the split has no others.
 CREATE OR REPLACE TEMP TABLE billed_days AS
 SELECT split.day, CASE reading WHEN 'costs_by_member' THEN 'member' ELSE 'key' END AS dimension
 FROM pipeline.billed_costs AS billed
@@ -305,7 +314,7 @@ WHERE reading IN ('costs_by_member', 'costs_by_key')
 GROUP BY ALL
 HAVING count(sums.project_id) > 0 OR count(billed.project_id) = 0 AND count(sums.day) > 0;
 
--- The single charges of those that several share, or that OpenAI splits itself.
+-- Sums whose usage several members or keys share, or that OpenAI itself splits; then their single charges.
 CREATE OR REPLACE TEMP TABLE split_sums AS
 SELECT split_days.*, sums.project_id, sums.model, sums.has_use, sums.pool, sums.is_sample
 FROM charge_sums AS sums
@@ -342,7 +351,7 @@ WHERE costs.amount_usd IS NOT NULL;
 
 CREATE OR REPLACE TEMP TABLE charged_tiers AS SELECT DISTINCT pool, tier FROM charges WHERE tier IS NOT NULL;
 
--- The charges whose use several share, on days that OpenAI does not split itself.
+-- The parts of charges whose usage several members or keys share, on days that OpenAI does not split.
 CREATE OR REPLACE TEMP TABLE attributed AS
 WITH split_used AS (
     SELECT
@@ -399,7 +408,7 @@ weights AS MATERIALIZED (
     FROM counted
     GROUP BY ALL
 ),
--- Grouped and joined: as windows over the same rows these sums take twice as long.
+-- Grouped and joined: window sums over the same rows take twice as long.
 totals AS (
     SELECT
         dimension,
@@ -437,7 +446,7 @@ shares AS (
     JOIN totals USING (dimension, charge)
 ),
 rounded AS (
-    -- units × weight ÷ whole, without the product that might not fit.
+    -- units × weight ÷ whole, without a product that may overflow.
     SELECT
         *,
         CASE WHEN whole > 0 THEN (units // whole) * weight + ((units % whole) * weight) // whole ELSE 0 END
@@ -455,7 +464,7 @@ ranked AS (
 SELECT
     dimension,
     charge,
-    -- Use without any measure cannot be split.
+    -- No usage measure: cannot be split.
     CASE WHEN whole > 0 THEN id END AS id,
     from_units((CASE WHEN whole > 0 THEN part + (place <= missing)::HUGEINT
                      WHEN place = 1 THEN units
@@ -463,11 +472,11 @@ SELECT
         * CASE WHEN is_credit THEN -1 ELSE 1 END::DECIMAL(1, 0) AS amount_usd
 FROM ranked;
 
--- The parts of all charges by member and by key. Charges with and without use may meet under no member.
+-- The parts of all charges by member and by key, summed: several may have no member or key.
 CREATE OR REPLACE TEMP VIEW parts AS
 SELECT dimension, day, project_id, id, model, sum(amount_usd) AS amount_usd, method, bool_or(is_sample) AS is_sample
 FROM (
-    -- Charges whose use is of a single member or key, or that have no use.
+    -- Charges whose usage has a single member or key, or that have no usage.
     SELECT
         dimension,
         charge_sums.day,
@@ -484,14 +493,14 @@ FROM (
     WHERE charge_sums.amount_usd IS NOT NULL
       AND CASE dimension WHEN 'member' THEN pools.has_members ELSE pools.has_keys END IS NOT true
     UNION ALL
-    -- Charges whose use several share.
+    -- Charges whose usage several share.
     SELECT dimension, day, project_id, id, model, attributed.amount_usd, 'allocated', is_sample
     FROM attributed
     JOIN charges ON charges.rowid = attributed.charge
 )
 GROUP BY ALL
 UNION ALL
--- Charges that OpenAI splits itself, and what its split lacks.
+-- Charges that OpenAI itself splits, and what its split lacks.
 SELECT dimension, day, project_id, id, model, sum(amount_usd), 'billed', bool_or(is_sample)
 FROM (
     WITH billed AS (
@@ -499,7 +508,7 @@ FROM (
         FROM charges
         JOIN billed_days USING (day)
     ),
-    told AS (
+    billed_parts AS (
         SELECT
             billed.* EXCLUDE (amount_usd),
             CASE dimension WHEN 'member' THEN split.member_id ELSE split.api_key_id END AS id,
@@ -515,22 +524,23 @@ FROM (
             AND split.line_item IS NOT DISTINCT FROM billed.line_item
         WHERE split.amount_usd IS NOT NULL
     )
-    SELECT dimension, day, project_id, id, model, amount_usd, is_sample FROM told
+    SELECT dimension, day, project_id, id, model, amount_usd, is_sample FROM billed_parts
     UNION ALL
     SELECT dimension, day, project_id, NULL, model, rest, is_sample
     FROM (
-        SELECT billed.*, billed.amount_usd - coalesce(told.amount_usd, 0) AS rest
+        SELECT billed.*, billed.amount_usd - coalesce(split.amount_usd, 0) AS rest
         FROM billed
         LEFT JOIN (
-            SELECT dimension, charge, sum(amount_usd) AS amount_usd FROM told GROUP BY ALL
-        ) AS told USING (dimension, charge)
+            SELECT dimension, charge, sum(amount_usd) AS amount_usd FROM billed_parts GROUP BY ALL
+        ) AS split USING (dimension, charge)
     )
     WHERE rest <> 0
 )
 GROUP BY ALL;
 
 -- [check]
--- Days on which the rows by model, member or key do not add up to the bill. There are none.
+-- Reads: split_days, daily_costs, daily_model_costs, daily_member_costs, daily_key_costs.
+-- Leaves: unequal_days, on which costs by model, member or key do not add up to daily_costs (expected none).
 CREATE OR REPLACE TEMP TABLE unequal_days AS
 WITH sums AS (
     SELECT 'bill' AS split, user_id, provider, date, coalesce(sum(amount_usd), 0) AS amount_usd
@@ -561,8 +571,9 @@ FROM (
 WHERE bill <> model OR bill <> member OR bill <> key;
 
 -- [finish]
--- What was computed is stale no more, and waits to be published. Days that do not add up stay stale, so that
--- whoever comes next computes and checks them again.
+-- Reads: split_days, unequal_days.
+-- Leaves: the computed months unpublished, their users stale; days no longer stale, but for unequal days, which the
+-- next run computes and checks again.
 INSERT INTO pipeline.unpublished_months
 SELECT DISTINCT table_name, date_trunc('month', date)::DATE
 FROM split_days

@@ -1,11 +1,12 @@
--- pipeline.billed_costs: the same costs as OpenAI splits and adds them up otherwise.
+-- pipeline.billed_costs: the costs of daily_costs in other groupings of OpenAI's.
 --
 -- Grain: user, provider, reading, date, project_id, line_item, member_id, api_key_id.
+-- Columns: amount_usd in USD, exact.
 -- Rules
---   1. `reading` is cost_totals (one row a day, no dimension), costs_by_member or costs_by_key. The last two
---      exist only for organizations whose API takes that grouping.
---   2. A day of a reading is replaced whole by its newest complete page set.
---   3. They are read a moment after daily_costs: what was booked in between is in them and not there.
+--   1. `reading` is the endpoint: cost_totals (one row per day, no dimension), costs_by_member or costs_by_key.
+--      The last two exist only for organizations whose API takes that grouping.
+--   2. The newest complete page set of a day and reading replaces that day.
+--   3. They are fetched a moment after daily_costs: charges booked in between are here and not there.
 
 -- [create]
 CREATE TABLE pipeline.billed_costs (
@@ -23,6 +24,8 @@ CREATE TABLE pipeline.billed_costs (
 );
 
 -- [load]
+-- Reads: new_days, reread_days, new_results (pipeline.sql).
+-- Leaves: the rows of the days in new_days; old_billed, the rows that they replace.
 CREATE OR REPLACE TEMP TABLE old_billed AS
 SELECT billed.* EXCLUDE (fetched_at, raw_file)
 FROM pipeline.billed_costs AS billed
@@ -40,29 +43,6 @@ WHERE old.reading = new.endpoint
   AND old.date = new.date;
 
 INSERT INTO pipeline.billed_costs
-WITH pages AS (
-    SELECT
-        user_id,
-        provider,
-        endpoint,
-        fetched_at,
-        parse_filename(filename) AS raw_file,
-        unnest(from_json(coalesce(canonical, body), '{"data": [{"start_time": "BIGINT", "results": [{
-            "amount": {"value": "VARCHAR"}, "project_id": "VARCHAR", "line_item": "VARCHAR",
-            "user_id": "VARCHAR", "api_key_id": "VARCHAR"}]}]}').data) AS bucket
-    FROM read_parquet(getvariable('text_files'), filename = true)
-),
-buckets AS (
-    SELECT pages.* EXCLUDE (bucket), new.date, unnest(bucket.results) AS result
-    FROM pages
-    JOIN new_days AS new
-        ON new.user_id = pages.user_id
-        AND new.provider = pages.provider
-        AND new.endpoint = pages.endpoint
-        AND new.date = DATE '1970-01-01' + (bucket.start_time // 86400)::INTEGER
-        AND new.fetched_at = pages.fetched_at
-        AND new.raw_file = pages.raw_file
-)
 SELECT
     user_id,
     provider,
@@ -75,9 +55,12 @@ SELECT
     exact_decimal(result.amount.value),
     fetched_at,
     raw_file
-FROM buckets;
+FROM new_results('{"amount": {"value": "VARCHAR"}, "project_id": "VARCHAR", "line_item": "VARCHAR",
+    "user_id": "VARCHAR", "api_key_id": "VARCHAR"}');
 
 -- [compare]
+-- Reads: reread_days (pipeline.sql), old_billed (load).
+-- Leaves: the days whose rows changed, in changed_days.
 INSERT INTO changed_days
 WITH reread_billed AS (
     SELECT billed.* EXCLUDE (fetched_at, raw_file)

@@ -1,7 +1,8 @@
--- What a clock that once ran ahead has stamped: $end_of_present is the moment after which all is of the
--- future.
+-- Moments that a clock running ahead has stamped: those after $end_of_present are in the future.
 
 -- [moments]
+-- Reads: $end_of_present.
+-- Leaves: no moment in the future; days fetched in the future count as older than every fetch.
 UPDATE pipeline.loaded_days
 SET first_fetched_at = least(first_fetched_at, $end_of_present), fetched_at = 'epoch'::TIMESTAMPTZ
 WHERE fetched_at > $end_of_present;
@@ -18,7 +19,7 @@ UPDATE cost_revisions SET observed_at = $end_of_present WHERE observed_at > $end
 
 UPDATE usage_revisions SET observed_at = $end_of_present WHERE observed_at > $end_of_present;
 
--- A list that was read since is the newer one, though it may wait to be loaded for a while.
+-- A day earlier, so that a list fetched before this load but not loaded yet counts as newer.
 UPDATE projects
 SET first_seen_at = least(first_seen_at, $end_of_present - INTERVAL 1 DAY),
     last_seen_at = $end_of_present - INTERVAL 1 DAY

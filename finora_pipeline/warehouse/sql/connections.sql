@@ -1,6 +1,6 @@
--- connections: who is connected and how fresh the data is. No secrets.
+-- connections: the users' connections and how fresh their data is. No secrets.
 --
--- Grain: user, provider.
+-- Grain: user, provider. Each publish replaces all rows.
 
 -- [create]
 CREATE TABLE connections (
@@ -17,14 +17,14 @@ CREATE TABLE connections (
 );
 
 -- [define]
-COMMENT ON TABLE connections IS 'Who is connected, in which state, and how fresh the data is: one row a user and provider.';
-COMMENT ON COLUMN connections.user_id IS 'Our user';
-COMMENT ON COLUMN connections.provider IS 'openai';
+COMMENT ON TABLE connections IS 'Connections, their state, and how fresh their data is: one row per user and provider.';
+COMMENT ON COLUMN connections.user_id IS 'User (tenant)';
+COMMENT ON COLUMN connections.provider IS 'Provider: openai';
 COMMENT ON COLUMN connections.plan IS 'trial, growth, scale or enterprise';
 COMMENT ON COLUMN connections.status IS 'active, needs attention or removed';
 COMMENT ON COLUMN connections.status_reason IS 'What to do about a connection that needs attention';
-COMMENT ON COLUMN connections.status_since IS 'Since when it is in this state (UTC)';
+COMMENT ON COLUMN connections.status_since IS 'Start of this state (UTC)';
 COMMENT ON COLUMN connections.organization_id IS 'OpenAI organization';
-COMMENT ON COLUMN connections.connected_at IS 'When it was connected (UTC)';
-COMMENT ON COLUMN connections.last_refresh_at IS 'As of when the published data is (UTC)';
-COMMENT ON COLUMN connections.next_refresh_at IS 'Until when the plan promises the next refresh (UTC)';
+COMMENT ON COLUMN connections.connected_at IS 'Time of connecting (UTC)';
+COMMENT ON COLUMN connections.last_refresh_at IS 'Data as of (UTC)';
+COMMENT ON COLUMN connections.next_refresh_at IS 'Next refresh due by (UTC)';

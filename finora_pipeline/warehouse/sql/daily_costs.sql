@@ -1,12 +1,12 @@
--- daily_costs: what OpenAI charged, exactly as its costs endpoint says it.
+-- daily_costs: charges exactly as OpenAI's costs endpoint gives them.
 --
 -- Grain: user, provider, date, project_id, line_item (one row each; project_id and line_item may be NULL).
+-- Columns: amount_usd in USD, quantity in quantity_unit, both exact.
 -- Rules
---   1. `amount_usd` is OpenAI's own text as DECIMAL(38,18); no float on the way. NULL where OpenAI gave none.
---   2. A day of an organization is replaced whole by its newest complete page set, also by an empty one.
---   3. A line item with words that the grammar does not know keeps its text and its amount; `is_parsed` is false.
---      Its model is that of the text or, once use is known, the model in use that day which it names
---      (attribution.sql).
+--   1. `amount_usd` is OpenAI's own text as DECIMAL(38,18), never a float on the way. NULL where OpenAI gives none.
+--   2. The newest complete page set of a day replaces that day, also if it is empty.
+--   3. A line item with words unknown to the grammar keeps its text and its amount; `is_parsed` is false. Its model
+--      is that of the text or, once usage is known, the model used that day which it names (attribution.sql).
 --   4. Sample rows (`is_sample`) exist only for users without real rows.
 
 -- [create]
@@ -33,35 +33,36 @@ CREATE TABLE daily_costs (
 );
 
 -- [define]
-COMMENT ON TABLE daily_costs IS 'What OpenAI charged, in USD: one row a user, UTC day, project and line item. The financial source: it reconciles with the invoice.';
-COMMENT ON COLUMN daily_costs.user_id IS 'Our user';
-COMMENT ON COLUMN daily_costs.provider IS 'Who charged: openai';
-COMMENT ON COLUMN daily_costs.date IS 'UTC day of the charge; today is partial, the two days before may still be restated';
+COMMENT ON TABLE daily_costs IS 'What OpenAI charged, in USD: one row per user, UTC day, project and line item. The financial source: it reconciles with the invoice.';
+COMMENT ON COLUMN daily_costs.user_id IS 'User (tenant)';
+COMMENT ON COLUMN daily_costs.provider IS 'Provider: openai';
+COMMENT ON COLUMN daily_costs.date IS 'UTC day of the charge; today is partial, OpenAI may restate the two days before';
 COMMENT ON COLUMN daily_costs.project_id IS 'OpenAI project';
-COMMENT ON COLUMN daily_costs.project_name IS 'Name of the project when it was read';
-COMMENT ON COLUMN daily_costs.line_item IS 'OpenAI''s own text of the charge';
+COMMENT ON COLUMN daily_costs.project_name IS 'Name of the project at the fetch time';
+COMMENT ON COLUMN daily_costs.line_item IS 'OpenAI''s text of the charge';
 COMMENT ON COLUMN daily_costs.amount_usd IS 'USD, exact';
-COMMENT ON COLUMN daily_costs.quantity IS 'How much was bought, in quantity_unit';
+COMMENT ON COLUMN daily_costs.quantity IS 'Quantity bought, in quantity_unit';
 COMMENT ON COLUMN daily_costs.quantity_unit IS 'tokens, images, characters, duration_seconds, gibibyte_hours …; NULL if it has no single unit';
 COMMENT ON COLUMN daily_costs.model IS 'Model named by the line item, e.g. gpt-4o-2024-08-06';
-COMMENT ON COLUMN daily_costs.direction IS 'input, cached_input, output, cache_write (kept for 30 minutes), cache_write_12h or training; else the unknown words of the line item';
-COMMENT ON COLUMN daily_costs.modality IS 'text, image, audio or video, or an unknown word in its place, where the line item names it';
-COMMENT ON COLUMN daily_costs.tier IS 'Service tier or calling surface, all that stands before a bar: priority, fast, ultrafast, flex, scale, batch, evals, assistants api …';
+COMMENT ON COLUMN daily_costs.direction IS 'input, cached_input, output, cache_write (kept for 30 minutes), cache_write_12h or training; otherwise the unknown words of the line item';
+COMMENT ON COLUMN daily_costs.modality IS 'text, image, audio or video, or the unknown word in its place, where the line item names it';
+COMMENT ON COLUMN daily_costs.tier IS 'Service tier or calling surface, the text before a bar: priority, fast, ultrafast, flex, scale, batch, evals, assistants api …';
 COMMENT ON COLUMN daily_costs.is_long_context IS 'Priced as long context';
-COMMENT ON COLUMN daily_costs.is_parsed IS 'False if the line item has words that are not known; its amount counts all the same';
+COMMENT ON COLUMN daily_costs.is_parsed IS 'False if the line item has unknown words; its amount counts all the same';
 COMMENT ON COLUMN daily_costs.organization_id IS 'OpenAI organization';
-COMMENT ON COLUMN daily_costs.fetched_at IS 'When OpenAI said so (UTC)';
-COMMENT ON COLUMN daily_costs.raw_file IS 'Raw file that holds the page';
-COMMENT ON COLUMN daily_costs.is_sample IS 'Made-up row of a user without real data';
+COMMENT ON COLUMN daily_costs.fetched_at IS 'Fetch time (UTC)';
+COMMENT ON COLUMN daily_costs.raw_file IS 'Raw file that contains the page';
+COMMENT ON COLUMN daily_costs.is_sample IS 'Invented row, shown until the user has real data';
 
 -- [line_items]
--- The distinct texts of the raw files' pages.
+-- Reads: raw_pages (pipeline.sql, begin_load).
+-- Leaves: nothing; returns the distinct line items of the pages.
 SELECT DISTINCT unnest(line_items) FROM raw_pages;
 
 -- [load]
--- From the raw files' pages, as OpenAI sent them, long ones in pieces. `canonical` stands in for a page whose numbers SQL would
--- not read exactly as they are, or that names a project and line item of a day twice. `line_items` (an Arrow
--- table) holds each distinct text, parsed.
+-- Reads: new_days, reread_days, new_results (pipeline.sql); line_items, each distinct text parsed (an Arrow table).
+-- Leaves: the rows of the days in new_days; old_costs, the rows that they replace; days whose prices may change,
+-- in changed_days.
 CREATE OR REPLACE TEMP TABLE old_costs AS
 SELECT
     user_id, provider, date, project_id, line_item, amount_usd, quantity,
@@ -70,34 +71,12 @@ FROM daily_costs
 SEMI JOIN reread_days USING (user_id, provider, date)
 WHERE NOT is_sample;
 
--- Sample rows stay until there are real ones: sample_data.sql.
+-- sample_data.sql deletes sample rows, once there are real ones.
 DELETE FROM daily_costs AS old
 USING new_days AS new
 WHERE old.user_id = new.user_id AND old.provider = new.provider AND old.date = new.date AND NOT old.is_sample;
 
 INSERT INTO daily_costs
-WITH pages AS (
-    SELECT
-        user_id,
-        provider,
-        fetched_at,
-        parse_filename(filename) AS raw_file,
-        unnest(from_json(coalesce(canonical, body), '{"data": [{"start_time": "BIGINT", "results": [{
-            "amount": {"value": "VARCHAR"}, "line_item": "VARCHAR", "quantity": "VARCHAR",
-            "quantity_unit": "VARCHAR", "project_id": "VARCHAR", "project_name": "VARCHAR",
-            "organization_id": "VARCHAR"}]}]}').data) AS bucket
-    FROM read_parquet(getvariable('text_files'), filename = true)
-),
-buckets AS (
-    SELECT pages.* EXCLUDE (bucket), new.date, unnest(bucket.results) AS result
-    FROM pages
-    JOIN new_days AS new
-        ON new.user_id = pages.user_id
-        AND new.provider = pages.provider
-        AND new.date = DATE '1970-01-01' + (bucket.start_time // 86400)::INTEGER
-        AND new.fetched_at = pages.fetched_at
-        AND new.raw_file = pages.raw_file
-)
 SELECT
     user_id,
     provider,
@@ -118,27 +97,31 @@ SELECT
     fetched_at,
     raw_file,
     false
-FROM buckets
+FROM new_results('{"amount": {"value": "VARCHAR"}, "line_item": "VARCHAR", "quantity": "VARCHAR",
+    "quantity_unit": "VARCHAR", "project_id": "VARCHAR", "project_name": "VARCHAR", "organization_id": "VARCHAR"}')
 LEFT JOIN line_items AS item ON item.line_item = result.line_item;
 
--- The prices of a day are those of the seven days before (reconciliation.sql): a better plan or a backfill may
--- read them after the day itself.
+-- Prices of the days before are compared with (reconciliation.sql, rule 3), and a longer history or a backfill may
+-- fetch those after the day itself.
 INSERT INTO changed_days
 SELECT user_id, provider, 'costs', date
 FROM pipeline.loaded_days AS loaded
 SEMI JOIN (FROM new_days ANTI JOIN reread_days USING (user_id, provider, endpoint, date)) AS first_read
     ON first_read.user_id = loaded.user_id
     AND first_read.provider = loaded.provider
-    AND loaded.date BETWEEN first_read.date + 1 AND first_read.date + 7
+    AND loaded.date BETWEEN first_read.date + 1 AND first_read.date + {price_days}
 WHERE loaded.endpoint = 'costs';
 
 -- [distinct_line_items]
+-- Reads: daily_costs.
+-- Leaves: distinct_line_items, numbered from 0.
 CREATE OR REPLACE TEMP TABLE distinct_line_items AS
 SELECT row_number() OVER () - 1 AS number, line_item
 FROM (SELECT DISTINCT line_item FROM daily_costs WHERE line_item IS NOT NULL);
 
 -- [reparse]
--- The charges whose line item, parsed again (`line_items`, an Arrow table), means something else.
+-- Reads: line_items, some distinct texts parsed again (an Arrow table).
+-- Leaves: reparsed, the charges that changed their meaning; their days stale, their months unpublished.
 CREATE OR REPLACE TEMP TABLE reparsed AS
 SELECT DISTINCT user_id, provider, date, line_item
 FROM daily_costs AS costs
@@ -169,8 +152,11 @@ EXCEPT
 FROM pipeline.unpublished_months;
 
 -- [compare]
--- What was restated: the rows of days read before that are not as they were. `is_restated` is false where only
--- their meaning is another: the unit, or what a newer grammar reads from the line item.
+-- Reads: old_costs (load), reread_days (pipeline.sql).
+-- Leaves: restated; the restatements in cost_revisions; the days whose rows or prices changed, in changed_days.
+--
+-- Rows of known days that changed. `is_restated` is false if only their meaning did: the unit, or what a newer
+-- grammar reads from the line item.
 CREATE OR REPLACE TEMP TABLE restated AS
 WITH changes AS (
     SELECT
@@ -217,7 +203,7 @@ SELECT
 FROM restated
 WHERE is_restated;
 
--- The prices of a day are those of the seven days before: reconciliation.sql.
+-- Prices of the days before are compared with: reconciliation.sql, rule 3.
 INSERT INTO changed_days
 SELECT user_id, provider, 'costs', date FROM restated
 UNION
@@ -227,4 +213,4 @@ JOIN pipeline.loaded_days AS loaded
     ON loaded.user_id = restated.user_id
     AND loaded.provider = restated.provider
     AND loaded.endpoint = 'costs'
-    AND loaded.date BETWEEN restated.date + 1 AND restated.date + 7;
+    AND loaded.date BETWEEN restated.date + 1 AND restated.date + {price_days};

@@ -1,18 +1,19 @@
 -- daily_model_costs: cost and tokens of a model on a day, side by side.
 --
 -- Grain: user, provider, date, model.
+-- Columns: *_usd in USD, *_tokens in tokens, cost_per_1k_tokens in USD per 1,000 tokens.
 -- Rules
---   1. `model` is the cost line's model; a charge without one stands under its line item's text, so that the
---      rows of a day always add up to the day's cost.
---   2. Costs and usage name some models differently. Usage goes to the cost model of exactly its name, without
---      regard to case; else to a fine-tune's base, as costs name it; else to the only one of that day with the
---      same name but for the date of release, where one of the two names has none; else to the charge of its
---      service (service_names.csv); else it keeps its own row, if it has requests or tokens.
---   3. `token_priced_usd` is what was charged by the token: the quantity is in tokens, or has no unit and the
---      line item names a direction.
---   4. `cost_per_1k_tokens` = token_priced_usd ÷ (input_tokens + output_tokens) × 1000; cached input is part
---      of the input and is not added again. NULL without tokens, and where that is too large to be computed: one
---      user's numbers must not stop everybody's.
+--   1. `model` is the charge's model; a charge without one has its line item's text, so that the rows of a day
+--      always add up to the day's cost.
+--   2. Costs and usage name some models differently. Usage goes to the first of: the charged model of the same
+--      name, ignoring case; a fine-tune's base, as costs name it; the only charged model of the day with the same
+--      name but for the release date, where one of the two names has none; the charge of its service
+--      (service_names.csv). Otherwise it keeps its own row, if it has requests or tokens.
+--   3. `token_priced_usd` is charged by the token: the quantity is in tokens, or has no unit and the line item
+--      names a direction.
+--   4. `cost_per_1k_tokens` = token_priced_usd ÷ (input_tokens + output_tokens) × 1000; cached input is part of
+--      the input and not added again. NULL without tokens, and where the result is too large: one user's numbers
+--      must not fail the computation of all users.
 
 -- [create]
 CREATE TABLE daily_model_costs (
@@ -30,21 +31,22 @@ CREATE TABLE daily_model_costs (
 );
 
 -- [define]
-COMMENT ON TABLE daily_model_costs IS 'Cost and tokens by model: one row a user, UTC day and model. Its rows add up to daily_costs.';
-COMMENT ON COLUMN daily_model_costs.user_id IS 'Our user';
-COMMENT ON COLUMN daily_model_costs.provider IS 'Who charged: openai';
+COMMENT ON TABLE daily_model_costs IS 'Cost and tokens by model: one row per user, UTC day and model. Its rows add up to daily_costs.';
+COMMENT ON COLUMN daily_model_costs.user_id IS 'User (tenant)';
+COMMENT ON COLUMN daily_model_costs.provider IS 'Provider: openai';
 COMMENT ON COLUMN daily_model_costs.date IS 'UTC day';
-COMMENT ON COLUMN daily_model_costs.model IS 'Model as the costs name it; the line item''s text for charges without a model';
+COMMENT ON COLUMN daily_model_costs.model IS 'Model as named in costs; the line item''s text for charges without a model';
 COMMENT ON COLUMN daily_model_costs.amount_usd IS 'USD, exact';
-COMMENT ON COLUMN daily_model_costs.token_priced_usd IS 'The part of amount_usd that was charged by the token';
+COMMENT ON COLUMN daily_model_costs.token_priced_usd IS 'Part of amount_usd charged by the token';
 COMMENT ON COLUMN daily_model_costs.requests IS 'Requests to the model';
-COMMENT ON COLUMN daily_model_costs.input_tokens IS 'Tokens in, cached ones included';
-COMMENT ON COLUMN daily_model_costs.output_tokens IS 'Tokens out';
-COMMENT ON COLUMN daily_model_costs.cost_per_1k_tokens IS 'USD per 1,000 tokens, in and out together; NULL without tokens';
-COMMENT ON COLUMN daily_model_costs.is_sample IS 'Made-up row of a user without real data';
+COMMENT ON COLUMN daily_model_costs.input_tokens IS 'Input tokens, cached ones included';
+COMMENT ON COLUMN daily_model_costs.output_tokens IS 'Output tokens';
+COMMENT ON COLUMN daily_model_costs.cost_per_1k_tokens IS 'USD per 1,000 tokens, input and output together; NULL without tokens';
+COMMENT ON COLUMN daily_model_costs.is_sample IS 'Invented row, shown until the user has real data';
 
 -- [refresh]
--- Recomputes the days in `split_days`.
+-- Reads: split_days, charge_sums, used, use_names (attribution.sql, prepare).
+-- Leaves: the rows of the days in split_days.
 DELETE FROM daily_model_costs AS old
 USING split_days AS stale
 WHERE old.user_id = stale.user_id AND old.provider = stale.provider AND old.date = stale.date;
@@ -82,7 +84,7 @@ used_models AS (
     GROUP BY ALL
     HAVING coalesce(sum(requests), sum(input_tokens), sum(output_tokens)) IS NOT NULL
 ),
--- Each name that a charge may have for the use, with how good it is: the model's before the service's.
+-- Charged models that match the usage, with the rank of each match: names of models before those of services.
 matches AS (
     SELECT
         used.day,

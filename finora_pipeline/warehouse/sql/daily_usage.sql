@@ -48,8 +48,8 @@ COMMENT ON COLUMN daily_usage.raw_file IS 'Raw file that contains the page';
 COMMENT ON COLUMN daily_usage.is_sample IS 'Invented row, shown until the user has real data';
 
 -- [load]
--- Reads: new_days, reread_days, raw pages of the variable text_files. Leaves: old_usage, the replaced rows.
--- `canonical` replaces a body that SQL would read otherwise than its check did: 10.0, NULs, duplicate keys.
+-- Reads: new_days, reread_days, new_results (pipeline.sql).
+-- Leaves: the rows of the days in new_days; old_usage, the rows that they replace.
 CREATE OR REPLACE TEMP TABLE old_usage AS
 SELECT daily_usage.* EXCLUDE (fetched_at, raw_file, is_sample)
 FROM daily_usage
@@ -70,27 +70,6 @@ WHERE old.service = new.endpoint
   AND NOT old.is_sample;
 
 INSERT INTO daily_usage BY NAME
-WITH pages AS (
-    SELECT
-        user_id,
-        provider,
-        endpoint,
-        fetched_at,
-        parse_filename(filename) AS raw_file,
-        unnest(from_json(coalesce(canonical, body), '{usage_page}').data) AS bucket
-    FROM read_parquet(getvariable('text_files'), filename = true)
-),
-buckets AS (
-    SELECT pages.* EXCLUDE (bucket), new.date, unnest(bucket.results) AS result
-    FROM pages
-    JOIN new_days AS new
-        ON new.user_id = pages.user_id
-        AND new.provider = pages.provider
-        AND new.endpoint = pages.endpoint
-        AND new.date = DATE '1970-01-01' + (bucket.start_time // 86400)::INTEGER
-        AND new.fetched_at = pages.fetched_at
-        AND new.raw_file = pages.raw_file
-)
 SELECT
     user_id,
     provider,
@@ -106,7 +85,7 @@ SELECT
     fetched_at,
     raw_file,
     false AS is_sample
-FROM buckets;
+FROM new_results('{usage_result}');
 
 -- [repeated]
 -- Leaves: repeated_usage, hashes of grains ({grain}) that several new rows share.

@@ -1,14 +1,49 @@
--- How lists of projects, members and API keys become rows: one text for the three tables, which stand for
--- {table} and {id}.
+-- projects, members and api_keys: how OpenAI's lists become rows.
 --
+-- One text for the three tables, which stand for {table}; {id} is the column of their ids (warehouse/tables.py).
 -- Rules
---   1. A row's names are those of the newest list that has its id, in whatever order lists are loaded.
---   2. `is_listed` holds if the newest list of the row's scope has its id. The scope is what one list covers: an
---      organization, or a project for its API keys. A scope whose list was not read keeps what it was.
+--   1. A row stays when OpenAI no longer lists it, since its costs stay; `is_listed` is then false.
+--   2. Names are those of the newest list with the id, in whatever order lists are loaded.
+--   3. `is_listed` is true if the newest list of the row's scope has its id. The scope is what one list covers:
+--      an organization, or a project for its API keys. Rows of a scope that was not fetched keep their value.
+--   4. A moment that no calendar has is NULL.
+
+-- [define]
+COMMENT ON COLUMN {table}.user_id IS 'User (tenant)';
+COMMENT ON COLUMN {table}.provider IS 'Provider: openai';
+COMMENT ON COLUMN {table}.is_listed IS 'Whether OpenAI still lists it';
+COMMENT ON COLUMN {table}.first_seen_at IS 'First seen in the API (UTC)';
+COMMENT ON COLUMN {table}.last_seen_at IS 'Last seen in the API (UTC)';
+
+-- [pages]
+-- Reads: the raw files of the variable raw_files.
+-- Leaves: directory_pages; newest_lists(kind), the scopes of an endpoint's lists with their newest fetch time;
+-- listed_items(kind, structure), each item of an endpoint's lists, decoded by a JSON structure.
+CREATE OR REPLACE TEMP TABLE directory_pages AS
+SELECT user_id, provider, endpoint, grouping, fetched_at, coalesce(canonical, body) AS body
+FROM read_parquet(getvariable('raw_files'))
+WHERE endpoint IN ('projects', 'members', 'service_accounts', 'api_keys');
+
+CREATE OR REPLACE TEMP MACRO newest_lists(kind) AS TABLE
+SELECT user_id, provider, grouping AS scope, max(fetched_at) AS newest_at
+FROM directory_pages
+WHERE endpoint = kind
+GROUP BY ALL;
+
+CREATE OR REPLACE TEMP MACRO listed_items(kind, structure) AS TABLE
+SELECT
+    user_id,
+    provider,
+    grouping,
+    fetched_at,
+    unnest(from_json(body, '{"data": [' || structure || ']}').data) AS item
+FROM directory_pages
+WHERE endpoint = kind;
 
 -- [merge]
--- Reads `listed`, the rows of the lists in the raw files, and `lists`, the scopes that they cover; both have a
--- column `scope`, for which {scope} stands in the table.
+-- Reads: listed, the items of the lists in the raw files, and lists, the scopes that they cover (the table's load);
+-- both have a column scope, which is {scope} in the table.
+-- Leaves: merged, the new rows of every user in them, and these rows in the table.
 CREATE OR REPLACE TEMP TABLE merged AS
 WITH touched AS (SELECT DISTINCT user_id, provider FROM (FROM listed UNION ALL BY NAME FROM lists)),
 seen AS (

@@ -1,17 +1,17 @@
--- Functions that the metrics use and analysts may.
+-- Functions for the metrics and for analysts.
 
 -- [define]
--- An amount in whole 10^-18 dollars and back. The way back is one multiplication, which leaves the digits as they
--- are and only counts them as decimals: DuckDB takes ten times as long to divide numbers of this size.
+-- An amount in whole 10^-18 dollars and back. The way back multiplies, which keeps the digits and is exact: DuckDB
+-- takes ten times as long to divide numbers of this size.
 CREATE OR REPLACE MACRO to_units(amount) AS replace(amount::DECIMAL(38, 18)::VARCHAR, '.', '')::HUGEINT;
 CREATE OR REPLACE MACRO from_units(units) AS units::DECIMAL(38, 0) * 0.000000000000000001::DECIMAL(18, 18);
 
--- USD per 1,000 tokens (or per anything, with `per` = 1): numerator × per ÷ denominator, computed in whole
--- 10^-18 dollars and cut after the 18th decimal, never through a float. NULL without a denominator.
+-- numerator × per ÷ denominator, for example USD per 1,000 tokens: computed in whole 10^-18 dollars and cut after
+-- the 18th decimal, never a float. NULL without a denominator.
 CREATE OR REPLACE MACRO exact_ratio(numerator, denominator, per := 1) AS
     CASE WHEN denominator > 0 THEN from_units(to_units(numerator) * per // denominator::HUGEINT) END;
 
--- A share or a growth, to 12 decimals. NULL without a denominator, and from 10^20 on, which no column holds.
+-- A share or growth, rounded to 12 decimals. NULL without a denominator, and from 10^20, which no column holds.
 CREATE OR REPLACE MACRO share_of(part, whole) AS
     CASE WHEN whole > 0 THEN try_cast(
         try_cast(round(part::DOUBLE / whole::DOUBLE, 12) AS DECIMAL(38, 12)) AS DECIMAL(38, 18)
@@ -20,15 +20,13 @@ CREATE OR REPLACE MACRO share_of(part, whole) AS
 -- A model's name without the date of its release: gpt-4o-2024-08-06 → gpt-4o.
 CREATE OR REPLACE MACRO base_model(model) AS regexp_replace(model, '-\d{4}-\d{2}-\d{2}$', '');
 
--- The text of a plain decimal (up to 18 digits before the point, 18 that count behind it) as our decimal, to
--- the last digit; OpenAI's zero is 0E-6176. The whole and the broken part are cast apart, the latter without
--- what follows its 18th digit, which are zeros: DuckDB's own cast of all 34 digits, or of several digits
--- before the point, takes 30 to 100 times as long. There is no branch for other texts, since DuckDB would
--- evaluate its cast for all rows.
+-- A plain decimal text as DECIMAL(38,18), exact: up to 18 digits before the point, and zeros after the 18th decimal.
+-- Whole and fraction are cast apart, 30 to 100 times as fast as one cast; a branch would cast all rows both ways.
 CREATE OR REPLACE MACRO parts_to_decimal(number, sign) AS
     split_part(number, '.', 1)::BIGINT::DECIMAL(38, 18)
     + (sign || '0.' || left(split_part(number, '.', 2), 18))::DECIMAL(18, 18);
 
+-- As parts_to_decimal; OpenAI writes zero as 0E-6176.
 CREATE OR REPLACE MACRO exact_decimal(text) AS
     parts_to_decimal(
         CASE text WHEN '0E-6176' THEN '0' ELSE text END,

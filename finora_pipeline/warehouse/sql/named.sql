@@ -1,7 +1,7 @@
--- Facts with the names of their ids: views, so that a name is always the newest that OpenAI has told.
+-- Facts with the names of their ids. Views, so that each name is the newest that OpenAI has listed.
 
 -- [define]
--- `unknown` is what OpenAI never told us: deleted before the first list was read.
+-- An id that no list has had is `unknown`: it was deleted before the first list was fetched.
 CREATE OR REPLACE MACRO name_or_unknown(id, name) AS CASE WHEN id IS NOT NULL THEN coalesce(name, 'unknown') END;
 
 CREATE OR REPLACE VIEW named_usage AS

@@ -1,17 +1,18 @@
--- The pipeline's own bookkeeping, in its own schema. Analysts do not need it.
+-- The pipeline's own records, in the schema `pipeline`: what is loaded, stale and unpublished. Analysts do not
+-- need it.
 
 -- [create]
 CREATE SCHEMA pipeline;
 
--- One row: the number of the last migration, a hash of the comments, macros and views, and when both were set.
+-- One row: number of the last migration, hash of the comments, macros and views, and time of both.
 CREATE TABLE pipeline.schema_version (
     number       INTEGER NOT NULL,
     definitions  VARCHAR NOT NULL,
     changed_at   TIMESTAMPTZ NOT NULL
 );
 
--- One row a raw file whose pages are in the facts; written in the transaction that loads them, so that no
--- file is ever loaded twice.
+-- The ledger: one row per raw file whose pages are in the facts, written in the transaction that loads them, so
+-- that no file is loaded twice.
 CREATE TABLE pipeline.loaded_files (
     raw_file     VARCHAR NOT NULL PRIMARY KEY,
     run_id       VARCHAR NOT NULL,
@@ -22,8 +23,8 @@ CREATE TABLE pipeline.loaded_files (
     users        BIGINT NOT NULL
 );
 
--- One row a day of an organization that has been read, empty days included, with the moment of the read
--- that counts: a page set that is older than this does not replace the day.
+-- One row per known day of a user and endpoint, empty days included, with the fetch time of its page set: an
+-- older page set does not replace the day.
 CREATE TABLE pipeline.loaded_days (
     user_id           VARCHAR NOT NULL,
     provider          VARCHAR NOT NULL,
@@ -34,8 +35,8 @@ CREATE TABLE pipeline.loaded_days (
     raw_file          VARCHAR NOT NULL
 );
 
--- The newest page set of each reading: the same answer once more need not be stored. `sha256` is that of
--- its pages' windows, groupings and bodies (PageSet.sha256).
+-- The newest page set per user and endpoint, so that an equal one is not stored again. `sha256`: content hash of
+-- windows, groupings and bodies (PageSet.sha256).
 CREATE TABLE pipeline.loaded_sets (
     user_id     VARCHAR NOT NULL,
     provider    VARCHAR NOT NULL,
@@ -44,23 +45,26 @@ CREATE TABLE pipeline.loaded_sets (
     sha256      VARCHAR NOT NULL
 );
 
--- Days whose facts changed since the metrics were computed.
+-- Days whose facts changed since their metrics were computed.
 CREATE TABLE pipeline.stale_days (user_id VARCHAR NOT NULL, provider VARCHAR NOT NULL, date DATE NOT NULL);
 
--- Users whose daily_model_costs changed since user_metrics were computed.
+-- Users whose daily_model_costs changed since their user_metrics were computed.
 CREATE TABLE pipeline.stale_users (user_id VARCHAR NOT NULL, provider VARCHAR NOT NULL);
 
--- Months of a table that changed since they were last written as Parquet.
+-- Months of a table that changed since they were written as Parquet.
 CREATE TABLE pipeline.unpublished_months (table_name VARCHAR NOT NULL, month DATE NOT NULL);
 
 -- [begin_load]
--- What the raw files say of each page, without its text.
+-- Reads: the raw files of the variable raw_files; $end_of_present, after which a moment is in the future.
+-- Leaves: raw_pages, new_days, reread_days, an empty changed_days; the variable first_fetched_at.
+--
+-- The columns of each page without its text.
 CREATE OR REPLACE TEMP TABLE raw_pages AS
 SELECT * EXCLUDE (body, canonical, filename), parse_filename(filename) AS raw_file
 FROM read_parquet(getvariable('raw_files'), filename = true);
 
--- The days that the pages in the raw files have a bucket of, empty ones included. A day counts only if the
--- warehouse does not hold a newer read of it, a moment of the future being older than all, and if it has begun.
+-- The days that begin no later than now and that the pages have a bucket for, unless the warehouse holds a newer
+-- fetch; a fetch time in the future counts as the oldest.
 CREATE OR REPLACE TEMP TABLE new_days AS
 WITH page_days AS (
     SELECT user_id, provider, endpoint, fetched_at, raw_file, unnest(days) AS date,
@@ -87,18 +91,49 @@ GROUP BY user_id, provider, endpoint, date;
 
 SET VARIABLE first_fetched_at = (SELECT min(fetched_at) FROM new_days);
 
--- Those of them that had been read before.
+-- Days in new_days that were known before.
 CREATE OR REPLACE TEMP TABLE reread_days AS
 SELECT new.user_id, new.provider, new.endpoint, new.date, new.fetched_at, loaded.first_fetched_at
 FROM new_days AS new
 JOIN pipeline.loaded_days AS loaded USING (user_id, provider, endpoint, date);
 
--- Filled by each table's load: the days read before whose figures are not as they were.
+-- Known days whose figures changed; each table's load and compare fill it.
 CREATE OR REPLACE TEMP TABLE changed_days (
     user_id VARCHAR, provider VARCHAR, endpoint VARCHAR, date DATE
 );
 
+-- [read_pages]
+-- Reads: new_days; when it is called, the raw files of the variable text_files.
+-- Leaves: new_results(structure), each result of the buckets of new_days, decoded by a JSON structure.
+--
+-- `canonical` replaces a body that SQL would read otherwise than its check did: 10.0, NULs, duplicate keys.
+CREATE OR REPLACE TEMP MACRO new_results(structure) AS TABLE
+WITH pages AS (
+    SELECT
+        user_id,
+        provider,
+        endpoint,
+        fetched_at,
+        parse_filename(filename) AS raw_file,
+        unnest(from_json(
+            coalesce(canonical, body), '{"data": [{"start_time": "BIGINT", "results": [' || structure || ']}]}'
+        ).data) AS bucket
+    FROM read_parquet(getvariable('text_files'), filename = true)
+)
+SELECT pages.* EXCLUDE (bucket), new.date, unnest(bucket.results) AS result
+FROM pages
+JOIN new_days AS new
+    ON new.user_id = pages.user_id
+    AND new.provider = pages.provider
+    AND new.endpoint = pages.endpoint
+    AND new.date = DATE '1970-01-01' + (bucket.start_time // 86400)::INTEGER
+    AND new.fetched_at = pages.fetched_at
+    AND new.raw_file = pages.raw_file;
+
 -- [end_load]
+-- Reads: raw_pages, new_days, reread_days, changed_days; $kind, $table_name and $is_monthly of the table.
+-- Leaves: loaded_files, loaded_sets and loaded_days with the new files; new and changed days stale, their months
+-- unpublished; new_sets.
 CREATE OR REPLACE TEMP TABLE new_sets AS
 WITH sets AS (
     SELECT

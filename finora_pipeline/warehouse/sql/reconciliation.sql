@@ -1,21 +1,22 @@
--- reconciliation: what we hold of a day against what OpenAI says otherwise, with what is left over.
+-- reconciliation: each day of daily_costs against other figures of OpenAI's, with the differences.
 --
 -- Grain: user, provider, date.
+-- Columns: *_usd in USD, exact but for price_residual_usd; *_tokens in tokens.
 -- Rules
---   1. residual_usd = OpenAI's own total of the day, read ungrouped, − Σ daily_costs. The total is read a moment
---      later, so that a day still being booked may differ.
---   2. token_residual = tokens billed (Σ quantity of lines charged by the token) − tokens used (Σ input +
---      output of daily_usage without moderations, which are free). OpenAI counts the two apart. Above zero there
---      are costs without use (live sessions, for one), below zero use without costs (complimentary tokens): both
---      are normal. Tokens of training are in neither.
---   3. price_residual_usd = Σ |amount − quantity × price| over the lines of a final day that had a price in the
---      seven days before; a line's price is amount ÷ quantity of the last of those days on which it had one. A
---      price list that changes shows here, once.
---   4. `severity` is of residual_usd: ok (0), info (a day that is not final), warning (under a cent) or error; and
---      error where lines have come without an amount. A day is final when it is 3 days old. NULL where the total
---      has not been read.
---   5. `month_state`: open while the month goes on, closing until the 7th of the next (it is read again daily),
---      then closed.
+--   1. residual_usd = OpenAI's total of the day, fetched ungrouped, − Σ daily_costs. The total is fetched a moment
+--      later, so a day that OpenAI is still booking may differ.
+--   2. token_residual = tokens billed (Σ quantity of charges by the token) − tokens used (Σ input + output of
+--      daily_usage without moderations, which are free). OpenAI counts the two separately. Above zero: costs
+--      without usage (live sessions, for one); below zero: usage without costs (complimentary tokens). Both are
+--      normal. Training tokens are in neither.
+--   3. price_residual_usd = Σ |amount − quantity × price| over the charges of a final day; the price is amount ÷
+--      quantity of the last day, within {price_days} days before, on which the charge had one. A price list that
+--      changes shows here, once.
+--   4. `severity` of residual_usd: ok (0), info (a day that is not final), warning (under a cent) or error; also
+--      error where charges have no amount. A day is final after {final_after_days} days. NULL where the total was
+--      not fetched.
+--   5. `month_state`: open during the month, closing until day {closing_days} of the next (it is fetched again
+--      daily), then closed.
 
 -- [create]
 CREATE TABLE pipeline.reconciled_days (
@@ -42,28 +43,29 @@ SELECT
     billed_tokens,
     used_tokens,
     (billed_tokens - used_tokens)::DECIMAL(38, 18) AS token_residual,
-    CASE WHEN date <= today - 3 THEN price_residual_usd END AS price_residual_usd,
+    CASE WHEN date <= today - {final_after_days} THEN price_residual_usd END AS price_residual_usd,
     lines_without_amount,
     CASE
         WHEN lines_without_amount > 0 THEN 'error'
         WHEN api_total_usd IS NULL THEN NULL
         WHEN api_total_usd = facts_usd THEN 'ok'
-        WHEN date > today - 3 THEN 'info'
+        WHEN date > today - {final_after_days} THEN 'info'
         WHEN abs(api_total_usd - facts_usd) < 0.01 THEN 'warning'
         ELSE 'error'
     END AS severity,
     CASE
         WHEN date >= date_trunc('month', today) THEN 'open'
-        WHEN date >= date_trunc('month', today) - INTERVAL 1 MONTH AND day(today) <= 7 THEN 'closing'
+        WHEN date >= date_trunc('month', today) - INTERVAL 1 MONTH AND day(today) <= {closing_days} THEN 'closing'
         ELSE 'closed'
     END AS month_state
 FROM pipeline.reconciled_days
--- Days are UTC's: current_date would be the day in the time zone of whoever reads.
+-- UTC: current_date would be a day in the reader's time zone.
 CROSS JOIN (SELECT (now() AT TIME ZONE 'UTC')::DATE AS today);
-COMMENT ON VIEW reconciliation IS 'What we hold of each day against what OpenAI says otherwise: its own total, tokens used, prices of the days before.';
+COMMENT ON VIEW reconciliation IS 'Each day of daily_costs against OpenAI''s total, the tokens used and the prices of the days before.';
 
 -- [refresh]
--- Recomputes the days in `split_days`.
+-- Reads: split_days, charge_sums, used (attribution.sql, prepare).
+-- Leaves: the rows of the days in split_days.
 DELETE FROM pipeline.reconciled_days AS old
 USING split_days AS split
 WHERE old.user_id = split.user_id AND old.provider = split.provider AND old.date = split.date;
@@ -94,9 +96,9 @@ used_sums AS (
     GROUP BY ALL
 ),
 spans AS (
-    SELECT user_id, provider, min(date) - 7 AS first_date, max(date) AS last_date FROM split_days GROUP BY ALL
+    SELECT user_id, provider, min(date) - {price_days} AS first_date, max(date) AS last_date FROM split_days GROUP BY ALL
 ),
--- Nothing but numbers from here on: with texts beside each line, sorting takes six times as long.
+-- Numbers only: with texts in each row, sorting takes six times as long.
 lines AS MATERIALIZED (
     SELECT
         split.day,
@@ -123,7 +125,7 @@ priced_lines AS (
 price_residuals AS (
     SELECT day, try_cast(round(sum(abs(amount - quantity * last_price)), 9) AS DECIMAL(38, 18)) AS price_residual_usd
     FROM priced_lines
-    WHERE day IS NOT NULL AND last_date >= date - 7
+    WHERE day IS NOT NULL AND last_date >= date - {price_days}
     GROUP BY ALL
 )
 SELECT
@@ -144,11 +146,13 @@ LEFT JOIN price_residuals USING (day)
 WHERE totals.api_total_usd IS NOT NULL OR facts.facts_usd IS NOT NULL OR used_sums.used_tokens IS NOT NULL;
 
 -- [check]
--- How many days do not reconcile, by severity.
+-- Reads: reconciliation.
+-- Leaves: nothing; returns the number of days that do not reconcile and their USD, by severity.
 SELECT severity, count(*), coalesce(sum(abs(residual_usd)), 0) FROM reconciliation WHERE severity <> 'ok' GROUP BY severity;
 
 -- [token_check]
--- On how many days tokens billed and used differ, by which there are more of.
+-- Reads: reconciliation.
+-- Leaves: nothing; returns the number of days whose tokens billed and used differ and their tokens, by kind.
 SELECT
     CASE WHEN token_residual > 0 THEN 'costs without use' ELSE 'use without costs' END AS kind,
     count(*),

@@ -1,11 +1,13 @@
--- Sample rows for users who have no real rows yet: 30 days of an imaginary organization, marked
--- `is_sample`. They go with the first real rows and are never computed into anybody else's figures.
+-- Sample rows of daily_costs and daily_usage for users without real rows: the last {sample_days} days of an
+-- imaginary organization, marked `is_sample`. The first real rows of a user replace them.
 
 -- [refresh]
--- `sample_users` (an Arrow table) lists every user; `sample_models` a few models with their shape.
+-- Reads: sample_users, every user, and sample_models, their usage and prices (Arrow tables); $today.
+-- Leaves: sample rows in daily_costs and daily_usage, their days stale, their months unpublished; without_data,
+-- outdated, missing, sample_use.
 CREATE OR REPLACE TEMP TABLE without_data AS
 SELECT user_id FROM sample_users
--- Real rows are in daily_model_costs, or their days are stale.
+-- Real rows have reached daily_model_costs, or their days are stale.
 WHERE user_id NOT IN (SELECT user_id FROM daily_model_costs WHERE NOT is_sample)
   AND user_id NOT IN (
     SELECT user_id FROM daily_costs SEMI JOIN pipeline.stale_days USING (user_id, provider, date)
@@ -16,7 +18,7 @@ WHERE user_id NOT IN (SELECT user_id FROM daily_model_costs WHERE NOT is_sample)
     WHERE NOT is_sample
   );
 
--- Sample days that are too old, or whose user has real rows by now.
+-- Sample days that are too old, or whose user now has real rows.
 CREATE OR REPLACE TEMP TABLE outdated AS
 SELECT user_id, provider, date
 FROM (
@@ -24,7 +26,7 @@ FROM (
     UNION
     SELECT user_id, provider, date FROM daily_usage WHERE is_sample
 )
-WHERE user_id NOT IN (FROM without_data) OR date < $today::DATE - 29;
+WHERE user_id NOT IN (FROM without_data) OR date <= $today::DATE - {sample_days};
 
 DELETE FROM daily_costs AS old USING outdated
 WHERE old.is_sample AND old.user_id = outdated.user_id AND old.date = outdated.date;
@@ -33,7 +35,7 @@ WHERE old.is_sample AND old.user_id = outdated.user_id AND old.date = outdated.d
 
 CREATE OR REPLACE TEMP TABLE missing AS
 SELECT user_id, ($today::DATE - i::INTEGER)::DATE AS date
-FROM without_data CROSS JOIN range(30) AS days(i)
+FROM without_data CROSS JOIN range({sample_days}) AS days(i)
 WHERE NOT EXISTS (
     FROM daily_costs AS old
     WHERE old.is_sample AND old.user_id = without_data.user_id
@@ -51,7 +53,7 @@ FROM missing CROSS JOIN sample_models AS models;
 
 INSERT INTO daily_costs
 SELECT
-    user_id, 'openai', date, 'proj_sample', 'Sample project', model || ', ' || direction,
+    user_id, '{provider}', date, 'proj_sample', 'Sample project', model || ', ' || direction,
     tokens * price / 1000000, tokens, 'tokens', model, direction, NULL, NULL, false, true, NULL, now(),
     'sample', true
 FROM (
@@ -67,7 +69,7 @@ FROM (
 INSERT INTO daily_usage BY NAME
 SELECT
     user_id,
-    'openai' AS provider,
+    '{provider}' AS provider,
     date,
     'completions' AS service,
     'proj_sample' AS project_id,
@@ -83,7 +85,7 @@ SELECT
 FROM sample_use;
 
 INSERT INTO pipeline.stale_days
-SELECT user_id, 'openai', date FROM missing
+SELECT user_id, '{provider}', date FROM missing
 UNION
 SELECT user_id, provider, date FROM outdated
 EXCEPT

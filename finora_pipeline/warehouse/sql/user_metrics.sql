@@ -1,25 +1,25 @@
--- user_metrics: the figures of a user's overview, each with the period before and a sparkline.
+-- user_metrics: a user's key figures, each with the previous period and a sparkline.
 --
 -- Grain: user, provider, metric, period.
+-- Columns: value and previous_value in `unit`; change and covered_share as ratios.
 -- Rules
 --   1. Periods are UTC days up to and including today ($today): the last 7, 30 or 90 days, or the month so
---      far. The period before has the same number of days: directly before, for the month the same days of
---      the previous month (fewer where that month is shorter).
+--      far. The previous period is the equally long span before; for the month, the same days of the month
+--      before (fewer where that month is shorter).
 --   2. total_spend = Σ amount_usd. average_daily_cost = total_spend ÷ days of the period.
---   3. cost_per_1k_tokens = cost charged by the token of models whose tokens are known ÷ (input + output
---      tokens) × 1000; `covered_share` is that cost's share of total_spend.
---   4. top_model_share = spend of the model that cost most (`detail` names it; of several that cost the same, the
---      first by name) ÷ total_spend.
+--   3. cost_per_1k_tokens = cost charged by the token, of models with tokens, ÷ (input + output tokens) × 1000;
+--      `covered_share` is that cost's share of total_spend.
+--   4. top_model_share = spend of the most expensive model (named in `detail`; of equally expensive ones, the first
+--      by name) ÷ total_spend.
 --   5. tokens_per_hour = (input + output tokens) ÷ (24 × days of the period); today counts as a whole day.
---   6. cost_per_request = total_spend ÷ requests to models; those that searched the web count once.
+--   6. cost_per_request = total_spend ÷ requests to models; a request that searched the web counts once.
 --   7. provider_share = total_spend ÷ the user's total_spend over all providers.
---   8. month_over_month = (total_spend − that of the period before) ÷ the latter: for `month` the month so far
---      against the same days of the month before, for the other periods likewise.
---   9. No denominator, no value: NULL, never 0 or infinity; nor where a ratio's numbers are too large to be
---      computed: one user's must not stop everybody's. `previous_value` is NULL unless the user's data
---      reaches back to the start of the period before (month_over_month: of the one before that);
+--   8. month_over_month = (total_spend − total_spend of the previous period) ÷ the latter, in every period.
+--   9. Without a denominator a value is NULL, never 0 or infinity; also where a ratio is too large to be computed:
+--      one user's numbers must not fail the computation of all users. `previous_value` is NULL unless the user is
+--      known since the start of the previous period (month_over_month: of the one before that);
 --      `change` = (value − previous_value) ÷ previous_value.
---  10. `sparkline` is the figure of each of the last 14 days taken as a period of its own.
+--  10. `sparkline` has the figure of each of the last {sparkline_days} days, each a period of its own.
 --  11. Money and tokens are exact; shares and changes are rounded to 12 decimals.
 
 -- [create]
@@ -41,30 +41,44 @@ CREATE TABLE user_metrics (
 );
 
 -- [define]
-COMMENT ON TABLE user_metrics IS 'A user''s key figures for the last 7, 30 and 90 days and the month, with the period before and 14 days of history.';
-COMMENT ON COLUMN user_metrics.user_id IS 'Our user';
-COMMENT ON COLUMN user_metrics.provider IS 'openai';
+COMMENT ON TABLE user_metrics IS 'A user''s key figures for the last 7, 30 and 90 days and the month, with the previous period and {sparkline_days} days of history.';
+COMMENT ON COLUMN user_metrics.user_id IS 'User (tenant)';
+COMMENT ON COLUMN user_metrics.provider IS 'Provider: openai';
 COMMENT ON COLUMN user_metrics.metric IS 'total_spend, average_daily_cost, cost_per_1k_tokens, top_model_share, tokens_per_hour, cost_per_request, provider_share, month_over_month; and input_tokens, output_tokens, tokens, requests';
 COMMENT ON COLUMN user_metrics.period IS '7d, 30d, 90d or month (so far)';
 COMMENT ON COLUMN user_metrics.period_start IS 'First UTC day of the period';
 COMMENT ON COLUMN user_metrics.period_end IS 'Last UTC day of the period: today, which is partial';
 COMMENT ON COLUMN user_metrics.unit IS 'usd, usd_per_1k_tokens, usd_per_request, tokens, tokens_per_hour, requests or ratio';
-COMMENT ON COLUMN user_metrics.value IS 'The figure, NULL where it has no denominator';
-COMMENT ON COLUMN user_metrics.previous_value IS 'The same figure of the period before, NULL unless the data reaches back that far';
+COMMENT ON COLUMN user_metrics.value IS 'Figure; NULL without a denominator';
+COMMENT ON COLUMN user_metrics.previous_value IS 'Figure of the previous period; NULL unless the user is known since its start';
 COMMENT ON COLUMN user_metrics.change IS '(value - previous_value) / previous_value';
-COMMENT ON COLUMN user_metrics.covered_share IS 'cost_per_1k_tokens: the share of the spend that the figure speaks of';
+COMMENT ON COLUMN user_metrics.covered_share IS 'cost_per_1k_tokens: share of the spend that the figure covers';
 COMMENT ON COLUMN user_metrics.detail IS 'top_model_share: the model';
-COMMENT ON COLUMN user_metrics.sparkline IS 'The figure of each of the last 14 UTC days, oldest first';
-COMMENT ON COLUMN user_metrics.is_sample IS 'Computed from made-up rows';
+COMMENT ON COLUMN user_metrics.sparkline IS 'Figure of each of the last {sparkline_days} UTC days, oldest first';
+COMMENT ON COLUMN user_metrics.is_sample IS 'Computed from invented rows';
+
+-- [macros]
+-- Leaves: figure(metric, unit, …), a metric of a period (this), of the previous one (before) and of single days.
+CREATE OR REPLACE TEMP MACRO figure(metric, unit, this, before, days) AS {
+    'metric': metric,
+    'unit': unit,
+    'value': struct_extract(this, metric),
+    'previous_value': struct_extract(before, metric),
+    'sparkline': [struct_extract(day, metric) FOR day IN days]
+};
 
 -- [outdated]
--- Whom to compute: users whose costs changed, and everybody whose figures are of another day.
+-- Reads: pipeline.stale_users, user_metrics; $today.
+-- Leaves: nothing; returns the users whose costs changed or whose figures are of another day.
 SELECT user_id FROM pipeline.stale_users
 UNION
 SELECT user_id FROM user_metrics WHERE period_end <> $today::DATE
 ORDER BY user_id;
 
 -- [refresh]
+-- Reads: users_to_compute (an Arrow table of some outdated users), figure (macros), daily_model_costs; $today.
+-- Leaves: the users' rows, who are stale no longer; metric_periods, computed_users, user_spans, metric_spans,
+-- span_sums, span_values.
 CREATE OR REPLACE TEMP TABLE metric_periods AS
 WITH named(period, period_start) AS (
     VALUES
@@ -95,7 +109,7 @@ ends AS (
 SELECT *, least(before_start + (previous_end - previous_start)::INTEGER, previous_start - 1) AS before_end
 FROM ends;
 
--- Those of the Arrow table `users_to_compute` who have data, numbered so that what follows need not compare texts.
+-- Users with data; user_spans numbers them, so that later joins do not compare texts.
 CREATE OR REPLACE TEMP TABLE computed_users AS
 SELECT user_id, provider
 FROM (FROM pipeline.stale_users UNION SELECT user_id, provider FROM user_metrics)
@@ -113,8 +127,8 @@ FROM daily_model_costs
 SEMI JOIN computed_users USING (user_id, provider)
 GROUP BY user_id, provider;
 
--- What is summed up: each period (side 1), the period before it (0) and the one before that (-1), and each
--- day of the sparklines (2); each with the side and start of the span before it.
+-- The spans to sum up: each period (side 1), the previous one (0) and the one before that (-1), and each day of the
+-- sparklines (2), with the day before the first; each with its prior span.
 CREATE OR REPLACE TEMP TABLE metric_spans AS
 WITH spans AS (
     SELECT period, 1 AS side, period_start AS span_start, $today::DATE AS span_end, 0 AS prior_side,
@@ -126,7 +140,7 @@ WITH spans AS (
     SELECT period, -1, before_start, before_end, NULL, NULL FROM metric_periods
     UNION ALL
     SELECT 'day', 2, day, day, 2, day - 1
-    FROM (SELECT ($today::DATE - i::INTEGER)::DATE AS day FROM range(15) AS r(i))
+    FROM (SELECT ($today::DATE - i::INTEGER)::DATE AS day FROM range({sparkline_days} + 1) AS r(i))
 ),
 numbered AS (
     SELECT row_number() OVER (ORDER BY side, period, span_start) AS span, * FROM spans
@@ -151,6 +165,7 @@ WITH model_sums AS (
     FROM daily_model_costs AS cost
     JOIN user_spans AS user USING (user_id, provider)
     JOIN metric_spans AS span ON cost.date BETWEEN span.span_start AND span.span_end
+    -- No span starts earlier: three periods of 90 days.
     WHERE cost.date >= $today::DATE - 270
     GROUP BY ALL
 )
@@ -206,11 +221,11 @@ WHERE old.user_id = computed.user_id AND old.provider = computed.provider;
 
 INSERT INTO user_metrics
 WITH sparks AS (
-    -- Sorted as a list, by its rows' first column: a sorted aggregate takes six times as long.
+    -- Sorted as a list by its first field, span_start: a sorted aggregate takes six times as long.
     SELECT row, list_sort(list(day)) AS days
     FROM (
         SELECT span_start, * EXCLUDE (span_start) FROM span_values
-        WHERE side = 2 AND span_start > $today::DATE - 14
+        WHERE side = 2 AND span_start > $today::DATE - {sparkline_days}
     ) AS day
     GROUP BY row
 ),
@@ -224,30 +239,18 @@ figures AS (
         user.first_date <= periods.previous_start AS is_previous_known,
         user.first_date <= periods.before_start AS is_before_known,
         unnest([
-            {'metric': 'total_spend', 'unit': 'usd', 'value': this.total_spend,
-             'previous_value': before.total_spend, 'sparkline': [day.total_spend FOR day IN days]},
-            {'metric': 'average_daily_cost', 'unit': 'usd', 'value': this.average_daily_cost,
-             'previous_value': before.average_daily_cost, 'sparkline': [day.average_daily_cost FOR day IN days]},
-            {'metric': 'cost_per_1k_tokens', 'unit': 'usd_per_1k_tokens', 'value': this.cost_per_1k_tokens,
-             'previous_value': before.cost_per_1k_tokens, 'sparkline': [day.cost_per_1k_tokens FOR day IN days]},
-            {'metric': 'input_tokens', 'unit': 'tokens', 'value': this.input_tokens,
-             'previous_value': before.input_tokens, 'sparkline': [day.input_tokens FOR day IN days]},
-            {'metric': 'output_tokens', 'unit': 'tokens', 'value': this.output_tokens,
-             'previous_value': before.output_tokens, 'sparkline': [day.output_tokens FOR day IN days]},
-            {'metric': 'tokens', 'unit': 'tokens', 'value': this.tokens,
-             'previous_value': before.tokens, 'sparkline': [day.tokens FOR day IN days]},
-            {'metric': 'requests', 'unit': 'requests', 'value': this.requests,
-             'previous_value': before.requests, 'sparkline': [day.requests FOR day IN days]},
-            {'metric': 'tokens_per_hour', 'unit': 'tokens_per_hour', 'value': this.tokens_per_hour,
-             'previous_value': before.tokens_per_hour, 'sparkline': [day.tokens_per_hour FOR day IN days]},
-            {'metric': 'cost_per_request', 'unit': 'usd_per_request', 'value': this.cost_per_request,
-             'previous_value': before.cost_per_request, 'sparkline': [day.cost_per_request FOR day IN days]},
-            {'metric': 'top_model_share', 'unit': 'ratio', 'value': this.top_model_share,
-             'previous_value': before.top_model_share, 'sparkline': [day.top_model_share FOR day IN days]},
-            {'metric': 'provider_share', 'unit': 'ratio', 'value': this.provider_share,
-             'previous_value': before.provider_share, 'sparkline': [day.provider_share FOR day IN days]},
-            {'metric': 'month_over_month', 'unit': 'ratio', 'value': this.month_over_month,
-             'previous_value': before.month_over_month, 'sparkline': [day.month_over_month FOR day IN days]}
+            figure('total_spend', 'usd', this, before, days),
+            figure('average_daily_cost', 'usd', this, before, days),
+            figure('cost_per_1k_tokens', 'usd_per_1k_tokens', this, before, days),
+            figure('input_tokens', 'tokens', this, before, days),
+            figure('output_tokens', 'tokens', this, before, days),
+            figure('tokens', 'tokens', this, before, days),
+            figure('requests', 'requests', this, before, days),
+            figure('tokens_per_hour', 'tokens_per_hour', this, before, days),
+            figure('cost_per_request', 'usd_per_request', this, before, days),
+            figure('top_model_share', 'ratio', this, before, days),
+            figure('provider_share', 'ratio', this, before, days),
+            figure('month_over_month', 'ratio', this, before, days)
         ]) AS figure,
         this.covered_share,
         this.top_model
@@ -258,7 +261,7 @@ figures AS (
     JOIN sparks ON sparks.row = user.row
 ),
 known AS (
-    -- A growth needs one period more than the other figures.
+    -- month_over_month needs a period more than the other figures.
     SELECT
         * EXCLUDE (figure, is_previous_known, is_before_known),
         figure.metric,

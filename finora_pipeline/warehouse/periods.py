@@ -1,0 +1,13 @@
+"""Numbers of days that the warehouse's SQL, its Python and the dashboard share.
+
+What OpenAI's behaviour dictates is in `openai_admin.provider`.
+"""
+
+# The price of a charge is compared with the last one of these days before (reconciliation.sql, rule 3).
+PRICE_DAYS = 7
+# Days of a sparkline, the last one included.
+SPARKLINE_DAYS = 14
+# Days of sample rows, today included.
+SAMPLE_DAYS = 30
+# By then OpenAI has booked and corrected a day; a restatement of a day this old is worth a look.
+LATE_REVISION_DAYS = 7
