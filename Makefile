@@ -3,7 +3,7 @@
 # make test-fast    the tests of daily work: no browser, Postgres, daemon, nothing slow
 # make test-all     every test
 # make test-newest  test-fast on the newest versions that pyproject.toml allows (BEYOND=… on newer ones)
-# make check        format, lint, types (for this platform and macOS), spelling, workflows, the site
+# make check        format, lint, types (for this platform and macOS), language, spelling, workflows, the site
 # make language     words and comments that our style refuses, with a count per folder
 # make audit        known advisories of the locked packages
 # make site         the documentation as pages, in finora_pipeline/site
@@ -56,7 +56,7 @@ test-newest: $(VENV)/bin/python
 	$(if $(BEYOND),$(NEWEST_PIP) install --upgrade $(BEYOND))
 	$(call pytest,$(NEWEST)) -m "$(FAST)" $(ARGS)
 
-check: $(VENV)/.dev site
+check: $(VENV)/.dev site language
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright

@@ -46,8 +46,10 @@ def imports(path: Path) -> Iterator[str]:
             yield from (one.name for one in node.names if one.name.startswith("finora_pipeline"))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("finora_pipeline"):
             assert node.module
-            is_top = node.module == "finora_pipeline"
-            yield from (f"{node.module}.{one.name}" if is_top else node.module for one in node.names)
+            folder = PACKAGE.parent / node.module.replace(".", "/")
+            for one in node.names:
+                is_module = (folder / f"{one.name}.py").exists() or (folder / one.name).is_dir()
+                yield f"{node.module}.{one.name}" if is_module else node.module
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
