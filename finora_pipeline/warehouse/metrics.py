@@ -11,6 +11,13 @@ import pyarrow as pa
 
 from finora_pipeline.warehouse.clock import delete_future_days
 from finora_pipeline.warehouse.database import PartsUnequal, Warehouse
+from finora_pipeline.warehouse.kpis import (
+    LENGTHS,
+    MONTH,
+    period_of,
+    same_days_of_month_before,
+    span_of,
+)
 from finora_pipeline.warehouse.portions import CAUSED_BY_PAGES
 from finora_pipeline.warehouse.reparse import service_names_table
 from finora_pipeline.warehouse.sql import section
@@ -91,6 +98,7 @@ def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], tod
 def _refresh_user_metrics(connection: duckdb.DuckDBPyConnection, today: date) -> None:
     outdated = connection.execute(section("user_metrics", "outdated"), {"today": today}).to_arrow_table()
     connection.execute(section("user_metrics", "macros"))
+    connection.register("metric_periods", _metric_periods(today))
     waiting = list(_portions(outdated, USERS_AT_ONCE))
     while waiting:
         users = waiting.pop(0)
@@ -102,6 +110,26 @@ def _refresh_user_metrics(connection: duckdb.DuckDBPyConnection, today: date) ->
             _log.warning("Failed to compute the figures of %d users at once: %s", users.num_rows, error)
             if users.num_rows > 1:
                 waiting[:0] = list(_portions(users, -(-users.num_rows // 2)))
+
+
+def _metric_periods(today: date) -> pa.Table:
+    """The named periods that end today, each with the two spans before it."""
+    rows: list[dict[str, object]] = []
+    for name in (*LENGTHS, MONTH):
+        period = period_of(name, today)
+        compare = same_days_of_month_before if name == MONTH else span_of
+        before = compare(period.previous_first, period.previous_last)
+        rows.append(
+            {
+                "period": name,
+                "period_start": period.first,
+                "previous_start": period.previous_first,
+                "previous_end": period.previous_last,
+                "before_start": before.previous_first,
+                "before_end": before.previous_last,
+            }
+        )
+    return pa.Table.from_pylist(rows)
 
 
 def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> Recomputed:

@@ -98,9 +98,11 @@ def test_amounts_too_large_for_a_ratio_have_none(warehouse: Warehouse):
     ("usd", "top"),
     [
         ({f"model-{n}": "1.00" if n == 10 else "5.00" for n in range(30, 9, -1)}, "model-11"),
-        # The total is zero or less: no share, so no top model.
+        # Shares are of the charges, whatever credits there are.
+        ({"gpt-4o": "1.00", "o3": "-2.00"}, "gpt-4o"),
+        # Nothing was charged: no share, so no top model.
         ({"gpt-4o": "0.00", "o3": "0.00"}, None),
-        ({"gpt-4o": "1.00", "o3": "-2.00"}, None),
+        ({"o3": "-2.00"}, None),
         ({"gpt-4o": None}, None),
     ],
 )

@@ -39,6 +39,7 @@ from finora_pipeline.server.supervisor import (
     serve,
 )
 from finora_pipeline.settings import BASE_URL_FILE, Settings
+from finora_pipeline.warehouse.kpis import DEFINITIONS
 
 DEMO_DAYS = 90
 KEY_VARIABLE = "OPENAI_ADMIN_KEY"
@@ -164,15 +165,19 @@ def _refresh(settings: Settings) -> runs.RunResult:
 def _print_summary(settings: Settings) -> None:
     with connect_reader(settings.published_database) as connection:
         (users, days, rows, total, per_1k) = connection.execute(
-            """
+            f"""
             SELECT
                 count(DISTINCT user_id), count(DISTINCT date), count(*), coalesce(sum(amount_usd), 0),
                 (
-                    SELECT exact_ratio(
-                        sum(token_priced_usd), sum(input_tokens + output_tokens)::BIGINT, per := 1000
-                    )
-                    FROM daily_model_costs
-                    WHERE NOT is_sample AND input_tokens + output_tokens > 0
+                    SELECT {DEFINITIONS["cost_per_1k_tokens"]}
+                    FROM (
+                        SELECT
+                            sum(token_priced_usd) AS covered,
+                            sum(input_tokens)::BIGINT AS input_tokens,
+                            sum(output_tokens)::BIGINT AS output_tokens
+                        FROM daily_model_costs
+                        WHERE NOT is_sample AND input_tokens + output_tokens > 0
+                    ) AS this
                 )
             FROM daily_costs
             WHERE NOT is_sample

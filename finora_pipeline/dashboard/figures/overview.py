@@ -55,7 +55,7 @@ def compute_overview(snapshot: UserSnapshot, view: View, today: date) -> Overvie
     """Compute all that Overview shows of a view."""
     months = Months.of(today)
     sums = read_sums(snapshot, view, months)
-    charged = sums.period.charged
+    charged = sums.period.charged or Decimal(0)
     rows: list[BreakdownRow] = snapshot.rows(
         "breakdowns", first=view.first, last=view.last, model=view.model, project_id=view.project_id
     )

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from urllib.parse import urlencode
 
 from finora_pipeline.dashboard.figures import formats
 from finora_pipeline.openai_admin.provider import FIRST_DAY
 from finora_pipeline.plans import Plan
+from finora_pipeline.warehouse.kpis import LENGTHS, MONTH, period_of, span_of
 
-LENGTHS = {"7d": 7, "30d": 30, "90d": 90}
 DEFAULT = "30d"
 # The most bars of a chart that can be distinguished.
 MOST_DAYS = 92
@@ -62,35 +62,25 @@ def view_of(query: Mapping[str, str], plan: Plan, today: date) -> View:
     """The view of an address, within the history that the plan keeps. Raises `BadPeriod`."""
     period = query.get("period") or ("custom" if query.get("from") else DEFAULT)
     kept_from = plan.first_day_kept(today) or FIRST_DAY
-    if period in LENGTHS:
-        wanted, last = today - timedelta(days=LENGTHS[period] - 1), today
-    elif period == "month":
-        wanted, last = today.replace(day=1), today
+    if period in (*LENGTHS, MONTH):
+        wanted, shown = period_of(period, today), period_of(period, today, kept_from)
     elif period == "custom":
-        wanted, last = _custom_days(query, today)
-        if last < kept_from:
+        wanted = span_of(*_custom_days(query, today))
+        if wanted.last < kept_from:
             raise BadPeriod(f"The {plan.name} plan keeps costs since {formats.day(kept_from)}.")
+        shown = span_of(max(wanted.first, kept_from), wanted.last)
     else:
         raise BadPeriod(f"Unknown period “{period[:20]}”. Use 7d, 30d, 90d, month, or from and to.")
-    first = max(wanted, kept_from)
     return View(
         period,
-        first,
-        last,
-        *_previous_days(period, first, last),
+        shown.first,
+        shown.last,
+        shown.previous_first,
+        shown.previous_last,
         query.get("model") or None,
         query.get("project") or None,
-        wanted if wanted < first else None,
+        wanted.first if wanted.first < shown.first else None,
     )
-
-
-def _previous_days(period: str, first: date, last: date) -> tuple[date, date]:
-    """The same days of the month before for `month`, else the equally long span before."""
-    if period != "month":
-        previous_last = first - timedelta(days=1)
-        return previous_last - (last - first), previous_last
-    end = first.replace(day=1) - timedelta(days=1)
-    return end.replace(day=min(first.day, end.day)), end.replace(day=min(last.day, end.day))
 
 
 def _custom_days(query: Mapping[str, str], today: date) -> tuple[date, date]:

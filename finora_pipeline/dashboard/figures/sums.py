@@ -1,14 +1,14 @@
 """The sums behind Overview: totals of spans, models of the period, cells of the chart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
-from finora_pipeline.dashboard.figures import formats
 from finora_pipeline.dashboard.figures.periods import View
 from finora_pipeline.dashboard.snapshots import UserSnapshot
+from finora_pipeline.warehouse.kpis import MONTH, OVERVIEW, period_of
 from finora_pipeline.warehouse.periods import SPARKLINE_DAYS
 
 # Models with a colour of their own; the others are stacked as one.
@@ -17,32 +17,35 @@ MODELS_SHOWN = 6
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Totals of a span of UTC days.
+    """The figures of a span of UTC days, as `warehouse.kpis` defines them.
 
-    `usd` is the spend, `top_usd` the top model's, `charged` the spend before credits, `covered` the part of
-    it that is billed by token with known tokens.
+    `charged` is the spend before credits in USD, `covered_share` the part of it that cost_per_1k_tokens
+    covers, `growth` the relative change since the span before. `values` and `changes` are by metric.
     """
 
-    days: int
-    usd: Decimal = Decimal(0)
-    top_usd: Decimal | None = None
-    covered: Decimal = Decimal(0)
-    input_tokens: int = 0
-    output_tokens: int = 0
-    charged: Decimal = Decimal(0)
+    charged: Decimal | None
+    covered_share: Decimal | None
+    growth: Decimal | None
+    values: Mapping[str, Decimal | None]
+    changes: Mapping[str, Decimal | None]
+
+    @classmethod
+    def of_row(cls, row: Sequence[Any]) -> "Sums":
+        """The figures in a row's columns after the amount."""
+        charged, covered_share, growth, *figures = row
+        count = len(OVERVIEW)
+        values, changes = figures[:count], figures[count:]
+        return cls(
+            charged,
+            covered_share,
+            growth,
+            dict(zip(OVERVIEW, values, strict=True)),
+            dict(zip(OVERVIEW, changes, strict=True)),
+        )
 
     @property
-    def daily_usd(self) -> Decimal | None:
-        return formats.ratio(self.usd, self.days)
-
-    @property
-    def per_1k_tokens(self) -> Decimal | None:
-        """USD of the covered spend for 1,000 of its tokens."""
-        return formats.ratio(self.covered, self.input_tokens + self.output_tokens, per=1000)
-
-    @property
-    def top_share(self) -> Decimal | None:
-        return formats.ratio(self.top_usd, self.charged)
+    def usd(self) -> Decimal:
+        return self.values["total_spend"] or Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,8 @@ class Months:
 
     @classmethod
     def of(cls, today: date) -> "Months":
-        first = today.replace(day=1)
-        before_end = first - timedelta(days=1)
-        before_first = before_end.replace(day=1)
-        return cls(first, today, before_first, min(before_first + (today - first), before_end))
+        month = period_of(MONTH, today)
+        return cls(month.first, month.last, month.previous_first, month.previous_last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class OverviewSums:
 
 def read_sums(snapshot: UserSnapshot, view: View, months: Months) -> OverviewSums:
     """Read the sums of a view in one query."""
-    spans: dict[tuple[str, date], Sequence[Any]] = {}
+    spans: dict[tuple[str, date], Sums] = {}
     models: dict[str, Decimal] = {}
     cells: dict[tuple[date, str | None], Decimal] = {}
     for part, at, model, usd, *more in _rows(snapshot, view, months):
@@ -91,23 +92,17 @@ def read_sums(snapshot: UserSnapshot, view: View, months: Months) -> OverviewSum
         elif part == "chart":
             cells[at, model] = usd
         else:
-            spans[part, at] = (usd, *(number or 0 for number in more))
-
-    def sums(part: str, first: date, days: int = 1) -> Sums:
-        return Sums(days, *spans.get((part, first), ()))
-
+            spans[part, at] = Sums.of_row(more)
     known_since = snapshot.span[0]
-    previous_days = (view.previous_last - view.previous_first).days + 1
-    previous = sums("previous", view.previous_first, previous_days)
     has_previous = known_since is not None and known_since <= view.previous_first
     days = [view.last - timedelta(days=SPARKLINE_DAYS - 1 - number) for number in range(SPARKLINE_DAYS)]
     return OverviewSums(
-        period=sums("now", view.first, view.days),
-        previous=previous if has_previous else None,
+        period=spans["now", view.first],
+        previous=spans["previous", view.previous_first] if has_previous else None,
         # Days before the first known one have no figure, not even zero.
-        daily=[sums("day", day) if known_since and day >= known_since else None for day in days],
-        month=sums("month", months.first),
-        month_before=sums("month before", months.before_first),
+        daily=[spans["day", day] if known_since and day >= known_since else None for day in days],
+        month=spans["month", months.first],
+        month_before=spans["month before", months.before_first],
         models=dict(sorted(models.items(), key=lambda item: (-item[1], item[0]))),
         cells=cells,
         known_since=known_since,

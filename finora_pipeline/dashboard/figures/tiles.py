@@ -32,24 +32,23 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What a tile shows: its label, the figure of a span of days, and the format of that figure."""
+    """What a tile shows: its label, the metric (`warehouse.kpis`), and the format of that figure."""
 
     label: str
-    value_of: Callable[[Sums], Decimal | int | None]
+    metric: str | None
     format_value: Callable[[Decimal | None], str]
 
-    def decimal_of(self, sums: Sums | None) -> Decimal | None:
+    def value_of(self, sums: Sums | None) -> Decimal | None:
         """The figure of a span; None for an unknown span or a figure that does not exist."""
-        value = self.value_of(sums) if sums else None
-        return None if value is None else Decimal(value)
+        return sums.values[self.metric] if sums and self.metric else None
 
 
-SPEND = Measure("Total spend", lambda sums: sums.usd, formats.usd)
-DAILY_COST = Measure("Average daily cost", lambda sums: sums.daily_usd, formats.usd)
-TOKEN_PRICE = Measure("Cost per 1k tokens", lambda sums: sums.per_1k_tokens, formats.price)
-TOKENS_IN = Measure("Tokens in", lambda sums: sums.input_tokens, formats.count)
-TOKENS_OUT = Measure("Tokens out", lambda sums: sums.output_tokens, formats.count)
-TOP_SHARE = Measure("Top model share", lambda sums: sums.top_share, formats.percent)
+SPEND = Measure("Total spend", "total_spend", formats.usd)
+DAILY_COST = Measure("Average daily cost", "average_daily_cost", formats.usd)
+TOKEN_PRICE = Measure("Cost per 1k tokens", "cost_per_1k_tokens", formats.price)
+TOKENS_IN = Measure("Tokens in", "input_tokens", formats.count)
+TOKENS_OUT = Measure("Tokens out", "output_tokens", formats.count)
+TOP_SHARE = Measure("Top model share", "top_model_share", formats.percent)
 
 
 def make_tiles(view: View, sums: OverviewSums, months: Months) -> list[Tile]:
@@ -61,7 +60,8 @@ def make_tiles(view: View, sums: OverviewSums, months: Months) -> list[Tile]:
         # Tokens are matched with costs over all projects together.
         token_price, tokens_in, tokens_out = map(_without_value, (TOKEN_PRICE, TOKENS_IN, TOKENS_OUT))
         token_note = price_note = NOT_BY_PROJECT
-    top_note = next(iter(sums.models)) if period.top_share is not None else _no_share_note(period)
+    has_share = period.values["top_model_share"] is not None
+    top_note = next(iter(sums.models)) if has_share else _no_share_note(period)
     return [
         _tile(view, sums, SPEND),
         _tile(view, sums, DAILY_COST, _average_note(view, sums)),
@@ -74,16 +74,14 @@ def make_tiles(view: View, sums: OverviewSums, months: Months) -> list[Tile]:
 
 
 def _without_value(measure: Measure) -> Measure:
-    return replace(measure, value_of=lambda _: None)
+    return replace(measure, metric=None)
 
 
 def _tile(view: View, sums: OverviewSums, measure: Measure, note: str = "") -> Tile:
-    value, before = measure.decimal_of(sums.period), measure.decimal_of(sums.previous)
-    change = None
-    if value is not None and before is not None:
-        change = formats.ratio(formats.minus(value, before), before)
+    value, before = measure.value_of(sums.period), measure.value_of(sums.previous)
+    change = sums.period.changes[measure.metric] if measure.metric and sums.previous else None
     spark = charts.sparkline(
-        [measure.decimal_of(day) for day in sums.daily], f"{measure.label}, last {SPARKLINE_DAYS} days"
+        [measure.value_of(day) for day in sums.daily], f"{measure.label}, last {SPARKLINE_DAYS} days"
     )
     return Tile(
         measure.label,
@@ -116,10 +114,9 @@ def _average_note(view: View, sums: OverviewSums) -> str:
 
 
 def _price_note(period: Sums) -> str:
-    if period.per_1k_tokens is None:
+    if period.values["cost_per_1k_tokens"] is None:
         return "No spend with known token counts"
-    covered = formats.percent(formats.ratio(period.covered, period.charged))
-    return f"based on {covered} of spend (billed by token)"
+    return f"based on {formats.percent(period.covered_share)} of spend (billed by token)"
 
 
 def _no_share_note(period: Sums) -> str:
@@ -132,9 +129,8 @@ def _growth_tile(sums: OverviewSums, months: Months) -> Tile:
     if sums.known_since is None or sums.known_since > months.before_first:
         note = "Needs data from all of last month"
     else:
-        before = sums.month_before.usd
-        growth = formats.ratio(formats.minus(sums.month.usd, before), before)
-        note = _growth_note(months, before)
+        growth = sums.month.growth
+        note = _growth_note(months, sums.month_before.usd)
     value = formats.percent(growth, signed=True)
     return Tile("Month over month", value, formats.exact(growth), "", "", Markup(""), note)
 

@@ -1,18 +1,20 @@
 -- Grain: part, at and model. Sums over `days`, which is scanned once; all amounts in USD. `part` is one of
---   1. now, previous, month, month before, day: the sums of a span; `at` is its first UTC day, top_usd its top model's;
+--   1. now, previous, month, month before, day: a span; `at` is its first UTC day. It has the figures of
+--      `kpis.OVERVIEW`, and how they have changed since the span before it;
 --   2. model: the amount of each model in the period;
 --   3. chart: the amount of each bar (`at` is its first day) and model. An organization may have thousands of models:
 --      those after the `named` highest are one row with model NULL.
 WITH spans AS (
     FROM (
         VALUES
-            ('now', $first::DATE, $last::DATE),
-            ('previous', $previous_first::DATE, $previous_last::DATE),
-            ('month', $month_first::DATE, $today::DATE),
-            ('month before', $month_before_first::DATE, $month_before_last::DATE)
-    ) AS spans(part, span_first, span_last)
+            ('now', $first::DATE, $last::DATE, 'previous'),
+            ('previous', $previous_first::DATE, $previous_last::DATE, NULL),
+            ('month', $month_first::DATE, $today::DATE, 'month before'),
+            ('month before', $month_before_first::DATE, $month_before_last::DATE, NULL)
+    ) AS spans(part, span_first, span_last, prior_part)
     UNION ALL
-    SELECT 'day', day::DATE, day::DATE FROM range($sparkline_first::DATE, $last::DATE + 1, INTERVAL 1 DAY) AS days(day)
+    SELECT 'day', day::DATE, day::DATE, NULL
+    FROM range($sparkline_first::DATE, $last::DATE + 1, INTERVAL 1 DAY) AS days(day)
 ),
 by_span AS (
     SELECT
@@ -29,21 +31,48 @@ by_span AS (
 ),
 named AS (
     SELECT model FROM by_span WHERE part = 'now' ORDER BY amount_usd DESC, model LIMIT $named
+),
+sums AS (
+    SELECT
+        part,
+        span_first,
+        prior_part,
+        span_last - span_first + 1 AS days,
+        coalesce(sum(amount_usd), 0) AS total,
+        sum(amount_usd) FILTER (amount_usd > 0) AS charges,
+        max(amount_usd) AS top_usd,
+        sum(covered_usd) AS covered,
+        coalesce(sum(input_tokens), 0)::BIGINT AS input_tokens,
+        coalesce(sum(output_tokens), 0)::BIGINT AS output_tokens
+    FROM spans
+    LEFT JOIN by_span USING (part, span_first)
+    GROUP BY part, span_first, span_last, prior_part
+),
+figures AS (
+    SELECT
+        this.part,
+        this.span_first,
+        this.prior_part,
+        this.charges,
+        {covered_share} AS covered_share,
+        {overview_values}
+    FROM sums AS this
+    LEFT JOIN sums AS prior ON prior.part = this.prior_part
 )
 SELECT
-    part,
-    span_first AS at,
+    this.part,
+    this.span_first AS at,
     NULL AS model,
-    sum(amount_usd) AS amount_usd,
-    max(amount_usd) AS top_usd,
-    sum(covered_usd) AS covered_usd,
-    sum(input_tokens)::BIGINT AS input_tokens,
-    sum(output_tokens)::BIGINT AS output_tokens,
-    sum(amount_usd) FILTER (amount_usd > 0) AS charged_usd
-FROM by_span
-GROUP BY part, span_first
+    this.total_spend AS amount_usd,
+    this.charges,
+    this.covered_share,
+    this.month_over_month AS growth,
+    {overview_columns},
+    {overview_changes}
+FROM figures AS this
+LEFT JOIN figures AS prior ON prior.part = this.prior_part
 UNION ALL
-SELECT 'model', NULL, model, amount_usd, amount_usd, NULL, NULL, NULL, NULL
+SELECT 'model', NULL, model, amount_usd, {overview_nulls}
 FROM by_span
 WHERE part = 'now'
 UNION ALL
@@ -52,11 +81,7 @@ SELECT
     date_trunc($bucket, date)::DATE,
     CASE WHEN model IN (SELECT model FROM named) THEN model END,
     sum(amount_usd),
-    NULL,
-    NULL,
-    NULL,
-    NULL,
-    NULL
+    {overview_nulls}
 FROM days
 WHERE date BETWEEN $first AND $last
 GROUP BY ALL

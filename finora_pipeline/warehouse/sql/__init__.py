@@ -1,14 +1,16 @@
 """The warehouse's SQL: files of sections that lines like `-- [load]` name; see README.md.
 
-A word in braces is a placeholder: a number of `SHARED`, a list of `SQL_LISTS`, or a text of the table or the
-caller.
+A word in braces is a placeholder: a number of `SHARED`, a list of `SQL_LISTS`, a definition of `KPI_TEXTS`,
+or a text of the table or the caller.
 """
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 from finora_pipeline.openai_admin.provider import CLOSING_DAYS, FINAL_AFTER_DAYS, PROVIDER
+from finora_pipeline.warehouse.kpis import KPI_TEXTS
 from finora_pipeline.warehouse.periods import PRICE_DAYS, SAMPLE_DAYS, SPARKLINE_DAYS
 from finora_pipeline.warehouse.tables import SPLIT_COSTS
 from finora_pipeline.warehouse.usage_columns import SQL_LISTS
@@ -36,5 +38,10 @@ def section(table: str, name: str, /, **texts: str) -> str:
     file = "split_costs" if of_table else table
     parts = _SECTION.split((Path(__file__).parent / f"{file}.sql").read_text())
     statements = dict(zip(parts[1::2], parts[2::2], strict=True))[name]
-    known = {**SHARED, **SQL_LISTS, **of_table, **texts}
-    return _PLACEHOLDER.sub(lambda found: known[found[1]], statements)
+    known = {**SHARED, **SQL_LISTS, **KPI_TEXTS, **of_table, **texts}
+    return fill(statements, known)
+
+
+def fill(statements: str, texts: Mapping[str, str]) -> str:
+    """SQL with its placeholders filled in. Raises `KeyError` for an unknown one."""
+    return _PLACEHOLDER.sub(lambda found: texts[found[1]], statements)

@@ -2,15 +2,16 @@
 --
 -- Grain: user, provider, metric, period.
 -- Columns: value and previous_value in `unit`; change and covered_share as ratios.
+-- The figures and periods are defined in `kpis.py`, which the dashboard uses, too.
 -- Rules
 --   1. Periods are UTC days up to and including today ($today): the last 7, 30 or 90 days, or the month so
 --      far. The previous period is the equally long span before; for the month, the same days of the month
 --      before (fewer where that month is shorter).
 --   2. total_spend = Σ amount_usd. average_daily_cost = total_spend ÷ days of the period.
 --   3. cost_per_1k_tokens = cost charged by the token, of models with tokens, ÷ (input + output tokens) × 1000;
---      `covered_share` is that cost's share of total_spend.
+--      `covered_share` is that cost's share of the charges, which are the spend without models whose credits exceed it.
 --   4. top_model_share = spend of the most expensive model (named in `detail`; of equally expensive ones, the first
---      by name) ÷ total_spend.
+--      by name) ÷ the charges.
 --   5. tokens_per_hour = (input + output tokens) ÷ (24 × days of the period); today counts as a whole day.
 --   6. cost_per_request = total_spend ÷ requests to models; a request that searched the web counts once.
 --   7. provider_share = total_spend ÷ the user's total_spend over all providers.
@@ -52,7 +53,7 @@ COMMENT ON COLUMN user_metrics.unit IS 'usd, usd_per_1k_tokens, usd_per_request,
 COMMENT ON COLUMN user_metrics.value IS 'Figure; NULL without a denominator';
 COMMENT ON COLUMN user_metrics.previous_value IS 'Figure of the previous period; NULL unless the user is known since its start';
 COMMENT ON COLUMN user_metrics.change IS '(value - previous_value) / previous_value';
-COMMENT ON COLUMN user_metrics.covered_share IS 'cost_per_1k_tokens: share of the spend that the figure covers';
+COMMENT ON COLUMN user_metrics.covered_share IS 'cost_per_1k_tokens: share of the charges that the figure covers';
 COMMENT ON COLUMN user_metrics.detail IS 'top_model_share: the model';
 COMMENT ON COLUMN user_metrics.sparkline IS 'Figure of each of the last {sparkline_days} UTC days, oldest first';
 COMMENT ON COLUMN user_metrics.is_sample IS 'Computed from invented rows';
@@ -76,39 +77,10 @@ SELECT user_id FROM user_metrics WHERE period_end <> $today::DATE
 ORDER BY user_id;
 
 -- [refresh]
--- Reads: users_to_compute (an Arrow table of some outdated users), figure (macros), daily_model_costs; $today.
--- Leaves: the users' rows, who are stale no longer; metric_periods, computed_users, user_spans, metric_spans,
+-- Reads: users_to_compute (an Arrow table of some outdated users), metric_periods (an Arrow table: `kpis.Period` by
+-- name), figure (macros), daily_model_costs; $today.
+-- Leaves: the users' rows, who are stale no longer; computed_users, user_spans, metric_spans,
 -- span_sums, span_values.
-CREATE OR REPLACE TEMP TABLE metric_periods AS
-WITH named(period, period_start) AS (
-    VALUES
-        ('7d', $today::DATE - 6),
-        ('30d', $today::DATE - 29),
-        ('90d', $today::DATE - 89),
-        ('month', date_trunc('month', $today::DATE)::DATE)
-),
-before AS (
-    SELECT
-        *,
-        CASE period
-            WHEN 'month' THEN (period_start - INTERVAL 1 MONTH)::DATE
-            ELSE (period_start - ($today::DATE - period_start + 1)::INTEGER)::DATE
-        END AS previous_start
-    FROM named
-),
-ends AS (
-    SELECT
-        *,
-        least(previous_start + ($today::DATE - period_start)::INTEGER, period_start - 1) AS previous_end,
-        CASE period
-            WHEN 'month' THEN (previous_start - INTERVAL 1 MONTH)::DATE
-            ELSE (previous_start - (period_start - previous_start)::INTEGER)::DATE
-        END AS before_start
-    FROM before
-)
-SELECT *, least(before_start + (previous_end - previous_start)::INTEGER, previous_start - 1) AS before_end
-FROM ends;
-
 -- Users with data; user_spans numbers them, so that later joins do not compare texts.
 CREATE OR REPLACE TEMP TABLE computed_users AS
 SELECT user_id, provider
@@ -179,6 +151,7 @@ SELECT
     span.span_start,
     span.span_end - span.span_start + 1 AS days,
     coalesce(sum(model.amount_usd), 0) AS total,
+    sum(model.amount_usd) FILTER (model.amount_usd > 0) AS charges,
     sum(model.covered_usd) AS covered,
     max(model.amount_usd) AS top_usd,
     min({'usd': -model.amount_usd, 'model': model.model}).model AS top_model,
@@ -196,21 +169,9 @@ SELECT
     this.period,
     this.side,
     this.span_start,
-    CASE this.side WHEN 1 THEN share_of(this.covered, this.total) END AS covered_share,
+    CASE this.side WHEN 1 THEN {covered_share} END AS covered_share,
     this.top_model,
-    this.total::DECIMAL(38, 18) AS total_spend,
-    CASE this.days WHEN 1 THEN this.total::DECIMAL(38, 18) ELSE try(exact_ratio(this.total, this.days)) END
-        AS average_daily_cost,
-    try(exact_ratio(this.covered, this.input_tokens + this.output_tokens, per := 1000)) AS cost_per_1k_tokens,
-    this.input_tokens::DECIMAL(38, 18) AS input_tokens,
-    this.output_tokens::DECIMAL(38, 18) AS output_tokens,
-    (this.input_tokens + this.output_tokens)::DECIMAL(38, 18) AS tokens,
-    this.requests::DECIMAL(38, 18) AS requests,
-    try(exact_ratio(this.input_tokens + this.output_tokens, 24 * this.days)) AS tokens_per_hour,
-    try(exact_ratio(this.total, this.requests)) AS cost_per_request,
-    share_of(this.top_usd, this.total) AS top_model_share,
-    share_of(this.total, everywhere.total) AS provider_share,
-    share_of(this.total - prior.total, prior.total) AS month_over_month
+    {kpi_values}
 FROM span_sums AS this
 JOIN (SELECT person, span, sum(total) AS total FROM span_sums GROUP BY ALL) AS everywhere USING (person, span)
 LEFT JOIN span_sums AS prior ON prior.row = this.row AND prior.span = this.prior_span
@@ -239,18 +200,7 @@ figures AS (
         user.first_date <= periods.previous_start AS is_previous_known,
         user.first_date <= periods.before_start AS is_before_known,
         unnest([
-            figure('total_spend', 'usd', this, before, days),
-            figure('average_daily_cost', 'usd', this, before, days),
-            figure('cost_per_1k_tokens', 'usd_per_1k_tokens', this, before, days),
-            figure('input_tokens', 'tokens', this, before, days),
-            figure('output_tokens', 'tokens', this, before, days),
-            figure('tokens', 'tokens', this, before, days),
-            figure('requests', 'requests', this, before, days),
-            figure('tokens_per_hour', 'tokens_per_hour', this, before, days),
-            figure('cost_per_request', 'usd_per_request', this, before, days),
-            figure('top_model_share', 'ratio', this, before, days),
-            figure('provider_share', 'ratio', this, before, days),
-            figure('month_over_month', 'ratio', this, before, days)
+            {kpi_figures}
         ]) AS figure,
         this.covered_share,
         this.top_model
