@@ -49,7 +49,7 @@ def test_the_demo_runs_from_nothing_and_again(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("OPENAI_ADMIN_KEY", key)
     refused = CliRunner().invoke(main, ["demo", "--once", "--real"])
     assert refused.exit_code == 1
-    assert "set FINORA_HOME to another folder" in refused.stderr
+    assert "Set FINORA_HOME to another folder" in refused.stderr
     assert key not in refused.output
 
 

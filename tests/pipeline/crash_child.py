@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finora_pipeline.accounts.store import Accounts
+from finora_pipeline.accounts.refresh_log import RefreshLog
 from finora_pipeline.cli import runs
 from finora_pipeline.ingest.windows import trailing_window
 from finora_pipeline.settings import Settings
@@ -29,6 +29,7 @@ def killed(*_: Any, **__: Any) -> Any:
 
 
 def before(owner: Any, name: str) -> None:
+    assert hasattr(owner, name)
     setattr(owner, name, killed)
 
 
@@ -49,7 +50,7 @@ def section_is(table: str, name: str) -> Callable[..., bool]:
 POINTS: dict[str, Callable[[], None]] = {
     "before anything lands": lambda: before(RawWriter, "land"),
     "while a raw file is written": lambda: before(Path, "rename"),
-    "after landing, before it is recorded": lambda: before(Accounts, "record_refreshes"),
+    "after landing, before it is recorded": lambda: before(RefreshLog, "record"),
     "after fetching, before loading": lambda: before(load, "load_files"),
     "inside the load of costs": lambda: after(load, "run_section", section_is("daily_costs", "load")),
     "after the load's commit, before the move": lambda: before(RawPages, "archive"),
@@ -57,7 +58,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "inside the metrics": lambda: after(metrics, "run_section", section_is("daily_model_costs", "refresh")),
     "after the metrics": lambda: before(publish, "publish"),
     "before the published copy is swapped in": lambda: before(publish, "_swap_in"),
-    "after the swap, before it is recorded": lambda: before(Accounts, "mark_published"),
+    "after the swap, before it is recorded": lambda: before(RefreshLog, "mark_published"),
 }
 
 

@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 
+from finora_pipeline.accounts import key_ring
 from finora_pipeline.accounts import onboarding as connections
-from finora_pipeline.accounts import store
 from finora_pipeline.accounts.onboarding import Organizations
 from finora_pipeline.ingest.fetch import FetchPlan, fetch
 from finora_pipeline.ingest.landing import Fetched, Landing
@@ -63,7 +63,7 @@ def update_key(installation: Installation, user_id: str, key: str, **options: bo
 def test_a_run_that_began_before_leaves_the_new_organization_alone(
     start_openai, install, monkeypatch, moment: str
 ):
-    monkeypatch.setattr(store, "LOOK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(key_ring, "LOOK_AGAIN_SECONDS", 0)
     openai = start_openai(organizations=2, days=20)
     installation = install(openai)
     installation.connect(plan="growth", users=["user-0"])

@@ -186,7 +186,7 @@ def test_a_repair_stays_open_for_a_day_and_a_change_until_repaired(warehouse):
     dies_after(warehouse, "DELETE FROM daily_costs")
     (condition,) = of_published(warehouse, now)
     assert (
-        "The published file has been written to by another program: finora.duckdb.wal." in condition.message
+        "Another program has written to the published file: finora.duckdb.wal." in condition.message
     )
     published(warehouse)
     (condition,) = of_published(warehouse, now)
@@ -202,7 +202,7 @@ def test_alerts_and_status_report_a_change_without_a_daemon(start_openai, instal
     shown = CliRunner().invoke(main, ["alarms", "--json"])
     assert [alarm["key"] for alarm in json.loads(shown.stdout)] == ["published/changed"]
     status = CliRunner().invoke(main, ["status", "--json"])
-    assert "The published file has been written to" in status.stderr
+    assert "Another program has written to" in status.stderr
     assert [line["user_id"] for line in json.loads(status.stdout)] == ["user-0"]
 
 
