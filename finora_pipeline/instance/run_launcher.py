@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 from dagster._config.config_schema import UserConfigSchema
-from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 from dagster._serdes import ConfigurableClassData
 
 from finora_pipeline.data_folder.run_locks import is_alive
@@ -20,7 +20,7 @@ from finora_pipeline.settings import Settings
 START_SECONDS = 60
 
 
-class WatchedRunLauncher(DefaultRunLauncher):
+class WatchedRunLauncher(dg.DefaultRunLauncher):
     """Launches runs like its base class; runs started less than `start_seconds` ago count as alive."""
 
     def __init__(

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
+import dagster as dg
 from dagster._core.events import ASSET_EVENTS
-from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
@@ -87,7 +87,7 @@ class KeptEventLogStorage(SqliteEventLogStorage):
             self._asset_columns.add(column_name)
         return column_name in self._asset_columns
 
-    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+    def store_event_batch(self, events: Sequence[dg.EventLogEntry]) -> None:
         """Store a run's events like repeated calls of `store_event`, in one transaction per database."""
         (run_id,) = {event.run_id for event in events}
         of_assets = [event for event in events if event.dagster_event_type in ASSET_EVENTS]

@@ -185,9 +185,7 @@ def test_a_repair_stays_open_for_a_day_and_a_change_until_repaired(warehouse):
     assert of_published(warehouse, now) == []
     dies_after(warehouse, "DELETE FROM daily_costs")
     (condition,) = of_published(warehouse, now)
-    assert (
-        "Another program has written to the published file: finora.duckdb.wal." in condition.message
-    )
+    assert "Another program has written to the published file: finora.duckdb.wal." in condition.message
     published(warehouse)
     (condition,) = of_published(warehouse, now)
     assert "Another program had written to the published file: finora.duckdb.wal." in condition.message
