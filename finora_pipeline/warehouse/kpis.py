@@ -116,7 +116,7 @@ def span_of(first: date, last: date) -> Period:
 
 
 def same_days_of_month_before(first: date, last: date) -> Period:
-    """Days of one month, compared with the same days of the month before, fewer where that is shorter."""
+    """Days of a month, compared with the same days of the month before, fewer where that is shorter."""
     end = first.replace(day=1) - timedelta(days=1)
     return Period(
         first, last, end.replace(day=min(first.day, end.day)), end.replace(day=min(last.day, end.day))
