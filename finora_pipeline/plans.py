@@ -57,11 +57,6 @@ class Plan:
         return self.history_days is None or self.history_days > other.history_days
 
     @property
-    def history_text(self) -> str:
-        """How much history is kept, in words: '90 days', 'everything'."""
-        return "everything" if self.history_days is None else f"{self.history_days} days"
-
-    @property
     def interval_text(self) -> str:
         """The cadence in words: 'every 24 h', 'every 15 min'."""
         minutes = int(self.refresh_interval.total_seconds() // 60)

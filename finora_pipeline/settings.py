@@ -13,9 +13,6 @@ from pathlib import Path
 
 from finora_pipeline.openai_admin.addresses import (
     OPENAI_BASE_URL,
-    AddressError,
-    BaseAddress,
-    parse_address,
 )
 
 ACCOUNTS_URL = "FINORA_ACCOUNTS_URL"
@@ -67,7 +64,6 @@ class Settings:
     accounts_url: str = field(repr=False)
     # From the data folder's own file, regardless of the environment.
     folder_base_url: str | None = None
-    has_own_accounts: bool = False
     docs_url: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     trusted_proxies: tuple[Network, ...] = ()
@@ -91,7 +87,6 @@ class Settings:
             openai_base_url=base_url.strip().rstrip("/"),
             folder_base_url=folder_base_url,
             accounts_url=environment.get(ACCOUNTS_URL) or f"sqlite:///{home / 'accounts.sqlite'}",
-            has_own_accounts=bool(environment.get(ACCOUNTS_URL)),
             docs_url=environment.get(DOCS_URL),
             allowed_hosts=_names(environment.get("FINORA_ALLOWED_HOSTS", "")),
             trusted_proxies=_networks(
@@ -107,14 +102,6 @@ class Settings:
                 "FINORA_REQUESTS_AT_ONCE", environment.get("FINORA_REQUESTS_AT_ONCE"), 4_096
             ),
         )
-
-    @property
-    def openai_address(self) -> BaseAddress:
-        """OpenAI's address, for keys not bound to another one. Raises `SettingsError`."""
-        try:
-            return parse_address(self.openai_base_url)
-        except AddressError as error:
-            raise SettingsError(f"OPENAI_BASE_URL cannot be used. {error}") from None
 
     @property
     def master_key_file(self) -> Path:

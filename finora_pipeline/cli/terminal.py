@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 from rich.console import Console
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from finora_pipeline.accounts.store import Accounts
     from finora_pipeline.server.supervisor import Addresses
 
-F = TypeVar("F", bound=Callable[..., Any])
 
 # Control characters, and those that change the direction of the text after them.
 _UNSAFE = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))

@@ -90,14 +90,6 @@ class Period:
     previous_first: date
     previous_last: date
 
-    @property
-    def days(self) -> int:
-        return (self.last - self.first).days + 1
-
-    @property
-    def previous_days(self) -> int:
-        return (self.previous_last - self.previous_first).days + 1
-
 
 def period_of(name: str, today: date, kept_from: date = date.min) -> Period:
     """The period of a name that ends today, without days before `kept_from`. Raises `KeyError`.

@@ -34,11 +34,6 @@ def total(amounts: "list[Decimal | None]") -> Decimal:
     return added
 
 
-def minus(left: Decimal, right: Decimal) -> Decimal:
-    """The exact difference."""
-    return _EXACT.subtract(left, right)
-
-
 def ratio(part: Decimal | int | None, whole: Decimal | int | None, per: int = 1) -> Decimal | None:
     """part × per ÷ whole, cut after the 18th decimal as in user_metrics.
 
