@@ -188,6 +188,7 @@ def _compute_portion(
     """Computes the days of a portion in one transaction; returns the days that do not add up."""
     with transaction(connection):
         run_section(connection, "attribution", "prepare", portion=portion)
+        run_section(connection, "daily_model_costs", "match")
         for table in ("daily_model_costs", "daily_member_costs", "daily_key_costs", "reconciliation"):
             run_section(connection, table, "refresh", today=today)
         run_section(connection, "attribution", "check")
