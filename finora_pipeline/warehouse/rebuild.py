@@ -26,8 +26,8 @@ COMPARED = ("main.daily_costs", "main.daily_usage", "pipeline.billed_costs")
 ROWS_COMPARED_AT_ONCE = 500_000
 # Called with the number of raw files loaded, and of all.
 Progress = Callable[[int, int], None]
-# Columns that do not come from OpenAI's pages alone: our parse of a line item, and what costs and usage together
-# tell. Days loaded by an earlier version have no name of the organization.
+# Columns that do not come from OpenAI's pages alone: our parse of a line item, and what costs and usage say
+# together. Days loaded by an earlier version have no name of the organization.
 _OURS = {
     "main.daily_costs": ", model, direction, modality, tier, is_long_context, is_parsed, cost_service, "
     "charge_category, cost_model, organization_name",
