@@ -448,8 +448,8 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         land(warehouse, page_of(*charged), user_id=user_id)
     load(warehouse)
     everyone = ["acme", "quarter", "credited", "given"]
-    refresh_metrics(warehouse, everyone, today)
-    publish(warehouse, everyone, list, today)
+    refresh_metrics(warehouse, today)
+    publish(warehouse, list, today)
     settings = Settings.from_environment({"FINORA_HOME": str(home)})
     # Loading so many takes a minute, so they are inserted: model n costs a dollar and n units a day.
     with duckdb.connect(settings.published_database) as published:

@@ -276,10 +276,10 @@ def test_a_user_without_kept_days_has_no_figures(tmp_path):
     warehouse = Warehouse(tmp_path)
     land(warehouse, page_of(cost_day([cost_row('"5.00"')])))
     load(warehouse)
-    refresh_metrics(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, DAY)
     assert rows(warehouse, "SELECT count(*) > 0 FROM user_metrics") == [(True,)]
     retention.prune(warehouse, lambda: {"acme": DAY + timedelta(days=1)})
-    refresh_metrics(warehouse, ["other"], DAY)
+    refresh_metrics(warehouse, DAY)
     assert rows(warehouse, "SELECT count(*) FROM user_metrics WHERE user_id = 'acme'") == [(0,)]
 
 

@@ -7,7 +7,6 @@
 --   2. The newest complete page set of a day replaces that day, also if it is empty.
 --   3. A line item with words unknown to the grammar keeps its text and its amount; `is_parsed` is false. Its model
 --      is that of the text or, once usage is known, the model used that day which it names (attribution.sql).
---   4. Sample rows (`is_sample`) exist only for users without real rows.
 
 -- [create]
 CREATE TABLE daily_costs (
@@ -52,7 +51,7 @@ COMMENT ON COLUMN daily_costs.is_parsed IS 'False if the line item has unknown w
 COMMENT ON COLUMN daily_costs.organization_id IS 'OpenAI organization';
 COMMENT ON COLUMN daily_costs.fetched_at IS 'Fetch time (UTC)';
 COMMENT ON COLUMN daily_costs.raw_file IS 'Raw file that contains the page';
-COMMENT ON COLUMN daily_costs.is_sample IS 'Invented row, shown until the user has real data';
+COMMENT ON COLUMN daily_costs.is_sample IS 'Deprecated, always false: there are no sample rows any more';
 
 -- [line_items]
 -- Reads: raw_pages (pipeline.sql, begin_load).
@@ -68,13 +67,11 @@ SELECT
     user_id, provider, date, project_id, line_item, amount_usd, quantity,
     {'unit': quantity_unit, 'model': model, 'direction': direction} AS meaning
 FROM daily_costs
-SEMI JOIN reread_days USING (user_id, provider, date)
-WHERE NOT is_sample;
+SEMI JOIN reread_days USING (user_id, provider, date);
 
--- sample_data.sql deletes sample rows, once there are real ones.
 DELETE FROM daily_costs AS old
 USING new_days AS new
-WHERE old.user_id = new.user_id AND old.provider = new.provider AND old.date = new.date AND NOT old.is_sample;
+WHERE old.user_id = new.user_id AND old.provider = new.provider AND old.date = new.date;
 
 INSERT INTO daily_costs
 SELECT
@@ -182,7 +179,6 @@ WITH changes AS (
             true
         FROM daily_costs
         SEMI JOIN reread_days USING (user_id, provider, date)
-        WHERE NOT is_sample
     )
     GROUP BY user_id, provider, date, project_id, line_item
 )

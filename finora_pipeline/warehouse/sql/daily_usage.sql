@@ -45,7 +45,7 @@ COMMENT ON COLUMN daily_usage.service_tier IS 'Service tier, e.g. default, prior
 {measure_comments}
 COMMENT ON COLUMN daily_usage.fetched_at IS 'Fetch time (UTC)';
 COMMENT ON COLUMN daily_usage.raw_file IS 'Raw file that contains the page';
-COMMENT ON COLUMN daily_usage.is_sample IS 'Invented row, shown until the user has real data';
+COMMENT ON COLUMN daily_usage.is_sample IS 'Deprecated, always false: there are no sample rows any more';
 
 -- [load]
 -- Reads: new_days, reread_days, new_results (pipeline.sql).
@@ -57,17 +57,14 @@ SEMI JOIN reread_days AS reread
     ON reread.user_id = daily_usage.user_id
     AND reread.provider = daily_usage.provider
     AND reread.endpoint = daily_usage.service
-    AND reread.date = daily_usage.date
-WHERE NOT is_sample;
+    AND reread.date = daily_usage.date;
 
--- Sample rows stay until real ones replace them (sample_data.sql).
 DELETE FROM daily_usage AS old
 USING new_days AS new
 WHERE old.service = new.endpoint
   AND old.user_id = new.user_id
   AND old.provider = new.provider
-  AND old.date = new.date
-  AND NOT old.is_sample;
+  AND old.date = new.date;
 
 INSERT INTO daily_usage BY NAME
 SELECT
@@ -128,7 +125,6 @@ WITH reread_usage AS (
         AND reread.provider = daily_usage.provider
         AND reread.endpoint = daily_usage.service
         AND reread.date = daily_usage.date
-    WHERE NOT is_sample
 ),
 differences AS (
     (SELECT *, true AS is_new FROM reread_usage EXCEPT SELECT *, true FROM old_usage)
