@@ -97,8 +97,8 @@ def _publish(settings: Settings, users: int, days: int) -> None:
                 f"(random() * 10)::DECIMAL(38, 18), 'billed', false FROM {grid}, range({parts}) AS k(k)"
             )
         connection.execute(
-            f"INSERT INTO pipeline.loaded_days SELECT {user.replace(day, "'costs', " + day)}, "
-            f"now(), now(), 'made' FROM {grid}"
+            "INSERT INTO pipeline.loaded_days SELECT 'user-' || lpad(u::VARCHAR, 4, '0'), 'openai', 'costs', "
+            f"{day}, now(), now(), 'made' FROM {grid}"
         )
         connection.execute("CHECKPOINT")
     settings.published_database.parent.mkdir(parents=True)

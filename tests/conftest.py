@@ -288,10 +288,7 @@ class Installation:
 
     def costs(self, user_id: str) -> dict[tuple[date, str, str], Decimal]:
         """Return the user's published costs by day, project and line item, in USD."""
-        query = (
-            "SELECT date, project_id, line_item, amount_usd FROM daily_costs "
-            "WHERE user_id = ?"
-        )
+        query = "SELECT date, project_id, line_item, amount_usd FROM daily_costs WHERE user_id = ?"
         rows = self.sql(query, user_id)
         facts = {(day, project, item): amount for day, project, item, amount in rows}
         assert len(facts) == len(rows), "a grain stands twice"

@@ -1,7 +1,7 @@
-"""Make the sample that users without known days see: an imaginary organization's last 30 days, and today.
+"""Make the sample: the last 30 days of an imaginary organization, and today.
 
-Its pages are landed, loaded and computed as OpenAI's are, so that it shows what real data would show. Run in a
-process of its own, since the dashboard does not need these imports:
+Its pages are landed, loaded and computed as OpenAI's are, so that it shows what real data would show. The
+dashboard runs it as a child process, to save the memory of these imports:
 
     python -m finora_pipeline.dashboard.sample FILE DAY
 """

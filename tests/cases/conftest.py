@@ -93,8 +93,7 @@ class Case:
         """Return a user's total cost; its parts by model, member and API key must add up to it."""
         tables = ("daily_costs", "daily_model_costs", "daily_member_costs", "daily_key_costs")
         sums = ", ".join(
-            f"(SELECT sum(amount_usd) FROM {table} WHERE user_id = '{user}') AS {table}"
-            for table in tables
+            f"(SELECT sum(amount_usd) FROM {table} WHERE user_id = '{user}') AS {table}" for table in tables
         )
         ((total, *parts),) = self.sql(f"SELECT {sums}")
         assert [Decimal(part) for part in parts] == [Decimal(total)] * 3

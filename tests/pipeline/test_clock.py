@@ -132,9 +132,7 @@ def warehouse(tmp_path) -> Warehouse:
 
 def costs(warehouse: Warehouse) -> dict[date, Decimal]:
     with warehouse.writing() as connection:
-        return dict(
-            connection.execute("SELECT date, amount_usd FROM daily_costs").fetchall()
-        )
+        return dict(connection.execute("SELECT date, amount_usd FROM daily_costs").fetchall())
 
 
 def refreshed(warehouse: Warehouse, now: datetime, run_id: str, amounts: dict[int, str]) -> None:

@@ -15,7 +15,7 @@ from finora_pipeline.warehouse.publish import publish
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
 TODAY = datetime.now(UTC).date()
-SPEND = "SELECT value, is_sample FROM user_metrics WHERE metric = 'total_spend' AND period = '7d'"
+SPEND = "SELECT value FROM user_metrics WHERE metric = 'total_spend' AND period = '7d'"
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_facts_loaded_after_the_metrics_are_published_with_metrics(warehouse):
     refresh_metrics(warehouse, TODAY)
     land(warehouse, page_of(cost_day([cost_row('"2.50"')], TODAY)), run_id="run-2")
     load(warehouse)
-    assert published(warehouse, SPEND) == [(Decimal("2.5"), False)]
+    assert published(warehouse, SPEND) == [(Decimal("2.5"),)]
     assert published(warehouse, "SELECT amount_usd FROM daily_model_costs") == [(Decimal("2.5"),)]
 
 
@@ -43,16 +43,7 @@ def test_a_snapshot_between_two_metrics_steps_is_consistent(warehouse):
     land(warehouse, page_of(cost_day([cost_row('"1.25"')], TODAY)))
     load(warehouse)
     refresh_metrics(warehouse, TODAY)
-    assert published(warehouse, SPEND) == [(Decimal("1.25"), False)]
-
-
-def test_the_first_snapshot_with_real_rows_has_no_sample_rows(warehouse):
-    refresh_metrics(warehouse, TODAY)
-    assert [sample for _, sample in published(warehouse, SPEND)] == [True]
-    land(warehouse, page_of(cost_day([cost_row('"1.25"')], TODAY)))
-    load(warehouse)
-    assert published(warehouse, "SELECT DISTINCT is_sample FROM daily_costs") == [(False,)]
-    assert published(warehouse, SPEND) == [(Decimal("1.25"), False)]
+    assert published(warehouse, SPEND) == [(Decimal("1.25"),)]
 
 
 def test_temporary_files_of_a_killed_publisher_are_removed(warehouse):
