@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -21,7 +22,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def rows(sample: Path, query: str) -> list[tuple[object, ...]]:
+def rows(sample: Path, query: str) -> list[tuple[Any, ...]]:
     with duckdb.connect(sample, read_only=True) as connection:
         return connection.execute(query).fetchall()
 
