@@ -1,4 +1,4 @@
-"""The published snapshot, reopened after each publish, and a sample for users without data."""
+"""The published snapshot, reopened after each publish, and a sample for users without known days."""
 
 import logging
 import shutil
@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from finora_pipeline.dashboard.sample import SAMPLE_USER
 from finora_pipeline.dashboard.sql import statement
 from finora_pipeline.warehouse.machine import duckdb_limits
 from finora_pipeline.warehouse.snapshot import attach, close_off
@@ -28,6 +27,8 @@ ALONE_BYTES = 256_000_000
 PAGES_AT_ONCE = 2
 # DuckDB's memory for an open file grows slowly with each query; opening one takes milliseconds.
 REOPENED_AFTER = 1_000
+# The user in the file that `sample.py` makes, and the longest that may take.
+SAMPLE_USER = "sample"
 SAMPLE_SECONDS = 60
 _log = logging.getLogger("finora.dashboard")
 Result = TypeVar("Result")
@@ -57,7 +58,7 @@ class Snapshot:
 
 
 class UserSnapshot:
-    """One user's data in a snapshot; the sample's for a user without data."""
+    """One user's data in a snapshot; the sample's for a user without known days."""
 
     def __init__(
         self, snapshot: Snapshot, cursor: duckdb.DuckDBPyConnection, user_id: str, is_sample: bool
@@ -78,15 +79,15 @@ class UserSnapshot:
 
     @property
     def span(self) -> tuple[date | None, date | None]:
-        """The first and last UTC day with data; None without any."""
+        """The first and last known UTC day; None without any."""
         spans = self._snapshot.spans
         if self._user_id not in spans:
-            spans[self._user_id] = self.rows("span", sample=self.is_sample)[0]
+            spans[self._user_id] = self.rows("span")[0]
         return spans[self._user_id]
 
 
 class Snapshots:
-    """Opens the newest published file for readers, and a sample for users without data.
+    """Opens the newest published file for readers, and a sample for users without known days.
 
     A snapshot is attached to an in-memory database (`warehouse.snapshot.attach`).
     """
@@ -103,7 +104,7 @@ class Snapshots:
 
     @contextmanager
     def of(self, user_id: str) -> Iterator[UserSnapshot]:
-        """Open the user's own data, or the sample for a user without data."""
+        """Open the user's own data, or the sample for a user without known days."""
         with self._turns, self._reading() as snapshot:
             if snapshot is not None:
                 with snapshot.cursor() as cursor:
@@ -197,7 +198,7 @@ class Snapshots:
         return self._current
 
     def _sample_of_today(self) -> Snapshot:
-        """The sample of today: 30 days of an imaginary organization."""
+        """The sample of today, made by `sample.py`."""
         today = datetime.now(UTC).date()
         with self._sample_lock:
             if self._sample is None or self._sample_day != today:

@@ -165,7 +165,7 @@ def test_every_figure_equals_one_made_by_hand(
     today, days = history
     warehouse = Warehouse(tmp_path_factory.mktemp("home"))
     read_days(warehouse, today, days)
-    refresh_metrics(warehouse, [], today)
+    refresh_metrics(warehouse, today)
     through = max((day for day in days if day < today), default=today - timedelta(days=1))
     found = {
         (metric, period): row

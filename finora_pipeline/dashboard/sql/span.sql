@@ -1,4 +1,4 @@
--- One row: the first and last UTC day with data of a user, NULL without any. Sample rows count only if $sample.
+-- One row: the first and last known UTC day of a user, NULL without any.
 SELECT min(date) AS first_date, max(date) AS last_date
-FROM daily_model_costs
-WHERE user_id = $user_id AND (NOT is_sample OR $sample);
+FROM pipeline.loaded_days
+WHERE user_id = $user_id AND endpoint = 'costs';
