@@ -36,6 +36,14 @@ SAMPLE_MODELS = pa.table(
 # Rows of costs and usage whose days one transaction computes. Each transaction scans the tables again, but
 # until it ends DuckDB keeps the memory of temporary tables that were replaced.
 ROWS_AT_ONCE = 150_000
+# Computed by day from the facts, in this order.
+REFRESHED_TABLES = (
+    "daily_model_costs",
+    "daily_attributed_costs",
+    "daily_member_costs",
+    "daily_key_costs",
+    "reconciliation",
+)
 # Users whose figures one transaction computes.
 USERS_AT_ONCE = 1_000
 
@@ -188,7 +196,8 @@ def _compute_portion(
     """Computes the days of a portion in one transaction; returns the days that do not add up."""
     with transaction(connection):
         run_section(connection, "attribution", "prepare", portion=portion)
-        for table in ("daily_model_costs", "daily_member_costs", "daily_key_costs", "reconciliation"):
+        run_section(connection, "daily_attributed_costs", "split")
+        for table in REFRESHED_TABLES:
             run_section(connection, table, "refresh", today=today)
         run_section(connection, "attribution", "check")
         unequal = connection.execute("SELECT user_id, date FROM unequal_days").fetchall()
