@@ -391,17 +391,22 @@ WHERE costs.amount_usd IS NOT NULL;
 -- Leaves: unequal_days, on which a charge's parts do not add up to it, or a table's rows to daily_costs (expected
 -- none).
 CREATE OR REPLACE TEMP TABLE unequal_days AS
-WITH sums AS (
+WITH bill AS (
     SELECT
-        'bill' AS split,
         user_id,
         provider,
         date,
         coalesce(sum(amount_usd), 0) AS amount_usd,
         coalesce(sum(amount_usd) FILTER (amount_usd > 0), 0) AS charges_usd
     FROM daily_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
+),
+sums AS (
+    SELECT split, user_id, provider, date, -amount_usd AS amount_usd, -charges_usd AS charges_usd
+    FROM bill CROSS JOIN (VALUES ('attributed'), ('member'), ('key')) AS splits(split)
     UNION ALL
-    SELECT 'model', user_id, provider, date, sum(amount_usd), NULL
+    SELECT 'model', user_id, provider, date, -amount_usd, 0 FROM bill
+    UNION ALL
+    SELECT 'model', user_id, provider, date, sum(amount_usd), 0
     FROM daily_model_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
     UNION ALL
     SELECT 'attributed', user_id, provider, date, sum(amount_usd), sum(charges_usd)
@@ -414,20 +419,9 @@ WITH sums AS (
     FROM daily_key_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
 )
 SELECT user_id, provider, date
-FROM (
-    SELECT
-        user_id,
-        provider,
-        date,
-        split,
-        amount_usd,
-        charges_usd,
-        coalesce(any_value(amount_usd) FILTER (split = 'bill') OVER of_day, 0) AS bill_usd,
-        coalesce(any_value(charges_usd) FILTER (split = 'bill') OVER of_day, 0) AS bill_charges_usd,
-        count(*) OVER of_day AS splits
-    FROM sums
-    WINDOW of_day AS (PARTITION BY user_id, provider, date)
-)
+FROM sums
+GROUP BY split, user_id, provider, date
+HAVING sum(amount_usd) <> 0 OR sum(charges_usd) <> 0
 UNION
 SELECT user_id, provider, date
 FROM (
