@@ -180,6 +180,7 @@ def _load_directory(connection: duckdb.DuckDBPyConnection) -> None:
 def _load_days(connection: duckdb.DuckDBPyConnection, kind: str, table: str) -> None:
     if kind == COSTS.kind:
         connection.register("line_items", landed_line_items(connection))
+        connection.execute(section("daily_costs", "macros"))
     run_section(connection, "pipeline", "read_pages")
     run_section(connection, table, "load")
     if kind == USAGE_KIND:

@@ -11,13 +11,7 @@ import pyarrow as pa
 
 from finora_pipeline.warehouse.clock import delete_future_days
 from finora_pipeline.warehouse.database import PartsUnequal, Warehouse
-from finora_pipeline.warehouse.kpis import (
-    LENGTHS,
-    MONTH,
-    period_of,
-    same_days_of_month_before,
-    span_of,
-)
+from finora_pipeline.warehouse.kpis import LENGTHS, MONTH, period_of
 from finora_pipeline.warehouse.portions import CAUSED_BY_PAGES
 from finora_pipeline.warehouse.reparse import service_names_table
 from finora_pipeline.warehouse.sql import section
@@ -99,18 +93,20 @@ def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], tod
                 f"user-days, the first of {user_id} on {day}: nothing is published and readers keep the "
                 "last good snapshot. Run finora rebuild and report what it shows."
             )
-    if _count(connection, "pipeline.stale_users"):
-        _refresh_user_metrics(connection, today)
+    _refresh_user_metrics(connection, today)
 
 
 def _refresh_user_metrics(connection: duckdb.DuckDBPyConnection, today: date) -> None:
-    outdated = connection.execute(section("user_metrics", "outdated"), {"today": today}).to_arrow_table()
-    connection.execute(section("user_metrics", "macros"))
-    connection.register("metric_periods", _metric_periods(today))
+    run_section(connection, "user_metrics", "through", today=today)
+    outdated = connection.execute(section("user_metrics", "outdated")).to_arrow_table()
     waiting = list(_portions(outdated, USERS_AT_ONCE))
     while waiting:
         users = waiting.pop(0)
         connection.register("users_to_compute", users)
+        ends = connection.execute(
+            "SELECT DISTINCT through_date FROM user_through SEMI JOIN users_to_compute USING (user_id)"
+        ).fetchall()
+        connection.register("metric_periods", _metric_periods([through for (through,) in ends]))
         try:
             with transaction(connection):
                 run_section(connection, "user_metrics", "refresh", today=today)
@@ -118,26 +114,22 @@ def _refresh_user_metrics(connection: duckdb.DuckDBPyConnection, today: date) ->
             _log.warning("Failed to compute the figures of %d users at once: %s", users.num_rows, error)
             if users.num_rows > 1:
                 waiting[:0] = list(_portions(users, -(-users.num_rows // 2)))
+    with transaction(connection):
+        run_section(connection, "user_metrics", "today", today=today)
 
 
-def _metric_periods(today: date) -> pa.Table:
-    """The named periods that end today, each with the two spans before it."""
-    rows: list[dict[str, object]] = []
-    for name in (*LENGTHS, MONTH):
-        period = period_of(name, today)
-        compare = same_days_of_month_before if name == MONTH else span_of
-        before = compare(period.previous_first, period.previous_last)
-        rows.append(
-            {
-                "period": name,
-                "period_start": period.first,
-                "previous_start": period.previous_first,
-                "previous_end": period.previous_last,
-                "before_start": before.previous_first,
-                "before_end": before.previous_last,
-            }
-        )
-    return pa.Table.from_pylist(rows)
+def _metric_periods(ends: Iterable[date]) -> pa.Table:
+    """The named periods that end with each of these last complete days, with the span before."""
+    periods = [(through, name, period_of(name, through)) for through in ends for name in (*LENGTHS, MONTH)]
+    return pa.table(
+        {
+            "through_date": pa.array([through for through, _, _ in periods], pa.date32()),
+            "period": pa.array([name for _, name, _ in periods], pa.string()),
+            "period_start": pa.array([period.first for _, _, period in periods], pa.date32()),
+            "previous_start": pa.array([period.previous_first for _, _, period in periods], pa.date32()),
+            "previous_end": pa.array([period.previous_last for _, _, period in periods], pa.date32()),
+        }
+    )
 
 
 def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> Recomputed:
@@ -196,6 +188,7 @@ def _compute_portion(
     """Computes the days of a portion in one transaction; returns the days that do not add up."""
     with transaction(connection):
         run_section(connection, "attribution", "prepare", portion=portion)
+        run_section(connection, "daily_model_costs", "match")
         run_section(connection, "daily_attributed_costs", "split")
         for table in REFRESHED_TABLES:
             run_section(connection, table, "refresh", today=today)

@@ -11,3 +11,5 @@ SPARKLINE_DAYS = 14
 SAMPLE_DAYS = 30
 # By then OpenAI has booked and corrected a day; a restatement of a day this old is worth a look.
 LATE_REVISION_DAYS = 7
+# The endpoint whose known days are the days with known usage.
+USAGE_KNOWN_BY = "completions"

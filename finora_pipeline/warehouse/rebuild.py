@@ -26,6 +26,13 @@ COMPARED = ("main.daily_costs", "main.daily_usage", "pipeline.billed_costs")
 ROWS_COMPARED_AT_ONCE = 500_000
 # Called with the number of raw files loaded, and of all.
 Progress = Callable[[int, int], None]
+# Columns that do not come from OpenAI's pages alone: our parse of a line item, and what costs and usage say
+# together. Days loaded by an earlier version have no name of the organization.
+_OURS = {
+    "main.daily_costs": ", model, direction, modality, tier, is_long_context, is_parsed, cost_service, "
+    "charge_category, cost_model, organization_name",
+    "main.daily_usage": ", cost_model",
+}
 _WANTED = (
     "($user_id IS NULL OR user_id = $user_id) AND ($first IS NULL OR date >= $first) "
     "AND ($last IS NULL OR date <= $last)"
@@ -279,13 +286,7 @@ def _differences(
     connection: duckdb.DuckDBPyConnection, table: str, filters: dict[str, object], portions: int
 ) -> list[Difference]:
     """Compares rows in so many portions of users, since a comparison holds them in memory."""
-    # Our parse of a line item does not come from OpenAI, and usage gives unparsed charges their model.
-    ours = (
-        ", model, direction, modality, tier, is_long_context, is_parsed"
-        if table == "main.daily_costs"
-        else ""
-    )
-    columns = f"* EXCLUDE (fetched_at, raw_file{ours})"
+    columns = f"* EXCLUDE (fetched_at, raw_file{_OURS.get(table, '')})"
     portion = f"hash(user_id) % {portions} = $number"
     real = "" if table.startswith("pipeline.") else " AND NOT is_sample"
     query = f"""

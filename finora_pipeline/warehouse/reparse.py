@@ -6,6 +6,7 @@ from functools import lru_cache
 import duckdb
 import pyarrow as pa
 
+from finora_pipeline.openai_admin.charge_kinds import kind_of
 from finora_pipeline.openai_admin.line_items import parse_line_item
 from finora_pipeline.openai_admin.service_names import SERVICE_NAMES, ServiceName
 from finora_pipeline.warehouse.sql import section
@@ -35,6 +36,7 @@ def reparse_line_items(connection: duckdb.DuckDBPyConnection) -> int:
             [first, first + LINE_ITEMS_AT_ONCE],
         ).fetchall()
         connection.register("line_items", _parsed(texts))
+        connection.execute(section("daily_costs", "macros"))
         run_section(connection, "daily_costs", "reparse")
         connection.unregister("line_items")
         changed += connection.execute("SELECT count(DISTINCT line_item) FROM reparsed").fetchall()[0][0]
@@ -65,6 +67,7 @@ def mark_services_stale(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _parsed(texts: list[tuple[str]]) -> pa.Table:
     items = [parse_line_item(text) for (text,) in texts]
+    kinds = [kind_of(item) for item in items]
     return pa.table(
         {
             "line_item": pa.array([item.text for item in items], pa.string()),
@@ -74,5 +77,7 @@ def _parsed(texts: list[tuple[str]]) -> pa.Table:
             "tier": pa.array([item.tier for item in items], pa.string()),
             "is_long_context": pa.array([item.is_long_context for item in items], pa.bool_()),
             "is_parsed": pa.array([item.is_parsed for item in items], pa.bool_()),
+            "cost_service": pa.array([kind.cost_service for kind in kinds], pa.string()),
+            "charge_category": pa.array([kind.charge_category for kind in kinds], pa.string()),
         }
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 import duckdb
 
 from finora_pipeline.warehouse.reparse import mark_services_stale, reparse_line_items
+from finora_pipeline.warehouse.sql import section
 
 Columns = list[tuple[str, int, str, str, bool]]
 _FOLDER = Path(__file__).parent
@@ -47,10 +48,18 @@ def _reparse(connection: duckdb.DuckDBPyConnection) -> None:
     mark_services_stale(connection)
 
 
+def _reparse_all(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute(section("daily_costs", "fill"))
+    _reparse(connection)
+
+
 # Versions before the first number stored a hash of the tables' text.
 MIGRATIONS = (
     Migration(1, "Numbers the tables, which are those of the last versions without a number."),
     Migration(2, "Reads models and token types from line items by a wider grammar.", then=_reparse),
+    Migration(
+        7, "Adds services and categories of charges, and known days.", "0007_figures.sql", _reparse_all
+    ),
     Migration(8, "Splits every charge by member and API key.", "0008_attributed_costs.sql"),
 )
 SCHEMA_NUMBER = MIGRATIONS[-1].number

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from finora_pipeline.openai_admin.charge_kinds import MODEL_TOKENS, SERVICE_OF_USAGE
 from finora_pipeline.openai_admin.provider import CLOSING_DAYS, FINAL_AFTER_DAYS, PROVIDER
 from finora_pipeline.warehouse.kpis import KPI_TEXTS
-from finora_pipeline.warehouse.periods import PRICE_DAYS, SAMPLE_DAYS, SPARKLINE_DAYS
+from finora_pipeline.warehouse.periods import PRICE_DAYS, SAMPLE_DAYS, SPARKLINE_DAYS, USAGE_KNOWN_BY
 from finora_pipeline.warehouse.tables import SPLIT_COSTS
 from finora_pipeline.warehouse.usage_columns import SQL_LISTS
 
@@ -19,12 +20,16 @@ _SECTION = re.compile(r"^-- \[(\w+)\]$", re.MULTILINE)
 # JSON and structs have no word between their braces without quotes.
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 SHARED = {
+    "service_of_usage": "CASE used.service "
+    + " ".join(f"WHEN '{usage}' THEN '{service}'" for usage, service in SERVICE_OF_USAGE.items())
+    + f" ELSE '{MODEL_TOKENS}' END",
     "provider": PROVIDER,
     "final_after_days": str(FINAL_AFTER_DAYS),
     "closing_days": str(CLOSING_DAYS),
     "price_days": str(PRICE_DAYS),
     "sparkline_days": str(SPARKLINE_DAYS),
     "sample_days": str(SAMPLE_DAYS),
+    "usage_known_by": USAGE_KNOWN_BY,
 }
 
 

@@ -140,7 +140,7 @@ JOIN unparsed USING (day, line_item)
 ANTI JOIN in_use ON in_use.day = unparsed.day AND base_model(in_use.name) = base_model(unparsed.own_model);
 
 UPDATE daily_costs AS costs
-SET model = by_use.model
+SET model = by_use.model, cost_model = by_use.model
 FROM models_by_use AS by_use
 JOIN split_days AS split USING (day)
 WHERE costs.user_id = split.user_id
@@ -272,6 +272,9 @@ WITH sums AS (
         coalesce(costs.model, line_item, 'not attributed') AS model,
         has_use,
         sum(amount_usd) AS amount_usd,
+        sum(amount_usd) FILTER (amount_usd > 0) AS charges_usd,
+        -- The service of the largest charge; of equal ones, the last by name.
+        max_by(cost_service, {'usd': abs(amount_usd), 'service': cost_service}) AS cost_service,
         sum(amount_usd) FILTER (has_use AND unit IN ('tokens', '1000_tokens')) AS token_priced_usd,
         sum(quantity) FILTER (has_use AND unit = 'tokens') AS tokens,
         sum(quantity) FILTER (has_use AND unit = '1000_tokens') * 1000 AS tokens_in_thousands,

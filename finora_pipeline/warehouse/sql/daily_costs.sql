@@ -7,7 +7,9 @@
 --   2. The newest complete page set of a day replaces that day, also if it is empty.
 --   3. A line item with words unknown to the grammar keeps its text and its amount; `is_parsed` is false. Its model
 --      is that of the text or, once usage is known, the model used that day which it names (attribution.sql).
---   4. Sample rows (`is_sample`) exist only for users without real rows.
+--   4. `cost_service` and `charge_category` follow the patterns of openai_admin/charge_kinds.csv; what is charged by
+--      stored gibibyte-hours is storage, and an amount below zero that no pattern names is a credit.
+--   5. `cost_model` is the model, or the line item's text for a charge without one: the key of daily_model_costs.
 
 -- [create]
 CREATE TABLE daily_costs (
@@ -29,7 +31,11 @@ CREATE TABLE daily_costs (
     organization_id  VARCHAR,
     fetched_at       TIMESTAMPTZ NOT NULL,
     raw_file         VARCHAR NOT NULL,
-    is_sample        BOOLEAN NOT NULL
+    is_sample        BOOLEAN NOT NULL,
+    organization_name VARCHAR,
+    cost_service     VARCHAR,
+    charge_category  VARCHAR,
+    cost_model       VARCHAR
 );
 
 -- [define]
@@ -52,15 +58,30 @@ COMMENT ON COLUMN daily_costs.is_parsed IS 'False if the line item has unknown w
 COMMENT ON COLUMN daily_costs.organization_id IS 'OpenAI organization';
 COMMENT ON COLUMN daily_costs.fetched_at IS 'Fetch time (UTC)';
 COMMENT ON COLUMN daily_costs.raw_file IS 'Raw file that contains the page';
-COMMENT ON COLUMN daily_costs.is_sample IS 'Invented row, shown until the user has real data';
+COMMENT ON COLUMN daily_costs.is_sample IS 'Deprecated, always false: there are no sample rows any more';
+COMMENT ON COLUMN daily_costs.organization_name IS 'Name of the OpenAI organization at the fetch time';
+COMMENT ON COLUMN daily_costs.cost_service IS 'What is charged for: model_tokens, embeddings, moderation, image, speech, transcription, video, realtime, web_search, file_search, code_interpreter, storage, training or other';
+COMMENT ON COLUMN daily_costs.charge_category IS 'usage, credit, adjustment or tax; by the text, else by the sign (below zero: credit)';
+COMMENT ON COLUMN daily_costs.cost_model IS 'Model as costs name it; the line item''s text for a charge without a model. Never NULL; joins with daily_usage.cost_model';
 
 -- [line_items]
 -- Reads: raw_pages (pipeline.sql, begin_load).
 -- Leaves: nothing; returns the distinct line items of the pages.
 SELECT DISTINCT unnest(line_items) FROM raw_pages;
 
+-- [macros]
+-- Leaves: service_of, category_of.
+--
+-- The service of a charge: that of its text, but what is charged by stored gibibyte-hours is storage.
+CREATE OR REPLACE TEMP MACRO service_of(of_text, unit) AS
+    CASE WHEN unit = 'gibibyte_hours' THEN 'storage' ELSE coalesce(of_text, 'other') END;
+
+CREATE OR REPLACE TEMP MACRO category_of(of_text, amount_usd) AS
+    coalesce(of_text, CASE WHEN amount_usd < 0 THEN 'credit' ELSE 'usage' END);
+
 -- [load]
--- Reads: new_days, reread_days, new_results (pipeline.sql); line_items, each distinct text parsed (an Arrow table).
+-- Reads: new_days, reread_days, new_results (pipeline.sql); macros; line_items, each distinct text parsed (an Arrow
+-- table).
 -- Leaves: the rows of the days in new_days; old_costs, the rows that they replace; days whose prices may change,
 -- in changed_days.
 CREATE OR REPLACE TEMP TABLE old_costs AS
@@ -96,9 +117,14 @@ SELECT
     result.organization_id,
     fetched_at,
     raw_file,
-    false
+    false,
+    result.organization_name,
+    service_of(item.cost_service, result.quantity_unit),
+    category_of(item.charge_category, exact_decimal(result.amount.value)),
+    coalesce(item.model, result.line_item, 'not attributed')
 FROM new_results('{"amount": {"value": "VARCHAR"}, "line_item": "VARCHAR", "quantity": "VARCHAR",
-    "quantity_unit": "VARCHAR", "project_id": "VARCHAR", "project_name": "VARCHAR", "organization_id": "VARCHAR"}')
+    "quantity_unit": "VARCHAR", "project_id": "VARCHAR", "project_name": "VARCHAR", "organization_id": "VARCHAR",
+    "organization_name": "VARCHAR"}')
 LEFT JOIN line_items AS item ON item.line_item = result.line_item;
 
 -- Prices of the days before are compared with (reconciliation.sql, rule 3), and a longer history or a backfill may
@@ -120,14 +146,17 @@ SELECT row_number() OVER () - 1 AS number, line_item
 FROM (SELECT DISTINCT line_item FROM daily_costs WHERE line_item IS NOT NULL);
 
 -- [reparse]
--- Reads: line_items, some distinct texts parsed again (an Arrow table).
+-- Reads: macros; line_items, some distinct texts parsed again (an Arrow table).
 -- Leaves: reparsed, the charges that changed their meaning; their days stale, their months unpublished.
 CREATE OR REPLACE TEMP TABLE reparsed AS
 SELECT DISTINCT user_id, provider, date, line_item
 FROM daily_costs AS costs
 JOIN line_items AS item USING (line_item)
 WHERE (costs.model, costs.direction, costs.modality, costs.tier, costs.is_long_context, costs.is_parsed)
-    IS DISTINCT FROM (item.model, item.direction, item.modality, item.tier, item.is_long_context, item.is_parsed);
+    IS DISTINCT FROM (item.model, item.direction, item.modality, item.tier, item.is_long_context, item.is_parsed)
+    OR (costs.cost_service, costs.charge_category) IS DISTINCT FROM (
+        service_of(item.cost_service, costs.quantity_unit), category_of(item.charge_category, costs.amount_usd)
+    );
 
 UPDATE daily_costs AS costs
 SET
@@ -136,7 +165,10 @@ SET
     modality = item.modality,
     tier = item.tier,
     is_long_context = item.is_long_context,
-    is_parsed = item.is_parsed
+    is_parsed = item.is_parsed,
+    cost_service = service_of(item.cost_service, costs.quantity_unit),
+    charge_category = category_of(item.charge_category, costs.amount_usd),
+    cost_model = coalesce(item.model, costs.line_item)
 FROM line_items AS item
 SEMI JOIN reparsed USING (line_item)
 WHERE item.line_item = costs.line_item;
@@ -150,6 +182,20 @@ INSERT INTO pipeline.unpublished_months
 SELECT DISTINCT 'daily_costs', date_trunc('month', date)::DATE FROM reparsed
 EXCEPT
 FROM pipeline.unpublished_months;
+
+-- [fill]
+-- Reads: daily_costs. Leaves: the columns of charges without a line item; every day with costs or usage stale.
+UPDATE daily_costs
+SET cost_service = 'other', charge_category = CASE WHEN amount_usd < 0 THEN 'credit' ELSE 'usage' END,
+    cost_model = 'not attributed'
+WHERE line_item IS NULL;
+
+INSERT INTO pipeline.stale_days
+SELECT user_id, provider, date FROM daily_costs
+UNION
+SELECT user_id, provider, date FROM daily_usage
+EXCEPT
+FROM pipeline.stale_days;
 
 -- [compare]
 -- Reads: old_costs (load), reread_days (pipeline.sql).

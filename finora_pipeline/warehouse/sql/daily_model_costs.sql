@@ -27,7 +27,10 @@ CREATE TABLE daily_model_costs (
     input_tokens        BIGINT,
     output_tokens       BIGINT,
     cost_per_1k_tokens  DECIMAL(38, 18),
-    is_sample           BOOLEAN NOT NULL
+    is_sample           BOOLEAN NOT NULL,
+    charges_usd         DECIMAL(38, 18),
+    cost_service        VARCHAR,
+    usage_models        VARCHAR[]
 );
 
 -- [define]
@@ -42,27 +45,66 @@ COMMENT ON COLUMN daily_model_costs.requests IS 'Requests to the model';
 COMMENT ON COLUMN daily_model_costs.input_tokens IS 'Input tokens, cached ones included';
 COMMENT ON COLUMN daily_model_costs.output_tokens IS 'Output tokens';
 COMMENT ON COLUMN daily_model_costs.cost_per_1k_tokens IS 'USD per 1,000 tokens, input and output together; NULL without tokens';
-COMMENT ON COLUMN daily_model_costs.is_sample IS 'Invented row, shown until the user has real data';
+COMMENT ON COLUMN daily_model_costs.is_sample IS 'Deprecated, always false: there are no sample rows any more';
+COMMENT ON COLUMN daily_model_costs.charges_usd IS 'Part of amount_usd above zero (USD): without credits';
+COMMENT ON COLUMN daily_model_costs.cost_service IS 'Service of the largest charge, as in daily_costs; of the usage, for a model without charges';
+COMMENT ON COLUMN daily_model_costs.usage_models IS 'Names that usage has for the model that day';
 
--- [refresh]
--- Reads: split_days, charge_sums, used, use_names (attribution.sql, prepare).
--- Leaves: the rows of the days in split_days.
-DELETE FROM daily_model_costs AS old
-USING split_days AS stale
-WHERE old.user_id = stale.user_id AND old.provider = stale.provider AND old.date = stale.date;
+CREATE OR REPLACE MACRO model_family(model) AS
+    -- ft-gpt-4o-mini-2024-07-18 → gpt-4o
+    regexp_replace(
+        regexp_replace(base_model(regexp_replace(lower(model), '^ft[-:]([^:]*).*$', '\1')), '-\d{4}$', ''),
+        '(-(mini|nano|pro|turbo|max|small|large|hd|low|medium|high|latest|preview|audio|chat|codex|realtime|'
+            || 'search|api|transcribe|diarize|tts|instruct|deep|research|vision|\d+k))+$',
+        ''
+    );
 
-INSERT INTO daily_model_costs
-WITH costs AS (
+CREATE OR REPLACE VIEW models AS
+SELECT
+    user_id,
+    provider,
+    model,
+    user_id || '/' || model AS model_key,
+    base_model(model) AS base_model,
+    model_family(model) AS family,
+    -- Line items without a model are texts with blanks.
+    CASE WHEN NOT contains(model, ' ') AND cost_service NOT IN ('web_search', 'file_search', 'code_interpreter',
+        'storage', 'other') THEN 'openai' END AS developer,
+    cost_service,
+    aliases,
+    first_seen,
+    last_seen
+FROM (
     SELECT
-        day,
+        user_id,
+        provider,
         model,
-        coalesce(sum(amount_usd), 0) AS amount_usd,
-        coalesce(sum(token_priced_usd), 0) AS token_priced_usd,
-        bool_or(is_sample) AS is_sample
-    FROM charge_sums
-    GROUP BY ALL
-),
-charge_names AS (
+        -- The service of the newest day.
+        arg_max(cost_service, date) AS cost_service,
+        list_sort(list_distinct(flatten(list(coalesce(usage_models, []))))) AS aliases,
+        min(date) AS first_seen,
+        max(date) AS last_seen
+    FROM daily_model_costs
+    GROUP BY user_id, provider, model
+);
+COMMENT ON VIEW models IS 'Models of a user, as costs name them, and line items without a model: family, names in usage, first and last day.';
+COMMENT ON COLUMN models.user_id IS 'User (tenant)';
+COMMENT ON COLUMN models.provider IS 'Provider: openai';
+COMMENT ON COLUMN models.model IS 'Model as costs name it (cost_model of daily_costs and daily_usage); the text of a line item without a model';
+COMMENT ON COLUMN models.model_key IS 'user_id/model, unique across users';
+COMMENT ON COLUMN models.base_model IS 'Name without the date of its release: gpt-4o';
+COMMENT ON COLUMN models.family IS 'Name without its date, size and variant: gpt-4o for gpt-4o-mini and for fine-tunes of it';
+COMMENT ON COLUMN models.developer IS 'openai; NULL for line items that are no model';
+COMMENT ON COLUMN models.cost_service IS 'Service of its newest day, as in daily_costs';
+COMMENT ON COLUMN models.aliases IS 'Names that usage has had for it, sorted';
+COMMENT ON COLUMN models.first_seen IS 'First UTC day with costs or usage of it';
+COMMENT ON COLUMN models.last_seen IS 'Last UTC day with costs or usage of it';
+
+-- [match]
+-- Reads: charge_sums, used, use_names (attribution.sql, prepare).
+-- Leaves: cost_models, for each name in usage on a day the model as costs name it; daily_usage.cost_model.
+CREATE OR REPLACE TEMP TABLE cost_models AS
+WITH charge_names AS (
     SELECT day, use_name, min(model) AS model FROM charge_sums WHERE use_name IS NOT NULL GROUP BY ALL
 ),
 only_of_base AS (
@@ -71,19 +113,7 @@ only_of_base AS (
     GROUP BY ALL
     HAVING count(*) = 1
 ),
-used_models AS (
-    SELECT
-        day,
-        service,
-        model,
-        sum(requests)::BIGINT AS requests,
-        sum(input_tokens)::BIGINT AS input_tokens,
-        sum(output_tokens)::BIGINT AS output_tokens,
-        bool_or(is_sample) AS is_sample
-    FROM used
-    GROUP BY ALL
-    HAVING coalesce(sum(requests), sum(input_tokens), sum(output_tokens)) IS NOT NULL
-),
+used_models AS (SELECT DISTINCT day, service, model FROM used),
 -- Charged models that match the usage, with the rank of each match: names of models before those of services.
 matches AS (
     SELECT
@@ -100,22 +130,61 @@ matches AS (
         AND only_of_base.base = base_model(names.name)
         AND only_of_base.base IN (only_of_base.use_name, names.name)
     WHERE exact.model IS NOT NULL OR only_of_base.model IS NOT NULL
+)
+SELECT used.day, used.service, used.model, coalesce(best.model, used.model, used.service) AS cost_model
+FROM used_models AS used
+LEFT JOIN (
+    SELECT day, service, model AS used_model, min_by(charged_model, place) AS model FROM matches GROUP BY ALL
+) AS best
+    ON best.day = used.day
+    AND best.service = used.service
+    AND best.used_model IS NOT DISTINCT FROM used.model;
+
+UPDATE daily_usage AS usage
+SET cost_model = names.cost_model
+FROM cost_models AS names
+JOIN split_days AS split USING (day)
+WHERE usage.user_id = split.user_id
+  AND usage.provider = split.provider
+  AND usage.date = split.date
+  AND usage.service = names.service
+  AND usage.model IS NOT DISTINCT FROM names.model
+  AND usage.cost_model IS DISTINCT FROM names.cost_model;
+
+INSERT INTO pipeline.unpublished_months
+SELECT DISTINCT 'daily_usage', date_trunc('month', date)::DATE FROM split_days;
+
+-- [refresh]
+-- Reads: split_days, charge_sums, used (attribution.sql, prepare), cost_models (match).
+-- Leaves: the rows of the days in split_days.
+DELETE FROM daily_model_costs AS old
+USING split_days AS stale
+WHERE old.user_id = stale.user_id AND old.provider = stale.provider AND old.date = stale.date;
+
+INSERT INTO daily_model_costs
+WITH costs AS (
+    SELECT
+        day,
+        model,
+        coalesce(sum(amount_usd), 0) AS amount_usd,
+        coalesce(sum(charges_usd), 0) AS charges_usd,
+        coalesce(sum(token_priced_usd), 0) AS token_priced_usd,
+        max_by(cost_service, {'usd': coalesce(abs(amount_usd), 0), 'service': cost_service}) AS cost_service
+    FROM charge_sums
+    GROUP BY ALL
 ),
 usage AS (
     SELECT
         used.day,
-        coalesce(best.model, used.model, 'not attributed') AS model,
+        names.cost_model AS model,
         sum(requests)::BIGINT AS requests,
         sum(input_tokens)::BIGINT AS input_tokens,
         sum(output_tokens)::BIGINT AS output_tokens,
-        bool_or(is_sample) AS is_sample
-    FROM used_models AS used
-    LEFT JOIN (
-        SELECT day, service, model AS used_model, min_by(charged_model, place) AS model FROM matches GROUP BY ALL
-    ) AS best
-        ON best.day = used.day
-        AND best.service = used.service
-        AND best.used_model IS NOT DISTINCT FROM used.model
+        max({service_of_usage}) AS cost_service,
+        list_sort(list(DISTINCT used.model) FILTER (used.model IS NOT NULL)) AS usage_models
+    FROM used
+    JOIN cost_models AS names
+        ON names.day = used.day AND names.service = used.service AND names.model IS NOT DISTINCT FROM used.model
     GROUP BY ALL
 ),
 models AS (
@@ -132,9 +201,14 @@ models AS (
             coalesce(usage.input_tokens, 0) + coalesce(usage.output_tokens, 0),
             per := 1000
         )) AS cost_per_1k_tokens,
-        coalesce(costs.is_sample, usage.is_sample) AS is_sample
+        false AS is_sample,
+        coalesce(costs.charges_usd, 0) AS charges_usd,
+        coalesce(costs.cost_service, usage.cost_service) AS cost_service,
+        usage.usage_models
     FROM costs
     FULL JOIN usage USING (day, model)
+    -- Stored bytes and sessions that nothing is charged for are no row of their own.
+    WHERE costs.model IS NOT NULL OR coalesce(requests, input_tokens, output_tokens) IS NOT NULL
 )
 SELECT split.user_id, split.provider, split.date, models.* EXCLUDE (day)
 FROM models

@@ -11,6 +11,8 @@
 --   2. OpenAI counts usage and costs separately; they need not agree on recent days. Money comes from
 --      daily_costs.
 --   3. The newest complete page set of a day of an organization and service replaces that day.
+--   4. `cost_model` comes with the metrics of the day (daily_model_costs.sql). Rows that replace others keep it until
+--      then, since a day whose counts did not change is not computed again.
 
 -- [create]
 CREATE TABLE daily_usage (
@@ -27,7 +29,8 @@ CREATE TABLE daily_usage (
     {first_measures},
     fetched_at                    TIMESTAMPTZ NOT NULL,
     raw_file                      VARCHAR NOT NULL,
-    is_sample                     BOOLEAN NOT NULL{later_measures}
+    is_sample                     BOOLEAN NOT NULL{later_measures},
+    cost_model                    VARCHAR
 );
 
 -- [define]
@@ -45,11 +48,12 @@ COMMENT ON COLUMN daily_usage.service_tier IS 'Service tier, e.g. default, prior
 {measure_comments}
 COMMENT ON COLUMN daily_usage.fetched_at IS 'Fetch time (UTC)';
 COMMENT ON COLUMN daily_usage.raw_file IS 'Raw file that contains the page';
+COMMENT ON COLUMN daily_usage.cost_model IS 'Model as costs name it that day, else its own name, else the service: joins with daily_costs.cost_model and daily_model_costs.model';
 COMMENT ON COLUMN daily_usage.is_sample IS 'Invented row, shown until the user has real data';
 
 -- [load]
 -- Reads: new_days, reread_days, new_results (pipeline.sql).
--- Leaves: the rows of the days in new_days; old_usage, the rows that they replace.
+-- Leaves: the rows of the days in new_days; old_usage, the rows that they replace, and old_cost_models.
 CREATE OR REPLACE TEMP TABLE old_usage AS
 SELECT daily_usage.* EXCLUDE (fetched_at, raw_file, is_sample)
 FROM daily_usage
@@ -59,6 +63,9 @@ SEMI JOIN reread_days AS reread
     AND reread.endpoint = daily_usage.service
     AND reread.date = daily_usage.date
 WHERE NOT is_sample;
+
+CREATE OR REPLACE TEMP TABLE old_cost_models AS
+SELECT DISTINCT user_id, provider, date, service, model, cost_model FROM old_usage;
 
 -- Sample rows stay until real ones replace them (sample_data.sql).
 DELETE FROM daily_usage AS old
@@ -71,9 +78,9 @@ WHERE old.service = new.endpoint
 
 INSERT INTO daily_usage BY NAME
 SELECT
-    user_id,
-    provider,
-    date,
+    new.user_id,
+    new.provider,
+    new.date,
     endpoint AS service,
     result.project_id AS project_id,
     result.user_id AS member_id,
@@ -84,8 +91,15 @@ SELECT
     {measures_of_result},
     fetched_at,
     raw_file,
-    false AS is_sample
-FROM new_results('{usage_result}');
+    false AS is_sample,
+    old.cost_model AS cost_model
+FROM new_results('{usage_result}') AS new
+LEFT JOIN old_cost_models AS old
+    ON old.user_id = new.user_id
+    AND old.provider = new.provider
+    AND old.date = new.date
+    AND old.service = new.endpoint
+    AND old.model IS NOT DISTINCT FROM result.model;
 
 -- [repeated]
 -- Leaves: repeated_usage, hashes of grains ({grain}) that several new rows share.
@@ -104,7 +118,7 @@ CREATE OR REPLACE TEMP TABLE merged_usage AS
 SELECT
     {grain},
     {measure_sums},
-    fetched_at, raw_file, is_sample
+    fetched_at, raw_file, is_sample, cost_model
 FROM daily_usage
 WHERE fetched_at >= getvariable('first_fetched_at')
   AND hash({grain}) IN (FROM repeated_usage)
@@ -121,7 +135,7 @@ INSERT INTO daily_usage BY NAME FROM merged_usage;
 -- days fetched before that differ in any measure.
 CREATE OR REPLACE TEMP TABLE restated AS
 WITH reread_usage AS (
-    SELECT daily_usage.* EXCLUDE (fetched_at, raw_file, is_sample)
+    SELECT daily_usage.* EXCLUDE (fetched_at, raw_file, is_sample, cost_model)
     FROM daily_usage
     SEMI JOIN reread_days AS reread
         ON reread.user_id = daily_usage.user_id
@@ -131,9 +145,9 @@ WITH reread_usage AS (
     WHERE NOT is_sample
 ),
 differences AS (
-    (SELECT *, true AS is_new FROM reread_usage EXCEPT SELECT *, true FROM old_usage)
+    (SELECT *, true AS is_new FROM reread_usage EXCEPT SELECT * EXCLUDE (cost_model), true FROM old_usage)
     UNION ALL
-    (SELECT *, false FROM old_usage EXCEPT SELECT *, false FROM reread_usage)
+    (SELECT * EXCLUDE (cost_model), false FROM old_usage EXCEPT SELECT *, false FROM reread_usage)
 ),
 counted AS (
     SELECT

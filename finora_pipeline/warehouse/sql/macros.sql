@@ -17,6 +17,18 @@ CREATE OR REPLACE MACRO share_of(part, whole) AS
         try_cast(round(part::DOUBLE / whole::DOUBLE, 12) AS DECIMAL(38, 12)) AS DECIMAL(38, 18)
     ) END;
 
+-- The growth from a previous value, relative to its size, which may be below zero. NULL where it is zero or unknown.
+CREATE OR REPLACE MACRO change_of(value, previous) AS share_of(value - previous, abs(previous));
+
+-- Whether OpenAI restates a day no more, and the state of a day's month: the rules of reconciliation.sql.
+CREATE OR REPLACE MACRO is_final(day, today) AS day <= today - {final_after_days};
+CREATE OR REPLACE MACRO month_state(day, today) AS
+    CASE
+        WHEN day >= date_trunc('month', today) THEN 'open'
+        WHEN day >= date_trunc('month', today) - INTERVAL 1 MONTH AND day(today) <= {closing_days} THEN 'closing'
+        ELSE 'closed'
+    END;
+
 -- A model's name without the date of its release: gpt-4o-2024-08-06 → gpt-4o.
 CREATE OR REPLACE MACRO base_model(model) AS regexp_replace(model, '-\d{4}-\d{2}-\d{2}$', '');
 

@@ -54,6 +54,18 @@ CREATE TABLE pipeline.stale_users (user_id VARCHAR NOT NULL, provider VARCHAR NO
 -- Months of a table that changed since they were written as Parquet.
 CREATE TABLE pipeline.unpublished_months (table_name VARCHAR NOT NULL, month DATE NOT NULL);
 
+-- [define]
+-- Days with known costs. A day is complete if they were read after it ended.
+CREATE OR REPLACE VIEW pipeline.known_days AS
+SELECT
+    user_id,
+    provider,
+    date,
+    fetched_at >= timezone('UTC', (date + 1)::TIMESTAMP) AS is_complete,
+    fetched_at AS known_until
+FROM pipeline.loaded_days
+WHERE endpoint = 'costs';
+
 -- [begin_load]
 -- Reads: the raw files of the variable raw_files; $end_of_present, after which a moment is in the future.
 -- Leaves: raw_pages, new_days, reread_days, an empty changed_days; the variable first_fetched_at.

@@ -43,21 +43,17 @@ SELECT
     billed_tokens,
     used_tokens,
     (billed_tokens - used_tokens)::DECIMAL(38, 18) AS token_residual,
-    CASE WHEN date <= today - {final_after_days} THEN price_residual_usd END AS price_residual_usd,
+    CASE WHEN is_final(date, today) THEN price_residual_usd END AS price_residual_usd,
     lines_without_amount,
     CASE
         WHEN lines_without_amount > 0 THEN 'error'
         WHEN api_total_usd IS NULL THEN NULL
         WHEN api_total_usd = facts_usd THEN 'ok'
-        WHEN date > today - {final_after_days} THEN 'info'
+        WHEN NOT is_final(date, today) THEN 'info'
         WHEN abs(api_total_usd - facts_usd) < 0.01 THEN 'warning'
         ELSE 'error'
     END AS severity,
-    CASE
-        WHEN date >= date_trunc('month', today) THEN 'open'
-        WHEN date >= date_trunc('month', today) - INTERVAL 1 MONTH AND day(today) <= {closing_days} THEN 'closing'
-        ELSE 'closed'
-    END AS month_state
+    month_state(date, today) AS month_state
 FROM pipeline.reconciled_days
 -- UTC: current_date would be a day in the reader's time zone.
 CROSS JOIN (SELECT (now() AT TIME ZONE 'UTC')::DATE AS today);

@@ -55,7 +55,7 @@ INSERT INTO daily_costs
 SELECT
     user_id, '{provider}', date, 'proj_sample', 'Sample project', model || ', ' || direction,
     tokens * price / 1000000, tokens, 'tokens', model, direction, NULL, NULL, false, true, NULL, now(),
-    'sample', true
+    'sample', true, NULL, 'model_tokens', 'usage', model
 FROM (
     SELECT
         user_id, date, model, 'input' AS direction, input_tokens AS tokens,
