@@ -364,6 +364,8 @@ SELECT
     sums.model AS cost_model,
     costs.direction,
     costs.tier,
+    costs.cost_service,
+    costs.charge_category,
     CASE
         WHEN costs.direction ILIKE 'cache write%' OR costs.line_item ILIKE '%input_cache_write_tokens%'
             THEN 'cache_writes'
