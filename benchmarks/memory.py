@@ -32,7 +32,13 @@ from finora_pipeline.settings import Settings
 
 console = Console()
 DEFAULT_LIMIT = "default"
-COST_TABLES = ("daily_costs", "daily_model_costs", "daily_member_costs", "daily_key_costs")
+COST_TABLES = (
+    "daily_costs",
+    "daily_model_costs",
+    "daily_attributed_costs",
+    "daily_member_costs",
+    "daily_key_costs",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
 
 FACTS = ("daily_costs", "daily_usage", "user_history")
-COST_TABLES = ("daily_model_costs", "daily_member_costs", "daily_key_costs")
+COST_TABLES = ("daily_model_costs", "daily_attributed_costs", "daily_member_costs", "daily_key_costs")
 
 
 @dg.multi_asset(
@@ -44,7 +44,7 @@ COST_TABLES = ("daily_model_costs", "daily_member_costs", "daily_key_costs")
             asset="daily_model_costs",
             blocking=True,
             description="Rows by model, by member and by API key each add up to daily_costs on every "
-            "recomputed day, to the last digit.",
+            "recomputed day, and the parts of each charge to its amount, to the last digit.",
         ),
         dg.AssetCheckSpec(
             "facts_equal_openais_totals",

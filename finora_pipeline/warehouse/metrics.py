@@ -21,6 +21,14 @@ _log = logging.getLogger("finora_pipeline.warehouse")
 # Rows of costs and usage whose days one transaction computes. Each transaction scans the tables again, but
 # until it ends DuckDB keeps the memory of temporary tables that were replaced.
 ROWS_AT_ONCE = 150_000
+# Computed by day from the facts, in this order.
+REFRESHED_TABLES = (
+    "daily_model_costs",
+    "daily_attributed_costs",
+    "daily_member_costs",
+    "daily_key_costs",
+    "reconciliation",
+)
 # Users whose figures one transaction computes.
 USERS_AT_ONCE = 1_000
 
@@ -164,7 +172,8 @@ def _compute_portion(
     with transaction(connection):
         run_section(connection, "attribution", "prepare", portion=portion)
         run_section(connection, "daily_model_costs", "match")
-        for table in ("daily_model_costs", "daily_member_costs", "daily_key_costs", "reconciliation"):
+        run_section(connection, "daily_attributed_costs", "split")
+        for table in REFRESHED_TABLES:
             run_section(connection, table, "refresh", today=today)
         run_section(connection, "attribution", "check")
         unequal = connection.execute("SELECT user_id, date FROM unequal_days").fetchall()

@@ -49,7 +49,13 @@ CONNECTION_SCHEMA = pa.schema(
     ]
 )
 # Tables by which a snapshot is compared with the warehouse: all rows, and the dollars of the last days.
-COMPARED = ("daily_costs", "daily_model_costs", "daily_member_costs", "daily_key_costs")
+COMPARED = (
+    "daily_costs",
+    "daily_model_costs",
+    "daily_attributed_costs",
+    "daily_member_costs",
+    "daily_key_costs",
+)
 COMPARED_DAYS = timedelta(days=4)
 SHOWN_DAYS = timedelta(days=30)
 _Totals = tuple[object, ...]

@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 
 # Also published as Parquet, a file per month.
-MONTHLY_TABLES = ("daily_costs", "daily_usage", "daily_model_costs", "daily_member_costs", "daily_key_costs")
+MONTHLY_TABLES = (
+    "daily_costs",
+    "daily_usage",
+    "daily_model_costs",
+    "daily_attributed_costs",
+    "daily_member_costs",
+    "daily_key_costs",
+)
 # The columns that identify a row.
 GRAIN = {
     "daily_costs": "user_id, provider, date, project_id, line_item",
@@ -19,14 +26,16 @@ SPLIT_COSTS: Mapping[str, Mapping[str, str]] = {
     "daily_member_costs": {
         "table": "daily_member_costs",
         "id": "member_id",
-        "dimension": "member",
+        "method": "member_method",
         "owner": "member",
+        "an_owner": "a member",
     },
     "daily_key_costs": {
         "table": "daily_key_costs",
         "id": "api_key_id",
-        "dimension": "key",
+        "method": "api_key_method",
         "owner": "API key",
+        "an_owner": "an API key",
     },
 }
 # Placeholders of directory.sql by table. `scope` says what list of OpenAI's a held row belongs to; service

@@ -61,6 +61,7 @@ MIGRATIONS = (
     Migration(
         7, "Adds services and categories of charges, and known days.", "0007_figures.sql", _reparse_all
     ),
+    Migration(8, "Splits every charge by member and API key.", "0008_attributed_costs.sql"),
 )
 SCHEMA_NUMBER = MIGRATIONS[-1].number
 

@@ -1,23 +1,16 @@
--- Attribution: every amount of daily_costs split by member and by API key.
+-- Attribution: which usage explains each charge of daily_costs, and the check of all splits.
 --
--- Rules, for members; API keys likewise
---   1. billed: where OpenAI itself splits the costs of a day by member, its amounts are used. What its split lacks,
---      or has too much since it was fetched a moment later, has no member (NULL).
---   2. allocated: elsewhere an amount of a day, project and line item is split by usage. Each member who used the
---      charge's model in the project that day gets the share that they have
---        a. of the tokens of the charge's direction (uncached input, cached input, output, cache writes),
---        b. of images, seconds or characters, without a direction or such tokens,
---        c. of calls or requests, where all those are 0.
---      A charge with a service tier is split by the usage of that tier, if there is any; one without a tier by the
+-- daily_attributed_costs.sql splits the charges by that usage, or as OpenAI does.
+--
+-- Rules
+--   1. A charge with a service tier is split by the usage of that tier, if there is any; one without a tier by the
 --      usage of tiers without a charge of their own. Cache writes kept for 30 minutes and for 12 hours are split by
 --      their own counters; other cache writes, and those without such a counter, by all cache writes.
---      A charge without a model is split by the usage of the service that it names (service_names.csv).
---   3. Parts are whole 10^-18 dollars. What rounding down leaves goes, one each, to the parts with the largest
---      remainder, so that the parts add up to the amount to the last digit.
---   4. A charge without matching usage has no member (NULL): training, storage and credits, for example.
---   5. Costs and usage match by name, ignoring case: the same name; else a fine-tune's base, as costs name it; else
+--   2. A charge without a model is split by the usage of the service that it names (service_names.csv).
+--   3. Costs and usage match by name, ignoring case: the same name; else a fine-tune's base, as costs name it; else
 --      the only name that is the same but for the release date, as in daily_model_costs.
---   6. A line item with words unknown to the grammar has the model used that day which it names.
+--   4. A line item with words unknown to the grammar has the model used that day which it names.
+--   5. Usage without a member has the service account that owns its API key, if the directory knows it.
 
 -- [portion]
 -- Reads: pipeline.stale_days, daily_costs, daily_usage; $rows_at_once.
@@ -85,13 +78,22 @@ EXCEPT
 FROM pipeline.stale_days;
 
 -- [prepare]
--- Reads: portioned_days, service_names, the macros, daily_costs, daily_usage, pipeline.billed_costs; $portion.
--- Leaves: split_days, used, use_names, pools, charge_sums, billed_days, the view parts; models_by_use, split_sums,
--- charges, charged_tiers, attributed, which only this section reads; models of unparsed charges in daily_costs.
+-- Reads: portioned_days, service_names, the macros, daily_costs, daily_usage, pipeline.billed_costs, api_keys,
+-- members; $portion.
+-- Leaves: split_days, used, use_names, charge_sums; for daily_attributed_costs also key_owners, service_accounts,
+-- used_pairs, pools and charges; models_by_use and billed_days, which only this section reads; models of unparsed
+-- charges in daily_costs.
 --
 -- The days of the portion, numbered so that later joins do not compare texts.
 CREATE OR REPLACE TEMP TABLE split_days AS
-SELECT row_number() OVER () AS day, user_id, provider, date FROM portioned_days WHERE portion = $portion;
+SELECT
+    row_number() OVER () AS day,
+    user_id,
+    provider,
+    date,
+    dense_rank() OVER (ORDER BY user_id, provider) AS account
+FROM portioned_days
+WHERE portion = $portion;
 
 -- Unparsed line items, with the model used that day that each names: the longest such name.
 CREATE OR REPLACE TEMP TABLE models_by_use AS
@@ -156,6 +158,7 @@ JOIN split_days USING (day);
 CREATE OR REPLACE TEMP TABLE used AS
 SELECT
     split.day,
+    split.account,
     service,
     model,
     project_id,
@@ -216,18 +219,45 @@ FROM (
     FROM (SELECT DISTINCT service, model FROM used)
 );
 
--- The usage of a name in a project on a day, and its member and key, if it has a single one.
-CREATE OR REPLACE TEMP TABLE pools AS
+-- Owners of API keys, and service accounts, as the directory knows them.
+CREATE OR REPLACE TEMP TABLE key_owners AS
+SELECT account, api_key_id, owner_id, owner_type IS NOT DISTINCT FROM 'service_account' AS is_service_account
+FROM api_keys
+JOIN (SELECT DISTINCT account, user_id, provider FROM split_days) USING (user_id, provider)
+WHERE owner_id IS NOT NULL;
+
+CREATE OR REPLACE TEMP TABLE service_accounts AS
+SELECT account, owner_id AS member_id FROM key_owners WHERE is_service_account
+UNION
+SELECT account, member_id
+FROM members
+JOIN (SELECT DISTINCT account, user_id, provider FROM split_days) USING (user_id, provider)
+WHERE email IS NULL;
+
+-- The members and API keys of the usage, numbered in the order of their ids.
+CREATE OR REPLACE TEMP TABLE used_pairs AS
 SELECT
-    day,
-    project_id,
-    name,
-    min(coalesce(member_id, '')) <> max(coalesce(member_id, '')) AS has_members,
-    min(coalesce(api_key_id, '')) <> max(coalesce(api_key_id, '')) AS has_keys,
-    any_value(member_id) AS only_member,
-    any_value(api_key_id) AS only_key
+    *,
+    dense_rank() OVER (ORDER BY account, member_id, api_key_id) AS pair
+FROM (
+    SELECT
+        account,
+        used.member_id AS used_member_id,
+        coalesce(used.member_id, CASE WHEN is_service_account THEN owner_id END) AS member_id,
+        api_key_id
+    FROM (SELECT DISTINCT account, member_id, api_key_id FROM used) AS used
+    LEFT JOIN key_owners USING (account, api_key_id)
+);
+
+-- The usage of a name in a project on a day, and its member and key, if it has a single pair.
+CREATE OR REPLACE TEMP TABLE pools AS
+SELECT day, project_id, name, CASE WHEN min(pair) = max(pair) THEN min(pair) END AS only_pair
 FROM used
 JOIN use_names ON use_names.service = used.service AND use_names.model IS NOT DISTINCT FROM used.model
+JOIN used_pairs AS pairs
+    ON pairs.account = used.account
+    AND pairs.used_member_id IS NOT DISTINCT FROM used.member_id
+    AND pairs.api_key_id IS NOT DISTINCT FROM used.api_key_id
 GROUP BY ALL;
 
 -- The sums of a model's charges in a project on a day, with the pool of usage that they share. Training has none:
@@ -308,29 +338,34 @@ WHERE charge_sums.rowid = only_one.sum;
 -- Days that OpenAI itself splits. A split with none of the day's projects belongs to another organization; costs
 -- without a project, which any organization may have, count only if the split has no others.
 CREATE OR REPLACE TEMP TABLE billed_days AS
-SELECT split.day, CASE reading WHEN 'costs_by_member' THEN 'member' ELSE 'key' END AS dimension
-FROM pipeline.billed_costs AS billed
-JOIN split_days AS split USING (user_id, provider, date)
-LEFT JOIN charge_sums AS sums
-    ON sums.day = split.day AND sums.project_id IS NOT DISTINCT FROM billed.project_id
-WHERE reading IN ('costs_by_member', 'costs_by_key')
-GROUP BY ALL
-HAVING count(sums.project_id) > 0 OR count(billed.project_id) = 0 AND count(sums.day) > 0;
+SELECT day, bool_or(reading = 'costs_by_member') AS by_member, bool_or(reading = 'costs_by_key') AS by_key
+FROM (
+    SELECT split.day, reading
+    FROM (
+        SELECT DISTINCT user_id, provider, date, reading, project_id
+        FROM pipeline.billed_costs
+        WHERE reading IN ('costs_by_member', 'costs_by_key')
+    ) AS billed
+    JOIN split_days AS split USING (user_id, provider, date)
+    LEFT JOIN charge_sums AS sums
+        ON sums.day = split.day AND sums.project_id IS NOT DISTINCT FROM billed.project_id
+    GROUP BY ALL
+    HAVING count(sums.project_id) > 0 OR count(billed.project_id) = 0 AND count(sums.day) > 0
+)
+GROUP BY day;
 
--- Sums whose usage several members or keys share, or that OpenAI itself splits; then their single charges.
-CREATE OR REPLACE TEMP TABLE split_sums AS
-SELECT split_days.*, sums.project_id, sums.model, sums.has_use, sums.pool, sums.is_sample
-FROM charge_sums AS sums
-JOIN split_days ON split_days.day = sums.day
-LEFT JOIN pools ON pools.rowid = sums.pool
-WHERE pools.has_members OR pools.has_keys OR sums.day IN (SELECT day FROM billed_days);
-
+-- The single charges, with the counter and the tier that they are split by.
 CREATE OR REPLACE TEMP TABLE charges AS
 SELECT
     sums.day,
+    split.account,
     sums.project_id,
     costs.line_item,
-    sums.model,
+    sums.model AS cost_model,
+    costs.direction,
+    costs.tier,
+    costs.cost_service,
+    costs.charge_category,
     CASE
         WHEN costs.direction ILIKE 'cache write%' OR costs.line_item ILIKE '%input_cache_write_tokens%'
             THEN 'cache_writes'
@@ -338,240 +373,70 @@ SELECT
         WHEN costs.direction = 'cache_write_12h' THEN 'cache_writes_12h'
         ELSE costs.direction
     END AS counter,
-    same_tier(costs.tier) AS tier,
+    same_tier(costs.tier) AS used_tier,
     costs.amount_usd,
     sums.pool,
-    sums.is_sample
-FROM split_sums AS sums
+    coalesce(billed.by_member, false) AS by_member,
+    coalesce(billed.by_key, false) AS by_key
+FROM charge_sums AS sums
+JOIN split_days AS split USING (day)
 JOIN daily_costs AS costs
-    ON costs.user_id = sums.user_id
-    AND costs.provider = sums.provider
-    AND costs.date = sums.date
+    ON costs.user_id = split.user_id
+    AND costs.provider = split.provider
+    AND costs.date = split.date
     AND costs.project_id IS NOT DISTINCT FROM sums.project_id
     AND coalesce(costs.model, costs.line_item, 'not attributed') = sums.model
     AND (costs.direction IS DISTINCT FROM 'training') = sums.has_use
+LEFT JOIN billed_days AS billed USING (day)
 WHERE costs.amount_usd IS NOT NULL;
 
-CREATE OR REPLACE TEMP TABLE charged_tiers AS SELECT DISTINCT pool, tier FROM charges WHERE tier IS NOT NULL;
-
--- The parts of charges whose usage several members or keys share, on days that OpenAI does not split.
-CREATE OR REPLACE TEMP TABLE attributed AS
-WITH split_used AS (
-    SELECT
-        dimension,
-        pools.rowid AS pool,
-        CASE dimension WHEN 'member' THEN used.member_id ELSE used.api_key_id END AS id,
-        charged_tiers.tier IS NOT NULL AS has_own_line,
-        used.*
-    FROM pools
-    CROSS JOIN (VALUES ('member'), ('key')) AS dimensions(dimension)
-    JOIN use_names USING (name)
-    JOIN used
-        ON used.day = pools.day
-        AND used.project_id IS NOT DISTINCT FROM pools.project_id
-        AND used.service = use_names.service
-        AND used.model IS NOT DISTINCT FROM use_names.model
-    LEFT JOIN charged_tiers ON charged_tiers.pool = pools.rowid AND charged_tiers.tier = used.tier
-    WHERE CASE dimension WHEN 'member' THEN pools.has_members ELSE pools.has_keys END
-),
-counted AS (
-    SELECT
-        split_used.dimension,
-        charges.rowid AS charge,
-        split_used.id,
-        charges.amount_usd,
-        CASE WHEN charges.tier IS NULL THEN NOT has_own_line ELSE split_used.tier = charges.tier END AS is_of_tier,
-        CASE charges.counter
-            WHEN 'input' THEN split_used.input
-            WHEN 'cached_input' THEN split_used.cached_input
-            WHEN 'output' THEN split_used.output
-            WHEN 'cache_writes' THEN split_used.cache_writes
-            WHEN 'cache_writes_30m' THEN split_used.cache_writes_30m
-            WHEN 'cache_writes_12h' THEN split_used.cache_writes_12h
-            ELSE split_used.other
-        END AS measure,
-        CASE WHEN charges.counter LIKE 'cache_writes%' THEN split_used.cache_writes ELSE split_used.other END
-            AS second_measure,
-        split_used.requests_or_calls AS requests
-    FROM split_used
-    ANTI JOIN billed_days USING (day, dimension)
-    JOIN charges USING (pool)
-),
-weights AS MATERIALIZED (
-    SELECT
-        dimension,
-        charge,
-        id,
-        any_value(amount_usd) AS amount_usd,
-        coalesce(sum(measure) FILTER (is_of_tier), 0) AS measure_of_tier,
-        sum(measure) AS measure,
-        sum(second_measure) AS second_measure,
-        coalesce(sum(requests) FILTER (is_of_tier), 0) AS requests_of_tier,
-        sum(requests) AS requests
-    FROM counted
-    GROUP BY ALL
-),
--- Grouped and joined: window sums over the same rows take twice as long.
-totals AS (
-    SELECT
-        dimension,
-        charge,
-        sum(measure_of_tier) AS all_of_tier,
-        sum(measure) AS all_measured,
-        sum(second_measure) AS all_second,
-        sum(requests_of_tier) AS all_requests_of_tier,
-        sum(requests) AS all_requests
-    FROM weights
-    GROUP BY ALL
-),
-shares AS (
-    SELECT
-        dimension,
-        charge,
-        id,
-        abs(to_units(amount_usd)) AS units,
-        amount_usd < 0 AS is_credit,
-        CASE
-            WHEN all_of_tier > 0 THEN measure_of_tier
-            WHEN all_measured > 0 THEN measure
-            WHEN all_second > 0 THEN second_measure
-            WHEN all_requests_of_tier > 0 THEN requests_of_tier
-            ELSE requests
-        END::HUGEINT AS weight,
-        CASE
-            WHEN all_of_tier > 0 THEN all_of_tier
-            WHEN all_measured > 0 THEN all_measured
-            WHEN all_second > 0 THEN all_second
-            WHEN all_requests_of_tier > 0 THEN all_requests_of_tier
-            ELSE all_requests
-        END::HUGEINT AS whole
-    FROM weights
-    JOIN totals USING (dimension, charge)
-),
-rounded AS (
-    -- units × weight ÷ whole, without a product that may overflow.
-    SELECT
-        *,
-        CASE WHEN whole > 0 THEN (units // whole) * weight + ((units % whole) * weight) // whole ELSE 0 END
-            AS part,
-        CASE WHEN whole > 0 THEN ((units % whole) * weight) % whole ELSE 0 END AS remainder
-    FROM shares
-),
-ranked AS (
-    SELECT
-        *,
-        row_number() OVER (PARTITION BY dimension, charge ORDER BY remainder DESC, id) AS place,
-        units - sum(part) OVER (PARTITION BY dimension, charge) AS missing
-    FROM rounded
-)
-SELECT
-    dimension,
-    charge,
-    -- No usage measure: cannot be split.
-    CASE WHEN whole > 0 THEN id END AS id,
-    from_units((CASE WHEN whole > 0 THEN part + (place <= missing)::HUGEINT
-                     WHEN place = 1 THEN units
-                     ELSE 0 END)::HUGEINT)
-        * CASE WHEN is_credit THEN -1 ELSE 1 END::DECIMAL(1, 0) AS amount_usd
-FROM ranked;
-
--- The parts of all charges by member and by key, summed: several may have no member or key.
-CREATE OR REPLACE TEMP VIEW parts AS
-SELECT dimension, day, project_id, id, model, sum(amount_usd) AS amount_usd, method, bool_or(is_sample) AS is_sample
-FROM (
-    -- Charges whose usage has a single member or key, or that have no usage.
-    SELECT
-        dimension,
-        charge_sums.day,
-        charge_sums.project_id,
-        CASE dimension WHEN 'member' THEN pools.only_member ELSE pools.only_key END AS id,
-        charge_sums.model,
-        charge_sums.amount_usd,
-        'allocated' AS method,
-        charge_sums.is_sample
-    FROM charge_sums
-    CROSS JOIN (VALUES ('member'), ('key')) AS dimensions(dimension)
-    ANTI JOIN billed_days USING (day, dimension)
-    LEFT JOIN pools ON pools.rowid = charge_sums.pool
-    WHERE charge_sums.amount_usd IS NOT NULL
-      AND CASE dimension WHEN 'member' THEN pools.has_members ELSE pools.has_keys END IS NOT true
-    UNION ALL
-    -- Charges whose usage several share.
-    SELECT dimension, day, project_id, id, model, attributed.amount_usd, 'allocated', is_sample
-    FROM attributed
-    JOIN charges ON charges.rowid = attributed.charge
-)
-GROUP BY ALL
-UNION ALL
--- Charges that OpenAI itself splits, and what its split lacks.
-SELECT dimension, day, project_id, id, model, sum(amount_usd), 'billed', bool_or(is_sample)
-FROM (
-    WITH billed AS (
-        SELECT charges.rowid AS charge, billed_days.dimension, charges.*
-        FROM charges
-        JOIN billed_days USING (day)
-    ),
-    billed_parts AS (
-        SELECT
-            billed.* EXCLUDE (amount_usd),
-            CASE dimension WHEN 'member' THEN split.member_id ELSE split.api_key_id END AS id,
-            split.amount_usd
-        FROM billed
-        JOIN split_days USING (day)
-        JOIN pipeline.billed_costs AS split
-            ON split.reading = CASE dimension WHEN 'member' THEN 'costs_by_member' ELSE 'costs_by_key' END
-            AND split.user_id = split_days.user_id
-            AND split.provider = split_days.provider
-            AND split.date = split_days.date
-            AND split.project_id IS NOT DISTINCT FROM billed.project_id
-            AND split.line_item IS NOT DISTINCT FROM billed.line_item
-        WHERE split.amount_usd IS NOT NULL
-    )
-    SELECT dimension, day, project_id, id, model, amount_usd, is_sample FROM billed_parts
-    UNION ALL
-    SELECT dimension, day, project_id, NULL, model, rest, is_sample
-    FROM (
-        SELECT billed.*, billed.amount_usd - coalesce(split.amount_usd, 0) AS rest
-        FROM billed
-        LEFT JOIN (
-            SELECT dimension, charge, sum(amount_usd) AS amount_usd FROM billed_parts GROUP BY ALL
-        ) AS split USING (dimension, charge)
-    )
-    WHERE rest <> 0
-)
-GROUP BY ALL;
-
 -- [check]
--- Reads: split_days, daily_costs, daily_model_costs, daily_member_costs, daily_key_costs.
--- Leaves: unequal_days, on which costs by model, member or key do not add up to daily_costs (expected none).
+-- Reads: split_days, charges, attributed (daily_attributed_costs.sql, split); daily_costs, daily_model_costs,
+-- daily_attributed_costs, daily_member_costs, daily_key_costs.
+-- Leaves: unequal_days, on which a charge's parts do not add up to it, or a table's rows to daily_costs (expected
+-- none).
 CREATE OR REPLACE TEMP TABLE unequal_days AS
-WITH sums AS (
-    SELECT 'bill' AS split, user_id, provider, date, coalesce(sum(amount_usd), 0) AS amount_usd
-    FROM daily_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
-    UNION ALL
-    SELECT 'model', user_id, provider, date, sum(amount_usd)
-    FROM daily_model_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
-    UNION ALL
-    SELECT 'member', user_id, provider, date, sum(amount_usd)
-    FROM daily_member_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
-    UNION ALL
-    SELECT 'key', user_id, provider, date, sum(amount_usd)
-    FROM daily_key_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
-)
-SELECT user_id, provider, date
-FROM (
+WITH bill AS (
     SELECT
         user_id,
         provider,
         date,
-        coalesce(any_value(amount_usd) FILTER (split = 'bill'), 0) AS bill,
-        coalesce(any_value(amount_usd) FILTER (split = 'model'), 0) AS model,
-        coalesce(any_value(amount_usd) FILTER (split = 'member'), 0) AS member,
-        coalesce(any_value(amount_usd) FILTER (split = 'key'), 0) AS key
-    FROM sums
-    GROUP BY user_id, provider, date
+        coalesce(sum(amount_usd), 0) AS amount_usd,
+        coalesce(sum(amount_usd) FILTER (amount_usd > 0), 0) AS charges_usd
+    FROM daily_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
+),
+sums AS (
+    SELECT split, user_id, provider, date, -amount_usd AS amount_usd, -charges_usd AS charges_usd
+    FROM bill CROSS JOIN (VALUES ('attributed'), ('member'), ('key')) AS splits(split)
+    UNION ALL
+    SELECT 'model', user_id, provider, date, -amount_usd, 0 FROM bill
+    UNION ALL
+    SELECT 'model', user_id, provider, date, sum(amount_usd), 0
+    FROM daily_model_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
+    UNION ALL
+    SELECT 'attributed', user_id, provider, date, sum(amount_usd), sum(charges_usd)
+    FROM daily_attributed_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
+    UNION ALL
+    SELECT 'member', user_id, provider, date, sum(amount_usd), sum(charges_usd)
+    FROM daily_member_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
+    UNION ALL
+    SELECT 'key', user_id, provider, date, sum(amount_usd), sum(charges_usd)
+    FROM daily_key_costs SEMI JOIN split_days USING (user_id, provider, date) GROUP BY ALL
 )
-WHERE bill <> model OR bill <> member OR bill <> key;
+SELECT user_id, provider, date
+FROM sums
+GROUP BY split, user_id, provider, date
+HAVING sum(amount_usd) <> 0 OR sum(charges_usd) <> 0
+UNION
+SELECT user_id, provider, date
+FROM (
+    SELECT day
+    FROM charges
+    LEFT JOIN (SELECT charge, sum(amount_usd) AS amount_usd FROM attributed GROUP BY charge) AS parts
+        ON parts.charge = charges.rowid
+    WHERE parts.amount_usd IS DISTINCT FROM charges.amount_usd
+)
+JOIN split_days USING (day);
 
 -- [finish]
 -- Reads: split_days, unequal_days.
@@ -580,7 +445,9 @@ WHERE bill <> model OR bill <> member OR bill <> key;
 INSERT INTO pipeline.unpublished_months
 SELECT DISTINCT table_name, date_trunc('month', date)::DATE
 FROM split_days
-CROSS JOIN (VALUES ('daily_model_costs'), ('daily_member_costs'), ('daily_key_costs')) AS split(table_name);
+CROSS JOIN (
+    VALUES ('daily_model_costs'), ('daily_attributed_costs'), ('daily_member_costs'), ('daily_key_costs')
+) AS split(table_name);
 
 INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM split_days;
 

@@ -120,16 +120,17 @@ matches AS (
         used.day,
         used.service,
         used.model,
-        coalesce(exact.model, only_of_base.model) AS charged_model,
+        coalesce(
+            exact.model,
+            -- Not in the join: with this condition it would compare every name with every charge.
+            CASE WHEN only_of_base.base IN (only_of_base.use_name, names.name) THEN only_of_base.model END
+        ) AS charged_model,
         CASE WHEN names.name = used.service THEN 20 WHEN exact.model IS NULL THEN 10 ELSE 0 END + names.rank AS place
     FROM used_models AS used
     JOIN use_names AS names ON names.service = used.service AND names.model IS NOT DISTINCT FROM used.model
     LEFT JOIN charge_names AS exact ON exact.day = used.day AND exact.use_name = names.name
-    LEFT JOIN only_of_base
-        ON only_of_base.day = used.day
-        AND only_of_base.base = base_model(names.name)
-        AND only_of_base.base IN (only_of_base.use_name, names.name)
-    WHERE exact.model IS NOT NULL OR only_of_base.model IS NOT NULL
+    LEFT JOIN only_of_base ON only_of_base.day = used.day AND only_of_base.base = base_model(names.name)
+    WHERE charged_model IS NOT NULL
 )
 SELECT used.day, used.service, used.model, coalesce(best.model, used.model, used.service) AS cost_model
 FROM used_models AS used
