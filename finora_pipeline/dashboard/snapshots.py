@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,23 @@ _log = logging.getLogger("finora.dashboard")
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True, slots=True)
+class KnownDays:
+    """The first known UTC day and the last complete one, None without any; and when today was read."""
+
+    since: date | None
+    through: date | None
+    today_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class TodaySoFar:
+    """The spend of today in USD, as known at a moment."""
+
+    usd: Decimal
+    known_until: datetime
+
+
 @dataclass(slots=True)
 class Snapshot:
     """A reference-counted handle on a published file; once replaced, its last reader closes it."""
@@ -44,7 +62,7 @@ class Snapshot:
     readers: int = 0
     times_read: int = 0
     is_replaced: bool = False
-    spans: dict[str, tuple[date | None, date | None]] = field(default_factory=dict)
+    known_days: dict[tuple[str, date], KnownDays] = field(default_factory=dict)
 
     def close(self) -> None:
         self.connection.close()
@@ -77,13 +95,24 @@ class UserSnapshot:
         query = f"WITH days AS MATERIALIZED ({statement(source)}) FROM ({statement(name)})"
         return self._cursor.execute(query, values | {"user_id": self._user_id}).fetchall()
 
-    @property
-    def span(self) -> tuple[date | None, date | None]:
-        """The first and last known UTC day; None without any."""
-        spans = self._snapshot.spans
-        if self._user_id not in spans:
-            spans[self._user_id] = self.rows("span")[0]
-        return spans[self._user_id]
+    def known_days(self, today: date) -> KnownDays:
+        """Which UTC days are known, seen from today."""
+        known = self._snapshot.known_days
+        if (self._user_id, today) not in known:
+            known[self._user_id, today] = KnownDays(*self.rows("span", today=today)[0])
+        return known[self._user_id, today]
+
+    def known_bars(self, first: date, last: date, bucket: str) -> dict[date, int]:
+        """How many days of each bar of a chart are known, by the bar's first UTC day."""
+        return dict(self.rows("known_bars", first=first, last=last, bucket=bucket))
+
+    def today_so_far(self, today: date, model: str | None, project_id: str | None) -> TodaySoFar | None:
+        """The spend of today, of a model or project if given; None if today was not read yet."""
+        known_until = self.known_days(today).today_until
+        if known_until is None:
+            return None
+        ((usd,),) = self.rows("today", today=today, model=model, project_id=project_id)
+        return TodaySoFar(usd, known_until)
 
 
 class Snapshots:
@@ -109,7 +138,7 @@ class Snapshots:
             if snapshot is not None:
                 with snapshot.cursor() as cursor:
                     own = UserSnapshot(snapshot, cursor, user_id, is_sample=False)
-                    if own.span[0] is not None:
+                    if own.known_days(_today()).since is not None:
                         yield own
                         return
         # Made outside a turn, so that other pages do not wait for it.
@@ -129,7 +158,7 @@ class Snapshots:
         except duckdb.OutOfMemoryException:
             with self._alone, self._with_more_memory() as opened, opened.cursor() as cursor:
                 own = UserSnapshot(opened, cursor, user_id, is_sample=False)
-                if own.span[0] is None:
+                if own.known_days(_today()).since is None:
                     # The sample is small: more memory would not help.
                     raise
                 return compute(own)
@@ -199,12 +228,16 @@ class Snapshots:
 
     def _sample_of_today(self) -> Snapshot:
         """The sample of today, made by `sample.py`."""
-        today = datetime.now(UTC).date()
+        today = _today()
         with self._sample_lock:
             if self._sample is None or self._sample_day != today:
                 # An older sample stays open for its readers: it is small, and one is made a day.
                 self._sample, self._sample_day = _make_sample(today), today
             return self._sample
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
 
 
 def _open(path: Path, version: tuple[int, ...], memory_limit: str | None = None) -> Snapshot:

@@ -117,7 +117,9 @@ def _definitions(metrics: tuple[str, ...] | None = None) -> str:
 def _figure(kpi: Kpi) -> str:
     unit = f"'{kpi.change}'" if kpi.change else "NULL"
     covered = f"this.covered_{kpi.metric}" if kpi.metric in COVERED_SHARES else "NULL"
-    previous = f"CASE WHEN prior.known_days = prior.days THEN prior.{kpi.metric} END" if kpi.change else "NULL"
+    previous = (
+        f"CASE WHEN prior.known_days = prior.days THEN prior.{kpi.metric} END" if kpi.change else "NULL"
+    )
     sparkline = f"[day.{kpi.metric} FOR day IN sparks.days]" if kpi.change else "NULL::DECIMAL(38, 18)[]"
     return (
         f"{{'metric': '{kpi.metric}', 'unit': '{kpi.unit}', 'change_unit': {unit}::VARCHAR, "
@@ -140,7 +142,6 @@ KPI_TEXTS = {
     "overview_changes": ", ".join(map(_change, _SHOWN)),
     # Days, days with usage, covered share and growth, then a value and a change of each figure.
     "overview_nulls": ", ".join(["NULL"] * (2 * len(OVERVIEW) + 4)),
-    "overview_nulls_but_days": ", ".join(["NULL"] * (2 * len(OVERVIEW) + 3)),
     "usage_known_by": USAGE_KNOWN_BY,
 }
 

@@ -1,7 +1,7 @@
 """Metrics from facts: costs by model, member and API key, reconciliation and key figures."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal

@@ -99,9 +99,7 @@ def spans(name: str, through: date) -> tuple[list[date], list[date]]:
     if name == "month":
         first = through.replace(day=1)
         before = first - timedelta(days=1)
-        same = [
-            before.replace(day=number) for number in range(1, through.day + 1) if number <= before.day
-        ]
+        same = [before.replace(day=number) for number in range(1, through.day + 1) if number <= before.day]
         return [first + timedelta(days=n) for n in range(through.day)], same
     length = int(name.removesuffix("d"))
     return (
@@ -120,9 +118,7 @@ def figures(span: list[date], days: dict[date, Day]) -> dict[str, Decimal | None
         for model, usd in day.usd.items():
             by_model[model] += usd
     tokens = sum(number for day in known for number in day.tokens.values())
-    billable = [
-        (model, number) for day in known for model, number in day.tokens.items() if model != FREE
-    ]
+    billable = [(model, number) for day in known for model, number in day.tokens.items() if model != FREE]
     unit_tokens, unit_requests = sum(number for _, number in billable), 2 * len(billable)
     return {
         "total_spend": total if known else None,
@@ -199,7 +195,9 @@ def test_every_figure_equals_one_made_by_hand(
                     size = Decimal(1) if is_share else abs(then[metric])
                     expected = difference / size if size else None
             assert (change is None) == (expected is None), (metric, period)
-            assert expected is None or abs(change - expected) <= abs(expected) * Decimal("1e-9") + Decimal("1e-9")
+            assert expected is None or abs(change - expected) <= abs(expected) * Decimal("1e-9") + Decimal(
+                "1e-9"
+            )
             a_day = [figures([through - timedelta(days=n)], days)[metric] for n in range(13, -1, -1)]
             assert sparkline == a_day, (metric, period)
     assert_growth(found, through, days)

@@ -80,7 +80,9 @@ def stacked_bars(bars: Sequence[Bar], title: str) -> Markup:
             f'<rect class="room" x="{number * room:.2f}" y="0" width="{room:.2f}" height="{HEIGHT}"/>'
         )
         if not bar.is_known:
-            shapes.append(f'<rect class="unknown" x="{left:.2f}" y="0" width="{width:.2f}" height="{HEIGHT}"/>')
+            shapes.append(
+                f'<rect class="unknown" x="{left:.2f}" y="0" width="{width:.2f}" height="{HEIGHT}"/>'
+            )
         whole = _sum(bar.parts)
         drawn = _sum([part for part in bar.parts if part * whole > 0])
         level = zero

@@ -56,7 +56,7 @@ class Overview:
     """
 
     sums: Sums
-    today: TodaySoFar
+    today: TodaySoFar | None
     tiles: Sequence[Tile]
     chart: Chart
     breakdowns: Sequence[Breakdown]
@@ -76,7 +76,7 @@ def compute_overview(snapshot: UserSnapshot, view: View) -> Overview:
     names = {id: name for part, id, name, *_ in rows if part == "project"}
     return Overview(
         sums.period,
-        snapshot.today_so_far(view.model, view.project_id),
+        snapshot.today_so_far(view.today, view.model, view.project_id),
         make_tiles(view, sums, months),
         _cost_chart(sums, view),
         breakdowns,
@@ -99,7 +99,14 @@ def _cost_chart(sums: OverviewSums, view: View) -> Chart:
 
 def _by_model(models: Mapping[str, ModelSum], charged: Decimal, view: View) -> Breakdown:
     parts = [
-        Part(model, one.usd, one.charges, formats.ratio(one.charges, charged), view.query(model=model), is_model=True)
+        Part(
+            model,
+            one.usd,
+            one.charges,
+            formats.ratio(one.charges, charged),
+            view.query(model=model),
+            is_model=True,
+        )
         for model, one in models.items()
     ]
     return Breakdown("Model", _shortened(parts, charged))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from urllib.parse import urlencode
 
 from finora_pipeline.dashboard.figures import formats
@@ -24,8 +24,8 @@ class BadPeriod(ValueError):
 class View:
     """The UTC days of a page (both ends included), its previous period, and a model or project.
 
-    `through` is the last complete day, with which every period ends at the latest. `clipped_from` is the first
-    day of the address if the plan no longer keeps it, `clipped_to` the last one if it is not complete yet.
+    `through` is the last complete day, with which every period ends at the latest. `clipped_from` is the
+    first day of the address if the plan no longer keeps it, `clipped_to` the last if it is not complete yet.
     """
 
     period: str
@@ -35,6 +35,7 @@ class View:
     previous_last: date
     model: str | None
     project_id: str | None
+    today: date
     through: date
     clipped_from: date | None = None
     clipped_to: date | None = None
@@ -61,11 +62,12 @@ class View:
         return "?" + urlencode({name: value for name, value in values.items() if value})
 
 
-def view_of(query: Mapping[str, str], plan: Plan, today: date, through: date) -> View:
+def view_of(query: Mapping[str, str], plan: Plan, today: date, through: date | None) -> View:
     """The view of an address, within the history that the plan keeps and the complete days.
 
-    Raises `BadPeriod`.
+    Without a complete day, `through` is None and periods end with yesterday. Raises `BadPeriod`.
     """
+    through = through or today - timedelta(days=1)
     period = query.get("period") or ("custom" if query.get("from") else DEFAULT)
     kept_from = plan.first_day_kept(today) or FIRST_DAY
     # A connection that ended long ago shows what it has, whatever the plan keeps by now.
@@ -88,6 +90,7 @@ def view_of(query: Mapping[str, str], plan: Plan, today: date, through: date) ->
         shown.previous_last,
         query.get("model") or None,
         query.get("project") or None,
+        today,
         through,
         wanted.first if wanted.first < shown.first else None,
         wanted.last if wanted.last > shown.last else None,

@@ -107,15 +107,12 @@ def read_sums(snapshot: UserSnapshot, view: View, months: Months) -> OverviewSum
     spans: dict[tuple[str, date], Sums] = {}
     models: dict[str, ModelSum] = {}
     cells: dict[tuple[date, str | None], Decimal] = {}
-    known_days: dict[date, int] = {}
     for part, at, *row in _rows(snapshot, view, months):
         if part == "model":
             model, usd, charges, *_ = row
             models[model] = ModelSum(usd, charges or Decimal(0))
         elif part == "chart":
             cells[at, row[0]] = row[1]
-        elif part == "known":
-            known_days[at] = row[3]
         else:
             spans[part, at] = Sums.of_row(row)
     days = [view.last - timedelta(days=SPARKLINE_DAYS - 1 - number) for number in range(SPARKLINE_DAYS)]
@@ -128,7 +125,7 @@ def read_sums(snapshot: UserSnapshot, view: View, months: Months) -> OverviewSum
         month_before=spans["month before", months.before_first],
         models=dict(sorted(models.items(), key=lambda item: (-item[1].usd, item[0]))),
         cells=cells,
-        known_days=known_days,
+        known_days=snapshot.known_bars(view.first, view.last, view.bucket),
     )
 
 

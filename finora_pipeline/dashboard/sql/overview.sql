@@ -2,8 +2,7 @@
 --   1. now, previous, month, month before, day: a span; `at` is its first UTC day. It has its known days and usage,
 --      charges, the figures of `kpis.OVERVIEW`, and how they have changed since the span before it;
 --   2. model: the amount of each model in the period, and its charges;
---   3. known: how many days of each bar (`at` is its first day) are known;
---   4. chart: the amount of each bar and model. An organization may have thousands of models: those after the `named`
+--   3. chart: the amount of each bar (`at` is its first day) and model. An organization may have thousands of models: those after the `named`
 --      highest are one row with model NULL.
 WITH spans AS (
     FROM (
@@ -96,11 +95,6 @@ UNION ALL
 SELECT 'model', NULL, model, amount_usd, charges_usd, {overview_nulls}
 FROM by_span
 WHERE part = 'now'
-UNION ALL
-SELECT 'known', date_trunc($bucket, date)::DATE, NULL, NULL, NULL, count(*), {overview_nulls_but_days}
-FROM known_days
-WHERE date BETWEEN $first AND $last
-GROUP BY ALL
 UNION ALL
 SELECT
     'chart',
