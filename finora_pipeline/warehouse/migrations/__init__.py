@@ -17,6 +17,7 @@ from pathlib import Path
 import duckdb
 
 from finora_pipeline.warehouse.reparse import mark_services_stale, reparse_line_items
+from finora_pipeline.warehouse.statements import run_section
 
 Columns = list[tuple[str, int, str, str, bool]]
 _FOLDER = Path(__file__).parent
@@ -47,10 +48,15 @@ def _reparse(connection: duckdb.DuckDBPyConnection) -> None:
     mark_services_stale(connection)
 
 
+def _infer_moments(connection: duckdb.DuckDBPyConnection) -> None:
+    run_section(connection, "pipeline", "infer_moments")
+
+
 # Versions before the first number stored a hash of the tables' text.
 MIGRATIONS = (
     Migration(1, "Numbers the tables, which are those of the last versions without a number."),
     Migration(2, "Reads models and token types from line items by a wider grammar.", then=_reparse),
+    Migration(4, "Records when a day was complete and last checked.", "0004_moments.sql", _infer_moments),
 )
 SCHEMA_NUMBER = MIGRATIONS[-1].number
 
