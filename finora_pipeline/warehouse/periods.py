@@ -9,5 +9,7 @@ PRICE_DAYS = 7
 SPARKLINE_DAYS = 14
 # Days of sample rows, today included.
 SAMPLE_DAYS = 30
+# For so many days back costs_as_of is exact at every moment; before, revisions are folded to one a UTC day.
+EXACT_DAYS = 7
 # By then OpenAI has booked and corrected a day; a restatement of a day this old is worth a look.
 LATE_REVISION_DAYS = 7
