@@ -33,8 +33,8 @@ class Loaded:
     `unparsed_charges` are the most expensive line items with words unknown to the grammar, of which there
     are `unparsed_count`; both and `amount_usd` are those of costs. `repeated` counts duplicate rows by table
     (expected 0). `late_revisions` are the user-days that OpenAI restated `LATE_REVISION_DAYS` or more days
-    later, with the sum of the changes in USD; the end of a day's accrual is none. `quarantined` are the run's
-    files that cannot be loaded.
+    later, with the sum of the changes in USD, not counting accrual. `quarantined` are the run's files that
+    cannot be loaded.
     """
 
     files: int

@@ -43,7 +43,7 @@ COMMENT ON COLUMN cost_revisions.was_there IS 'False for a new charge';
 COMMENT ON COLUMN cost_revisions.is_there IS 'False for a charge that has vanished';
 
 -- [fold]
--- Reads: the rows observed from $start until before $end, of the users of one of $portions; loaded_days.
+-- Reads: the rows observed from $start until before $end, of the users of $portion of $portions; loaded_days.
 -- Leaves: those rows folded (rule 3); folded.
 CREATE OR REPLACE TEMP TABLE folded AS
 SELECT

@@ -49,7 +49,7 @@ COMMENT ON COLUMN usage_revisions.old_other IS 'Old sum of the service''s other 
 COMMENT ON COLUMN usage_revisions.new_other IS 'New sum of the service''s other counts ({other_units})';
 
 -- [fold]
--- Reads: the rows observed from $start until before $end, of the users of one of $portions; loaded_days.
+-- Reads: the rows observed from $start until before $end, of the users of $portion of $portions; loaded_days.
 -- Leaves: those rows folded (cost_revisions.sql, rule 3); folded.
 CREATE OR REPLACE TEMP TABLE folded AS
 SELECT
