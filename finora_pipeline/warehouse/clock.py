@@ -25,9 +25,9 @@ def reset_future_moments(connection: duckdb.DuckDBPyConnection, now: datetime | 
     Within the caller's transaction, or that of each statement.
     """
     moment = end_of_present(now)
-    ahead = " UNION ALL ".join(
-        f"SELECT 1 FROM pipeline.{table} WHERE fetched_at > $moment"
-        for table in ("loaded_days", "loaded_sets")
+    ahead = (
+        "SELECT 1 FROM pipeline.loaded_days WHERE fetched_at > $moment OR checked_at > $moment "
+        "UNION ALL SELECT 1 FROM pipeline.loaded_sets WHERE fetched_at > $moment"
     )
     if not connection.execute(f"{ahead} LIMIT 1", {"moment": moment}).fetchall():
         return
