@@ -51,6 +51,7 @@ def _reparse(connection: duckdb.DuckDBPyConnection) -> None:
 MIGRATIONS = (
     Migration(1, "Numbers the tables, which are those of the last versions without a number."),
     Migration(2, "Reads models and token types from line items by a wider grammar.", then=_reparse),
+    Migration(6, "Adds the table about, with the version of the published tables.", "0006_about.sql"),
 )
 SCHEMA_NUMBER = MIGRATIONS[-1].number
 
