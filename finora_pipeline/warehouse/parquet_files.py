@@ -29,6 +29,7 @@ _NAME = re.compile(
     r"(?P=table)(?:\.(?P<hour>\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3])))?\.parquet"
 )
 _HOUR = "%Y-%m-%dT%H"
+_HOUR_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +176,16 @@ def _count_added(
     connection: duckdb.DuckDBPyConnection, table: ParquetTable, today: date
 ) -> dict[ParquetFile, int]:
     """The files of a table to which rows are only added, with the rows that they must have."""
-    hour = (
-        f"CASE WHEN {table.added_at} >= $midnight THEN strftime({table.added_at}, '{_HOUR}:00:00+00:00') END"
-    )
+    # Hours as numbers: as texts the count of a million rows takes five times as long.
+    hour = f"CASE WHEN {table.added_at} >= $midnight THEN epoch_ms({table.added_at}) // {_HOUR_MS} END"
     found = connection.execute(
         f"SELECT date_trunc('month', {table.day})::DATE AS month, {hour} AS hour, count(*) FROM {table.name} "
         "GROUP BY ALL ORDER BY ALL",
         {"midnight": _midnight(today)},
     ).fetchall()
     return {
-        ParquetFile(table, month, datetime.fromisoformat(hour) if hour else None): count
-        for month, hour, count in found
+        ParquetFile(table, month, datetime.fromtimestamp(hour * _HOUR_MS // 1000, UTC) if hour else None): n
+        for month, hour, n in found
     }
 
 

@@ -44,22 +44,27 @@ class ParquetTable:
     added_at: str | None = None
 
 
+def _by_user(grain: str) -> str:
+    """The order of a table with days: by user, then day, then the rest of its grain."""
+    return ", ".join(dict.fromkeys(("user_id", "date", *grain.split(", "))))
+
+
 # Every published table and view, but for the views that only add names (named.sql).
 PARQUET_TABLES = (
-    ParquetTable("daily_costs", f"user_id, date, {GRAIN['daily_costs']}", "date"),
-    ParquetTable("daily_usage", f"user_id, date, {GRAIN['daily_usage']}", "date"),
+    ParquetTable("daily_costs", _by_user(GRAIN["daily_costs"]), "date"),
+    ParquetTable("daily_usage", _by_user(GRAIN["daily_usage"]), "date"),
     ParquetTable("daily_model_costs", "user_id, date, provider, model", "date"),
     ParquetTable("daily_member_costs", "user_id, date, provider, project_id, member_id, model", "date"),
     ParquetTable("daily_key_costs", "user_id, date, provider, project_id, api_key_id, model", "date"),
     ParquetTable(
         "cost_revisions",
-        f"user_id, date, {GRAIN['daily_costs']}, observed_at",
+        _by_user(f"{GRAIN['daily_costs']}, observed_at"),
         "date",
         added_at="observed_at",
     ),
     ParquetTable(
         "usage_revisions",
-        f"user_id, date, {GRAIN['daily_usage']}, observed_at",
+        _by_user(f"{GRAIN['daily_usage']}, observed_at"),
         "date",
         added_at="observed_at",
     ),
