@@ -8,7 +8,6 @@ from datetime import UTC, date, datetime, timedelta
 import duckdb
 
 from finora_pipeline.warehouse.sql import section
-from finora_pipeline.warehouse.tables import MONTHLY_TABLES
 
 # Clocks of machines that share a data folder differ by less.
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -55,14 +54,12 @@ def delete_future_days(connection: duckdb.DuckDBPyConnection, today: date) -> No
         [today],
     )
     for (table,) in tables:
-        name = table.removeprefix("main.")
-        if name in MONTHLY_TABLES:
-            connection.execute(
-                f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{name}', "
-                f"date_trunc('month', date)::DATE FROM {table} WHERE date > ? "
-                "EXCEPT FROM pipeline.unpublished_months",
-                [today],
-            )
+        connection.execute(
+            f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{table.removeprefix('main.')}', "
+            f"date_trunc('month', date)::DATE FROM {table} WHERE date > ? "
+            "EXCEPT FROM pipeline.unpublished_months",
+            [today],
+        )
         connection.execute(f"DELETE FROM {table} WHERE date > ?", [today])
     # An equal page set that is fetched later must be loaded again, to restore what is deleted here.
     connection.execute("DELETE FROM pipeline.loaded_sets WHERE user_id IN (SELECT unnest(?))", [users])

@@ -64,6 +64,7 @@ MIGRATIONS = (
     Migration(2, "Reads models and token types from line items by a wider grammar.", then=_reparse),
     Migration(4, "Records when a day was complete and last checked.", "0004_moments.sql", _infer_moments),
     Migration(5, "Deletes the sample rows of users without costs.", "0005_no_sample_rows.sql"),
+    Migration(6, "Adds the table about, with the version of the published tables.", "0006_about.sql"),
     Migration(
         7, "Adds services and categories of charges, and known days.", "0007_figures.sql", _reparse_all
     ),
