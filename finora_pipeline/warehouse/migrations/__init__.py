@@ -51,6 +51,11 @@ def _reparse(connection: duckdb.DuckDBPyConnection) -> None:
 MIGRATIONS = (
     Migration(1, "Numbers the tables, which are those of the last versions without a number."),
     Migration(2, "Reads models and token types from line items by a wider grammar.", then=_reparse),
+    Migration(
+        3,
+        "Adds image size and source, search context level and vector store to usage.",
+        "0003_usage_dimensions.sql",
+    ),
 )
 SCHEMA_NUMBER = MIGRATIONS[-1].number
 
