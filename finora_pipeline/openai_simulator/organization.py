@@ -160,7 +160,6 @@ class Cell:
 UsageKey = tuple[date | str | bool | None, ...]
 
 
-
 @dataclass(frozen=True, slots=True)
 class Truth:
     """The facts that a refresh must find, exact: USD and tokens by the dimensions of the tables.
