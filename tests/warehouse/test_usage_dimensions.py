@@ -164,7 +164,8 @@ def older_warehouse(home: Path) -> Warehouse:
             "'old.parquet' AS raw_file, false AS is_sample",
             f"INSERT INTO pipeline.loaded_days {held}, 'images' AS endpoint, $at AS first_fetched_at, "
             "$at AS fetched_at, 'old.parquet' AS raw_file",
-            f"INSERT INTO usage_revisions {held}, {images}, $at AS observed_at, 4 AS old_other, 5 AS new_other",
+            f"INSERT INTO usage_revisions {held}, {images}, $at AS observed_at, 4 AS old_other, "
+            "5 AS new_other",
         ):
             connection.execute(statement, {"day": DAY, "at": NOON})
     return warehouse
