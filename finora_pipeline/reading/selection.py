@@ -18,7 +18,7 @@ _DECIMAL = re.compile(r"DECIMAL\(\d+,\d+\)")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Rows and columns of one published table; the fields are arguments of `read` and `scan`."""
+    """Rows and columns of a published table; the fields are arguments of `read` and `scan`."""
 
     table: str
     user_id: str | None = None
