@@ -214,7 +214,8 @@ def _copy_records(warehouse: Warehouse, built: Warehouse) -> None:
 
 
 def _copy_revisions_and_first_fetches(connection: duckdb.DuckDBPyConnection) -> None:
-    for table in ("main.cost_revisions", "main.usage_revisions"):
+    # What was published then cannot be computed again.
+    for table in ("main.cost_revisions", "main.usage_revisions", "main.daily_user_metrics"):
         if _has_columns_of(connection, table):
             connection.execute(f"DELETE FROM {table}")
             connection.execute(f"INSERT INTO {table} BY NAME FROM held.{table}")
