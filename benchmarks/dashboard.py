@@ -96,6 +96,10 @@ def _publish(settings: Settings, users: int, days: int) -> None:
                 f"'id_' || u || '_' || k % {MEMBERS}, 'model-' || k % {MODELS}, "
                 f"(random() * 10)::DECIMAL(38, 18), 'billed', false FROM {grid}, range({parts}) AS k(k)"
             )
+        connection.execute(
+            "INSERT INTO pipeline.loaded_days SELECT 'user-' || lpad(u::VARCHAR, 4, '0'), 'openai', 'costs', "
+            f"{day}, now(), now(), 'made' FROM {grid}"
+        )
         connection.execute("CHECKPOINT")
     settings.published_database.parent.mkdir(parents=True)
     shutil.move(warehouse.database, settings.published_database)

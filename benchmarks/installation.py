@@ -259,7 +259,7 @@ class Installation:
                 if repeated:
                     yield f"{table}: {repeated} grains stand twice"
             rows = connection.execute(
-                "SELECT user_id, date, project_id, line_item, amount_usd FROM daily_costs WHERE NOT is_sample"
+                "SELECT user_id, date, project_id, line_item, amount_usd FROM daily_costs"
             ).fetchall()
         held: dict[str, dict[str, Decimal]] = defaultdict(dict)
         for user_id, day, project_id, line_item, amount in rows:

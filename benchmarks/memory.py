@@ -146,14 +146,14 @@ def differences(home: Path, simulator: Simulator, window: Window) -> list[str]:
     different = []
     with connect(Settings.from_environment({"FINORA_HOME": str(home)}).published_database) as connection:
         for table in COST_TABLES:
-            query = f"SELECT user_id, date, sum(amount_usd) FROM {table} WHERE NOT is_sample GROUP BY ALL"
+            query = f"SELECT user_id, date, sum(amount_usd) FROM {table} GROUP BY ALL"
             costs = {(user_id, day): usd for user_id, day, usd in connection.execute(query).fetchall() if usd}
             if costs != true_costs:
                 wrong = min(key for key in {*costs, *true_costs} if costs.get(key) != true_costs.get(key))
                 different.append(f"{table} differs from the simulator, first for {wrong[0]} on {wrong[1]}.")
         query = (
             "SELECT user_id, sum(input_tokens)::BIGINT, sum(output_tokens)::BIGINT FROM daily_usage "
-            "WHERE service = 'completions' AND NOT is_sample GROUP BY ALL"
+            "WHERE service = 'completions' GROUP BY ALL"
         )
         tokens = {user_id: (read, written) for user_id, read, written in connection.execute(query).fetchall()}
         if tokens != true_tokens:

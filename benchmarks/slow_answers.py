@@ -76,7 +76,7 @@ class PublishedAfter:
                 return
 
     def _published(self) -> int:
-        query = "SELECT count(DISTINCT user_id) FROM daily_costs WHERE NOT is_sample"
+        query = "SELECT count(DISTINCT user_id) FROM daily_costs"
         try:
             with connect(self._database) as connection:
                 return connection.execute(query).fetchall()[0][0]

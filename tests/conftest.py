@@ -232,7 +232,7 @@ class Installation:
         fetch_and_land(run_id, plan_of_run, self.accounts, self.openai_admin, warehouse)
         loaded = load_pending(warehouse, KINDS, run_id)
         assert not any(loaded.repeated.values())
-        computed = refresh_metrics(warehouse, self.accounts.users.ids(), datetime.now(UTC).date())
+        computed = refresh_metrics(warehouse, datetime.now(UTC).date())
         assert not computed.unequal
         publish_refreshes(self.accounts, warehouse)
         return runs.RunResult(run_id, True, self.accounts.refreshes.of_run(run_id), [])
@@ -288,10 +288,7 @@ class Installation:
 
     def costs(self, user_id: str) -> dict[tuple[date, str, str], Decimal]:
         """Return the user's published costs by day, project and line item, in USD."""
-        query = (
-            "SELECT date, project_id, line_item, amount_usd FROM daily_costs "
-            "WHERE user_id = ? AND NOT is_sample"
-        )
+        query = "SELECT date, project_id, line_item, amount_usd FROM daily_costs WHERE user_id = ?"
         rows = self.sql(query, user_id)
         facts = {(day, project, item): amount for day, project, item, amount in rows}
         assert len(facts) == len(rows), "a grain stands twice"

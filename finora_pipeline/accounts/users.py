@@ -1,6 +1,5 @@
 """The users of an installation and their plans."""
 
-from collections.abc import Iterator
 from datetime import date, datetime
 from typing import Any
 
@@ -46,10 +45,6 @@ class Users:
         """The ids of all users, sorted."""
         with self._database.read() as database:
             return list(database.scalars(select(users.c.user_id).order_by(users.c.user_id)))
-
-    def each_id(self) -> Iterator[str]:
-        """Like `ids`, but queried only when iteration begins."""
-        yield from self.ids()
 
     def purge(self, transaction: Transaction, user_id: str) -> dict[str, int]:
         """Delete a user; return the number of rows deleted by table."""

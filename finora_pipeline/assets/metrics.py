@@ -7,7 +7,6 @@ from decimal import Decimal
 
 import dagster as dg
 
-from finora_pipeline.accounts.store import Accounts
 from finora_pipeline.assets.metadata import (
     OWNERS,
     dollars,
@@ -55,11 +54,11 @@ COST_TABLES = ("daily_model_costs", "daily_attributed_costs", "daily_member_cost
     ],
 )
 def compute_metrics(
-    accounts: dg.ResourceParam[Accounts], warehouse: dg.ResourceParam[Warehouse]
+    warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     started = time.monotonic()
     today = datetime.now(UTC).date()
-    computed = refresh_metrics(warehouse, accounts.users.each_id(), today)
+    computed = refresh_metrics(warehouse, today)
     seconds = round(time.monotonic() - started, 3)
     for table in COST_TABLES:
         yield dg.MaterializeResult(

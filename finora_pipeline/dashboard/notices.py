@@ -34,7 +34,7 @@ def notices(connection: Connection | None, failure: str | None, is_sample: bool)
     """The notices above a user's figures, most important first.
 
     `failure` is the message of the latest attempt if it failed; `is_sample` says that the figures are those
-    of the sample.
+    of the sample: no day of the user's own is known.
     """
     if connection is None or connection.status is Status.REMOVED:
         return [_not_connected(connection, is_sample)]
@@ -45,12 +45,9 @@ def notices(connection: Connection | None, failure: str | None, is_sample: bool)
         found.append(_failure(connection, failure))
     elif connection.refreshed_at is None:
         found.append(_first_refresh(connection) if is_sample else _new_key())
-    elif is_sample:
-        text = "OpenAI reports no costs for your organization yet."
-        found.append(Notice("info", "No costs so far", text))
     if is_sample:
-        when = "as soon as OpenAI reports costs" if connection.refreshed_at else "with the first refresh"
-        found.append(_sample(f"Your own figures replace it {when}."))
+        which = "next" if connection.refreshed_at else "first"
+        found.append(_sample(f"Your own figures replace it with the {which} refresh."))
     return found
 
 

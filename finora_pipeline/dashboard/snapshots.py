@@ -1,4 +1,4 @@
-"""The published snapshot, reopened after each publish, and a sample for users without data."""
+"""The published snapshot, reopened after each publish, and a sample for users without known days."""
 
 import logging
 import shutil
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
 
-from finora_pipeline.dashboard.sample import SAMPLE_USER
 from finora_pipeline.dashboard.sql import statement
 from finora_pipeline.warehouse.machine import duckdb_limits
 from finora_pipeline.warehouse.snapshot import attach, close_off
@@ -28,9 +28,28 @@ ALONE_BYTES = 256_000_000
 PAGES_AT_ONCE = 2
 # DuckDB's memory for an open file grows slowly with each query; opening one takes milliseconds.
 REOPENED_AFTER = 1_000
+# The user in the file that `sample.py` makes, and the longest that may take.
+SAMPLE_USER = "sample"
 SAMPLE_SECONDS = 60
 _log = logging.getLogger("finora.dashboard")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDays:
+    """The first known UTC day and the last complete one, None without any; and when today was read."""
+
+    since: date | None
+    through: date | None
+    today_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class TodaySoFar:
+    """The spend of today in USD, as known at a moment."""
+
+    usd: Decimal
+    known_until: datetime
 
 
 @dataclass(slots=True)
@@ -43,7 +62,7 @@ class Snapshot:
     readers: int = 0
     times_read: int = 0
     is_replaced: bool = False
-    spans: dict[str, tuple[date | None, date | None]] = field(default_factory=dict)
+    known_days: dict[tuple[str, date], KnownDays] = field(default_factory=dict)
 
     def close(self) -> None:
         self.connection.close()
@@ -57,7 +76,7 @@ class Snapshot:
 
 
 class UserSnapshot:
-    """One user's data in a snapshot; the sample's for a user without data."""
+    """One user's data in a snapshot; the sample's for a user without known days."""
 
     def __init__(
         self, snapshot: Snapshot, cursor: duckdb.DuckDBPyConnection, user_id: str, is_sample: bool
@@ -76,17 +95,28 @@ class UserSnapshot:
         query = f"WITH days AS MATERIALIZED ({statement(source)}) FROM ({statement(name)})"
         return self._cursor.execute(query, values | {"user_id": self._user_id}).fetchall()
 
-    @property
-    def span(self) -> tuple[date | None, date | None]:
-        """The first and last UTC day with data; None without any."""
-        spans = self._snapshot.spans
-        if self._user_id not in spans:
-            spans[self._user_id] = self.rows("span", sample=self.is_sample)[0]
-        return spans[self._user_id]
+    def known_days(self, today: date) -> KnownDays:
+        """Which UTC days are known, seen from today."""
+        known = self._snapshot.known_days
+        if (self._user_id, today) not in known:
+            known[self._user_id, today] = KnownDays(*self.rows("span", today=today)[0])
+        return known[self._user_id, today]
+
+    def known_bars(self, first: date, last: date, bucket: str) -> dict[date, int]:
+        """How many days of each bar of a chart are known, by the bar's first UTC day."""
+        return dict(self.rows("known_bars", first=first, last=last, bucket=bucket))
+
+    def today_so_far(self, today: date, model: str | None, project_id: str | None) -> TodaySoFar | None:
+        """The spend of today, of a model or project if given; None if today was not read yet."""
+        known_until = self.known_days(today).today_until
+        if known_until is None:
+            return None
+        ((usd,),) = self.rows("today", today=today, model=model, project_id=project_id)
+        return TodaySoFar(usd, known_until)
 
 
 class Snapshots:
-    """Opens the newest published file for readers, and a sample for users without data.
+    """Opens the newest published file for readers, and a sample for users without known days.
 
     A snapshot is attached to an in-memory database (`warehouse.snapshot.attach`).
     """
@@ -103,12 +133,12 @@ class Snapshots:
 
     @contextmanager
     def of(self, user_id: str) -> Iterator[UserSnapshot]:
-        """Open the user's own data, or the sample for a user without data."""
+        """Open the user's own data, or the sample for a user without known days."""
         with self._turns, self._reading() as snapshot:
             if snapshot is not None:
                 with snapshot.cursor() as cursor:
                     own = UserSnapshot(snapshot, cursor, user_id, is_sample=False)
-                    if own.span[0] is not None:
+                    if own.known_days(_today()).since is not None:
                         yield own
                         return
         # Made outside a turn, so that other pages do not wait for it.
@@ -128,7 +158,7 @@ class Snapshots:
         except duckdb.OutOfMemoryException:
             with self._alone, self._with_more_memory() as opened, opened.cursor() as cursor:
                 own = UserSnapshot(opened, cursor, user_id, is_sample=False)
-                if own.span[0] is None:
+                if own.known_days(_today()).since is None:
                     # The sample is small: more memory would not help.
                     raise
                 return compute(own)
@@ -197,13 +227,17 @@ class Snapshots:
         return self._current
 
     def _sample_of_today(self) -> Snapshot:
-        """The sample of today: 30 days of an imaginary organization."""
-        today = datetime.now(UTC).date()
+        """The sample of today, made by `sample.py`."""
+        today = _today()
         with self._sample_lock:
             if self._sample is None or self._sample_day != today:
                 # An older sample stays open for its readers: it is small, and one is made a day.
                 self._sample, self._sample_day = _make_sample(today), today
             return self._sample
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
 
 
 def _open(path: Path, version: tuple[int, ...], memory_limit: str | None = None) -> Snapshot:

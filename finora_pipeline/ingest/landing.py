@@ -113,7 +113,7 @@ class Landing:
     def load_and_publish(self) -> None:
         """Load all landed pages, refresh metrics and publish."""
         load_pending(self._warehouse, KINDS, self._run_id)
-        refresh_metrics(self._warehouse, self._accounts.users.each_id(), datetime.now(UTC).date())
+        refresh_metrics(self._warehouse, datetime.now(UTC).date())
         publish_refreshes(self._accounts, self._warehouse)
 
     def record_requests(self, outcomes: Mapping[str, int]) -> None:

@@ -42,7 +42,7 @@ def publish_refreshes(accounts: Accounts, warehouse: Warehouse, now: datetime | 
         for connection in accounts.connections.all():
             yield _row(connection, newest.get(connection.user_id), present)
 
-    snapshot = publish(warehouse, accounts.users.each_id(), connection_rows, present.date())
+    snapshot = publish(warehouse, connection_rows, present.date())
     with translate_disk_full("the accounts database"):
         accounts.refreshes.mark_published(loaded, max(snapshot.at, present))
     return snapshot

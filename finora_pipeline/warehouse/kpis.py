@@ -17,6 +17,8 @@ sums of its span as `this`, and of the span before as `prior`:
 from dataclasses import dataclass
 from datetime import date, timedelta
 
+from finora_pipeline.warehouse.periods import USAGE_KNOWN_BY
+
 # Figures that a page shows as tiles, in the order of the page.
 OVERVIEW = (
     *("total_spend", "average_daily_cost", "cost_per_1k_tokens", "input_tokens", "output_tokens"),
@@ -115,7 +117,9 @@ def _definitions(metrics: tuple[str, ...] | None = None) -> str:
 def _figure(kpi: Kpi) -> str:
     unit = f"'{kpi.change}'" if kpi.change else "NULL"
     covered = f"this.covered_{kpi.metric}" if kpi.metric in COVERED_SHARES else "NULL"
-    previous = f"CASE WHEN prior.known_days = prior.days THEN prior.{kpi.metric} END" if kpi.change else "NULL"
+    previous = (
+        f"CASE WHEN prior.known_days = prior.days THEN prior.{kpi.metric} END" if kpi.change else "NULL"
+    )
     sparkline = f"[day.{kpi.metric} FOR day IN sparks.days]" if kpi.change else "NULL::DECIMAL(38, 18)[]"
     return (
         f"{{'metric': '{kpi.metric}', 'unit': '{kpi.unit}', 'change_unit': {unit}::VARCHAR, "
@@ -136,7 +140,9 @@ KPI_TEXTS = {
     "overview_values": _definitions((*OVERVIEW, "month_over_month")),
     "overview_columns": ", ".join(f"this.{kpi.metric}" for kpi in _SHOWN),
     "overview_changes": ", ".join(map(_change, _SHOWN)),
-    "overview_nulls": ", ".join(["NULL"] * (2 * len(OVERVIEW) + 6)),
+    # Days, days with usage, covered share and growth, then a value and a change of each figure.
+    "overview_nulls": ", ".join(["NULL"] * (2 * len(OVERVIEW) + 4)),
+    "usage_known_by": USAGE_KNOWN_BY,
 }
 
 
@@ -158,14 +164,19 @@ def period_of(name: str, through: date, kept_from: date = date.min) -> Period:
     """
     first = through.replace(day=1) if name == MONTH else through - timedelta(days=LENGTHS[name] - 1)
     first = max(first, kept_from)
-    return same_days_of_month_before(first, through) if name == MONTH else span_of(first, through)
+    return same_days_of_month_before(first, through) if name == MONTH else _equal_spans(first, through)
 
 
 def span_of(first: date, last: date) -> Period:
-    """These days, compared with the equally long span before; a calendar month with the month before."""
-    previous_last = first - timedelta(days=1)
+    """Chosen days, compared with the equally long span before; a calendar month with the month before."""
     if first.day == 1 and last == _last_of_month(first):
+        previous_last = first - timedelta(days=1)
         return Period(first, last, previous_last.replace(day=1), previous_last)
+    return _equal_spans(first, last)
+
+
+def _equal_spans(first: date, last: date) -> Period:
+    previous_last = first - timedelta(days=1)
     return Period(first, last, previous_last - (last - first), previous_last)
 
 

@@ -18,15 +18,6 @@ from finora_pipeline.warehouse.sql import section
 from finora_pipeline.warehouse.statements import run_section, transaction
 
 _log = logging.getLogger("finora_pipeline.warehouse")
-# Models of the sample organization: tokens per working day, and USD per million input and output tokens.
-SAMPLE_MODELS = pa.table(
-    {
-        "model": ["gpt-5-2025-08-07", "gpt-5-mini-2025-08-07", "gpt-4o-mini-2024-07-18"],
-        "tokens_a_day": pa.array([620_000, 1_450_000, 900_000], pa.int64()),
-        "input_price_per_million": ["1.25", "0.25", "0.15"],
-        "output_price_per_million": ["10.00", "2.00", "0.60"],
-    }
-)
 # Rows of costs and usage whose days one transaction computes. Each transaction scans the tables again, but
 # until it ends DuckDB keeps the memory of temporary tables that were replaced.
 ROWS_AT_ONCE = 150_000
@@ -61,23 +52,20 @@ class Recomputed:
     token_residuals: dict[str, tuple[int, Decimal]] = field(default_factory=dict)
 
 
-def refresh_metrics(warehouse: Warehouse, user_ids: Iterable[str], today: date) -> Recomputed:
-    """Computes all metrics up to a UTC day: those of stale days, then `user_metrics`.
-
-    Users among `user_ids`, which are read under the lock, get sample rows while they have no real one.
-    """
+def refresh_metrics(warehouse: Warehouse, today: date) -> Recomputed:
+    """Computes all metrics up to a UTC day: those of stale days, then `user_metrics`."""
     # A connection each: the second does not need the memory that DuckDB keeps for the first.
     with warehouse.lock():
         with warehouse.connect() as connection:
             with transaction(connection):
                 delete_future_days(connection, today)
-            computed = _refresh_costs(connection, user_ids, today)
+            computed = _refresh_costs(connection, today)
         with warehouse.connect() as connection:
             _refresh_user_metrics(connection, today)
             return replace(computed, metric_rows=_count(connection, "user_metrics"))
 
 
-def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> None:
+def catch_up(connection: duckdb.DuckDBPyConnection, today: date) -> None:
     """Computes what another run's load has left stale, so that facts and metrics agree.
 
     The caller holds the lock. Raises `PartsUnequal` if a day does not add up, now or in an earlier run.
@@ -85,7 +73,7 @@ def catch_up(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], tod
     with transaction(connection):
         delete_future_days(connection, today)
     if _count(connection, "pipeline.stale_days"):
-        unequal = _refresh_costs(connection, user_ids, today).unequal
+        unequal = _refresh_costs(connection, today).unequal
         if unequal:
             user_id, day = min(unequal)
             raise PartsUnequal(
@@ -132,13 +120,8 @@ def _metric_periods(ends: Iterable[date]) -> pa.Table:
     )
 
 
-def _refresh_costs(connection: duckdb.DuckDBPyConnection, user_ids: Iterable[str], today: date) -> Recomputed:
-    users = pa.table({"user_id": pa.array(list(user_ids), pa.string())})
-    connection.register("sample_users", users)
-    connection.register("sample_models", SAMPLE_MODELS)
+def _refresh_costs(connection: duckdb.DuckDBPyConnection, today: date) -> Recomputed:
     connection.register("service_names", service_names_table())
-    with transaction(connection):
-        run_section(connection, "sample_data", "refresh", today=today)
     connection.execute(section("attribution", "macros"))
     connection.execute(section("attribution", "portion"), {"rows_at_once": ROWS_AT_ONCE})
     days, unequal, failed = _compute_portions(connection, today)

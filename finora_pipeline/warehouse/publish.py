@@ -81,14 +81,13 @@ class Published:
 
 def publish(
     warehouse: Warehouse,
-    user_ids: Iterable[str],
     connection_rows: Callable[[], Iterable[dict[str, object]]],
     today: date,
 ) -> Published:
     """Publishes the warehouse and the connections' states.
 
-    `user_ids` are all users; they and `connection_rows`, rows of `CONNECTION_SCHEMA`, are read under the
-    lock. Raises `PartsUnequal`; readers then keep the snapshot they have.
+    `connection_rows`, rows of `CONNECTION_SCHEMA`, are read under the lock. Raises `PartsUnequal`; readers
+    then keep the snapshot they have.
     """
     database = warehouse.published_database
     make_folder(database.parent)
@@ -97,7 +96,7 @@ def publish(
         _delete_temp_files(warehouse.published)
         record, changed = compare_with_record(warehouse, started)
         with warehouse.connect() as connection:
-            catch_up(connection, user_ids, today)
+            catch_up(connection, today)
             with transaction(connection):
                 rows = pa.Table.from_pylist(list(connection_rows()), CONNECTION_SCHEMA)
                 connection.register("connection_rows", rows)
@@ -154,7 +153,7 @@ def _swap_in(warehouse: Warehouse, today: date) -> tuple[int, dict[str, _Totals]
     with duckdb.connect(target, read_only=True) as connection:
         copied = {table: _totals(connection, table, today) for table in COMPARED}
         daily_usd = connection.execute(
-            "SELECT date, sum(amount_usd) FROM daily_model_costs WHERE date > $first AND NOT is_sample "
+            "SELECT date, sum(amount_usd) FROM daily_model_costs WHERE date > $first "
             "GROUP BY date ORDER BY date",
             {"first": today - SHOWN_DAYS},
         ).fetchall()

@@ -288,13 +288,12 @@ def _differences(
     """Compares rows in so many portions of users, since a comparison holds them in memory."""
     columns = f"* EXCLUDE (fetched_at, raw_file{_OURS.get(table, '')})"
     portion = f"hash(user_id) % {portions} = $number"
-    real = "" if table.startswith("pipeline.") else " AND NOT is_sample"
     query = f"""
-        WITH held_rows AS (SELECT {columns} FROM held.{table} WHERE {_WANTED}{real} AND {portion}),
+        WITH held_rows AS (SELECT {columns} FROM held.{table} WHERE {_WANTED} AND {portion}),
         -- A raw file with days that are kept may hold expired days too.
         raw_rows AS (
             SELECT {columns} FROM {table} SEMI JOIN held.pipeline.loaded_days USING (user_id, provider, date)
-            WHERE {_WANTED}{real} AND {portion}
+            WHERE {_WANTED} AND {portion}
         ),
         differing AS (
             SELECT user_id, date, true AS is_held FROM (FROM held_rows EXCEPT ALL FROM raw_rows)

@@ -50,9 +50,9 @@ def prune(warehouse: Warehouse, kept_from: Callable[[], Mapping[str, date]]) -> 
             }
         )
         connection.register("limits", limits)
-        # Their first day moves, and with it which figures have a previous period.
+        # Their first known day moves, and with it which figures have a previous period.
         connection.execute(
-            "INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM daily_model_costs "
+            "INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM pipeline.loaded_days "
             "JOIN limits USING (user_id) WHERE date < kept_from EXCEPT FROM pipeline.stale_users"
         )
         for table in _tables_with(connection, "date"):

@@ -19,7 +19,15 @@ GRAIN = {
 }
 # The tables of the directory, each with the column of its ids.
 ID_COLUMN = {"projects": "project_id", "members": "member_id", "api_keys": "api_key_id"}
-TABLES = (*MONTHLY_TABLES, "cost_revisions", "usage_revisions", "user_metrics", "daily_user_metrics", *ID_COLUMN, "connections")
+TABLES = (
+    *MONTHLY_TABLES,
+    "cost_revisions",
+    "usage_revisions",
+    "user_metrics",
+    "daily_user_metrics",
+    *ID_COLUMN,
+    "connections",
+)
 
 # Placeholders of split_costs.sql by table.
 SPLIT_COSTS: Mapping[str, Mapping[str, str]] = {

@@ -39,8 +39,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         days = [cost_day(rows, today - timedelta(n)) for n in reversed(range(30))]
         land(warehouse, page_of(*days), user_id=user_id)
     load(warehouse)
-    refresh_metrics(warehouse, list(CHARGES), today)
-    publish(warehouse, list(CHARGES), list, today)
+    refresh_metrics(warehouse, today)
+    publish(warehouse, list, today)
     with dashboard(Settings.from_environment({"FINORA_HOME": str(home)})) as served:
         for user_id in CHARGES:
             served.accounts.users.add(user_id, "growth")

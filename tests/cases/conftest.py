@@ -93,8 +93,7 @@ class Case:
         """Return a user's total cost; its parts by model, member and API key must add up to it."""
         tables = ("daily_costs", "daily_model_costs", "daily_member_costs", "daily_key_costs")
         sums = ", ".join(
-            f"(SELECT sum(amount_usd) FROM {table} WHERE user_id = '{user}' AND NOT is_sample) AS {table}"
-            for table in tables
+            f"(SELECT sum(amount_usd) FROM {table} WHERE user_id = '{user}') AS {table}" for table in tables
         )
         ((total, *parts),) = self.sql(f"SELECT {sums}")
         assert [Decimal(part) for part in parts] == [Decimal(total)] * 3
@@ -104,7 +103,7 @@ class Case:
         """Return a user's costs by the values of a column."""
         rows = self.sql(
             f"SELECT {column} AS name, sum(amount_usd) AS usd FROM {table} "
-            f"WHERE user_id = '{user}' AND NOT is_sample GROUP BY ALL"
+            f"WHERE user_id = '{user}' GROUP BY ALL"
         )
         return {name: Decimal(usd) for name, usd in rows}
 
@@ -145,7 +144,7 @@ def assert_usual(case: Case, user: str = "case", requests: int = 5) -> None:
     assert case.by_key(user) == {"prod key": 2}
     rows = case.sql(
         "SELECT model, amount_usd, requests, input_tokens, output_tokens, cost_per_1k_tokens "
-        f"FROM daily_model_costs WHERE user_id = '{user}' AND NOT is_sample"
+        f"FROM daily_model_costs WHERE user_id = '{user}'"
     )
     (usual,) = rows
     assert usual[:5] == ("gpt-5.5-2026-04-23", "2", requests, 250_000, 25_000)

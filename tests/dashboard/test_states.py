@@ -1,6 +1,7 @@
 """Pages show a connection's state, the next action and the freshness of figures."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,8 +14,8 @@ from finora_pipeline.accounts.model import CompleteRefresh, Connection, Refresh
 from finora_pipeline.dashboard import notices as states
 from finora_pipeline.dashboard.notices import Freshness, freshness
 from finora_pipeline.dashboard.snapshots import Snapshots
-from tests.conftest import Installation
-from tests.dashboard.served import Node, Served
+from tests.conftest import Installation, OpenAI
+from tests.dashboard.served import Node, Served, dashboard
 from tests.small_openai import fresh_key
 
 SAMPLE = "This is sample data of an imaginary organization"
@@ -24,6 +25,13 @@ REVOKED = "OpenAI refused the key: create a new one."
 def notices(page: Node) -> list[str]:
     """Return the titles of notices above the figures."""
     return [notice.one("h2").text for notice in page.all("section", class_="notice")]
+
+
+def figures(page: Node) -> dict[str, str]:
+    """Return the exact figure of each tile."""
+    return {
+        tile.one("h2").text: tile.one("p", class_="value").title for tile in page.all("div", class_="tile")
+    }
 
 
 def actions(page: Node) -> list[tuple[str, str | None]]:
@@ -106,9 +114,9 @@ def test_the_first_refresh_shows_its_progress(installation: Installation, local:
 
     published(installation, "fresh", datetime.now(UTC))
     page = local.page("/users/fresh/overview")
-    assert notices(page) == ["No costs so far", SAMPLE]
+    assert notices(page) == [SAMPLE]
     shown = page.one("section", class_="sample").one("p").text
-    assert shown == "Your own figures replace it as soon as OpenAI reports costs."
+    assert shown == "Your own figures replace it with the next refresh."
     assert page.one("p", class_="freshness").text.startswith(
         "Refreshed less than a minute ago · next within 23 h"
     )
@@ -210,6 +218,30 @@ def test_a_removed_connection_keeps_its_figures(local: Served) -> None:
     )
     settings = local.page("/users/gone/settings/keys").one("p", class_="empty").text
     assert settings.startswith("No provider is connected. OpenAI was removed on ")
+
+
+@pytest.mark.slow
+def test_an_organization_without_spend_shows_its_zeros(
+    start_openai: Callable[..., OpenAI], install: Callable[..., Installation]
+) -> None:
+    # Its first day is tomorrow.
+    quiet = install(start_openai(days=0))
+    quiet.connect(users=["quiet"])
+    assert quiet.refresh(quiet.history(62)).failed_users == []
+    with dashboard(quiet.settings) as served:
+        page = served.page("/users/quiet/overview")
+        assert notices(page) == []
+        assert figures(page)["Total spend"] == figures(page)["Average daily cost"] == "0"
+        assert [row.text for row in page.all("tr") if "gpt" in row.text] == []
+        exported = served.get("/users/quiet/overview.csv")
+        assert exported.headers["content-disposition"].count("quiet-costs") == 1
+        assert len(exported.text.splitlines()) == 1
+
+        quiet.accounts.connections.remove("quiet")
+        removed = served.page("/users/quiet/overview")
+        (title,) = notices(removed)
+        assert title.startswith("OpenAI was removed on ")
+        assert figures(removed) == figures(page)
 
 
 def test_a_working_connection_shows_no_notice(local: Served) -> None:

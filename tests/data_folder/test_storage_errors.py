@@ -208,8 +208,8 @@ def small_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for run_id, amount in (("run-1", '"1.00"'), ("run-2", '"2.00"')):
         land(warehouse, page_of(cost_day([cost_row(amount)], TODAY)), run_id=run_id)
         load(warehouse)
-    refresh_metrics(warehouse, ["acme"], TODAY)
-    publish(warehouse, ["acme"], list, TODAY)
+    refresh_metrics(warehouse, TODAY)
+    publish(warehouse, list, TODAY)
     return home
 
 
@@ -232,6 +232,6 @@ def test_a_warehouse_with_any_flipped_bytes_is_rebuilt(seed, small_home, tmp_pat
         rebuild(warehouse)
     replace_warehouse(warehouse)
     assert rebuild(warehouse).differences == []
-    publish(warehouse, ["acme"], list, TODAY)
+    publish(warehouse, list, TODAY)
     with warehouse.writing() as connection:
         assert connection.execute("SELECT amount_usd FROM daily_costs").fetchall() == [(Decimal(2),)]

@@ -25,7 +25,7 @@ def test_healthy_users_are_published_while_one_does_not_answer(start_openai, ins
     class Watched(Landing):
         def load_and_publish(self) -> None:
             super().load_and_publish()
-            query = "SELECT user_id FROM daily_costs WHERE NOT is_sample"
+            query = "SELECT user_id FROM daily_costs"
             users = {user for (user,) in installation.sql(query)}
             published.append(users)
             if len(users) == 3:
@@ -40,7 +40,7 @@ def test_healthy_users_are_published_while_one_does_not_answer(start_openai, ins
     assert fetched.failures == []
     assert published[-1] == {"user-0", "user-1", "user-2"}
     load_pending(warehouse, KINDS, RUN)
-    refresh_metrics(warehouse, installation.accounts.users.each_id(), installation.today)
+    refresh_metrics(warehouse, installation.today)
     publish_refreshes(installation.accounts, warehouse)
     for number in range(4):
         installation.assert_exact(f"user-{number}", number, installation.history(7))

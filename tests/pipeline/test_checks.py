@@ -113,7 +113,7 @@ def test_an_incomplete_snapshot_is_reported(installation: Installation, monkeypa
 
     copy_whole = publishing._copy
     monkeypatch.setattr(publishing, "_copy", copy_less)
-    copy: Published = publish(warehouse, ["user-0"], list, installation.today)
+    copy: Published = publish(warehouse, list, installation.today)
     assert set(copy.different) == {"daily_key_costs"}
     assert not snapshot_check(copy).passed
 

@@ -177,7 +177,7 @@ Seen = tuple[Facts, Facts, str | None]
 def facts_of(installation: Installation, user_id: str = "user-0") -> Facts:
     tokens = installation.sql(
         "SELECT model, sum(input_tokens), sum(output_tokens) FROM daily_usage "
-        "WHERE user_id = ? AND NOT is_sample GROUP BY model",
+        "WHERE user_id = ? GROUP BY model",
         user_id,
     )
     return installation.costs(user_id), {model: (read, written) for model, read, written in tokens}

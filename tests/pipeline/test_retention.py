@@ -22,7 +22,7 @@ from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import rebuild
 from tests.conftest import Installation, now_in_the_middle_of_today, watching
 from tests.pipeline.test_directory import read_again
-from tests.warehouse.landing import DAY, cost_day, cost_row, land, load, page_of, rows
+from tests.warehouse.landing import DAY, bucket, cost_day, cost_row, land, load, page_of, rows
 
 
 @pytest.fixture
@@ -276,11 +276,22 @@ def test_a_user_without_kept_days_has_no_figures(tmp_path):
     warehouse = Warehouse(tmp_path)
     land(warehouse, page_of(cost_day([cost_row('"5.00"')])))
     load(warehouse)
-    refresh_metrics(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, DAY)
     assert rows(warehouse, "SELECT count(*) > 0 FROM user_metrics") == [(True,)]
     retention.prune(warehouse, lambda: {"acme": DAY + timedelta(days=1)})
-    refresh_metrics(warehouse, ["other"], DAY)
+    refresh_metrics(warehouse, DAY)
     assert rows(warehouse, "SELECT count(*) FROM user_metrics WHERE user_id = 'acme'") == [(0,)]
+
+
+def test_a_user_without_spend_whose_first_known_days_expire_is_stale(tmp_path):
+    warehouse = Warehouse(tmp_path)
+    days = [DAY - timedelta(days=1), DAY]
+    land(warehouse, page_of(*(bucket([], day) for day in days)))
+    load(warehouse)
+    refresh_metrics(warehouse, DAY)
+    assert rows(warehouse, "FROM pipeline.stale_users") == []
+    retention.prune(warehouse, lambda: {"acme": DAY})
+    assert rows(warehouse, "SELECT user_id FROM pipeline.stale_users") == [("acme",)]
 
 
 def test_a_purged_user_leaves_no_trace(installation: Installation):

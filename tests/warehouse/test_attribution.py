@@ -88,7 +88,7 @@ def test_days_of_any_size_are_all_computed_in_portions(monkeypatch, tmp_path):
         ]
         land(warehouse, page_of(*days), user_id=user_id)
     load(warehouse)
-    computed = refresh_metrics(warehouse, ["acme", "bolt"], DAY + timedelta(days=9))
+    computed = refresh_metrics(warehouse, DAY + timedelta(days=9))
     assert (computed.days, computed.unequal) == (10, [])
     for table in ("daily_model_costs", "daily_member_costs", "daily_key_costs"):
         found = rows(warehouse, f"SELECT user_id, date, count(*) FROM {table} GROUP BY ALL ORDER BY ALL")
@@ -121,7 +121,7 @@ def test_parts_equal_the_largest_remainder_split_exactly(amount: Decimal, tokens
     completions = ENDPOINTS["completions"]
     land(warehouse, page_of(bucket(used)), endpoint=completions)
     load(warehouse, "completions")
-    computed = refresh_metrics(warehouse, ["acme"], DAY)
+    computed = refresh_metrics(warehouse, DAY)
     assert (computed.days, computed.unequal) == (1, [])
     found = rows(warehouse, "SELECT member_id, amount_usd FROM daily_member_costs")
     assert dict(found) == expected_split(amount, tokens)

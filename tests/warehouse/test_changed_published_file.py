@@ -41,7 +41,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
     warehouse = Warehouse(tmp_path)
     land(warehouse, page_of(cost_day([cost_row('"2.00"')], TODAY)))
     load(warehouse)
-    refresh_metrics(warehouse, ["acme"], TODAY)
+    refresh_metrics(warehouse, TODAY)
     assert published(warehouse).repair is None
     return warehouse
 
@@ -59,7 +59,7 @@ def repaired_files(warehouse: Warehouse) -> tuple[str, ...]:
 
 
 def published(warehouse: Warehouse) -> Published:
-    return publish(warehouse, ["acme"], list, TODAY)
+    return publish(warehouse, list, TODAY)
 
 
 def dies_after(warehouse: Warehouse, *statements: str) -> None:

@@ -14,6 +14,7 @@ from finora_pipeline.openai_admin.pages import Page, Window, check_page
 from finora_pipeline.warehouse import load as loading
 from finora_pipeline.warehouse import portions
 from finora_pipeline.warehouse.database import Warehouse
+from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.raw import PageSet, RawPages
 from finora_pipeline.warehouse.rebuild import rebuild
 from finora_pipeline.warehouse.retention import thin
@@ -43,6 +44,24 @@ def test_a_day_that_becomes_empty_is_emptied(warehouse: Warehouse):
     land(warehouse, page_of(bucket([])), run_id="run-2", fetched_at=NOON + timedelta(hours=1))
     load(warehouse)
     assert rows(warehouse, AMOUNTS) == []
+
+
+def test_a_user_with_a_newly_known_day_is_stale_even_without_spend(warehouse: Warehouse):
+    stale = "SELECT user_id, provider FROM pipeline.stale_users"
+    land(warehouse, page_of(bucket([])), fetched_at=NOON)
+    land(warehouse, page_of(bucket([])), user_id="only-usage", endpoint=ENDPOINTS["completions"])
+    load(warehouse)
+    load(warehouse, "completions")
+    assert rows(warehouse, stale) == [("acme", "openai")]
+
+    refresh_metrics(warehouse, NOON.date())
+    assert rows(warehouse, "FROM pipeline.stale_days") == rows(warehouse, stale) == []
+    land(warehouse, page_of(bucket([])), run_id="run-2", fetched_at=NOON + timedelta(hours=1))
+    load(warehouse)
+    assert rows(warehouse, stale) == []
+    land(warehouse, page_of(bucket([], NOON.date())), run_id="run-3", fetched_at=NOON + timedelta(hours=2))
+    load(warehouse)
+    assert rows(warehouse, stale) == [("acme", "openai")]
 
 
 def test_an_older_fetch_does_not_replace_a_newer_one(warehouse: Warehouse):

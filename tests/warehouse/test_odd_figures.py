@@ -45,7 +45,7 @@ def test_parts_add_up_with_more_cached_than_total_tokens(last_digit: int, wareho
     land(warehouse, page_of(bucket(use)), endpoint=ENDPOINTS["completions"], fetched_at=NOON)
     load(warehouse)
     load(warehouse, "completions")
-    assert refresh_metrics(warehouse, ["acme"], DAY).unequal == []
+    assert refresh_metrics(warehouse, DAY).unequal == []
     parts = rows(warehouse, "SELECT member_id, amount_usd FROM daily_member_costs ORDER BY member_id")
     assert sum(amount for _, amount in parts) == bill
     assert {member_id for member_id, amount in parts if amount} == {"a"}
@@ -72,7 +72,7 @@ def test_a_price_too_large_for_its_column_is_null(warehouse: Warehouse):
     ]
     land(warehouse, page_of(*days), fetched_at=NOON)
     load(warehouse)
-    refresh_metrics(warehouse, ["acme"], DAY + timedelta(days=4))
+    refresh_metrics(warehouse, DAY + timedelta(days=4))
     query = "SELECT facts_usd, price_residual_usd FROM pipeline.reconciled_days WHERE date = "
     assert rows(warehouse, f"{query} '{DAY}'") == [(Decimal(5), None)]
 
@@ -88,7 +88,7 @@ def test_amounts_too_large_for_a_ratio_have_none(warehouse: Warehouse):
     load(warehouse)
     load(warehouse, "completions")
     rows(warehouse, f"UPDATE daily_costs SET amount_usd = '{amount}' WHERE date = '{DAY}'")
-    refresh_metrics(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, DAY)
     figures = dict(rows(warehouse, "SELECT metric, value FROM user_metrics WHERE period = '7d'"))
     assert figures["total_spend"] == Decimal(amount)
     assert figures["cost_per_1k_tokens"] is None
@@ -112,7 +112,7 @@ def test_equal_top_models_are_chosen_by_name(usd, top, warehouse: Warehouse):
     ]
     land(warehouse, page_of(cost_day(lines)), fetched_at=NOON)
     load(warehouse)
-    refresh_metrics(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, DAY)
     query = (
         "SELECT value IS NULL, detail FROM user_metrics WHERE metric = 'top_model_share' AND period = '7d'"
     )
@@ -126,7 +126,7 @@ def test_a_dollar_a_day_grows_by_nothing_in_any_month(today: date, warehouse: Wa
     days = [cost_day([cost_row('"1.00"')], today - timedelta(days=ago)) for ago in range(150)]
     land(warehouse, page_of(*days), fetched_at=NOON)
     load(warehouse)
-    refresh_metrics(warehouse, ["acme"], today)
+    refresh_metrics(warehouse, today)
     query = "SELECT previous_value FROM user_metrics WHERE period = 'month' AND metric = 'month_over_month'"
     assert rows(warehouse, query) == [(Decimal(0),)]
 
@@ -143,7 +143,7 @@ def test_a_search_is_charged_by_call_not_by_request(warehouse: Warehouse):
         land(warehouse, page_of(bucket(use)), endpoint=ENDPOINTS[name], fetched_at=NOON)
         load(warehouse, name)
     load(warehouse)
-    refresh_metrics(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, DAY)
     parts = dict(rows(warehouse, "SELECT member_id, amount_usd FROM daily_member_costs"))
     assert parts == {"a": Decimal(3), "b": Decimal(1)}
     query = "SELECT requests FROM daily_model_costs WHERE model = 'gpt-4o'"
@@ -165,7 +165,7 @@ def test_a_price_that_changed_shows_once_the_day_is_final(warehouse: Warehouse):
     usd = {first + timedelta(days=n): "30.00" if n == 3 else "10.00" for n in range(4)}
     land(warehouse, page_of(*(cost_day([priced(amount, "1000.0")], day) for day, amount in usd.items())))
     load(warehouse)
-    refresh_metrics(warehouse, ["acme"], today)
+    refresh_metrics(warehouse, today)
     (created,) = rows(warehouse, "SELECT sql FROM duckdb_views() WHERE view_name = 'reconciliation'")[0]
     query = f"SELECT price_residual_usd FROM ({{}}) WHERE date = '{today - timedelta(days=1)}'"
     view = created[created.index("SELECT") :].rstrip(";")
@@ -180,11 +180,11 @@ def test_prices_of_the_days_after_a_restated_one_are_compared_again(warehouse: W
     days = [DAY - timedelta(days=1), DAY]
     land(warehouse, page_of(*(cost_day([priced("10.00", "1000.0")], day) for day in days)), fetched_at=NOON)
     load(warehouse)
-    refresh_metrics(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, DAY)
     restated = page_of(cost_day([priced("20.00", "1000.0")], days[0]))
     land(warehouse, restated, run_id="run-2", fetched_at=NOON + timedelta(hours=1))
     load(warehouse, run_id="run-2")
-    refresh_metrics(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, DAY)
     query = "SELECT date, price_residual_usd FROM pipeline.reconciled_days ORDER BY date"
     assert rows(warehouse, query) == [(days[0], None), (DAY, Decimal(10))]
 
@@ -199,7 +199,7 @@ def test_prices_are_compared_with_days_fetched_later(reread: bool, warehouse: Wa
     # Another user's days are not compared with these.
     land(warehouse, page_of(days[DAY]), user_id="globex", fetched_at=NOON)
     load(warehouse)
-    refresh_metrics(warehouse, ["acme", "globex"], DAY)
+    refresh_metrics(warehouse, DAY)
     query = "SELECT date, price_residual_usd FROM pipeline.reconciled_days WHERE user_id = '{}' ORDER BY date"
     assert rows(warehouse, query.format("acme"))[0] == (DAY, None)
 
@@ -210,7 +210,7 @@ def test_prices_are_compared_with_days_fetched_later(reread: bool, warehouse: Wa
     load(warehouse, run_id="run-2")
     stale = rows(warehouse, "SELECT date FROM pipeline.stale_days ORDER BY date")
     assert stale == [(first,), (DAY - timedelta(days=1),), (DAY,)]
-    refresh_metrics(warehouse, ["acme", "globex"], DAY)
+    refresh_metrics(warehouse, DAY)
     assert rows(warehouse, query.format("acme")) == [
         (first, None),
         (DAY - timedelta(days=1), Decimal(10)),
@@ -231,7 +231,7 @@ def test_parsing_a_line_item_again_is_not_a_restatement(warehouse: Warehouse):
         run_id = f"run-{number}"
         land(warehouse, cost_of(unit), run_id=run_id, fetched_at=NOON + timedelta(hours=number))
         load(warehouse, run_id=run_id)
-        refresh_metrics(warehouse, ["acme"], DAY)
+        refresh_metrics(warehouse, DAY)
         assert rows(warehouse, query) == [(Decimal(10), Decimal(by_the_token))]
     assert rows(warehouse, "SELECT count(*) FROM cost_revisions") == [(0,)]
 
@@ -246,7 +246,7 @@ def test_usage_of_a_model_snapshot_is_not_anothers(warehouse: Warehouse):
     land(warehouse, page_of(bucket(use)), endpoint=ENDPOINTS["completions"], fetched_at=NOON)
     load(warehouse)
     load(warehouse, "completions")
-    refresh_metrics(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, DAY)
     query = "SELECT model, amount_usd, input_tokens FROM daily_model_costs ORDER BY model"
     assert rows(warehouse, query) == [
         ("gpt-4o-2024-08-06", Decimal(10), 100),
@@ -255,7 +255,7 @@ def test_usage_of_a_model_snapshot_is_not_anothers(warehouse: Warehouse):
     # No usage of another model snapshot explains this one's charge.
     land(warehouse, page_of(bucket(use[1:])), endpoint=ENDPOINTS["completions"], run_id="run-2")
     load(warehouse, "completions", run_id="run-2")
-    refresh_metrics(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, DAY)
     assert rows(warehouse, "SELECT member_id, amount_usd FROM daily_member_costs") == [(None, Decimal(10))]
 
 
@@ -275,7 +275,7 @@ def test_every_service_with_token_counts_is_charged_by_token(
     land(warehouse, use, endpoint=ENDPOINTS["completions"], fetched_at=NOON)
     load(warehouse)
     load(warehouse, "completions")
-    refresh_metrics(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, DAY)
     assert rows(warehouse, "SELECT cost_per_1k_tokens FROM daily_model_costs") == [(Decimal(10),)]
     assert rows(warehouse, "SELECT token_residual FROM reconciliation") == [(Decimal(0),)]
 
@@ -300,7 +300,7 @@ def test_the_split_of_a_replaced_organization_is_not_the_new_ones(
     land(warehouse, use, endpoint=ENDPOINTS["completions"], run_id="run-2", fetched_at=later)
     for name in ("costs", "costs_by_member", "completions"):
         load(warehouse, name)
-    refresh_metrics(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, DAY)
     query = "SELECT member_id, sum(amount_usd), method FROM daily_member_costs GROUP BY ALL"
     assert rows(warehouse, query) == [("m-new", Decimal(9 if without_project else 7), "allocated")]
 
@@ -312,6 +312,6 @@ def test_a_split_without_any_project_is_the_organizations_own(warehouse: Warehou
     land(warehouse, split, endpoint=EXTRA_ENDPOINTS["costs_by_member"], fetched_at=NOON)
     for name in ("costs", "costs_by_member"):
         load(warehouse, name)
-    refresh_metrics(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, DAY)
     query = "SELECT member_id, amount_usd, method FROM daily_member_costs ORDER BY amount_usd"
     assert rows(warehouse, query) == [(None, Decimal(1), "billed"), ("m-1", Decimal(5), "billed")]

@@ -15,7 +15,7 @@ from finora_pipeline.warehouse.publish import publish
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
 TODAY = datetime.now(UTC).date()
-SPEND = "SELECT value, is_sample FROM user_metrics WHERE metric = 'total_spend' AND period = '7d'"
+SPEND = "SELECT value FROM user_metrics WHERE metric = 'total_spend' AND period = '7d'"
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 
 def published(warehouse: Warehouse, query: str) -> list[tuple[object, ...]]:
-    copy = publish(warehouse, ["acme"], list, TODAY)
+    copy = publish(warehouse, list, TODAY)
     with connect(copy.database) as connection:
         return connection.execute(query).fetchall()
 
@@ -32,31 +32,22 @@ def published(warehouse: Warehouse, query: str) -> list[tuple[object, ...]]:
 def test_facts_loaded_after_the_metrics_are_published_with_metrics(warehouse):
     land(warehouse, page_of(cost_day([cost_row('"1.25"')], TODAY)))
     load(warehouse)
-    refresh_metrics(warehouse, ["acme"], TODAY)
+    refresh_metrics(warehouse, TODAY)
     land(warehouse, page_of(cost_day([cost_row('"2.50"')], TODAY)), run_id="run-2")
     load(warehouse)
-    assert published(warehouse, SPEND) == [(Decimal("2.5"), False)]
+    assert published(warehouse, SPEND) == [(Decimal("2.5"),)]
     assert published(warehouse, "SELECT amount_usd FROM daily_model_costs") == [(Decimal("2.5"),)]
 
 
 def test_a_snapshot_between_two_metrics_steps_is_consistent(warehouse):
     land(warehouse, page_of(cost_day([cost_row('"1.25"')], TODAY)))
     load(warehouse)
-    refresh_metrics(warehouse, ["acme"], TODAY)
-    assert published(warehouse, SPEND) == [(Decimal("1.25"), False)]
-
-
-def test_the_first_snapshot_with_real_rows_has_no_sample_rows(warehouse):
-    refresh_metrics(warehouse, ["acme"], TODAY)
-    assert [sample for _, sample in published(warehouse, SPEND)] == [True]
-    land(warehouse, page_of(cost_day([cost_row('"1.25"')], TODAY)))
-    load(warehouse)
-    assert published(warehouse, "SELECT DISTINCT is_sample FROM daily_costs") == [(False,)]
-    assert published(warehouse, SPEND) == [(Decimal("1.25"), False)]
+    refresh_metrics(warehouse, TODAY)
+    assert published(warehouse, SPEND) == [(Decimal("1.25"),)]
 
 
 def test_temporary_files_of_a_killed_publisher_are_removed(warehouse):
-    refresh_metrics(warehouse, ["acme"], TODAY)
+    refresh_metrics(warehouse, TODAY)
     month = warehouse.published / "parquet" / "daily_costs" / "month=2026-01"
     month.mkdir(parents=True)
     halves = [warehouse.published / ".finora.duckdb.1", month / ".daily_costs.parquet.1"]
@@ -86,9 +77,9 @@ def test_a_day_that_does_not_add_up_is_not_published_later(warehouse, monkeypatc
     land(warehouse, both, run_id="run-2")
     load(warehouse, run_id="run-2")
     unequal = [("acme", TODAY)]
-    assert refresh_metrics(warehouse, ["acme"], TODAY).unequal == unequal
+    assert refresh_metrics(warehouse, TODAY).unequal == unequal
     # The day that adds up is complete.
-    again = refresh_metrics(warehouse, ["acme"], TODAY)
+    again = refresh_metrics(warehouse, TODAY)
     assert (again.days, again.unequal) == (1, unequal)
     for _ in range(2):
         with pytest.raises(PartsUnequal, match=f"1 user-days, the first of acme on {TODAY}"):

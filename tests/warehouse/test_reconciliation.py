@@ -48,7 +48,7 @@ def test_a_differing_day_is_reported_with_its_difference(tmp_path):
         land(warehouse, page_of(cost_day([whole], day)), endpoint=COST_TOTALS)
     load(warehouse)
     load(warehouse, "cost_totals")
-    computed = refresh_metrics(warehouse, ["acme"], DAY)
+    computed = refresh_metrics(warehouse, DAY)
     found = rows(warehouse, "SELECT date, residual_usd, severity FROM reconciliation ORDER BY date DESC")
     assert found == [
         (DAY, Decimal(0), "ok"),
@@ -76,7 +76,7 @@ def test_lines_without_an_amount_never_reconcile(tmp_path):
     land(warehouse, page_of(cost_day([cost_row("null", None)])), endpoint=COST_TOTALS)
     load(warehouse)
     load(warehouse, "cost_totals")
-    refresh_metrics(warehouse, ["acme"], DAY)
+    refresh_metrics(warehouse, DAY)
     found = rows(warehouse, "SELECT severity, lines_without_amount FROM reconciliation")
     assert found == [("error", 2)]
 
@@ -95,7 +95,7 @@ def test_a_day_is_final_by_utc_in_any_time_zone(zone: str, tmp_path):
         land(warehouse, page_of(cost_day([cost_row('"2.00"', None)], day)), endpoint=COST_TOTALS)
     load(warehouse)
     load(warehouse, "cost_totals")
-    refresh_metrics(warehouse, ["acme"], today)
+    refresh_metrics(warehouse, today)
     with duckdb.connect(":memory:") as reader:
         reader.execute(f"ATTACH '{warehouse.database}' AS finora (READ_ONLY)")
         reader.execute(f"SET TimeZone = '{zone}'")

@@ -24,7 +24,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
     first = [cost_row('"1.00"', "gpt-4o, input"), cost_row('"2.00"', "ultrafast | gpt-6-astra, output")]
     land(warehouse, page_of(cost_day(first), cost_day([cost_row('"4.00"')], NEXT_DAY)))
     load(warehouse)
-    refresh_metrics(warehouse, ["acme"], NEXT_DAY)
+    refresh_metrics(warehouse, NEXT_DAY)
     with warehouse.writing() as connection:
         connection.execute(
             "UPDATE daily_costs SET model = NULL, direction = NULL, tier = NULL, is_parsed = false "
@@ -46,7 +46,7 @@ def test_charges_are_parsed_by_this_versions_rules(at_once: int, warehouse: Ware
     ]
     assert rows(warehouse, "FROM pipeline.stale_days") == [("acme", "openai", DAY)]
     assert rows(warehouse, "FROM pipeline.unpublished_months") == [("daily_costs", DAY.replace(day=1))]
-    assert refresh_metrics(warehouse, ["acme"], NEXT_DAY).unequal == []
+    assert refresh_metrics(warehouse, NEXT_DAY).unequal == []
     with warehouse.writing() as connection, transaction(connection):
         assert reparse_line_items(connection) == 0
     assert rows(warehouse, "FROM pipeline.stale_days") == []
@@ -67,7 +67,7 @@ def test_days_of_services_are_split_again(warehouse: Warehouse):
     load(warehouse)
     with warehouse.writing() as connection, transaction(connection):
         reparse_line_items(connection)
-    refresh_metrics(warehouse, ["acme"], NEXT_DAY)
+    refresh_metrics(warehouse, NEXT_DAY)
     with warehouse.writing() as connection, transaction(connection):
         mark_services_stale(connection)
     assert rows(warehouse, "FROM pipeline.stale_days") == [("acme", "openai", NEXT_DAY)]
@@ -79,7 +79,7 @@ def test_a_model_known_from_use_is_not_a_difference_from_the_raw_pages(warehouse
     land(warehouse, page_of(bucket([use])), endpoint=ENDPOINTS["completions"], run_id="run-2")
     load(warehouse)
     load(warehouse, "completions")
-    refresh_metrics(warehouse, ["acme"], NEXT_DAY)
+    refresh_metrics(warehouse, NEXT_DAY)
     query = "SELECT model FROM daily_costs WHERE date = "
     assert rows(warehouse, f"{query} '{DAY}'") == [("o3-deep-research",)]
     assert rebuild(warehouse).differences == []

@@ -1,14 +1,18 @@
 """Warehouses of older versions are migrated in place or, where that fails, rebuilt."""
 
 import shutil
+import tarfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from finora_pipeline.warehouse import migrations, schema
 from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.migrations import Migration, columns_of, create_first_number
+from finora_pipeline.warehouse.publish import publish
 from finora_pipeline.warehouse.rebuild import bring_up_to_date
 from finora_pipeline.warehouse.schema import (
     SCHEMA_NUMBER,
@@ -16,8 +20,19 @@ from finora_pipeline.warehouse.schema import (
     WarehouseTooNew,
     create_or_migrate,
 )
-from tests.warehouse.landing import cost_day, cost_row, land, load, page_of, rows
+from finora_pipeline.warehouse.tables import MONTHLY_TABLES
+from tests.warehouse.landing import FIXTURES, cost_day, cost_row, land, load, page_of, rows
 
+INSTALLATIONS = FIXTURES / "installations"
+# The tables that had sample rows.
+SAMPLED = (
+    "daily_costs",
+    "daily_usage",
+    "daily_model_costs",
+    "daily_member_costs",
+    "daily_key_costs",
+    "user_metrics",
+)
 VERSION = "SELECT number FROM pipeline.schema_version"
 
 
@@ -54,6 +69,56 @@ def test_a_migrated_warehouse_has_the_tables_of_a_new_one(memory):
 
 def test_numbers_of_migrations_follow_each_other():
     assert [one.number for one in migrations.MIGRATIONS] == list(range(1, SCHEMA_NUMBER + 1))
+
+
+@pytest.fixture
+def sampled(tmp_path: Path) -> Warehouse:
+    """A folder of an earlier version, with sample rows of the user `quiet` in tables and Parquet.
+
+    They are a real user's rows of that folder, copied as that version's own.
+    """
+    version = "bfe35cc"
+    with tarfile.open(INSTALLATIONS / f"{version}.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    warehouse = Warehouse(tmp_path / version)
+    with duckdb.connect(warehouse.database) as connection:
+        for table in SAMPLED:
+            connection.execute(
+                f"INSERT INTO {table} SELECT * REPLACE ('quiet' AS user_id, true AS is_sample) "
+                f"FROM {table} WHERE user_id = 'acme'"
+            )
+        connection.execute(
+            "INSERT INTO pipeline.loaded_days "
+            "SELECT * REPLACE ('quiet' AS user_id) FROM pipeline.loaded_days WHERE user_id = 'acme'"
+        )
+        for table in MONTHLY_TABLES:
+            for file in (warehouse.published / "parquet" / table).glob("month=*/*.parquet"):
+                days = f"FROM {table} WHERE strftime(date, 'month=%Y-%m') = '{file.parent.name}'"
+                connection.execute(f"COPY ({days}) TO '{file}' (FORMAT parquet)")
+    return warehouse
+
+
+def users_in_parquet(warehouse: Warehouse, table: str) -> set[str]:
+    files = (warehouse.published / "parquet" / table).glob("month=*/*.parquet")
+    return {user for file in files for user in pq.read_table(file)["user_id"].to_pylist()}
+
+
+@pytest.mark.slow
+def test_sample_rows_of_an_earlier_version_are_deleted(sampled: Warehouse):
+    with duckdb.connect(sampled.database, read_only=True) as old:
+        kept = {
+            table: old.execute(f"SELECT count(*) FROM {table} WHERE NOT is_sample").fetchall()
+            for table in SAMPLED
+        }
+    assert all(users_in_parquet(sampled, table) == {"acme", "globex", "quiet"} for table in MONTHLY_TABLES)
+
+    for table in SAMPLED:
+        assert rows(sampled, f"SELECT count(*) FROM {table} WHERE is_sample OR user_id = 'quiet'") == [(0,)]
+        assert rows(sampled, f"SELECT count(*) FROM {table}") == kept[table]
+    assert ("quiet", "openai") in rows(sampled, "FROM pipeline.stale_users")
+
+    publish(sampled, list, datetime.now(UTC).date())
+    assert all(users_in_parquet(sampled, table) == {"acme", "globex"} for table in MONTHLY_TABLES)
 
 
 def test_a_changed_comment_needs_no_rebuild(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch):

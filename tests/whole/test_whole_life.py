@@ -144,7 +144,7 @@ class Timeline:
         fetched = fetch_and_land(run_id, plan, self.accounts, resource, self.warehouse)
         assert fetched.failures == []
         load_pending(self.warehouse, KINDS, run_id)
-        computed = refresh_metrics(self.warehouse, self.accounts.users.ids(), today)
+        computed = refresh_metrics(self.warehouse, today)
         assert (computed.unequal, computed.residuals) == ([], {})
         publish_refreshes(self.accounts, self.warehouse)
         # Recorded by the real clock, on which no day has passed since the last refresh.

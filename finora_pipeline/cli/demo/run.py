@@ -48,7 +48,7 @@ REAL_USER = "my-company"
 MARKER = "demo.json"
 QUESTION = (
     "SELECT model, sum(amount_usd) AS usd, sum(input_tokens + output_tokens) AS tokens "
-    "FROM daily_model_costs WHERE NOT is_sample GROUP BY model ORDER BY usd DESC"
+    "FROM daily_model_costs GROUP BY model ORDER BY usd DESC"
 )
 
 
@@ -176,11 +176,10 @@ def _print_summary(settings: Settings) -> None:
                             sum(input_tokens)::BIGINT AS input_tokens,
                             sum(output_tokens)::BIGINT AS output_tokens
                         FROM daily_model_costs
-                        WHERE NOT is_sample AND input_tokens + output_tokens > 0
+                        WHERE input_tokens + output_tokens > 0
                     ) AS this
                 )
             FROM daily_costs
-            WHERE NOT is_sample
             """
         ).fetchall()[0]
     table = Table.grid(padding=(0, 2))

@@ -1,6 +1,6 @@
 """Charts with the texts around them: stacked bars, their scale, legend and table."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
@@ -32,16 +32,24 @@ def stacked_chart(
     format_value: Format,
     format_step: Format,
     title: str,
+    known_days: Mapping[date, int],
 ) -> Chart:
     """Draw bars stacked of named parts.
 
-    `grid` has a row for each of `bar_starts`, and in it a value for each of `names`.
+    `grid` has a row for each of `bar_starts`, and in it a value for each of `names`; `known_days` has how many
+    days of each bar are known. A bar without any is hatched, and a dash in the table.
     """
     starts = bar_starts(view)
     bars, rows, totals = [], [], []
     for start, cells in zip(starts, grid, strict=True):
-        total = formats.total(list(cells))
         label = bar_label(view, start)
+        known, days = known_days.get(start, 0), bar_days(view, start)
+        if not known:
+            bars.append(charts.Bar(label, [], f"{label}: unknown", is_known=False))
+            rows.append([start.isoformat(), *["–"] * (len(names) + 1)])
+            continue
+        total = formats.total(list(cells))
+        label += f" ({known} of {days} days known)" if known < days else ""
         parts = [f"{name}: {format_value(cell)}" for name, cell in zip(names, cells, strict=True) if cell]
         tip = "\n".join([f"{label}: {format_value(total)}", *parts])
         bars.append(charts.Bar(label, [cell or Decimal(0) for cell in cells], tip))
@@ -72,6 +80,16 @@ def bar_starts(view: View) -> list[date]:
         else:
             day += timedelta(days=1 if view.bucket == "day" else 7)
     return starts
+
+
+def bar_days(view: View, start: date) -> int:
+    """How many days of the view a bar covers."""
+    after = {
+        "day": start + timedelta(days=1),
+        "week": start + timedelta(days=7),
+        "month": (start + timedelta(days=31)).replace(day=1),
+    }[view.bucket]
+    return (min(after, view.last + timedelta(days=1)) - max(start, view.first)).days
 
 
 def bar_label(view: View, start: date) -> str:

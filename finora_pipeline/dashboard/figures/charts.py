@@ -14,15 +14,23 @@ WIDTH = 1000
 HEIGHT = 240
 # The share of a bar's slot that stays empty.
 GAP = 0.18
+_HATCH = Markup(
+    '<defs><pattern id="hatch" width="8" height="8" patternUnits="userSpaceOnUse" '
+    'patternTransform="rotate(45)"><rect width="3" height="8"/></pattern></defs>'
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar: its label, the sizes of its parts from the bottom, and the text of its tip."""
+    """One bar: its label, the sizes of its parts from the bottom, and the text of its tip.
+
+    The place of a bar that is not known is hatched.
+    """
 
     label: str
     parts: Sequence[Decimal]
     tip: str
+    is_known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,10 @@ def stacked_bars(bars: Sequence[Bar], title: str) -> Markup:
             f'<g class="bar" data-tip="{escape(bar.tip)}">'
             f'<rect class="room" x="{number * room:.2f}" y="0" width="{room:.2f}" height="{HEIGHT}"/>'
         )
+        if not bar.is_known:
+            shapes.append(
+                f'<rect class="unknown" x="{left:.2f}" y="0" width="{width:.2f}" height="{HEIGHT}"/>'
+            )
         whole = _sum(bar.parts)
         drawn = _sum([part for part in bar.parts if part * whole > 0])
         level = zero
@@ -87,7 +99,8 @@ def stacked_bars(bars: Sequence[Bar], title: str) -> Markup:
         shapes.append("</g>")
     return Markup(
         f'<svg class="bars" viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" '
-        f'tabindex="0" aria-label="{escape(title)}">{"".join(shapes)}</svg>'
+        f'tabindex="0" aria-label="{escape(title)}">'
+        f"{'' if all(bar.is_known for bar in bars) else _HATCH}{''.join(shapes)}</svg>"
     )
 
 

@@ -107,6 +107,15 @@ def percent(share: Decimal | None, signed: bool = False) -> str:
     return f"{sign}{abs(rounded):,f}%"
 
 
+def points(change: Decimal | None) -> str:
+    """The difference of two shares in points with one decimal: +1.0 points."""
+    if change is None:
+        return "–"
+    rounded = _EXACT.multiply(change, Decimal(100)).quantize(Decimal("0.1"), ROUND_HALF_UP, _EXACT)
+    sign = "−" if rounded < 0 else "+" if rounded > 0 else ""
+    return f"{sign}{abs(rounded):,f} points"
+
+
 def duration(span: timedelta) -> str:
     """A span of time in the largest unit that fits: 7 min, 3 h, 2 days."""
     seconds = max(0, int(span.total_seconds()))

@@ -70,10 +70,11 @@ def compute_model(snapshot: UserSnapshot, view: View) -> ModelPage:
         for at, direction, usd, tokens, priced in rows
     }
     shown = [one for one in DIRECTIONS if any(direction == one for _, direction in cells)]
+    known = snapshot.known_bars(view.first, view.last, view.bucket)
     return ModelPage(
         formats.total([cell.usd for cell in cells.values()]),
-        _stacked(view, shown, cells, "usd", formats.usd, formats.axis_usd, "Cost by token type"),
-        _stacked(view, shown, cells, "tokens", formats.count, formats.count, "Tokens by type"),
+        _stacked(view, shown, cells, "usd", formats.usd, formats.axis_usd, "Cost by token type", known),
+        _stacked(view, shown, cells, "tokens", formats.count, formats.count, "Tokens by type", known),
         _price_chart(view, shown, cells),
         [_token_type(direction, cells) for direction in shown],
     )
@@ -87,12 +88,14 @@ def _stacked(
     format_value: Format,
     format_step: Format,
     title: str,
+    known_days: Mapping[date, int],
 ) -> Chart:
     grid = [
         [getattr(cells.get((start, direction), Cell()), measure) for direction in shown]
         for start in bar_starts(view)
     ]
-    return stacked_chart(view, [_name(one) for one in shown], grid, format_value, format_step, title)
+    names = [_name(one) for one in shown]
+    return stacked_chart(view, names, grid, format_value, format_step, title, known_days)
 
 
 def _price_chart(view: View, shown: Sequence[str], cells: Cells) -> Chart:

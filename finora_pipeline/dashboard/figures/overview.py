@@ -8,23 +8,31 @@ from decimal import Decimal
 from finora_pipeline.dashboard.figures import formats
 from finora_pipeline.dashboard.figures.bars import Chart, bar_starts, stacked_chart
 from finora_pipeline.dashboard.figures.periods import View
-from finora_pipeline.dashboard.figures.sums import MODELS_SHOWN, Months, OverviewSums, Sums, read_sums
+from finora_pipeline.dashboard.figures.sums import (
+    MODELS_SHOWN,
+    ModelSum,
+    Months,
+    OverviewSums,
+    Sums,
+    read_sums,
+)
 from finora_pipeline.dashboard.figures.tiles import Tile, make_tiles
-from finora_pipeline.dashboard.snapshots import UserSnapshot
+from finora_pipeline.dashboard.snapshots import TodaySoFar, UserSnapshot
 
 ROWS_SHOWN = 100
 OTHER = "Other"
 _BREAKDOWNS = (("Project", "project"), ("Member", "member"), ("API key", "api_key"))
-# Part, id, name, whether allocated, USD.
-BreakdownRow = tuple[str, str | None, str | None, bool, Decimal]
+# Part, id, name, whether allocated, USD, and USD before credits.
+BreakdownRow = tuple[str, str | None, str | None, bool, Decimal, Decimal]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A row of a breakdown: name, USD, share of the spend before credits, query of its link."""
+    """A row of a breakdown: name, USD, USD and share before credits, query of its link."""
 
     name: str
     usd: Decimal
+    charges: Decimal
     share: Decimal | None
     query: str | None = None
     is_model: bool = False
@@ -42,28 +50,33 @@ class Breakdown:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The figures of the page. `project_name` names the project that the view is filtered by."""
+    """The figures of the page, and the spend of today so far, which is part of none of them.
+
+    `project_name` names the project that the view is filtered by.
+    """
 
     sums: Sums
+    today: TodaySoFar | None
     tiles: Sequence[Tile]
     chart: Chart
     breakdowns: Sequence[Breakdown]
     project_name: str | None
 
 
-def compute_overview(snapshot: UserSnapshot, view: View, today: date) -> Overview:
+def compute_overview(snapshot: UserSnapshot, view: View) -> Overview:
     """Compute all that Overview shows of a view."""
-    months = Months.of(today)
+    months = Months.of(view.through)
     sums = read_sums(snapshot, view, months)
-    charged = sums.period.charged or Decimal(0)
+    charged = sums.period.charges
     rows: list[BreakdownRow] = snapshot.rows(
         "breakdowns", first=view.first, last=view.last, model=view.model, project_id=view.project_id
     )
     breakdowns = [_by_model(sums.models, charged, view)]
     breakdowns += [_breakdown(title, part, rows, charged, view) for title, part in _BREAKDOWNS]
-    names = {id: name for part, id, name, _, _ in rows if part == "project"}
+    names = {id: name for part, id, name, *_ in rows if part == "project"}
     return Overview(
         sums.period,
+        snapshot.today_so_far(view.today, view.model, view.project_id),
         make_tiles(view, sums, months),
         _cost_chart(sums, view),
         breakdowns,
@@ -81,13 +94,20 @@ def _cost_chart(sums: OverviewSums, view: View) -> Chart:
         cells[key] = formats.total([cells.get(key), usd])
     names = shown if len(shown) == len(models) else [*shown, OTHER]
     grid = [[cells.get((start, name), Decimal(0)) for name in names] for start in bar_starts(view)]
-    return stacked_chart(view, names, grid, formats.usd, formats.axis_usd, "Cost by model")
+    return stacked_chart(view, names, grid, formats.usd, formats.axis_usd, "Cost by model", sums.known_days)
 
 
-def _by_model(models: Mapping[str, Decimal], charged: Decimal, view: View) -> Breakdown:
+def _by_model(models: Mapping[str, ModelSum], charged: Decimal, view: View) -> Breakdown:
     parts = [
-        Part(model, usd, formats.ratio(usd, charged), view.query(model=model), is_model=True)
-        for model, usd in models.items()
+        Part(
+            model,
+            one.usd,
+            one.charges,
+            formats.ratio(one.charges, charged),
+            view.query(model=model),
+            is_model=True,
+        )
+        for model, one in models.items()
     ]
     return Breakdown("Model", _shortened(parts, charged))
 
@@ -100,13 +120,14 @@ def _breakdown(
         Part(
             "Unattributed" if id is None or name is None else name,
             usd,
-            formats.ratio(usd, charged),
+            charges,
+            formats.ratio(charges, charged),
             view.query(project=id) if part == "project" and id else None,
             note="" if id is None or name == id else id,
         )
-        for _, id, name, _, usd in own
+        for _, id, name, _, usd, charges in own
     ]
-    is_allocated = any(allocated for *_, allocated, _ in own)
+    is_allocated = any(allocated for *_, allocated, _, _ in own)
     note = "Estimated from usage where OpenAI doesn’t say who incurred a charge." if is_allocated else ""
     return Breakdown(title, _shortened(parts, charged), note)
 
@@ -115,4 +136,6 @@ def _shortened(parts: list[Part], charged: Decimal) -> list[Part]:
     if len(parts) <= ROWS_SHOWN + 1:
         return parts
     rest = formats.total([part.usd for part in parts[ROWS_SHOWN:]])
-    return [*parts[:ROWS_SHOWN], Part(f"{len(parts) - ROWS_SHOWN} more", rest, formats.ratio(rest, charged))]
+    charges = formats.total([part.charges for part in parts[ROWS_SHOWN:]])
+    name = f"{len(parts) - ROWS_SHOWN} more"
+    return [*parts[:ROWS_SHOWN], Part(name, rest, charges, formats.ratio(charges, charged))]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from urllib.parse import urlencode
 
 from finora_pipeline.dashboard.figures import formats
@@ -24,7 +24,8 @@ class BadPeriod(ValueError):
 class View:
     """The UTC days of a page (both ends included), its previous period, and a model or project.
 
-    `clipped_from` is the first day of the address if the plan no longer keeps it.
+    `through` is the last complete day, with which every period ends at the latest. `clipped_from` is the
+    first day of the address if the plan no longer keeps it, `clipped_to` the last if it is not complete yet.
     """
 
     period: str
@@ -34,7 +35,10 @@ class View:
     previous_last: date
     model: str | None
     project_id: str | None
+    today: date
+    through: date
     clipped_from: date | None = None
+    clipped_to: date | None = None
 
     @property
     def days(self) -> int:
@@ -58,17 +62,24 @@ class View:
         return "?" + urlencode({name: value for name, value in values.items() if value})
 
 
-def view_of(query: Mapping[str, str], plan: Plan, today: date) -> View:
-    """The view of an address, within the history that the plan keeps. Raises `BadPeriod`."""
+def view_of(query: Mapping[str, str], plan: Plan, today: date, through: date | None) -> View:
+    """The view of an address, within the history that the plan keeps and the complete days.
+
+    Without a complete day, `through` is None and periods end with yesterday. Raises `BadPeriod`.
+    """
+    through = through or today - timedelta(days=1)
     period = query.get("period") or ("custom" if query.get("from") else DEFAULT)
     kept_from = plan.first_day_kept(today) or FIRST_DAY
+    # A connection that ended long ago shows what it has, whatever the plan keeps by now.
+    kept_from = min(kept_from, through)
     if period in (*LENGTHS, MONTH):
-        wanted, shown = period_of(period, today), period_of(period, today, kept_from)
+        wanted, shown = period_of(period, through), period_of(period, through, kept_from)
     elif period == "custom":
         wanted = span_of(*_custom_days(query, today))
         if wanted.last < kept_from:
             raise BadPeriod(f"The {plan.name} plan keeps costs since {formats.day(kept_from)}.")
-        shown = span_of(max(wanted.first, kept_from), wanted.last)
+        last = min(wanted.last, through)
+        shown = span_of(min(max(wanted.first, kept_from), last), last)
     else:
         raise BadPeriod(f"Unknown period “{period[:20]}”. Use 7d, 30d, 90d, month, or from and to.")
     return View(
@@ -79,7 +90,10 @@ def view_of(query: Mapping[str, str], plan: Plan, today: date) -> View:
         shown.previous_last,
         query.get("model") or None,
         query.get("project") or None,
+        today,
+        through,
         wanted.first if wanted.first < shown.first else None,
+        wanted.last if wanted.last > shown.last else None,
     )
 
 

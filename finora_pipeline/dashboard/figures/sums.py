@@ -19,11 +19,15 @@ MODELS_SHOWN = 6
 class Sums:
     """The figures of a span of UTC days, as `warehouse.kpis` defines them.
 
-    `charged` is the spend before credits in USD, `covered_share` the part of it that cost_per_1k_tokens
-    covers, `growth` the relative change since the span before. `values` and `changes` are by metric.
+    `charges` are the amounts above zero in USD, `known_days` the days whose costs are known, and `usage_days`
+    those whose usage is. `covered_share` is the share of the charges that cost_per_1k_tokens covers, `growth`
+    the change since the span before. `values` and `changes` are by metric.
     """
 
-    charged: Decimal | None
+    top_model: str | None
+    charges: Decimal
+    known_days: int
+    usage_days: int
     covered_share: Decimal | None
     growth: Decimal | None
     values: Mapping[str, Decimal | None]
@@ -31,26 +35,34 @@ class Sums:
 
     @classmethod
     def of_row(cls, row: Sequence[Any]) -> "Sums":
-        """The figures in a row's columns after the amount."""
-        charged, covered_share, growth, *figures = row
+        """The figures in a row's columns after part and day."""
+        top_model, _, charges, known_days, usage_days, covered_share, growth, *figures = row
         count = len(OVERVIEW)
-        values, changes = figures[:count], figures[count:]
         return cls(
-            charged,
+            top_model,
+            charges,
+            known_days,
+            usage_days,
             covered_share,
             growth,
-            dict(zip(OVERVIEW, values, strict=True)),
-            dict(zip(OVERVIEW, changes, strict=True)),
+            dict(zip(OVERVIEW, figures[:count], strict=True)),
+            dict(zip(OVERVIEW, figures[count:], strict=True)),
         )
 
     @property
-    def usd(self) -> Decimal:
-        return self.values["total_spend"] or Decimal(0)
+    def net(self) -> Decimal | None:
+        """Charges and credits together in USD; None if no day is known."""
+        return self.values["total_spend"]
+
+    @property
+    def credits(self) -> Decimal:
+        """The amounts below zero in USD."""
+        return (self.net or Decimal(0)) - self.charges
 
 
 @dataclass(frozen=True, slots=True)
 class Months:
-    """This month so far, and the same days of the last month."""
+    """The month of the last complete day up to it, and the same days of the month before."""
 
     first: date
     last: date
@@ -58,54 +70,62 @@ class Months:
     before_last: date
 
     @classmethod
-    def of(cls, today: date) -> "Months":
-        month = period_of(MONTH, today)
+    def of(cls, through: date) -> "Months":
+        month = period_of(MONTH, through)
         return cls(month.first, month.last, month.previous_first, month.previous_last)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSum:
+    """The spend of a model in the period, and the part of it before credits, in USD."""
+
+    usd: Decimal
+    charges: Decimal
 
 
 @dataclass(frozen=True, slots=True)
 class OverviewSums:
     """All sums of a view, as `sql/overview.sql` returns them.
 
-    `models` holds the USD of each model of the period, highest first; `cells` the USD of each bar's first day
-    and model, None for all models without a colour; `daily` the last days, None before the first known one.
+    `models` are those of the period, highest first; `cells` the USD of each bar's first day and model, None
+    for all models without a colour; `known_days` how many days of each bar are known; `daily` the last days,
+    None for an unknown one.
     """
 
     period: Sums
-    previous: Sums | None
+    previous: Sums
     daily: Sequence[Sums | None]
     month: Sums
     month_before: Sums
-    models: dict[str, Decimal]
+    models: dict[str, ModelSum]
     cells: dict[tuple[date, str | None], Decimal]
-    known_since: date | None
+    known_days: dict[date, int]
 
 
 def read_sums(snapshot: UserSnapshot, view: View, months: Months) -> OverviewSums:
     """Read the sums of a view in one query."""
     spans: dict[tuple[str, date], Sums] = {}
-    models: dict[str, Decimal] = {}
+    models: dict[str, ModelSum] = {}
     cells: dict[tuple[date, str | None], Decimal] = {}
-    for part, at, model, usd, *more in _rows(snapshot, view, months):
+    for part, at, *row in _rows(snapshot, view, months):
         if part == "model":
-            models[model] = usd
+            model, usd, charges, *_ = row
+            models[model] = ModelSum(usd, charges or Decimal(0))
         elif part == "chart":
-            cells[at, model] = usd
+            cells[at, row[0]] = row[1]
         else:
-            spans[part, at] = Sums.of_row(more)
-    known_since = snapshot.span[0]
-    has_previous = known_since is not None and known_since <= view.previous_first
+            spans[part, at] = Sums.of_row(row)
     days = [view.last - timedelta(days=SPARKLINE_DAYS - 1 - number) for number in range(SPARKLINE_DAYS)]
+    daily = [spans["day", day] for day in days]
     return OverviewSums(
         period=spans["now", view.first],
-        previous=spans["previous", view.previous_first] if has_previous else None,
-        # Days before the first known one have no figure, not even zero.
-        daily=[spans["day", day] if known_since and day >= known_since else None for day in days],
+        previous=spans["previous", view.previous_first],
+        daily=[day if day.known_days else None for day in daily],
         month=spans["month", months.first],
         month_before=spans["month before", months.before_first],
-        models=dict(sorted(models.items(), key=lambda item: (-item[1], item[0]))),
+        models=dict(sorted(models.items(), key=lambda item: (-item[1].usd, item[0]))),
         cells=cells,
-        known_since=known_since,
+        known_days=snapshot.known_bars(view.first, view.last, view.bucket),
     )
 
 
@@ -125,8 +145,8 @@ def _rows(snapshot: UserSnapshot, view: View, months: Months) -> list[tuple[Any,
         "previous_first": view.previous_first,
         "previous_last": view.previous_last,
         "month_first": months.first,
+        "month_last": months.last,
         "month_before_first": months.before_first,
         "month_before_last": months.before_last,
-        "today": months.last,
     }
     return snapshot.rows_over("project_days" if view.project_id else "model_days", "overview", **values)

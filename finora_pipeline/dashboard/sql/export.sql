@@ -3,13 +3,13 @@ SELECT
     date,
     costs.project_id,
     coalesce(projects.name, costs.project_name) AS project_name,
-    coalesce(model, line_item, 'not attributed') AS model,
+    cost_model AS model,
     sum(amount_usd) AS amount_usd
 FROM daily_costs AS costs
 LEFT JOIN projects USING (user_id, provider, project_id)
 WHERE user_id = $user_id
   AND date BETWEEN $first AND $last
-  AND ($model IS NULL OR coalesce(model, line_item, 'not attributed') = $model)
+  AND ($model IS NULL OR cost_model = $model)
   AND ($project_id IS NULL OR costs.project_id = $project_id)
 GROUP BY ALL
 ORDER BY ALL;

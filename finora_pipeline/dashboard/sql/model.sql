@@ -10,6 +10,6 @@ FROM daily_costs
 WHERE user_id = $user_id
   AND date BETWEEN $first AND $last
   AND ($project_id IS NULL OR project_id = $project_id)
-  AND coalesce(model, line_item, 'not attributed') = $model
+  AND cost_model = $model
 GROUP BY ALL
 ORDER BY ALL;

@@ -1,20 +1,28 @@
 -- Grain: part, at and model. Sums over `days`, which is scanned once; all amounts in USD. `part` is one of
---   1. now, previous, month, month before, day: a span; `at` is its first UTC day. It has the figures of
---      `kpis.OVERVIEW`, and how they have changed since the span before it;
---   2. model: the amount of each model in the period;
---   3. chart: the amount of each bar (`at` is its first day) and model. An organization may have thousands of models:
---      those after the `named` highest are one row with model NULL.
+--   1. now, previous, month, month before, day: a span; `at` is its first UTC day. It has its known days and usage,
+--      charges, the figures of `kpis.OVERVIEW`, and how they have changed since the span before it;
+--   2. model: the amount of each model in the period, and its charges;
+--   3. chart: the amount of each bar (`at` is its first day) and model. An organization may have thousands of models: those after the `named`
+--      highest are one row with model NULL.
 WITH spans AS (
     FROM (
         VALUES
             ('now', $first::DATE, $last::DATE, 'previous'),
             ('previous', $previous_first::DATE, $previous_last::DATE, NULL),
-            ('month', $month_first::DATE, $today::DATE, 'month before'),
+            ('month', $month_first::DATE, $month_last::DATE, 'month before'),
             ('month before', $month_before_first::DATE, $month_before_last::DATE, NULL)
     ) AS spans(part, span_first, span_last, prior_part)
     UNION ALL
     SELECT 'day', day::DATE, day::DATE, NULL
     FROM range($sparkline_first::DATE, $last::DATE + 1, INTERVAL 1 DAY) AS days(day)
+),
+known_days AS (
+    SELECT date FROM pipeline.known_days WHERE user_id = $user_id AND date BETWEEN $from AND $until
+),
+usage_days AS (
+    SELECT date
+    FROM pipeline.loaded_days
+    WHERE user_id = $user_id AND endpoint = '{usage_known_by}' AND date BETWEEN $from AND $until
 ),
 by_span AS (
     SELECT
@@ -22,9 +30,11 @@ by_span AS (
         span_first,
         model,
         sum(amount_usd) AS amount_usd,
+        sum(charges_usd) AS charges_usd,
         sum(covered_usd) AS covered_usd,
         sum(input_tokens) AS input_tokens,
-        sum(output_tokens) AS output_tokens
+        sum(output_tokens) AS output_tokens,
+        sum(unit_tokens) AS unit_tokens
     FROM days
     JOIN spans ON date BETWEEN span_first AND span_last
     GROUP BY ALL
@@ -38,12 +48,16 @@ sums AS (
         span_first,
         prior_part,
         span_last - span_first + 1 AS days,
+        (SELECT count(*) FROM known_days WHERE date BETWEEN span_first AND span_last) AS known_days,
+        (SELECT count(*) FROM usage_days WHERE date BETWEEN span_first AND span_last) AS usage_days,
         coalesce(sum(amount_usd), 0) AS total,
-        sum(amount_usd) FILTER (amount_usd > 0) AS charges,
-        max(amount_usd) AS top_usd,
+        coalesce(sum(charges_usd), 0) AS charges,
+        max(charges_usd) AS top_usd,
+        min({'usd': -charges_usd, 'model': model}).model AS top_model,
         sum(covered_usd) AS covered,
         coalesce(sum(input_tokens), 0)::BIGINT AS input_tokens,
-        coalesce(sum(output_tokens), 0)::BIGINT AS output_tokens
+        coalesce(sum(output_tokens), 0)::BIGINT AS output_tokens,
+        coalesce(sum(unit_tokens), 0)::BIGINT AS unit_tokens
     FROM spans
     LEFT JOIN by_span USING (part, span_first)
     GROUP BY part, span_first, span_last, prior_part
@@ -53,7 +67,11 @@ figures AS (
         this.part,
         this.span_first,
         this.prior_part,
+        this.days,
+        this.known_days,
+        this.usage_days,
         this.charges,
+        this.top_model,
         {covered_share} AS covered_share,
         {overview_values}
     FROM sums AS this
@@ -62,9 +80,11 @@ figures AS (
 SELECT
     this.part,
     this.span_first AS at,
-    NULL AS model,
+    this.top_model AS model,
     this.total_spend AS amount_usd,
-    this.charges,
+    this.charges AS charges_usd,
+    this.known_days AS days,
+    this.usage_days,
     this.covered_share,
     this.month_over_month AS growth,
     {overview_columns},
@@ -72,7 +92,7 @@ SELECT
 FROM figures AS this
 LEFT JOIN figures AS prior ON prior.part = this.prior_part
 UNION ALL
-SELECT 'model', NULL, model, amount_usd, {overview_nulls}
+SELECT 'model', NULL, model, amount_usd, charges_usd, {overview_nulls}
 FROM by_span
 WHERE part = 'now'
 UNION ALL
@@ -81,6 +101,7 @@ SELECT
     date_trunc($bucket, date)::DATE,
     CASE WHEN model IN (SELECT model FROM named) THEN model END,
     sum(amount_usd),
+    NULL,
     {overview_nulls}
 FROM days
 WHERE date BETWEEN $first AND $last

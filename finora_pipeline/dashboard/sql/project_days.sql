@@ -1,14 +1,48 @@
--- Grain: date and model. `days` of a single project: amount_usd. Costs and usage are matched over all projects of a day
--- together, so a project has no covered costs and no tokens here.
+-- Grain: date and model. `days` of a single project, with the columns of model_days.sql. Costs and usage of a project
+-- share the names of cost_model.
+WITH costs AS (
+    SELECT
+        date,
+        cost_model AS model,
+        sum(amount_usd) AS amount_usd,
+        sum(amount_usd) FILTER (amount_usd > 0) AS charges_usd,
+        sum(amount_usd) FILTER (is_priced_by_token(direction, quantity_unit)) AS token_priced_usd
+    FROM daily_costs
+    WHERE user_id = $user_id
+      AND date BETWEEN $from AND $until
+      AND project_id = $project_id
+      AND ($model IS NULL OR cost_model = $model)
+    GROUP BY ALL
+),
+usage AS (
+    SELECT
+        date,
+        cost_model AS model,
+        sum(input_tokens)::BIGINT AS input_tokens,
+        sum(output_tokens)::BIGINT AS output_tokens,
+        bool_and(service = 'moderations') AS is_free
+    FROM daily_usage
+    WHERE user_id = $user_id
+      AND date BETWEEN $from AND $until
+      AND project_id = $project_id
+      AND ($model IS NULL OR cost_model = $model)
+    GROUP BY ALL
+),
+joined AS (
+    SELECT
+        *,
+        coalesce(input_tokens, 0) + coalesce(output_tokens, 0) AS tokens,
+        is_free IS DISTINCT FROM true AS is_billable
+    FROM costs
+    FULL JOIN usage USING (date, model)
+)
 SELECT
     date,
     model,
-    amount_usd,
-    NULL::DECIMAL(38, 18) AS covered_usd,
-    NULL::BIGINT AS input_tokens,
-    NULL::BIGINT AS output_tokens
-FROM daily_member_costs
-WHERE user_id = $user_id
-  AND date BETWEEN $from AND $until
-  AND project_id = $project_id
-  AND ($model IS NULL OR model = $model)
+    coalesce(amount_usd, 0) AS amount_usd,
+    coalesce(charges_usd, 0) AS charges_usd,
+    CASE WHEN is_billable AND tokens > 0 THEN token_priced_usd END AS covered_usd,
+    input_tokens,
+    output_tokens,
+    CASE WHEN is_billable THEN tokens ELSE 0 END AS unit_tokens
+FROM joined

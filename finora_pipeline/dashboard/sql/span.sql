@@ -1,4 +1,8 @@
--- One row: the first and last UTC day with data of a user, NULL without any. Sample rows count only if $sample.
-SELECT min(date) AS first_date, max(date) AS last_date
-FROM daily_model_costs
-WHERE user_id = $user_id AND (NOT is_sample OR $sample);
+-- One row: the first known UTC day of a user and the last complete one, NULL without any; and when today ($today) was
+-- read, NULL if it was not.
+SELECT
+    min(date) AS known_since,
+    max(date) FILTER (is_complete AND date < $today::DATE) AS through_date,
+    max(known_until) FILTER (date = $today::DATE) AS today_known_until
+FROM pipeline.known_days
+WHERE user_id = $user_id;

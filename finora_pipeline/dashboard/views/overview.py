@@ -1,5 +1,6 @@
 """Overview: the page, its CSV file, and the state that a waiting page polls."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -11,11 +12,12 @@ from starlette.responses import JSONResponse, Response
 from finora_pipeline.accounts.logins import Login
 from finora_pipeline.accounts.model import Connection
 from finora_pipeline.dashboard.figures.export import csv_text, export_rows
-from finora_pipeline.dashboard.figures.overview import compute_overview
-from finora_pipeline.dashboard.figures.periods import view_of
+from finora_pipeline.dashboard.figures.overview import Overview, compute_overview
+from finora_pipeline.dashboard.figures.periods import View, view_of
 from finora_pipeline.dashboard.notices import freshness, notices
 from finora_pipeline.dashboard.security.permissions import for_user
 from finora_pipeline.dashboard.site import Site
+from finora_pipeline.dashboard.snapshots import UserSnapshot
 from finora_pipeline.plans import Plan
 
 
@@ -24,11 +26,13 @@ def overview(site: Site, request: Request, login: Login, user_id: str) -> Respon
     """The page with tiles, chart and breakdowns."""
     now = datetime.now(UTC)
     plan = site.plan_of(user_id)
-    view = view_of(request.query_params, plan, now.date())
     connection, failure = site.connection_of(user_id)
-    figures, is_sample = site.snapshots.read(
-        user_id, lambda snapshot: (compute_overview(snapshot, view, now.date()), snapshot.is_sample)
-    )
+
+    def compute(snapshot: UserSnapshot) -> tuple[View, Overview, bool]:
+        view = view_of(request.query_params, plan, now.date(), snapshot.known_days(now.date()).through)
+        return view, compute_overview(snapshot, view), snapshot.is_sample
+
+    view, figures, is_sample = site.snapshots.read(user_id, compute)
     return site.render(
         request,
         "overview.html",
@@ -59,10 +63,13 @@ def overview_csv(site: Site, request: Request, login: Login, user_id: str) -> Re
     plan = site.plan_of(user_id)
     if not plan.csv_exports:
         raise HTTPException(403, f"The {plan.name} plan has no CSV exports.")
-    view = view_of(request.query_params, plan, datetime.now(UTC).date())
-    rows, is_sample = site.snapshots.read(
-        user_id, lambda snapshot: (export_rows(snapshot, view), snapshot.is_sample)
-    )
+    today = datetime.now(UTC).date()
+
+    def compute(snapshot: UserSnapshot) -> tuple[View, list[Mapping[str, str]], bool]:
+        view = view_of(request.query_params, plan, today, snapshot.known_days(today).through)
+        return view, export_rows(snapshot, view), snapshot.is_sample
+
+    view, rows, is_sample = site.snapshots.read(user_id, compute)
     name = f"{'sample' if is_sample else user_id}-costs-{view.first}-{view.last}.csv"
     return Response(
         csv_text(rows),

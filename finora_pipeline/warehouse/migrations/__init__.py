@@ -57,6 +57,7 @@ def _reparse_all(connection: duckdb.DuckDBPyConnection) -> None:
 MIGRATIONS = (
     Migration(1, "Numbers the tables, which are those of the last versions without a number."),
     Migration(2, "Reads models and token types from line items by a wider grammar.", then=_reparse),
+    Migration(5, "Deletes the sample rows of users without costs.", "0005_no_sample_rows.sql"),
     Migration(
         7, "Adds services and categories of charges, and known days.", "0007_figures.sql", _reparse_all
     ),

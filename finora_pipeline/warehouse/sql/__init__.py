@@ -12,7 +12,7 @@ from pathlib import Path
 from finora_pipeline.openai_admin.charge_kinds import MODEL_TOKENS, SERVICE_OF_USAGE
 from finora_pipeline.openai_admin.provider import CLOSING_DAYS, FINAL_AFTER_DAYS, PROVIDER
 from finora_pipeline.warehouse.kpis import KPI_TEXTS
-from finora_pipeline.warehouse.periods import PRICE_DAYS, SAMPLE_DAYS, SPARKLINE_DAYS, USAGE_KNOWN_BY
+from finora_pipeline.warehouse.periods import PRICE_DAYS, SPARKLINE_DAYS
 from finora_pipeline.warehouse.tables import SPLIT_COSTS
 from finora_pipeline.warehouse.usage_columns import SQL_LISTS
 
@@ -28,8 +28,6 @@ SHARED = {
     "closing_days": str(CLOSING_DAYS),
     "price_days": str(PRICE_DAYS),
     "sparkline_days": str(SPARKLINE_DAYS),
-    "sample_days": str(SAMPLE_DAYS),
-    "usage_known_by": USAGE_KNOWN_BY,
 }
 
 

@@ -21,7 +21,6 @@ WITH later AS (
 lines AS (
     SELECT user_id, provider, date, project_id, line_item, amount_usd, quantity, true AS was_there, 1 AS place
     FROM daily_costs
-    WHERE NOT is_sample
     UNION ALL
     SELECT user_id, provider, date, project_id, line_item, amount_usd, quantity, was_there, 0
     FROM later

@@ -283,12 +283,7 @@ WITH sums AS (
     FROM (
         SELECT
             *,
-            -- Without a unit, a charge with a direction counts tokens.
-            coalesce(
-                quantity_unit,
-                CASE WHEN direction IN ('input', 'cached_input', 'output', 'cache_write', 'cache_write_12h')
-                    OR direction ILIKE 'cache write%' THEN 'tokens' END
-            ) AS unit,
+            unit_of(direction, quantity_unit) AS unit,
             direction IS DISTINCT FROM 'training' AS has_use
         FROM daily_costs
     ) AS costs

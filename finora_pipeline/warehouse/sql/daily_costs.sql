@@ -89,13 +89,11 @@ SELECT
     user_id, provider, date, project_id, line_item, amount_usd, quantity,
     {'unit': quantity_unit, 'model': model, 'direction': direction} AS meaning
 FROM daily_costs
-SEMI JOIN reread_days USING (user_id, provider, date)
-WHERE NOT is_sample;
+SEMI JOIN reread_days USING (user_id, provider, date);
 
--- sample_data.sql deletes sample rows, once there are real ones.
 DELETE FROM daily_costs AS old
 USING new_days AS new
-WHERE old.user_id = new.user_id AND old.provider = new.provider AND old.date = new.date AND NOT old.is_sample;
+WHERE old.user_id = new.user_id AND old.provider = new.provider AND old.date = new.date;
 
 INSERT INTO daily_costs
 SELECT
@@ -228,7 +226,6 @@ WITH changes AS (
             true
         FROM daily_costs
         SEMI JOIN reread_days USING (user_id, provider, date)
-        WHERE NOT is_sample
     )
     GROUP BY user_id, provider, date, project_id, line_item
 )

@@ -49,7 +49,7 @@ COMMENT ON COLUMN daily_usage.service_tier IS 'Service tier, e.g. default, prior
 COMMENT ON COLUMN daily_usage.fetched_at IS 'Fetch time (UTC)';
 COMMENT ON COLUMN daily_usage.raw_file IS 'Raw file that contains the page';
 COMMENT ON COLUMN daily_usage.cost_model IS 'Model as costs name it that day, else its own name, else the service: joins with daily_costs.cost_model and daily_model_costs.model';
-COMMENT ON COLUMN daily_usage.is_sample IS 'Invented row, shown until the user has real data';
+COMMENT ON COLUMN daily_usage.is_sample IS 'Deprecated, always false: there are no sample rows any more';
 
 -- [load]
 -- Reads: new_days, reread_days, new_results (pipeline.sql).
@@ -61,20 +61,17 @@ SEMI JOIN reread_days AS reread
     ON reread.user_id = daily_usage.user_id
     AND reread.provider = daily_usage.provider
     AND reread.endpoint = daily_usage.service
-    AND reread.date = daily_usage.date
-WHERE NOT is_sample;
+    AND reread.date = daily_usage.date;
 
 CREATE OR REPLACE TEMP TABLE old_cost_models AS
 SELECT DISTINCT user_id, provider, date, service, model, cost_model FROM old_usage;
 
--- Sample rows stay until real ones replace them (sample_data.sql).
 DELETE FROM daily_usage AS old
 USING new_days AS new
 WHERE old.service = new.endpoint
   AND old.user_id = new.user_id
   AND old.provider = new.provider
-  AND old.date = new.date
-  AND NOT old.is_sample;
+  AND old.date = new.date;
 
 INSERT INTO daily_usage BY NAME
 SELECT
@@ -142,7 +139,6 @@ WITH reread_usage AS (
         AND reread.provider = daily_usage.provider
         AND reread.endpoint = daily_usage.service
         AND reread.date = daily_usage.date
-    WHERE NOT is_sample
 ),
 differences AS (
     (SELECT *, true AS is_new FROM reread_usage EXCEPT SELECT * EXCLUDE (cost_model), true FROM old_usage)

@@ -29,6 +29,16 @@ CREATE OR REPLACE MACRO month_state(day, today) AS
         ELSE 'closed'
     END;
 
+-- Whether a charge is for tokens in use: training is not. Without a unit, a charge with a direction counts tokens.
+CREATE OR REPLACE MACRO unit_of(direction, quantity_unit) AS
+    coalesce(
+        quantity_unit,
+        CASE WHEN direction IN ('input', 'cached_input', 'output', 'cache_write', 'cache_write_12h')
+            OR direction ILIKE 'cache write%' THEN 'tokens' END
+    );
+CREATE OR REPLACE MACRO is_priced_by_token(direction, quantity_unit) AS
+    direction IS DISTINCT FROM 'training' AND unit_of(direction, quantity_unit) IN ('tokens', '1000_tokens');
+
 -- A model's name without the date of its release: gpt-4o-2024-08-06 → gpt-4o.
 CREATE OR REPLACE MACRO base_model(model) AS regexp_replace(model, '-\d{4}-\d{2}-\d{2}$', '');
 

@@ -48,7 +48,7 @@ CREATE TABLE pipeline.loaded_sets (
 -- Days whose facts changed since their metrics were computed.
 CREATE TABLE pipeline.stale_days (user_id VARCHAR NOT NULL, provider VARCHAR NOT NULL, date DATE NOT NULL);
 
--- Users whose daily_model_costs changed since their user_metrics were computed.
+-- Users whose daily_model_costs or known days changed since their user_metrics were computed.
 CREATE TABLE pipeline.stale_users (user_id VARCHAR NOT NULL, provider VARCHAR NOT NULL);
 
 -- Months of a table that changed since they were written as Parquet.
@@ -144,8 +144,8 @@ JOIN new_days AS new
 
 -- [end_load]
 -- Reads: raw_pages, new_days, reread_days, changed_days; $kind, $table_name and $is_monthly of the table.
--- Leaves: loaded_files, loaded_sets and loaded_days with the new files; new and changed days stale, their months
--- unpublished; new_sets.
+-- Leaves: loaded_files, loaded_sets and loaded_days with the new files; new and changed days stale, and users with a
+-- newly known day; their months unpublished; new_sets.
 CREATE OR REPLACE TEMP TABLE new_sets AS
 WITH sets AS (
     SELECT
@@ -201,6 +201,15 @@ WHERE NOT EXISTS (
     FROM pipeline.stale_days AS stale
     WHERE stale.user_id = new.user_id AND stale.provider = new.provider AND stale.date = new.date
 );
+
+-- Also those who spent nothing: no day of theirs has rows.
+INSERT INTO pipeline.stale_users
+SELECT DISTINCT user_id, provider
+FROM new_days
+ANTI JOIN reread_days USING (user_id, provider, endpoint, date)
+WHERE endpoint = 'costs'
+EXCEPT
+FROM pipeline.stale_users;
 
 INSERT INTO pipeline.unpublished_months
 SELECT DISTINCT $table_name, date_trunc('month', date)::DATE AS month FROM new_days WHERE $is_monthly

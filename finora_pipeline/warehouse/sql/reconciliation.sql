@@ -82,13 +82,12 @@ facts AS (
         sum(billed_tokens) AS billed_tokens,
         sum(lines_without_amount)::BIGINT AS lines_without_amount
     FROM charge_sums
-    WHERE NOT is_sample
     GROUP BY ALL
 ),
 used_sums AS (
     SELECT day, sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0))::BIGINT AS used_tokens
     FROM used
-    WHERE NOT is_sample AND service <> 'moderations'
+    WHERE service <> 'moderations'
     GROUP BY ALL
 ),
 spans AS (
@@ -109,7 +108,7 @@ lines AS MATERIALIZED (
         AND costs.date BETWEEN spans.first_date AND spans.last_date
     LEFT JOIN split_days AS split
         ON split.user_id = costs.user_id AND split.provider = costs.provider AND split.date = costs.date
-    WHERE amount_usd IS NOT NULL AND costs.quantity > 0 AND NOT is_sample
+    WHERE amount_usd IS NOT NULL AND costs.quantity > 0
 ),
 priced_lines AS (
     SELECT
