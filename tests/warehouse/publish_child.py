@@ -55,7 +55,7 @@ def main(point: str, home: str) -> int:
     if child == 0:
         POINTS[point]()
         try:
-            publish.publish(Warehouse(Path(home)), ["acme"], list, datetime.now(UTC).date())
+            publish.publish(Warehouse(Path(home)), list, datetime.now(UTC).date())
         finally:
             # A forked copy must not run its parent's clean-up.
             os._exit(0)

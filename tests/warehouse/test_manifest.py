@@ -41,7 +41,7 @@ def charge(warehouse: Warehouse, usd: str, *, user_id: str = "acme", day: Any = 
 
 def published(warehouse: Warehouse) -> dict[str, Any]:
     """Publish; return the manifest as a reader without our code reads it."""
-    publish(warehouse, ["acme"], list, TODAY)
+    publish(warehouse, list, TODAY)
     return manifest_of(warehouse)
 
 
@@ -78,7 +78,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
     warehouse = Warehouse(tmp_path)
     charge(warehouse, "1.25")
     charge(warehouse, "4.00", day=LONG_AGO)
-    refresh_metrics(warehouse, ["acme"], TODAY)
+    refresh_metrics(warehouse, TODAY)
     published(warehouse)
     published(warehouse)
     return warehouse
@@ -190,7 +190,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Warehouse]:
     """A warehouse per point, published twice, changed, and its third publish killed there."""
     made = Warehouse(tmp_path_factory.mktemp("made") / "home")
     charge(made, "1.25")
-    refresh_metrics(made, ["acme"], TODAY)
+    refresh_metrics(made, TODAY)
     published(made)
     published(made)
     charge(made, "2.50")
@@ -345,7 +345,7 @@ def test_rows_that_change_with_the_clock_are_written_once_a_day(warehouse):
     before = path.stat().st_ino
     published(warehouse)
     assert path.stat().st_ino == before
-    publish(warehouse, ["acme"], list, TODAY + timedelta(days=1))
+    publish(warehouse, list, TODAY + timedelta(days=1))
     assert path.stat().st_ino != before
 
 
@@ -355,7 +355,7 @@ def test_a_damaged_or_changed_manifest_is_replaced(warehouse):
     for text in ("", "{", "[]", content.replace('"rows": 1', '"rows": 7')):
         path.chmod(0o600)
         path.write_text(text)
-        repair = publish(warehouse, ["acme"], list, TODAY).repair
+        repair = publish(warehouse, list, TODAY).repair
         assert repair
         assert repair.files == ("manifest.json",)
         assert assert_valid(warehouse, manifest_of(warehouse)) == Decimal("5.25")
@@ -379,7 +379,7 @@ def test_a_snapshots_file_that_another_program_changed_is_removed(warehouse):
     current = f"parquet/{unchanged.relative_to(warehouse.published / earlier['snapshot'])}"
     assert foreign_changes(warehouse, record) == [current, name]
     between = manifest_of(warehouse)
-    repaired = publish(warehouse, ["acme"], list, TODAY).repair
+    repaired = publish(warehouse, list, TODAY).repair
     assert repaired
     assert repaired.files == (current, name)
     assert not Path(paths(warehouse, between, "daily_costs")[0]).exists()
@@ -425,6 +425,6 @@ def test_revisions_of_the_running_day_are_in_a_file_an_hour(warehouse):
         f"cost_revisions.{TODAY}T01.parquet": True,
     }
     assert second["tables"]["cost_revisions"]["rows"] == 6
-    publish(warehouse, ["acme"], list, TODAY + timedelta(days=1))
+    publish(warehouse, list, TODAY + timedelta(days=1))
     (file,) = manifest_of(warehouse)["tables"]["cost_revisions"]["files"]
     assert (Path(file["path"]).name, file["rows"]) == ("cost_revisions.parquet", 6)
