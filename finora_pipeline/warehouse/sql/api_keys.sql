@@ -19,7 +19,8 @@ CREATE TABLE api_keys (
     last_used_at    TIMESTAMPTZ,
     is_listed       BOOLEAN NOT NULL,
     first_seen_at   TIMESTAMPTZ NOT NULL,
-    last_seen_at    TIMESTAMPTZ NOT NULL
+    last_seen_at    TIMESTAMPTZ NOT NULL,
+    api_key_key     VARCHAR
 );
 
 -- [define]

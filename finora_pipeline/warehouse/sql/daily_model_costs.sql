@@ -87,6 +87,7 @@ FROM (
     FROM daily_model_costs
     GROUP BY user_id, provider, model
 );
+COMMENT ON MACRO model_family IS 'Name of a model without its date, size and variant, of a fine-tune that of its base: gpt-4o-mini-2024-07-18 becomes gpt-4o';
 COMMENT ON VIEW models IS 'Models of a user, as costs name them, and line items without a model: family, names in usage, first and last day.';
 COMMENT ON COLUMN models.user_id IS 'User (tenant)';
 COMMENT ON COLUMN models.provider IS 'Provider: openai';

@@ -16,7 +16,8 @@ CREATE TABLE members (
     added_at        TIMESTAMPTZ,
     is_listed       BOOLEAN NOT NULL,
     first_seen_at   TIMESTAMPTZ NOT NULL,
-    last_seen_at    TIMESTAMPTZ NOT NULL
+    last_seen_at    TIMESTAMPTZ NOT NULL,
+    member_key      VARCHAR
 );
 
 -- [define]

@@ -14,7 +14,8 @@ CREATE TABLE projects (
     archived_at     TIMESTAMPTZ,
     is_listed       BOOLEAN NOT NULL,
     first_seen_at   TIMESTAMPTZ NOT NULL,
-    last_seen_at    TIMESTAMPTZ NOT NULL
+    last_seen_at    TIMESTAMPTZ NOT NULL,
+    project_key     VARCHAR
 );
 
 -- [define]
