@@ -41,14 +41,14 @@ COMMENT ON COLUMN daily_model_costs.date IS 'UTC day';
 COMMENT ON COLUMN daily_model_costs.model IS 'Model as named in costs; the line item''s text for charges without a model';
 COMMENT ON COLUMN daily_model_costs.amount_usd IS 'USD, exact';
 COMMENT ON COLUMN daily_model_costs.token_priced_usd IS 'Part of amount_usd charged by the token';
-COMMENT ON COLUMN daily_model_costs.requests IS 'Requests to the model';
-COMMENT ON COLUMN daily_model_costs.input_tokens IS 'Input tokens, cached ones included';
-COMMENT ON COLUMN daily_model_costs.output_tokens IS 'Output tokens';
+COMMENT ON COLUMN daily_model_costs.requests IS 'Requests to the model; NULL without usage, or where OpenAI counts none';
+COMMENT ON COLUMN daily_model_costs.input_tokens IS 'Input tokens, cached ones included; NULL without usage in tokens';
+COMMENT ON COLUMN daily_model_costs.output_tokens IS 'Output tokens; NULL without usage in tokens';
 COMMENT ON COLUMN daily_model_costs.cost_per_1k_tokens IS 'USD per 1,000 tokens, input and output together; NULL without tokens';
 COMMENT ON COLUMN daily_model_costs.is_sample IS 'Deprecated, always false: there are no sample rows any more';
-COMMENT ON COLUMN daily_model_costs.charges_usd IS 'Part of amount_usd above zero (USD): without credits';
-COMMENT ON COLUMN daily_model_costs.cost_service IS 'Service of the largest charge, as in daily_costs; of the usage, for a model without charges';
-COMMENT ON COLUMN daily_model_costs.usage_models IS 'Names that usage has for the model that day';
+COMMENT ON COLUMN daily_model_costs.charges_usd IS 'Part of amount_usd above zero (USD): without credits. Never NULL';
+COMMENT ON COLUMN daily_model_costs.cost_service IS 'Service of the largest charge, as in daily_costs; of the usage, for a model without charges. Never NULL';
+COMMENT ON COLUMN daily_model_costs.usage_models IS 'Names that usage has for the model that day; NULL without usage';
 
 CREATE OR REPLACE MACRO model_family(model) AS
     -- ft-gpt-4o-mini-2024-07-18 → gpt-4o

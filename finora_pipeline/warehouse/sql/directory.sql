@@ -15,7 +15,7 @@ COMMENT ON COLUMN {table}.provider IS 'Provider: openai';
 COMMENT ON COLUMN {table}.is_listed IS 'Whether OpenAI still lists it';
 COMMENT ON COLUMN {table}.first_seen_at IS 'First seen in the API (UTC)';
 COMMENT ON COLUMN {table}.last_seen_at IS 'Last seen in the API (UTC)';
-COMMENT ON COLUMN {table}.{key} IS 'user_id/{id}, unique across users: joins with the views that have names';
+COMMENT ON COLUMN {table}.{key} IS 'user_id/{id}, unique across users: joins with the views named_…. Never NULL';
 
 -- [pages]
 -- Reads: the raw files of the variable raw_files.

@@ -22,10 +22,10 @@ CREATE TABLE projects (
 -- The other columns have the comments of directory.sql.
 COMMENT ON TABLE projects IS 'Projects of the organization, archived ones included.';
 COMMENT ON COLUMN projects.project_id IS 'OpenAI project';
-COMMENT ON COLUMN projects.name IS 'Name';
-COMMENT ON COLUMN projects.status IS 'active or archived';
-COMMENT ON COLUMN projects.created_at IS 'Creation time (UTC)';
-COMMENT ON COLUMN projects.archived_at IS 'Archiving time (UTC)';
+COMMENT ON COLUMN projects.name IS 'Newest name; NULL if OpenAI gave none';
+COMMENT ON COLUMN projects.status IS 'active or archived; NULL if OpenAI gave none';
+COMMENT ON COLUMN projects.created_at IS 'Creation time (UTC); NULL if OpenAI gave none';
+COMMENT ON COLUMN projects.archived_at IS 'Archiving time (UTC); NULL for an active project';
 
 -- [load]
 -- Reads: newest_lists, listed_items (directory.sql, pages).
