@@ -22,7 +22,10 @@ from finora_pipeline.warehouse.usage_columns import add_measures
 
 _CREATED = ("pipeline", "billed_costs", *TABLES, "reconciliation")
 # In this order: comments of tables, then views after the tables and macros that they use.
-_DEFINED = ("macros", "pipeline", *TABLES, "named", "as_of", "reconciliation", "daily_spend")
+_DEFINED = (
+    *("macros", "pipeline", *TABLES, "named", "as_of", "restatements", "reconciliation"),
+    "daily_spend",
+)
 
 
 class WarehouseOutdated(Exception):

@@ -197,7 +197,7 @@ FROM pipeline.stale_days;
 
 -- [compare]
 -- Reads: old_costs (load), reread_days (pipeline.sql).
--- Leaves: restated; the restatements in cost_revisions; the days whose rows or prices changed, in changed_days.
+-- Leaves: restated; the changes in cost_revisions; the days whose rows or prices changed, in changed_days.
 --
 -- Rows of known days that changed. `is_restated` is false if only their meaning did: the unit, or what a newer
 -- grammar reads from the line item.

@@ -39,6 +39,10 @@ CREATE OR REPLACE MACRO unit_of(direction, quantity_unit) AS
 CREATE OR REPLACE MACRO is_priced_by_token(direction, quantity_unit) AS
     direction IS DISTINCT FROM 'training' AND unit_of(direction, quantity_unit) IN ('tokens', '1000_tokens');
 
+-- The first moment after a UTC day: a fetch from then on returns the whole day.
+CREATE OR REPLACE MACRO day_end(day) AS (day::DATE + 1)::TIMESTAMP AT TIME ZONE 'UTC';
+COMMENT ON MACRO day_end IS 'The first moment after a UTC day.';
+
 -- A model's name without the date of its release: gpt-4o-2024-08-06 → gpt-4o.
 CREATE OR REPLACE MACRO base_model(model) AS regexp_replace(model, '-\d{4}-\d{2}-\d{2}$', '');
 

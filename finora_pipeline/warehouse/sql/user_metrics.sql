@@ -325,6 +325,11 @@ FROM user_metrics
 SEMI JOIN computed_users USING (user_id, provider)
 WHERE metric <> '{today_so_far}';
 
+INSERT INTO pipeline.unpublished_months
+SELECT 'daily_user_metrics', date_trunc('month', $today::DATE)::DATE
+EXCEPT
+FROM pipeline.unpublished_months;
+
 DELETE FROM pipeline.stale_users AS done USING computed_users AS computed
 WHERE done.user_id = computed.user_id AND done.provider = computed.provider;
 
