@@ -6,7 +6,9 @@ from xml.sax.saxutils import escape
 import duckdb
 
 WIDTH, ROW, HEADER, GAP = 176, 18, 24, 18
-FONT = "font-family=\"ui-monospace, 'SF Mono', Menlo, Consolas, monospace\" font-size=\"12\""
+FONT = 'font-family="ui-monospace, \'SF Mono\', Menlo, Consolas, monospace" font-size="12"'
+FRAME = 'rx="4" fill="#f6f8f9" stroke="#90a4ae"'
+LEGEND = "Tables join by user_id, provider and, in the color of the line:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +22,14 @@ class Join:
 
 # Between the columns of boxes, which begin at 8, 284 and 548. The colors are visible on white and on black.
 JOINS = {
-    "project": Join(202, "#0e8a7d", "project_key, or user_id, provider, project_id"),
-    "member": Join(222, "#c4621d", "member_key, or user_id, provider, member_id"),
-    "api_key": Join(242, "#8064c8", "api_key_key, or user_id, provider, api_key_id"),
-    "model": Join(262, "#2f7fc4", "model_key, or user_id, provider, cost_model = model"),
-    "charge": Join(480, "#a97a10", "one charge: user_id, provider, date, project_id, line_item"),
-    "usage": Join(504, "#c4508a", "one row of usage: all columns of its grain"),
-    "day": Join(528, "#5c8f35", "one day: user_id, provider, date"),
-    "user": Join(742, "#7d8b96", "one user: user_id, provider"),
+    "project": Join(202, "#0e8a7d", "project_id, or project_key alone"),
+    "member": Join(222, "#c4621d", "member_id, or member_key alone"),
+    "api_key": Join(242, "#8064c8", "api_key_id, or api_key_key alone"),
+    "model": Join(262, "#2f7fc4", "cost_model = model, or model_key alone"),
+    "charge": Join(480, "#a97a10", "a charge: date, project_id, line_item"),
+    "usage": Join(504, "#c4508a", "a row of usage: all columns of its grain"),
+    "day": Join(528, "#5c8f35", "a day: date"),
+    "user": Join(742, "#7d8b96", "a user: nothing else"),
 }
 HEADERS = {"names": "#455a64", "facts": "#00695c", "others": "#37587a"}
 
@@ -91,9 +93,9 @@ FACTS = (
 )
 _USER = (None, "user")
 OTHERS = (
-    Box("restatements", {"line_item": ("charge", None), "observed_at": (None, None)}),
-    Box("cost_revisions", {"line_item": ("charge", None), "observed_at": (None, None)}),
-    Box("usage_revisions", {"service": ("usage", None), "observed_at": (None, None)}),
+    Box("restatements", {"observed_at": (None, None), "line_item": ("charge", None)}),
+    Box("cost_revisions", {"observed_at": (None, None), "line_item": ("charge", None)}),
+    Box("usage_revisions", {"observed_at": (None, None), "service": ("usage", None)}),
     Box("daily_spend", {"user_id": _USER, "date": ("day", None)}),
     Box("reconciliation", {"user_id": _USER, "date": ("day", None)}),
     Box("user_metrics", {"user_id": _USER, "metric, period": (None, None)}),
@@ -122,7 +124,7 @@ def diagram(connection: duckdb.DuckDBPyConnection) -> str:
             y += box.height + free / (len(boxes) - 1)
     lines = [line for join, found in ends.items() for line in _lines(JOINS[join], found)]
     legend = _legend(height + 24)
-    size = f"0 0 756 {height + 24 + 24 * len(JOINS) // 2 + 40}"
+    size = f"0 0 756 {height + 156}"
     title = "Published tables and the columns by which they join"
     return "\n".join(
         [
@@ -155,7 +157,7 @@ def _box(box: Box, color: str, x: int, y: int) -> list[str]:
         for number, row in enumerate(box.rows)
     ]
     return [
-        f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{box.height}" rx="4" fill="#f6f8f9" stroke="#90a4ae"/>',
+        f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{box.height}" {FRAME}/>',
         f'<path d="M{x} {y + HEADER}v-{HEADER - 4}a4 4 0 0 1 4 -4h{WIDTH - 8}a4 4 0 0 1 4 4v{HEADER - 4}z" '
         f'fill="{color}"/>',
         f'<text x="{x + 10}" y="{y + 16}" fill="#ffffff" font-weight="600">{escape(box.table)}</text>',
@@ -176,10 +178,11 @@ def _legend(y: int) -> list[str]:
     """The joins with their columns, in two columns of text."""
     rows = (len(JOINS) + 1) // 2
     parts = [
-        f'<rect x="8" y="{y}" width="740" height="{rows * 22 + 12}" rx="4" fill="#f6f8f9" stroke="#90a4ae"/>'
+        f'<rect x="8" y="{y}" width="740" height="{rows * 22 + 36}" {FRAME}/>',
+        f'<text x="20" y="{y + 21}" fill="#1c2b33">{LEGEND}</text>',
     ]
     for number, join in enumerate(JOINS.values()):
-        x, at = 20 + 362 * (number // rows), y + 21 + 22 * (number % rows)
+        x, at = 20 + 362 * (number // rows), y + 45 + 22 * (number % rows)
         parts.append(f'<path d="M{x} {at - 4}h18" stroke="{join.color}" stroke-width="3"/>')
-        parts.append(f'<text x="{x + 26}" y="{at}" fill="#1c2b33" font-size="11">{escape(join.columns)}</text>')
+        parts.append(f'<text x="{x + 26}" y="{at}" fill="#1c2b33">{escape(join.columns)}</text>')
     return parts

@@ -44,20 +44,20 @@ GRAINS = {"models": "user, provider, model"}
 INTRODUCTION = """\
 # Tables
 
-Every published table and view with its columns, and the macros for queries. `make docs` writes this page from the
-comments in the published file; a test keeps it true. [For analysts](analysts.md) has the rules and worked questions,
-[the figures](kpis.md) the definitions of the key figures, [schema changes](schema.md) what changed in which version.
+Every published table and view with its columns, and the macros for queries. `make docs` writes this page from
+the comments in the published file; a test keeps it true. [For analysts](analysts.md) has the rules and worked
+questions, [the figures](kpis.md) the definitions of the key figures.
 
-Each `Grain` lists the columns that identify a row (`user` is `user_id`). Money is in USD as `DECIMAL(38,18)`, exact;
-days and moments are UTC; an unknown figure is NULL, never zero.
+A grain lists the columns that identify a row; `user` is `user_id`. Money is in USD as `DECIMAL(38,18)`,
+exact. Days and moments are UTC. An unknown figure is NULL, never zero.
 
 ## What joins what
 
-![Diagram: the tables with their keys; lines connect the columns by which they join](tables.svg)
+![The tables and their keys; lines connect the columns by which they join](tables.svg)
 
-Tables join by `user_id`, `provider` and the columns of a line, or by the single column that is named at the line's end:
-the views `named_…` have it next to the columns of their table. Join with `LEFT JOIN`: not every row has every id. A join
-with the parts of a charge or the rows of a day multiplies rows, so add up one side first.
+The views `named_…` have the columns of their table, names, and the keys by which a single column joins. Use
+`LEFT JOIN`: not every row has every id. Add up one side before you join parts of a charge or rows of a day,
+since such a join repeats the rows of the other side.
 """
 
 
@@ -137,12 +137,13 @@ def _comments(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, st
 def _macros(connection: duckdb.DuckDBPyConnection) -> str:
     comments = dict(
         connection.execute(
-            "SELECT function_name, comment FROM duckdb_functions() WHERE schema_name = 'main' AND NOT internal"
+            "SELECT function_name, comment FROM duckdb_functions() "
+            "WHERE schema_name = 'main' AND NOT internal"
         ).fetchall()
     )
     lines = [
         "## Macros\n",
-        "Functions that the published file brings along. Amounts stay exact in them; `costs_as_of` is a table.\n",
+        "Functions in the published file. `costs_as_of` is used like a table.\n",
         "| macro | result |",
         "|---|---|",
     ]

@@ -63,7 +63,7 @@ COMMENT ON MACRO to_units IS 'A USD amount in whole 10^-18 dollars, exact';
 COMMENT ON MACRO from_units IS 'Whole 10^-18 dollars as a USD amount, exact: the inverse of to_units';
 COMMENT ON MACRO exact_ratio IS 'numerator × per ÷ denominator, e.g. USD per 1,000 tokens with per := 1000; cut after the 18th decimal, never a float. NULL without a denominator above zero';
 COMMENT ON MACRO share_of IS 'part ÷ whole, rounded to 12 decimals. NULL without a whole above zero';
-COMMENT ON MACRO change_of IS '(value − previous) ÷ |previous|, rounded to 12 decimals: 0.1 is 10 % more. NULL where the previous value is zero or unknown';
+COMMENT ON MACRO change_of IS '(value − previous) ÷ |previous|, rounded to 12 decimals: 0.1 is 10% more. NULL where the previous value is zero or unknown';
 COMMENT ON MACRO is_final IS 'Whether a UTC day is old enough on the UTC day `today` for OpenAI to restate it no more';
 COMMENT ON MACRO month_state IS 'State of a day''s month on the UTC day `today`: open during the month, closing until day {closing_days} of the next, then closed';
 COMMENT ON MACRO unit_of IS 'Unit of a charge''s quantity; tokens for a charge that has a token type but no unit; NULL if unknown';

@@ -32,21 +32,21 @@ COMMENT ON COLUMN usage_revisions.user_id IS 'User (tenant)';
 COMMENT ON COLUMN usage_revisions.provider IS 'Provider: openai';
 COMMENT ON COLUMN usage_revisions.date IS 'UTC day of the usage';
 COMMENT ON COLUMN usage_revisions.service IS 'Usage endpoint';
-COMMENT ON COLUMN usage_revisions.project_id IS 'OpenAI project';
-COMMENT ON COLUMN usage_revisions.member_id IS 'OpenAI organization member';
-COMMENT ON COLUMN usage_revisions.api_key_id IS 'OpenAI API key';
-COMMENT ON COLUMN usage_revisions.model IS 'Model as named by the usage endpoint';
-COMMENT ON COLUMN usage_revisions.batch IS 'Whether the requests used the Batch API';
-COMMENT ON COLUMN usage_revisions.service_tier IS 'Service tier';
+COMMENT ON COLUMN usage_revisions.project_id IS 'OpenAI project; NULL if OpenAI gave none';
+COMMENT ON COLUMN usage_revisions.member_id IS 'OpenAI organization member; NULL if OpenAI gave none, as for service accounts';
+COMMENT ON COLUMN usage_revisions.api_key_id IS 'OpenAI API key; NULL if the service is not counted by it';
+COMMENT ON COLUMN usage_revisions.model IS 'Model as named by the usage endpoint; NULL if the service has none';
+COMMENT ON COLUMN usage_revisions.batch IS 'Whether the requests used the Batch API; NULL if the service is not counted by it';
+COMMENT ON COLUMN usage_revisions.service_tier IS 'Service tier, e.g. default, priority; NULL if the service is not counted by it';
 COMMENT ON COLUMN usage_revisions.observed_at IS 'Fetch time of the new counts (UTC); of the last ones of their UTC day once folded';
 COMMENT ON COLUMN usage_revisions.old_requests IS 'Old requests; all old counts are NULL for a new row';
 COMMENT ON COLUMN usage_revisions.new_requests IS 'New requests; all new counts are NULL for a vanished row';
-COMMENT ON COLUMN usage_revisions.old_input_tokens IS 'Old input tokens';
-COMMENT ON COLUMN usage_revisions.new_input_tokens IS 'New input tokens';
-COMMENT ON COLUMN usage_revisions.old_output_tokens IS 'Old output tokens';
-COMMENT ON COLUMN usage_revisions.new_output_tokens IS 'New output tokens';
-COMMENT ON COLUMN usage_revisions.old_other IS 'Old sum of the service''s other counts ({other_units})';
-COMMENT ON COLUMN usage_revisions.new_other IS 'New sum of the service''s other counts ({other_units})';
+COMMENT ON COLUMN usage_revisions.old_input_tokens IS 'Old input tokens; NULL as for old_requests';
+COMMENT ON COLUMN usage_revisions.new_input_tokens IS 'New input tokens; NULL as for new_requests';
+COMMENT ON COLUMN usage_revisions.old_output_tokens IS 'Old output tokens; NULL as for old_requests';
+COMMENT ON COLUMN usage_revisions.new_output_tokens IS 'New output tokens; NULL as for new_requests';
+COMMENT ON COLUMN usage_revisions.old_other IS 'Old sum of the service''s other counts ({other_units}); NULL as for old_requests';
+COMMENT ON COLUMN usage_revisions.new_other IS 'New sum of the service''s other counts ({other_units}); NULL as for new_requests';
 
 -- [fold]
 -- Reads: the rows observed from $start until before $end, of the users of $portion of $portions; loaded_days.

@@ -69,7 +69,7 @@ COMMENT ON COLUMN user_metrics.is_sample IS 'Deprecated, always false: there are
 COMMENT ON COLUMN user_metrics.through_date IS 'Last complete UTC day, with which the period ends; NULL for today';
 COMMENT ON COLUMN user_metrics.known_days IS 'Days of the period whose costs are known: what averages divide by. Never NULL';
 COMMENT ON COLUMN user_metrics.known_until IS 'today_so_far: time of the fetch (UTC); NULL for other figures and until today is fetched';
-COMMENT ON COLUMN user_metrics.change_unit IS 'relative (0.1 = 10 % more) or points (0.1 = ten points of a share); NULL without a change';
+COMMENT ON COLUMN user_metrics.change_unit IS 'relative (0.1 = 10% more) or points (0.1 = ten points of a share); NULL without a change';
 
 -- [through]
 -- Reads: pipeline.known_days; $today.
