@@ -224,7 +224,17 @@ def _load_days(connection: duckdb.DuckDBPyConnection, kind: str, table: str) -> 
         if connection.execute("FROM repeated_usage LIMIT 1").fetchall():
             connection.execute(section("daily_usage", "merge", grain=grain))
     if connection.execute("FROM reread_days LIMIT 1").fetchall():
+        if kind == USAGE_KIND:
+            _regroup(connection)
         run_section(connection, table, "compare")
+
+
+def _regroup(connection: duckdb.DuckDBPyConnection) -> None:
+    """Makes the old and the new usage comparable where only one of them is split."""
+    run_section(connection, "daily_usage", "reread")
+    if connection.execute("FROM regrouped LIMIT 1").fetchall():
+        for rows in ("old_usage", "reread_usage"):
+            connection.execute(section("daily_usage", "regroup", rows=rows))
 
 
 @contextmanager

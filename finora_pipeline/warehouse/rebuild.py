@@ -136,8 +136,8 @@ def replace_warehouse(warehouse: Warehouse, on_progress: Progress | None = None)
     """Replaces the warehouse by one built from all raw pages; returns their number of files.
 
     For a warehouse of another version, or a damaged one. Revisions and first fetch times, which raw pages do
-    not hold, are copied where the tables have the same columns. The next publish computes the metrics;
-    expired days may be back until the next prune. A database that cannot be read is kept as
+    not hold, are copied where the new tables have the old ones' columns. The next publish computes the
+    metrics; expired days may be back until the next prune. A database that cannot be read is kept as
     `damaged.duckdb`.
     """
     with warehouse.lock():
@@ -214,13 +214,14 @@ def _copy_records(warehouse: Warehouse, built: Warehouse) -> None:
 
 
 def _copy_revisions_and_first_fetches(connection: duckdb.DuckDBPyConnection) -> None:
-    for table in ("main.cost_revisions", "main.usage_revisions"):
-        if _has_same_columns(connection, table):
+    # What was published then cannot be computed again.
+    for table in ("main.cost_revisions", "main.usage_revisions", "main.daily_user_metrics"):
+        if _has_columns_of(connection, table):
             connection.execute(f"DELETE FROM {table}")
-            connection.execute(f"INSERT INTO {table} FROM held.{table}")
+            connection.execute(f"INSERT INTO {table} BY NAME FROM held.{table}")
     _copy_moments(connection)
     for table, key in ID_COLUMN.items():
-        if _has_same_columns(connection, f"main.{table}"):
+        if _has_columns_of(connection, f"main.{table}"):
             connection.execute(
                 f"UPDATE {table} AS one SET first_seen_at = known.first_seen_at "
                 f"FROM held.{table} AS known WHERE known.user_id = one.user_id "
@@ -284,10 +285,10 @@ def _attach_held(connection: duckdb.DuckDBPyConnection, warehouse: Warehouse) ->
     connection.execute(f"ATTACH {quoted(warehouse.database)} AS held (READ_ONLY)")
 
 
-def _has_same_columns(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
-    """Whether the held database has the table with the same columns."""
+def _has_columns_of(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
+    """Whether the built database has all columns of the held one's table; false if that does not exist."""
     held, built = (_columns(connection, table, is_held=is_held) for is_held in (True, False))
-    return list(held.items()) == list(built.items())
+    return bool(held) and held.items() <= built.items()
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, table: str, *, is_held: bool) -> dict[str, str]:

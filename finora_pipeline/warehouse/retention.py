@@ -57,15 +57,16 @@ def prune(warehouse: Warehouse, kept_from: Callable[[], Mapping[str, date]]) -> 
             "INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM pipeline.loaded_days "
             "JOIN limits USING (user_id) WHERE date < kept_from EXCEPT FROM pipeline.stale_users"
         )
-        for table in _tables_with(connection, "date"):
+        tables = [(table, "date") for table in _tables_with(connection, "date")]
+        for table, day in (*tables, ("daily_user_metrics", "as_of_date")):
             connection.execute(
                 f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{table}', "
-                f"date_trunc('month', date)::DATE FROM {table} JOIN limits USING (user_id) "
-                "WHERE date < kept_from EXCEPT FROM pipeline.unpublished_months"
+                f"date_trunc('month', {day})::DATE FROM {table} JOIN limits USING (user_id) "
+                f"WHERE {day} < kept_from EXCEPT FROM pipeline.unpublished_months"
             )
             ((count,),) = connection.execute(
                 f"DELETE FROM {table} AS old USING limits "
-                "WHERE old.user_id = limits.user_id AND old.date < limits.kept_from"
+                f"WHERE old.user_id = limits.user_id AND old.{day} < limits.kept_from"
             ).fetchall()
             if count:
                 removed.rows[table] = count

@@ -18,7 +18,7 @@ MONTHLY_TABLES = (
 GRAIN = {
     "daily_costs": "user_id, provider, date, project_id, line_item",
     "daily_usage": "user_id, provider, date, service, project_id, member_id, api_key_id, model, batch, "
-    "service_tier",
+    "service_tier, image_size, image_source, context_level, vector_store_id",
 }
 # The tables of the directory, each with the column of its ids.
 ID_COLUMN = {"projects": "project_id", "members": "member_id", "api_keys": "api_key_id"}

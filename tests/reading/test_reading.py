@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -21,30 +20,7 @@ from finora_pipeline.cli import main
 from finora_pipeline.data_folder.disk import DatabaseDamaged
 from finora_pipeline.reading import NothingPublished
 from tests.conftest import Installation
-from tests.small_openai import small_openai
-
-DAYS = 5
-
-
-@pytest.fixture(scope="module")
-def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """An installation with two refreshed users."""
-    with small_openai(organizations=2, days=DAYS) as openai, pytest.MonkeyPatch.context() as environment:
-        home = tmp_path_factory.mktemp("reading") / "home"
-        # A refresh sets the process's Dagster instance; the next module has its own.
-        environment.setenv("DAGSTER_HOME", str(home / "dagster"))
-        installation = Installation(home, openai)
-        installation.connect(plan="trial", users=["acme", "globex"])
-        assert installation.refresh().succeeded
-        yield installation
-
-
-@pytest.fixture
-def installation(refreshed: Installation, monkeypatch: pytest.MonkeyPatch) -> Installation:
-    """The same installation, with `FINORA_HOME` set to it."""
-    monkeypatch.setenv("FINORA_HOME", str(refreshed.settings.home))
-    monkeypatch.setenv("DAGSTER_HOME", str(refreshed.settings.dagster_home))
-    return refreshed
+from tests.reading.conftest import DAYS
 
 
 def spent(connection: duckdb.DuckDBPyConnection) -> Decimal:

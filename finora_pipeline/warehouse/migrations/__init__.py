@@ -62,6 +62,11 @@ def _infer_moments(connection: duckdb.DuckDBPyConnection) -> None:
 MIGRATIONS = (
     Migration(1, "Numbers the tables, which are those of the last versions without a number."),
     Migration(2, "Reads models and token types from line items by a wider grammar.", then=_reparse),
+    Migration(
+        3,
+        "Adds image size and source, search context level and vector store to usage.",
+        "0003_usage_dimensions.sql",
+    ),
     Migration(4, "Records when a day was complete and last checked.", "0004_moments.sql", _infer_moments),
     Migration(5, "Deletes the sample rows of users without costs.", "0005_no_sample_rows.sql"),
     Migration(6, "Adds the table about, with the version of the published tables.", "0006_about.sql"),

@@ -1,7 +1,8 @@
 -- usage_revisions: each change of a usage row seen after its day had been fetched before.
 --
 -- Grain: user, provider, date, service, project_id, member_id, api_key_id, model, batch, service_tier,
--- observed_at. Counts in the units of daily_usage. Rules as for cost_revisions, folding included.
+-- image_size, image_source, context_level, vector_store_id, observed_at. Counts in the units of daily_usage. Rules as
+-- for cost_revisions, folding included.
 
 -- [create]
 CREATE TABLE usage_revisions (
@@ -23,7 +24,11 @@ CREATE TABLE usage_revisions (
     old_output_tokens  BIGINT,
     new_output_tokens  BIGINT,
     old_other          BIGINT,
-    new_other          BIGINT
+    new_other          BIGINT,
+    image_size         VARCHAR,
+    image_source       VARCHAR,
+    context_level      VARCHAR,
+    vector_store_id    VARCHAR
 );
 
 -- [define]
@@ -47,6 +52,10 @@ COMMENT ON COLUMN usage_revisions.old_output_tokens IS 'Old output tokens; NULL 
 COMMENT ON COLUMN usage_revisions.new_output_tokens IS 'New output tokens; NULL as for new_requests';
 COMMENT ON COLUMN usage_revisions.old_other IS 'Old sum of the service''s other counts ({other_units}); NULL as for old_requests';
 COMMENT ON COLUMN usage_revisions.new_other IS 'New sum of the service''s other counts ({other_units}); NULL as for new_requests';
+COMMENT ON COLUMN usage_revisions.image_size IS 'Size of the images; NULL too where the old or the new counts were not split by it';
+COMMENT ON COLUMN usage_revisions.image_source IS 'Origin of the images; NULL as for image_size';
+COMMENT ON COLUMN usage_revisions.context_level IS 'Context level of web searches; NULL as for image_size';
+COMMENT ON COLUMN usage_revisions.vector_store_id IS 'OpenAI vector store; NULL as for image_size';
 
 -- [fold]
 -- Reads: the rows observed from $start until before $end, of the users of $portion of $portions; loaded_days.
