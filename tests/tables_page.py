@@ -36,8 +36,8 @@ GROUPS = {
 }
 MACROS = (
     *("costs_as_of", "exact_ratio", "share_of", "change_of", "base_model", "model_family", "is_final"),
-    *("month_state", "day_end", "is_priced_by_token", "unit_of", "name_or_unknown", "exact_decimal", "to_units"),
-    *("from_units", "parts_to_decimal"),
+    *("month_state", "day_end", "is_priced_by_token", "unit_of", "name_or_unknown", "exact_decimal"),
+    *("to_units", "from_units", "parts_to_decimal"),
 )
 # Grains of views whose file is that of another table.
 GRAINS = {"models": "user, provider, model"}

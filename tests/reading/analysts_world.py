@@ -51,13 +51,13 @@ class World:
         self.this_month = self.today.replace(day=1)
         self.last_month = month_before(self.this_month)
         self.month_before = month_before(self.last_month)
-        self.since = month_before(self.month_before)
+        self.since = self.month_before
         self.unknown_day = self.last_month + timedelta(days=9)
         self.price_day = self.last_month + timedelta(days=4)
         self.new_model_day = self.last_month + timedelta(days=6)
         self.is_corrected = False
-        self.between: datetime | None = None
-        self.first_now = self.openai.simulator.now
+        self.between = datetime.now(UTC)
+        self.before: list[Charge] = []
 
     def days(self, first: date) -> list[date]:
         """The days of a month up to today."""
@@ -69,7 +69,9 @@ class World:
         days = [self.since + timedelta(days=n) for n in range((self.today - self.since).days + 1)]
         return [day for day in days if (user_id, day) != ("initech", self.unknown_day)]
 
-    def cells(self, user_id: str, days: list[date], now: datetime | None = None) -> Iterator[tuple[date, Cell]]:
+    def cells(
+        self, user_id: str, days: list[date], now: datetime | None = None
+    ) -> Iterator[tuple[date, Cell]]:
         organization = self.openai.organizations[USERS.index(user_id)]
         for day in days:
             for cell in organization.cells(day, now or self.openai.simulator.now):
@@ -77,7 +79,14 @@ class World:
 
     def charges(self, user_id: str, days: list[date], now: datetime | None = None) -> list[Charge]:
         return [
-            Charge(day, line, cell.api_key, cell.measures[line.measure], cell.measures[line.measure] * line.price, cell)
+            Charge(
+                day,
+                line,
+                cell.api_key,
+                cell.measures[line.measure],
+                cell.measures[line.measure] * line.price,
+                cell,
+            )
             for day, cell in self.cells(user_id, days, now)
             for line in cell.lines
         ]
@@ -118,13 +127,13 @@ def extra(organization: SimulatedOrganization, text: str, usd: str) -> Cell:
 def analysts_world(home: Path) -> Iterator[World]:
     """Serves the organizations for the length of the block; the data folder has been refreshed twice."""
     now = now_in_the_middle_of_today()
-    since = month_before(month_before(month_before(now.date().replace(day=1))))
-    common = {"since": since, "keys_per_project": 1, "projects": 2, "members": 3}
-    specs = [
-        OrganizationSpec(0, **common, models=(*MODELS[:5], TUNED), cost_groupings=(), service_accounts=1),
-        OrganizationSpec(1, **common, models=MODELS[:2]),
-        OrganizationSpec(2, **common, models=MODELS[:1], services=False),
-    ]
+    since = month_before(month_before(now.date().replace(day=1)))
+    small = OrganizationSpec(0, since, keys_per_project=1, projects=2, members=3)
+    specs = (
+        replace(small, models=(*MODELS[:5], TUNED), cost_groupings=(), service_accounts=1),
+        replace(small, number=1, models=MODELS[:2]),
+        replace(small, number=2, models=MODELS[:1], services=False),
+    )
     simulator = Simulator(specs, now=now)
     with running(simulator) as base_url:
         installation = Installation(home, OpenAI(simulator, base_url))
@@ -133,10 +142,12 @@ def analysts_world(home: Path) -> Iterator[World]:
         installation.connect(plan="scale", users=USERS)
         assert installation.refresh().failed_users == []
         world.between = datetime.now(UTC)
+        world.before = world.charges("acme", world.known("acme"))
         simulator.frozen_now = now + timedelta(hours=7)
         world.is_corrected = True
         forget_day(installation, "initech", world.unknown_day)
-        window = Window(world.month_before, world.today + timedelta(days=1))
+        assert installation.refresh().failed_users == []
+        window = Window(since, world.today + timedelta(days=1))
         assert installation.refresh(window, users=["acme"]).failed_users == []
         yield world
 
