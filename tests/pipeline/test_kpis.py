@@ -165,7 +165,7 @@ def test_the_examples_numbers_are_those_of_its_table(example: dict[tuple[str, st
     for metric, section in SECTIONS.items():
         if metric == "month_over_month":
             continue
-        (bold,) = re.findall(r"\*\*(-?[\d.,]+)", section.split("```sql")[0])
+        (bold,) = re.findall(r"\*\*(-?\d[\d.,]*)", section.split("```sql")[0])
         value, _ = example[metric, PERIODS.get(metric, "7d")]
         assert value == Decimal(bold.replace(",", "")), metric
     assert example["total_spend", "7d"][1] == Decimal("0.25")
