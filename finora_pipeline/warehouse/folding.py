@@ -14,6 +14,8 @@ from finora_pipeline.warehouse.tables import GRAIN
 ROWS_AT_ONCE = 500_000
 # Placeholders of the section that folds a table.
 _REVISIONS = {"cost_revisions": {}, "usage_revisions": {"grain": GRAIN["daily_usage"]}}
+# Views of a table, whose Parquet files change with it.
+_MADE_FROM = {"cost_revisions": ("restatements",), "usage_revisions": ()}
 
 
 def fold_revisions(warehouse: Warehouse, now: datetime) -> int:
@@ -59,6 +61,13 @@ def _fold_day(connection: duckdb.DuckDBPyConnection, table: str, day: date, coun
     start, end = _midnight(day), _midnight(day + timedelta(days=1))
     portions = 1 + count // ROWS_AT_ONCE
     left = 0
+    for name in (table, *_MADE_FROM[table]):
+        connection.execute(
+            f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{name}', "
+            f"date_trunc('month', date)::DATE FROM {table} "
+            "WHERE observed_at >= $start AND observed_at < $end EXCEPT FROM pipeline.unpublished_months",
+            {"start": start, "end": end},
+        )
     for portion in range(portions):
         with transaction(connection):
             execute_with(connection, statements, start=start, end=end, portion=portion, portions=portions)

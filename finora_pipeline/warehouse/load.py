@@ -8,7 +8,7 @@ next load loads.
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
 from threading import Event
@@ -98,7 +98,8 @@ def check_days(warehouse: Warehouse, unchanged: Sequence[UnchangedSet]) -> None:
     """
     if not unchanged:
         return
-    rows = pa.Table.from_pylist([asdict(one) for one in unchanged], _UNCHANGED_SCHEMA)
+    columns = {name: [getattr(one, name) for one in unchanged] for name in _UNCHANGED_SCHEMA.names}
+    rows = pa.table(columns, _UNCHANGED_SCHEMA)
     with warehouse.writing() as connection, transaction(connection):
         connection.register("unchanged_sets", rows)
         run_section(connection, "pipeline", "check_days")

@@ -1,4 +1,4 @@
-"""The manifest: every Parquet file of one publish, so that readers see one moment.
+"""The manifest: every Parquet file of a publish, so that readers see a single moment.
 
 Each publish links its files into a folder of its own, `published/snapshots/<UTC time>`, where nothing
 changes, and then replaces `published/manifest.json` by a rename. The snapshot of the publish before stays

@@ -1,7 +1,7 @@
 """Publishes the snapshot that readers open: a copy swapped in with one rename.
 
 No reader waits; one with the old file open keeps reading it. The same tables are published as Parquet
-(`parquet_files.py`), with a manifest of one moment (`manifest.py`).
+(`parquet_files.py`), with a manifest of the moment (`manifest.py`).
 """
 
 import logging

@@ -135,10 +135,10 @@ def bring_up_to_date(warehouse: Warehouse, on_progress: Progress | None = None) 
 def replace_warehouse(warehouse: Warehouse, on_progress: Progress | None = None) -> int:
     """Replaces the warehouse by one built from all raw pages; returns their number of files.
 
-    For a warehouse of another version, or a damaged one. Revisions and first fetch times, which raw pages do
-    not hold, are copied where the new tables have the old ones' columns. The next publish computes the
-    metrics; expired days may be back until the next prune. A database that cannot be read is kept as
-    `damaged.duckdb`.
+    For a warehouse of another version, or a damaged one. Revisions, published figures and moments of days,
+    which raw pages do not hold, are copied where the new tables have the old ones' columns. The next publish
+    computes the metrics; expired days may be back until the next prune. A database that cannot be read is
+    kept as `damaged.duckdb`.
     """
     with warehouse.lock():
         return _replace(warehouse, on_progress)

@@ -5,8 +5,8 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, EXTRA_ENDPOINTS, Endpoint
-from finora_pipeline.openai_admin.pages import Page, Window, check_page, unix_seconds
+from finora_pipeline.openai_admin.endpoints import COSTS, ENDPOINTS, EXTRA_ENDPOINTS, Endpoint, Listing
+from finora_pipeline.openai_admin.pages import Page, PageHead, Window, check_page, unix_seconds
 from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import load_pending
 from finora_pipeline.warehouse.load_report import Loaded
@@ -59,6 +59,29 @@ def land(
     moment = fetched_at or datetime.now(UTC)
     page = Page(endpoint, window, endpoint.group_by, 1, moment, raw_body, head)
     RawPages(warehouse.raw).writer(run_id).land([PageSet(user_id, [page])])
+
+
+def land_lists(
+    warehouse: Warehouse,
+    lists: dict[tuple[Listing, str], list[dict[str, Any]]],
+    fetched_at: datetime,
+    user_id: str = "acme",
+) -> None:
+    """Land one fetch of the directory: rows by list and project."""
+    window = Window(DAY, DAY + timedelta(days=1))
+    pages = [
+        Page(
+            listing,
+            window,
+            (project_id,) if project_id else (),
+            1,
+            fetched_at,
+            json.dumps({"object": "list", "data": found, "has_more": False}).encode(),
+            PageHead(False, None, []),
+        )
+        for (listing, project_id), found in lists.items()
+    ]
+    RawPages(warehouse.raw).writer("run-1").land([PageSet(user_id, pages)])
 
 
 def load(warehouse: Warehouse, endpoint: str = "costs", run_id: str = "run-1") -> Loaded:

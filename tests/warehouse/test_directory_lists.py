@@ -1,6 +1,5 @@
 """Directory lists, each with its own outcome, loaded in any order and parts."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,9 @@ from typing import Any
 import pytest
 
 from finora_pipeline.openai_admin.endpoints import API_KEYS, MEMBERS, PROJECTS, SERVICE_ACCOUNTS, Listing
-from finora_pipeline.openai_admin.pages import Page, PageHead, Window
 from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.load import load_pending
-from finora_pipeline.warehouse.raw import PageSet, RawPages
-from tests.warehouse.landing import DAY, rows
+from tests.warehouse.landing import land_lists, rows
 
 NOON = datetime(2026, 6, 15, 12, tzinfo=UTC)
 LATER = NOON + timedelta(days=1)
@@ -42,20 +39,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 def read(warehouse: Warehouse, lists: dict[tuple[Listing, str], list[Row]], at: datetime = NOON) -> None:
     """Land and load one fetch of the directory: rows by list and project."""
-    window = Window(DAY, DAY + timedelta(days=1))
-    pages = [
-        Page(
-            listing,
-            window,
-            (project_id,) if project_id else (),
-            1,
-            at,
-            json.dumps({"object": "list", "data": found, "has_more": False}).encode(),
-            PageHead(False, None, []),
-        )
-        for (listing, project_id), found in lists.items()
-    ]
-    RawPages(warehouse.raw).writer("run-1").land([PageSet("acme", pages)])
+    land_lists(warehouse, lists, at)
     load_pending(warehouse, ["directory"], "run-1")
 
 

@@ -248,7 +248,7 @@ def test_finer_rows_change_no_cost(warehouse: Warehouse):
     load(warehouse)
     load(warehouse, USAGE_ENDPOINTS[0].name)
 
-    refresh_metrics(warehouse, ["whole", "split"], DAY)
+    refresh_metrics(warehouse, DAY)
 
     counts = dict(rows(warehouse, "SELECT user_id, count(*) FROM daily_usage GROUP BY ALL"))
     assert counts["split"] > counts["whole"]

@@ -38,8 +38,8 @@ COMMENT ON COLUMN api_keys.created_at IS 'Creation time (UTC); NULL if OpenAI ga
 COMMENT ON COLUMN api_keys.last_used_at IS 'Time of last use as of last_seen_at (UTC); NULL for a key that was never used';
 
 -- [load]
--- Reads: newest_lists, listed_items (directory.sql, pages).
--- Leaves: lists (one per project), listed, for directory.sql to merge.
+-- Reads: newest_lists, listed_items (directory.sql, pages), daily_attributed_costs.
+-- Leaves: lists (one per project), listed, for directory.sql to merge; days stale on which a key's part gets an owner.
 CREATE OR REPLACE TEMP TABLE lists AS FROM newest_lists('api_keys');
 
 CREATE OR REPLACE TEMP TABLE listed AS
@@ -62,3 +62,21 @@ FROM listed_items('api_keys', '{"id": "VARCHAR", "name": "VARCHAR", "redacted_va
     "created_at": "BIGINT", "last_used_at": "BIGINT", "owner": {"type": "VARCHAR",
     "user": {"id": "VARCHAR", "name": "VARCHAR", "email": "VARCHAR"},
     "service_account": {"id": "VARCHAR", "name": "VARCHAR"}}}');
+
+-- Usage names the members of keys, so that only parts without one depend on the list.
+INSERT INTO pipeline.stale_days
+SELECT DISTINCT parts.user_id, parts.provider, parts.date
+FROM daily_attributed_costs AS parts
+JOIN (
+    SELECT listed.user_id, listed.provider, listed.api_key_id, listed.owner_id
+    FROM listed
+    LEFT JOIN api_keys AS held USING (user_id, provider, api_key_id)
+    WHERE listed.owner_id IS NOT NULL
+      AND (listed.owner_type, listed.owner_id) IS DISTINCT FROM (held.owner_type, held.owner_id)
+) AS changed
+    ON changed.user_id = parts.user_id
+    AND changed.provider = parts.provider
+    AND changed.api_key_id = parts.api_key_id
+WHERE parts.principal_type <> 'member' AND parts.member_id IS DISTINCT FROM changed.owner_id
+EXCEPT
+FROM pipeline.stale_days;

@@ -197,8 +197,7 @@ SELECT
     ) AS cache_writes_12h,
     greatest(images, 0) + greatest(seconds, 0) + greatest(characters, 0) AS other,
     greatest(coalesce(calls, requests), 0) AS requests_or_calls,
-    CASE WHEN batch THEN 'batch' ELSE same_tier(service_tier) END AS tier,
-    is_sample
+    CASE WHEN batch THEN 'batch' ELSE same_tier(service_tier) END AS tier
 FROM daily_usage
 JOIN split_days AS split USING (user_id, provider, date);
 
@@ -278,8 +277,7 @@ WITH sums AS (
         sum(amount_usd) FILTER (has_use AND unit IN ('tokens', '1000_tokens')) AS token_priced_usd,
         sum(quantity) FILTER (has_use AND unit = 'tokens') AS tokens,
         sum(quantity) FILTER (has_use AND unit = '1000_tokens') * 1000 AS tokens_in_thousands,
-        count(*) FILTER (amount_usd IS NULL) AS lines_without_amount,
-        bool_or(is_sample) AS is_sample
+        count(*) FILTER (amount_usd IS NULL) AS lines_without_amount
     FROM (
         SELECT
             *,

@@ -63,13 +63,13 @@ FROM (
         AND loaded.user_id = revisions.user_id
         AND loaded.provider = revisions.provider
         AND loaded.date = revisions.date
-    WHERE observed_at >= $start AND observed_at < $end AND hash(revisions.user_id) % $portions = $portion
+    WHERE observed_at >= $start AND observed_at < $end AND hash(revisions.user_id) % $portions::UBIGINT = $portion::UBIGINT
 )
 GROUP BY user_id, provider, date, project_id, line_item, is_restatement
 HAVING old IS DISTINCT FROM new;
 
 DELETE FROM cost_revisions
-WHERE observed_at >= $start AND observed_at < $end AND hash(user_id) % $portions = $portion;
+WHERE observed_at >= $start AND observed_at < $end AND hash(user_id) % $portions::UBIGINT = $portion::UBIGINT;
 
 INSERT INTO cost_revisions BY NAME
 SELECT

@@ -285,24 +285,21 @@ most AS (
     FROM uses
     QUALIFY row_number() OVER (PARTITION BY day, api_key_id ORDER BY requests DESC NULLS LAST, tokens DESC, member_id) = 1
 )
-SELECT
-    split.day,
-    split.api_key_id,
-    coalesce(most.member_id, key_owners.owner_id) AS owner_id,
-    service_accounts.member_id IS NOT NULL AS is_service_account
-FROM split_keys AS split
-LEFT JOIN most USING (day, api_key_id)
-LEFT JOIN key_owners USING (account, api_key_id)
-LEFT JOIN service_accounts
-    ON service_accounts.account = split.account
-    AND service_accounts.member_id = coalesce(most.member_id, key_owners.owner_id)
-WHERE owner_id IS NOT NULL;
+SELECT owned.day, owned.api_key_id, owned.member_id, services.member_id IS NOT NULL AS is_service_account
+FROM (
+    SELECT split.day, split.account, split.api_key_id, coalesce(most.member_id, known.owner_id) AS member_id
+    FROM split_keys AS split
+    LEFT JOIN most USING (day, api_key_id)
+    LEFT JOIN key_owners AS known USING (account, api_key_id)
+) AS owned
+LEFT JOIN service_accounts AS services USING (account, member_id)
+WHERE owned.member_id IS NOT NULL;
 
 CREATE OR REPLACE TEMP TABLE attributed AS
 WITH key_parts AS (
     SELECT
         keys.charge,
-        CASE WHEN members.charge IS NOT NULL OR owners.is_service_account THEN owners.owner_id END AS member_id,
+        CASE WHEN members.charge IS NOT NULL OR owners.is_service_account THEN owners.member_id END AS member_id,
         keys.id AS api_key_id,
         keys.amount_usd,
         members.charge IS NOT NULL AS is_in_members
@@ -310,7 +307,7 @@ WITH key_parts AS (
     JOIN charges ON charges.rowid = keys.charge
     LEFT JOIN owners ON owners.day = charges.day AND owners.api_key_id = keys.id
     LEFT JOIN billed_parts AS members
-        ON members.is_member AND members.charge = keys.charge AND members.id = owners.owner_id
+        ON members.is_member AND members.charge = keys.charge AND members.id = owners.member_id
     WHERE NOT keys.is_member AND keys.id IS NOT NULL
 ),
 member_parts AS (

@@ -30,8 +30,8 @@ COMMENT ON COLUMN members.role IS 'owner or reader; for a service account its ro
 COMMENT ON COLUMN members.added_at IS 'Time of joining (UTC); NULL if OpenAI gave none';
 
 -- [load]
--- Reads: directory_pages, newest_lists, listed_items (directory.sql, pages).
--- Leaves: lists, listed, for directory.sql to merge.
+-- Reads: directory_pages, newest_lists, listed_items (directory.sql, pages), daily_attributed_costs.
+-- Leaves: lists, listed, for directory.sql to merge; days stale on which a member turns out to be a service account.
 --
 -- Held rows do not know a service account's project: their list is complete once it has all active projects.
 CREATE OR REPLACE TEMP TABLE lists AS
@@ -86,3 +86,19 @@ SELECT
     fetched_at
 FROM found
 GROUP BY user_id, provider, id, fetched_at;
+
+INSERT INTO pipeline.stale_days
+SELECT DISTINCT parts.user_id, parts.provider, parts.date
+FROM daily_attributed_costs AS parts
+JOIN (
+    SELECT listed.user_id, listed.provider, listed.member_id
+    FROM listed
+    LEFT JOIN members AS held USING (user_id, provider, member_id)
+    WHERE listed.email IS NULL AND (held.member_id IS NULL OR held.email IS NOT NULL)
+) AS changed
+    ON changed.user_id = parts.user_id
+    AND changed.provider = parts.provider
+    AND changed.member_id = parts.member_id
+WHERE parts.principal_type = 'member'
+EXCEPT
+FROM pipeline.stale_days;

@@ -78,13 +78,13 @@ FROM (
         AND loaded.user_id = revisions.user_id
         AND loaded.provider = revisions.provider
         AND loaded.date = revisions.date
-    WHERE observed_at >= $start AND observed_at < $end AND hash(revisions.user_id) % $portions = $portion
+    WHERE observed_at >= $start AND observed_at < $end AND hash(revisions.user_id) % $portions::UBIGINT = $portion::UBIGINT
 )
 GROUP BY {grain}, is_restatement
 HAVING old IS DISTINCT FROM new;
 
 DELETE FROM usage_revisions
-WHERE observed_at >= $start AND observed_at < $end AND hash(user_id) % $portions = $portion;
+WHERE observed_at >= $start AND observed_at < $end AND hash(user_id) % $portions::UBIGINT = $portion::UBIGINT;
 
 INSERT INTO usage_revisions BY NAME
 SELECT
