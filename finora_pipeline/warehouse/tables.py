@@ -108,6 +108,14 @@ PARQUET_TABLES = (
     ParquetTable("connections", "user_id, provider"),
     ParquetTable("about", "published_at"),
 )
+# Views that add names and keys to a table (named.sql).
+NAMED = {
+    "named_costs": "daily_costs",
+    "named_usage": "daily_usage",
+    "named_attributed_costs": "daily_attributed_costs",
+    "named_member_costs": "daily_member_costs",
+    "named_key_costs": "daily_key_costs",
+}
 
 # Placeholders of split_costs.sql by table.
 SPLIT_COSTS: Mapping[str, Mapping[str, str]] = {
@@ -129,11 +137,12 @@ SPLIT_COSTS: Mapping[str, Mapping[str, str]] = {
 # Placeholders of directory.sql by table. `scope` says what list of OpenAI's a held row belongs to; service
 # accounts are listed by project.
 DIRECTORY: Mapping[str, Mapping[str, str]] = {
-    "projects": {"table": "projects", "id": "project_id", "scope": "''"},
+    "projects": {"table": "projects", "id": "project_id", "key": "project_key", "scope": "''"},
     "members": {
         "table": "members",
         "id": "member_id",
+        "key": "member_key",
         "scope": "CASE WHEN email IS NULL THEN 'service accounts' ELSE 'members' END",
     },
-    "api_keys": {"table": "api_keys", "id": "api_key_id", "scope": "project_id"},
+    "api_keys": {"table": "api_keys", "id": "api_key_id", "key": "api_key_key", "scope": "project_id"},
 }

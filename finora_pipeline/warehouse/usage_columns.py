@@ -32,7 +32,7 @@ def _definition(measure: Measure) -> str:
 
 
 def _comment(measure: Measure) -> str:
-    text = measure.comment.replace("'", "''")
+    text = f"{measure.comment}; NULL if the service does not count it".replace("'", "''")
     return f"COMMENT ON COLUMN daily_usage.{measure.column} IS '{text}';"
 
 

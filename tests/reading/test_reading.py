@@ -2,12 +2,10 @@
 
 import csv
 import json
-import re
 import sqlite3
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -214,16 +212,6 @@ def test_analysts_use_the_macros_of_the_metrics():
             "base_model('gpt-4o-2024-08-06')"
         ).fetchall()[0]
     assert row == (Decimal("0.333333333333333333"), Decimal("625"), None, "gpt-4o")
-
-
-@pytest.mark.usefixtures("installation")
-def test_the_queries_for_analysts_run_and_use_utc_days():
-    text = (Path(__file__).parents[2] / "docs" / "analysts.md").read_text()
-    (questions,) = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    with finora_pipeline.connect() as connection:
-        for statement in duckdb.extract_statements(questions):
-            assert "current_date" not in statement.query
-            connection.execute(statement)
 
 
 def test_a_reader_keeps_its_snapshot_and_blocks_no_refresh(installation):

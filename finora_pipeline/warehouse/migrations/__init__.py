@@ -74,6 +74,7 @@ MIGRATIONS = (
         7, "Adds services and categories of charges, and known days.", "0007_figures.sql", _reparse_all
     ),
     Migration(8, "Splits every charge by member and API key.", "0008_attributed_costs.sql"),
+    Migration(9, "Adds keys of projects, members and API keys across users.", "0009_keys.sql"),
 )
 SCHEMA_NUMBER = MIGRATIONS[-1].number
 

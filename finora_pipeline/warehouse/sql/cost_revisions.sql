@@ -32,13 +32,13 @@ COMMENT ON TABLE cost_revisions IS 'Each change of a cost after its day was firs
 COMMENT ON COLUMN cost_revisions.user_id IS 'User (tenant)';
 COMMENT ON COLUMN cost_revisions.provider IS 'Provider: openai';
 COMMENT ON COLUMN cost_revisions.date IS 'UTC day of the charge';
-COMMENT ON COLUMN cost_revisions.project_id IS 'OpenAI project';
-COMMENT ON COLUMN cost_revisions.line_item IS 'OpenAI''s text of the charge';
+COMMENT ON COLUMN cost_revisions.project_id IS 'OpenAI project; NULL for a charge of the whole organization';
+COMMENT ON COLUMN cost_revisions.line_item IS 'OpenAI''s text of the charge; NULL if OpenAI gave none';
 COMMENT ON COLUMN cost_revisions.observed_at IS 'Fetch time of the new amount (UTC); of the last one of its UTC day once folded';
-COMMENT ON COLUMN cost_revisions.old_amount_usd IS 'Old amount (USD)';
-COMMENT ON COLUMN cost_revisions.new_amount_usd IS 'New amount (USD)';
-COMMENT ON COLUMN cost_revisions.old_quantity IS 'Old quantity';
-COMMENT ON COLUMN cost_revisions.new_quantity IS 'New quantity';
+COMMENT ON COLUMN cost_revisions.old_amount_usd IS 'Old amount (USD); NULL for a new charge, or if OpenAI gave none';
+COMMENT ON COLUMN cost_revisions.new_amount_usd IS 'New amount (USD); NULL for a vanished charge, or if OpenAI gave none';
+COMMENT ON COLUMN cost_revisions.old_quantity IS 'Old quantity, in the quantity_unit of daily_costs; NULL as for old_amount_usd';
+COMMENT ON COLUMN cost_revisions.new_quantity IS 'New quantity, in the quantity_unit of daily_costs; NULL as for new_amount_usd';
 COMMENT ON COLUMN cost_revisions.was_there IS 'False for a new charge';
 COMMENT ON COLUMN cost_revisions.is_there IS 'False for a charge that has vanished';
 
