@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal, localcontext
 from fractions import Fraction
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 import duckdb
@@ -22,6 +23,8 @@ from finora_pipeline.dashboard.figures.periods import view_of
 from finora_pipeline.dashboard.figures.tiles import Tile
 from finora_pipeline.dashboard.snapshots import Snapshots
 from finora_pipeline.openai_admin.line_items import parse_line_item
+from finora_pipeline.openai_simulator.catalog import SERVICES
+from finora_pipeline.openai_simulator.organization import Truth
 from finora_pipeline.plans import PLANS
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.database import Warehouse
@@ -44,6 +47,15 @@ METRICS = {
 Row = tuple[date, str, str]
 
 
+class Published(NamedTuple):
+    """A figure of user_metrics."""
+
+    value: Decimal | None
+    change: Decimal | None
+    detail: str | None
+    covered_share: Decimal | None
+
+
 @dataclass(frozen=True)
 class Days:
     """A period of a request, and the days that must be shown."""
@@ -58,15 +70,20 @@ class Days:
 
 
 def spans(today: date) -> dict[str, Days]:
-    """Return the tested periods: named ones, arbitrary spans, one day."""
-    lengths = {name: Days(f"period={name}", today - timedelta(n - 1), today) for name, n in
-               (("7d", 7), ("30d", 30), ("90d", 90))}  # fmt: skip
+    """Return the tested periods up to yesterday, the last complete day: named ones, chosen days, one day."""
+    through = today - timedelta(1)
+    lengths = {name: Days(f"period={name}", through - timedelta(n - 1), through) for name, n in
+               (("7d", 7), ("30d", 30))}  # fmt: skip
     some = Days("", today - timedelta(53), today - timedelta(17))
     asked = urlencode({"period": "custom", "from": some.first, "to": some.last})
+    ended = through.replace(day=1) - timedelta(1)
     return lengths | {
-        "month": Days("period=month", today.replace(day=1), today),
+        # The plan keeps 90 days with today.
+        "90d": Days("period=90d", today - timedelta(89), through),
+        "month": Days("period=month", through.replace(day=1), through),
         "custom": Days(asked, some.first, some.last),
-        "today": Days(f"from={today}&to={today}", today, today),
+        "whole month": Days(f"from={ended.replace(day=1)}&to={ended}", ended.replace(day=1), ended),
+        "yesterday": Days(f"from={through}&to={today}", through, through),
     }
 
 
@@ -79,6 +96,30 @@ def truth_of(installation: Installation, user_id: str, days: Days) -> dict[Row, 
     for (day, project, text), amount in truth.by_row.items():
         found[day, project, parse_line_item(text).model or text] += amount
     return found
+
+
+NOT_BY_TOKEN = {
+    line.text
+    for service in SERVICES
+    for line in service.lines
+    if line.unit != "tokens" or line.measure.startswith("_")
+}
+
+
+def unit_cost(truth: Truth, project: str | None = None) -> Decimal:
+    """Return USD per 1,000 tokens, of a project if given: charges for tokens by those that are not free."""
+    charged = sum(
+        amount
+        for (_, of_project, text), amount in truth.by_row.items()
+        if text not in NOT_BY_TOKEN and project in (None, of_project)
+    )
+    tokens = sum(
+        used.get("input_tokens", 0) + used.get("output_tokens", 0)
+        for (_, service, of_project, *_), used in truth.usage.items()
+        if service != "moderations" and project in (None, of_project)
+    )
+    with localcontext(prec=80):
+        return (charged * 1000 / tokens).quantize(UNIT, ROUND_DOWN)
 
 
 def added(rows: dict[Row, Decimal], by: Callable[[Row], str]) -> dict[str, Decimal]:
@@ -147,6 +188,7 @@ def test_overview_equals_the_simulators_truth(name: str, installation: Installat
     )
     for label, measure in (("Tokens in", "input_tokens"), ("Tokens out", "output_tokens")):
         assert value(shown[label]) == sum(use.get(measure, 0) for use in used.usage.values())
+    assert value(shown["Cost per 1k tokens"]) == unit_cost(used)
 
     names = {project.id: project.name for project in installation.openai.organizations[0].projects}
     members = {member.id: member.name for member in installation.openai.organizations[0].members}
@@ -193,45 +235,46 @@ def assert_chart(page: Node, truth: dict[Row, Decimal], days: Days) -> None:
 def test_tiles_agree_with_the_published_metrics(
     period: str, installation: Installation, local: Served
 ) -> None:
-    published = {
-        metric: rest
+    published = metrics_of(installation, "acme", period)
+    shown = tiles(local.page(f"/users/acme/overview?period={period}"))
+    assert_tiles(shown, published)
+    ((growth,),) = installation.sql(
+        "SELECT value FROM user_metrics WHERE user_id = 'acme' AND metric = 'month_over_month'"
+    )
+    assert growth is not None
+    assert value(shown["Month over month"]) == growth
+
+
+def metrics_of(installation: Installation, user_id: str, period: str) -> dict[str, Published]:
+    """Return value, change, detail and covered share of each metric of a period."""
+    return {
+        metric: Published(*rest)
         for metric, *rest in installation.sql(
             "SELECT metric, value, change, detail, covered_share FROM user_metrics "
-            "WHERE user_id = 'acme' AND period = ?",
+            "WHERE user_id = ? AND period = ?",
+            user_id,
             period,
         )
     }
-    shown = tiles(local.page(f"/users/acme/overview?period={period}"))
+
+
+def assert_tiles(shown: dict[str, Node], published: dict[str, Published]) -> None:
+    """Assert that each tile has the published value to the last digit, its change and its coverage."""
     for label, metric in METRICS.items():
-        expected, change, _, _ = published[metric]
-        figure = value(shown[label])
-        if metric == "top_model_share":
-            assert figure is not None
-            figure = figure.quantize(Decimal("1e-12"), ROUND_HALF_UP)
-        assert figure == expected
-        assert shown[label].one("p", class_="change").text.startswith(percent(change))
-    covered = published["cost_per_1k_tokens"][3]
-    assert note(shown["Cost per 1k tokens"]) == (
-        f"based on {percent(covered).lstrip('+')} of spend (billed by token)"
-    )
-    (growth,) = [
-        value for (value,) in installation.sql(
-            "SELECT value FROM user_metrics WHERE user_id = 'acme' AND metric = 'month_over_month' "
-            "AND period = 'month'"
-        )
-    ]  # fmt: skip
-    figure = value(shown["Month over month"])
-    assert growth is not None
-    assert figure is not None
-    assert figure.quantize(Decimal("1e-12"), ROUND_HALF_UP) == growth
+        assert value(shown[label]) == published[metric].value, metric
+        change = change_text(published[metric].change, in_points=metric == "top_model_share")
+        assert shown[label].one("p", class_="change").text.startswith(change)
+    covered = change_text(published["cost_per_1k_tokens"].covered_share).lstrip("+")
+    assert note(shown["Cost per 1k tokens"]) == f"based on {covered} of charges (billed by token)"
+    assert note(shown["Top model share"]) == published["top_model_share"].detail
 
 
-def percent(share: Decimal | None) -> str:
+def change_text(share: Decimal | None, *, in_points: bool = False) -> str:
     """Format a change as a tile does."""
     if share is None:
         return "–"
     number = (share * 100).quantize(Decimal("0.1"), ROUND_HALF_UP)
-    return f"{'−' if number < 0 else '+' if number > 0 else ''}{abs(number):,}%"
+    return f"{'−' if number < 0 else '+' if number > 0 else ''}{abs(number):,}{' points' if in_points else '%'}"
 
 
 def test_a_model_is_shown_alone(installation: Installation, local: Served) -> None:
@@ -249,7 +292,7 @@ def test_a_model_is_shown_alone(installation: Installation, local: Served) -> No
     assert_chart(page, mine, days)
 
 
-def test_a_single_project_shows_costs_but_no_tokens(installation: Installation, local: Served) -> None:
+def test_a_single_project_shows_its_costs_and_tokens(installation: Installation, local: Served) -> None:
     days = spans(installation.today)["30d"]
     truth = truth_of(installation, "acme", days)
     project = installation.openai.organizations[0].projects[1]
@@ -258,9 +301,13 @@ def test_a_single_project_shows_costs_but_no_tokens(installation: Installation, 
     page = local.page(f"/users/acme/overview?{query}")
     shown = tiles(page)
     assert value(shown["Total spend"]) == sum(mine.values())
-    for label in ("Cost per 1k tokens", "Tokens in", "Tokens out"):
-        assert shown[label].one("p", class_="value").text == "–"
-        assert note(shown[label]) == "Not available for a single project"
+    used = installation.openai.organizations[0].truth(
+        days.first, days.last + timedelta(1), installation.openai.simulator.now
+    )
+    for label, measure in (("Tokens in", "input_tokens"), ("Tokens out", "output_tokens")):
+        tokens = [use.get(measure, 0) for key, use in used.usage.items() if key[2] == project.id]
+        assert value(shown[label]) == sum(tokens) > 0
+    assert value(shown["Cost per 1k tokens"]) == unit_cost(used, project.id)
     assert page.one("p", class_="filters").text.startswith(f"Project: {project.name} ✕")
     assert breakdown(page, "Cost by project") == {project.name: sum(mine.values())}
     assert breakdown(page, "Cost by model") == added(mine, lambda row: row[2])
@@ -305,7 +352,7 @@ def test_long_periods_are_drawn_by_week_and_month(
     # The refresh loaded the whole history, which a plan with unlimited retention shows.
     installation.accounts.users.set_plan("bolt", "enterprise")
     first = max(today - timedelta(back), date(2020, 6, 1))
-    truth = truth_of(installation, "bolt", Days("", first, today))
+    truth = truth_of(installation, "bolt", Days("", first, today - timedelta(1)))
     page = local.page(f"/users/bolt/overview?from={first}")
     table = page.one("section", class_="chart").one("details").one("table")
     rows = {row.one("th").text: row.all("td")[0].text for row in table.one("tbody").all("tr")}

@@ -36,8 +36,8 @@ def stacked_chart(
 ) -> Chart:
     """Draw bars stacked of named parts.
 
-    `grid` has a row for each of `bar_starts`, and in it a value for each of `names`; `known_days` has how many
-    days of each bar are known. A bar without any is hatched, and a dash in the table.
+    `grid` has a row for each of `bar_starts`, and in it a value for each of `names`; `known_days` has how
+    many days of each bar are known. A bar without any is hatched, and a dash in the table.
     """
     starts = bar_starts(view)
     bars, rows, totals = [], [], []

@@ -52,7 +52,7 @@ class Breakdown:
 class Overview:
     """The figures of the page, and the spend of today so far, which is part of none of them.
 
-    `project_name` names the project that the view is filtered by.
+    `project_name` names the project that the view is filtered by; `empty_text` stands where no spend is.
     """
 
     sums: Sums
@@ -61,6 +61,7 @@ class Overview:
     chart: Chart
     breakdowns: Sequence[Breakdown]
     project_name: str | None
+    empty_text: str
 
 
 def compute_overview(snapshot: UserSnapshot, view: View) -> Overview:
@@ -81,6 +82,7 @@ def compute_overview(snapshot: UserSnapshot, view: View) -> Overview:
         _cost_chart(sums, view),
         breakdowns,
         names.get(view.project_id) if view.project_id else None,
+        view.no_spend_text(sums.period.known_days),
     )
 
 
