@@ -21,11 +21,12 @@ from finora_pipeline.dashboard.figures.export import export_rows
 from finora_pipeline.dashboard.figures.overview import compute_overview
 from finora_pipeline.dashboard.figures.periods import view_of
 from finora_pipeline.dashboard.figures.tiles import Tile
-from finora_pipeline.dashboard.snapshots import Snapshots
+from finora_pipeline.dashboard.snapshots import KnownDays, Snapshots
 from finora_pipeline.openai_admin.line_items import parse_line_item
 from finora_pipeline.openai_simulator.catalog import SERVICES
 from finora_pipeline.openai_simulator.organization import Truth
 from finora_pipeline.plans import PLANS
+from finora_pipeline.reading import connect as connect_reader
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
@@ -274,7 +275,9 @@ def change_text(share: Decimal | None, *, in_points: bool = False) -> str:
     if share is None:
         return "–"
     number = (share * 100).quantize(Decimal("0.1"), ROUND_HALF_UP)
-    return f"{'−' if number < 0 else '+' if number > 0 else ''}{abs(number):,}{' points' if in_points else '%'}"
+    return (
+        f"{'−' if number < 0 else '+' if number > 0 else ''}{abs(number):,}{' points' if in_points else '%'}"
+    )
 
 
 def test_a_model_is_shown_alone(installation: Installation, local: Served) -> None:
@@ -361,15 +364,19 @@ def test_long_periods_are_drawn_by_week_and_month(
         return day - timedelta(day.weekday()) if bucket == "week" else day.replace(day=1)
 
     sums = added(truth, lambda row: start(row[0]).isoformat())
-    assert {at: text for at, text in rows.items() if text != "$0.00"} == {
-        at: rounded(amount) for at, amount in sums.items()
-    }
+    days = [first + timedelta(n) for n in range((today - first).days)]
+    assert list(rows) == list(dict.fromkeys(start(day).isoformat() for day in days))
+    # The refresh loaded 90 days: bars without any of them are unknown.
+    loaded = start(today - timedelta(89)).isoformat()
+    assert rows == {at: rounded(sums.get(at, Decimal(0))) if at >= loaded else "–" for at in rows}
+    assert len(page.all("rect", class_="unknown")) == len([at for at in rows if at < loaded]) > 0
     assert value(tiles(page)["Total spend"]) == sum(truth.values())
 
 
 def test_a_plan_shows_its_retention(installation: Installation, local: Served) -> None:
     today = installation.today
-    week = Days("", today - timedelta(6), today)
+    # The plan keeps seven days with today, which is not complete.
+    week = Days("", today - timedelta(6), today - timedelta(1))
     page = local.page("/users/tiny/overview?period=30d")
     assert value(tiles(page)["Total spend"]) == sum(truth_of(installation, "tiny", week).values())
     notes = [one.text for one in page.all("p", class_="note")]
@@ -400,10 +407,11 @@ def test_days_without_costs_say_so(installation: Installation, local: Served) ->
         assert shown[label].one("p", class_="value").text == "–"
         assert value(shown[label]) is None
         assert note(shown[label]) == reason
-    assert page.one("section", class_="chart").one("p", class_="empty").text == "No data for this period"
+    empty = [one.text for one in page.all("p", class_="empty")]
+    assert empty == ["No spend in this period"] * 5
     assert csv_rows(local.get(f"/users/acme/overview.csv?{query}").text) == {}
     tiny = tiles(local.page("/users/tiny/overview"))["Month over month"]
-    assert note(tiny) == "Needs data from all of last month"
+    assert note(tiny).startswith("Needs every day of ")
 
 
 @pytest.mark.parametrize(
@@ -417,6 +425,7 @@ def test_days_without_costs_say_so(installation: Installation, local: Served) ->
             "The first day ({today}) is after the last day ({yesterday}).",
         ),
         ("from={today}&to={tomorrow}", "{tomorrow} is in the future; today is {today} in UTC."),
+        ("from={today}", "These days are not complete. The last complete day is {yesterday}."),
         ("from=2020-06-01&to=2020-06-02", "The growth plan keeps costs since {kept}."),
         ("period=<b>7d</b>", "Unknown period “<b>7d</b>”. Use 7d, 30d, 90d, month, or from and to."),
     ],
@@ -471,15 +480,24 @@ def test_an_empty_name_is_replaced_by_its_id(extremes: Served) -> None:
     assert set(breakdown(page, "Cost by API key")) == {"key_1", "nightly", "Unattributed"}
 
 
+def known_page(today: date, charges: dict[int, list[tuple[str, str]]]) -> str:
+    """Return a page of the 90 days up to yesterday, with charges by number of days ago."""
+    return page_of(
+        *(
+            cost_day([cost_row(f'"{usd}"', item) for usd, item in charges.get(n, [])], today - timedelta(n))
+            for n in range(90, 0, -1)
+        )
+    )
+
+
 @pytest.fixture(scope="module")
 def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A user whose last 30 days cost more than a float can hold, the days before almost nothing."""
     home = tmp_path_factory.mktemp("extremes") / "home"
     today = datetime.now(UTC).date()
-    amounts = {0: EXTREME, 1: EXTREME, 40: SMALL, 70: UNIT}
-    pages = [cost_day([cost_row(f'"{amounts[n]:f}"')], today - timedelta(n)) for n in sorted(amounts)]
+    amounts = {1: EXTREME, 2: EXTREME, 41: SMALL, 71: UNIT}
     warehouse = Warehouse(home)
-    land(warehouse, page_of(*pages))
+    land(warehouse, known_page(today, {n: [(f"{usd:f}", "gpt-4o, input")] for n, usd in amounts.items()}))
     # A second, with months of different length: a dollar a day, two in March.
     quarter = [date(2026, 1, 1) + timedelta(n) for n in range(90)]
     spent = [cost_day([cost_row('"2.0"' if day.month == 3 else '"1.0"')], day) for day in quarter]
@@ -488,11 +506,7 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     usage, credit = "gpt-5.5-2026-04-23, input", "promotional credit"
     days = [[("0.25", usage)], [("2.00", usage), ("-5.00", credit)], [("1.00", usage)]]
     for user_id, charges in (("credited", days), ("given", [[("-3.00", credit)]])):
-        charged = [
-            cost_day([cost_row(f'"{usd}"', line_item) for usd, line_item in lines], today - timedelta(n))
-            for n, lines in enumerate(charges)
-        ]
-        land(warehouse, page_of(*charged), user_id=user_id)
+        land(warehouse, known_page(today, dict(enumerate(charges, 1))), user_id=user_id)
     load(warehouse)
     refresh_metrics(warehouse, today)
     publish(warehouse, list, today)
@@ -501,19 +515,20 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with duckdb.connect(settings.published_database) as published:
         published.execute(
             "INSERT INTO daily_model_costs BY NAME "
-            "SELECT 'many' AS user_id, 'openai' AS provider, ?::DATE - day::INT AS date, "
+            "SELECT 'many' AS user_id, 'openai' AS provider, ?::DATE - 1 - day::INT AS date, "
             "printf('ft:gpt-4.1-mini-2025-04-14:acme-corp:support-%04d:BxYz', n) AS model, "
-            "1 + n * 1e-18::DECIMAL(38, 18) AS amount_usd, amount_usd AS token_priced_usd, "
+            "1 + n * 1e-18::DECIMAL(38, 18) AS amount_usd, amount_usd AS charges_usd, "
+            "amount_usd AS token_priced_usd, "
             "1 AS requests, 1000 AS input_tokens, 100 AS output_tokens, false AS is_sample "
             "FROM range(180) AS days(day), range(?) AS models(n)",
             [today, MODELS],
         )
-        clear_names(published, today)
+        clear_names(published, today - timedelta(1))
         published.execute(
             "INSERT INTO pipeline.loaded_days BY NAME "
-            "SELECT unnest(['many', 'nameless']) AS user_id, 'openai' AS provider, 'costs' AS endpoint, "
+            "SELECT unnest(['many', 'nameless']) AS user_id, 'openai' AS provider, endpoint, "
             "?::DATE - day::INT AS date, now() AS first_fetched_at, now() AS fetched_at, 'made' AS raw_file "
-            "FROM range(180) AS days(day)",
+            "FROM range(181) AS days(day), (VALUES ('costs'), ('completions')) AS endpoints(endpoint)",
             [today],
         )
     with dashboard(settings) as served:
@@ -593,12 +608,12 @@ def test_a_page_that_never_fits_asks_for_a_later_visit(
 
 
 def test_months_of_different_length_compare_their_own_days(extremes: Served) -> None:
-    today = date(2026, 3, 30)
     copies = Snapshots(extremes.settings.published_database)
-    view = view_of({"period": "month"}, PLANS["growth"], today)
+    known = KnownDays(date(2026, 1, 1), date(2026, 3, 30), None)
+    view = view_of({"period": "month"}, PLANS["growth"], date(2026, 3, 31), known)
     assert (view.previous_first, view.previous_last) == (date(2026, 2, 1), date(2026, 2, 28))
     with copies.of("quarter") as copy:
-        shown: dict[str, Tile] = {tile.label: tile for tile in compute_overview(copy, view, today).tiles}
+        shown: dict[str, Tile] = {tile.label: tile for tile in compute_overview(copy, view).tiles}
         exported = export_rows(copy, view)
     copies.close()
     # 60 dollars in 30 days, against 28 in 28.
@@ -613,13 +628,25 @@ def test_a_credit_that_exceeds_the_spend_is_drawn_below_zero(extremes: Served) -
     page = read_html(answer)
     shown = tiles(page)
     assert shown["Total spend"].one("p", class_="value").text == "−$1.75"
+    assert note(shown["Total spend"]) == "$3.25 of charges, −$5.00 of credits"
+    assert value(shown["Average daily cost"]) == Decimal("-0.25")
     assert value(shown["Top model share"]) == 1
     assert note(shown["Top model share"]) == "gpt-5.5-2026-04-23"
     assert "No spend in this period" not in answer
+    assert "Nothing was charged" not in answer
+    with connect_reader(extremes.settings.published_database) as connection:
+        published = connection.execute(
+            "SELECT metric, value FROM user_metrics WHERE user_id = 'credited' AND period = '7d' "
+            "AND metric IN ('charges', 'credits', 'total_spend')"
+        ).fetchall()
+    assert dict(published) == {
+        "charges": Decimal("3.25"), "credits": Decimal(-5), "total_spend": Decimal("-1.75"),
+    }  # fmt: skip
     costs = {"gpt-5.5-2026-04-23": Decimal("3.25"), "promotional credit": Decimal(-5)}
     assert breakdown(page, "Cost by model") == costs
     rows = page.all("table", class_="breakdown")[0].one("tbody").all("tr")
-    assert [row.all("td")[1].text for row in rows] == ["100.0%", "−153.8%"]
+    # Shares are of the charges; a credit is none.
+    assert [row.all("td")[1].text for row in rows] == ["100.0%", "0.0%"]
     chart = page.one("section", class_="chart")
     assert [step.text for step in chart.one("div", class_="scale").all("span")] == [
         "$3.00",
@@ -636,5 +663,6 @@ def test_credits_without_charges_have_no_share(extremes: Served) -> None:
     answer = extremes.get("/users/given/overview?period=7d").text
     shown = tiles(read_html(answer))
     assert shown["Total spend"].one("p", class_="value").text == "−$3.00"
+    assert note(shown["Total spend"]) == "$0.00 of charges, −$3.00 of credits"
     assert note(shown["Top model share"]) == "Only credits in this period"
     assert "No spend in this period" not in answer
