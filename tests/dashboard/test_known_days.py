@@ -132,9 +132,8 @@ def notes(page: Node) -> list[str]:
 
 def shown_change(tile: Node) -> Decimal | None:
     """The change that a tile shows, in percent or points; the growth is a figure itself."""
-    (text,) = [
-        one.text for one in tile.all("p", class_="value" if tile.one("h2").text == "Month over month" else "change")
-    ]  # fmt: skip
+    is_growth = tile.one("h2").text == "Month over month"
+    text = tile.one("p", class_="value" if is_growth else "change").text
     found = re.match(r"([+−]?)([\d,.]+)(%| points)", text)
     if found is None:
         assert text.startswith("–")
@@ -157,9 +156,8 @@ def test_the_first_minutes_of_a_month_are_compared_with_nothing(user_id: str, se
 
 def test_the_month_on_its_first_day_is_the_one_that_ended(served: Served) -> None:
     page = served.page("/users/steady/overview?period=month")
-    assert notes(page)[0].startswith(
-        "Sep 1–30, 2025 (UTC days) · Today so far, not part of these figures: $0.10 "
-    )
+    today = "Today so far, not part of these figures: $0.10 as of Oct 1, 2025, 00:10 UTC"
+    assert notes(page)[0] == f"Sep 1–30, 2025 (UTC days) · {today}"
     assert page.one("nav", class_="periods").all("a")[-1].text == "September"
     shown = tiles(page)
     september = USERS["steady"].total(day_range(date(2025, 9, 1), date(2025, 9, 30)))
