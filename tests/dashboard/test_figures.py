@@ -380,7 +380,7 @@ def test_a_plan_shows_its_retention(installation: Installation, local: Served) -
     page = local.page("/users/tiny/overview?period=30d")
     assert value(tiles(page)["Total spend"]) == sum(truth_of(installation, "tiny", week).values())
     notes = [one.text for one in page.all("p", class_="note")]
-    assert f"The trial plan keeps 7 days: days before {formats.day(week.first)} are not shown." in notes
+    assert f"The trial plan keeps 7 days, today included: days before {formats.day(week.first)} are not shown." in notes
     custom = local.page(f"/users/tiny/overview?from={today - timedelta(20)}&to={today - timedelta(2)}")
     kept = Days("", week.first, today - timedelta(2))
     assert value(tiles(custom)["Total spend"]) == sum(truth_of(installation, "tiny", kept).values())
@@ -628,7 +628,7 @@ def test_a_credit_that_exceeds_the_spend_is_drawn_below_zero(extremes: Served) -
     page = read_html(answer)
     shown = tiles(page)
     assert shown["Total spend"].one("p", class_="value").text == "−$1.75"
-    assert note(shown["Total spend"]) == "$3.25 of charges, −$5.00 of credits"
+    assert note(shown["Total spend"]) == "$3.25 of charges less $5.00 of credits"
     assert value(shown["Average daily cost"]) == Decimal("-0.25")
     assert value(shown["Top model share"]) == 1
     assert note(shown["Top model share"]) == "gpt-5.5-2026-04-23"
@@ -663,6 +663,6 @@ def test_credits_without_charges_have_no_share(extremes: Served) -> None:
     answer = extremes.get("/users/given/overview?period=7d").text
     shown = tiles(read_html(answer))
     assert shown["Total spend"].one("p", class_="value").text == "−$3.00"
-    assert note(shown["Total spend"]) == "$0.00 of charges, −$3.00 of credits"
+    assert note(shown["Total spend"]) == "$0.00 of charges less $3.00 of credits"
     assert note(shown["Top model share"]) == "Only credits in this period"
     assert "No spend in this period" not in answer

@@ -157,7 +157,7 @@ def test_the_first_minutes_of_a_month_are_compared_with_nothing(user_id: str, se
 def test_the_month_on_its_first_day_is_the_one_that_ended(served: Served) -> None:
     page = served.page("/users/steady/overview?period=month")
     today = "Today so far, not part of these figures: $0.10 as of Oct 1, 2025, 00:10 UTC"
-    assert notes(page)[0] == f"Sep 1–30, 2025 (UTC days) · {today}"
+    assert notes(page)[0] == f"Sep 1–30, 2025 (UTC days), compared with Aug 1–30, 2025 · {today}"
     assert page.one("nav", class_="periods").all("a")[-1].text == "September"
     shown = tiles(page)
     september = USERS["steady"].total(day_range(date(2025, 9, 1), date(2025, 9, 30)))
@@ -170,7 +170,7 @@ def test_a_day_that_has_not_ended_in_the_fetch_is_no_part_of_the_figures(served:
     history = USERS["waiting"]
     page = served.page("/users/waiting/overview?period=7d")
     assert notes(page)[:2] == [
-        "Sep 23–29, 2025 (UTC days) · Today is not known yet",
+        "Sep 23–29, 2025 (UTC days), compared with Sep 16–22, 2025 · Today is not known yet",
         "Figures end with Sep 29, 2025. Later days have not been fetched completely.",
     ]
     week = day_range(date(2025, 9, 23), date(2025, 9, 29))
@@ -183,7 +183,7 @@ def test_after_an_outage_figures_end_with_the_last_complete_day(served: Served) 
     for period, days in (("7d", 7), ("30d", 30), ("month", 19)):
         page = served.page(f"/users/outage/overview?period={period}")
         span = day_range(through - timedelta(days - 1), through)
-        assert notes(page)[0].endswith("(UTC days) · Today is not known yet")
+        assert notes(page)[0].endswith(" · Today is not known yet")
         assert notes(page)[1] == "Figures end with Sep 19, 2025. Later days have not been fetched completely."
         shown = tiles(page)
         assert value(shown["Total spend"]) == history.total(span)
@@ -196,7 +196,7 @@ def test_after_an_outage_figures_end_with_the_last_complete_day(served: Served) 
 
 
 def test_a_trial_has_the_same_average_over_all_periods(served: Served) -> None:
-    # The plan's seven days count today, which is not complete.
+    # The plan's seven days count today, which is not complete, and nothing is known of those before.
     days = day_range(TODAY - timedelta(6), YESTERDAY)
     average = figures(served, "trial", "average_daily_cost")
     for period in ("7d", "30d", "90d"):
@@ -204,6 +204,7 @@ def test_a_trial_has_the_same_average_over_all_periods(served: Served) -> None:
         found = value(shown["Average daily cost"])
         assert found is not None
         assert found == average[period]
+        assert shown["Total spend"].one("p", class_="change").text.startswith("–")
         assert abs(found - USERS["trial"].total(days) / 6) < Decimal("1e-18")
         assert note(shown["Average daily cost"]) == "average of 6 days"
     assert figures(served, "trial", "average_daily_cost", "known_days") == {
@@ -235,6 +236,7 @@ def test_unknown_days_are_hatched_and_not_zero(served: Served) -> None:
     assert dashed == [day.isoformat() for day in GAP]
     assert not any(cell.text == "$0.00" for cells in rows.values() for cell in cells)
     assert figures(served, "gap", "average_daily_cost")["30d"] == found
+    assert [item.text for item in chart.one("ul", class_="legend").all("li")] == [MODEL, "unknown"]
 
     only = served.page(f"/users/gap/overview?from={GAP[0]}&to={GAP[-1]}")
     assert value(tiles(only)["Total spend"]) is None

@@ -102,7 +102,8 @@ def _spend_note(view: View, period: Sums) -> str:
     """The charges and credits behind the total, where there are credits, and how many days it is of."""
     notes = []
     if period.credits:
-        notes.append(f"{formats.usd(period.charges)} of charges, {formats.usd(period.credits)} of credits")
+        credits = formats.usd(abs(period.credits))
+        notes.append(f"{formats.usd(period.charges)} of charges less {credits} of credits")
     if period.known_days < view.days:
         notes.append(f"{period.known_days} of {view.days} days known")
     return "; ".join(notes)
