@@ -144,7 +144,12 @@ LINE = "gpt-4o, input"
 
 
 def test_a_charge_is_allocated_once_by_pairs_of_member_and_key(computed: Computed):
-    uses = [Use("user-0", "key-0", 1), Use("user-0", "key-3", 2), Use("user-1", "key-0", 4), Use(None, None, 1)]
+    uses = [
+        Use("user-0", "key-0", 1),
+        Use("user-0", "key-3", 2),
+        Use("user-1", "key-0", 4),
+        Use(None, None, 1),
+    ]
     warehouse = computed(Day({LINE: usd("8.00")}, uses))
     assert parts_of(warehouse) == {
         ("user-0", "key-0"): 1,
@@ -274,9 +279,7 @@ def expected(day: Day, line: str) -> Parts:
             summed(day.by_member, line) if day.by_member else margin(shares, 0),
             summed(day.by_key, line) if day.by_key else margin(shares, 1),
         )
-    parts = {
-        pair: part for pair, part in parts.items() if (part or is_sole) and pair != (None, None)
-    }
+    parts = {pair: part for pair, part in parts.items() if (part or is_sole) and pair != (None, None)}
     rest = amount - sum(parts.values())
     return parts if parts and not rest else parts | {(None, None): rest}
 
@@ -298,7 +301,9 @@ def allocation(day: Day, line: str) -> tuple[Parts, bool]:
         return ({sole: day.charges[line]} if weights else {}), False  # type: ignore[dict-item]
     units, whole = int(abs(day.charges[line]).scaleb(18)), sum(weight[chosen] for weight in weights.values())
     parts = {pair: divmod(units * weight[chosen], whole) for pair, weight in weights.items()}
-    order = sorted(parts, key=lambda pair: (-parts[pair][1], pair[0] is None, pair[0], pair[1] is None, pair[1]))
+    order = sorted(
+        parts, key=lambda pair: (-parts[pair][1], pair[0] is None, pair[0], pair[1] is None, pair[1])
+    )
     missing = units - sum(part for part, _ in parts.values())
     sign = -1 if day.charges[line] < 0 else 1
     return {
@@ -328,7 +333,7 @@ def joined(day: Day, members: dict[str | None, Decimal], keys: dict[str | None, 
         if key is None:
             continue
         owner = owner_on(day, key)
-        if owner in members:
+        if owner and owner in members:
             parts[owner, None] -= amount
         elif owner != SERVICE:
             owner = None
