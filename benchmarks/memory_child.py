@@ -23,6 +23,8 @@ from finora_pipeline.reading import connect
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse import retention
 from finora_pipeline.warehouse.database import Warehouse
+from finora_pipeline.warehouse.folding import fold_revisions
+from finora_pipeline.warehouse.periods import EXACT_DAYS
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import rebuild, replace_warehouse
 
@@ -105,6 +107,7 @@ def keep_up(accounts: Accounts, warehouse: Warehouse) -> tuple[list[float], list
     began = time.monotonic()
     retention.prune(warehouse, lambda: accounts.users.kept_from(datetime.now(UTC)))
     retention.thin(warehouse, today + timedelta(days=1))
+    fold_revisions(warehouse, datetime.now(UTC) + timedelta(days=EXACT_DAYS + 1))
     retention.cluster(warehouse, today)
     publish_refreshes(accounts, warehouse)
     return [time.monotonic() - began], []

@@ -83,6 +83,7 @@ MODULES_OF = {
         "pipeline/test_restore",
         "pipeline/test_retention",
         "pipeline/test_sample_data",
+        "reading/test_questions",
         "test_benchmarks",
         "warehouse/test_attribution",
         "warehouse/test_changed_published_file",

@@ -7,8 +7,11 @@ import pytest
 
 from finora_pipeline.plans import PLANS
 from finora_pipeline.settings import DOCS_URL, Settings
-from finora_pipeline.warehouse.schema import TABLES
+from finora_pipeline.warehouse.tables import NAMED, TABLES
+from tests import tables_page
 from tests.commands_page import page
+from tests.tables_diagram import GROUPS as DRAWN
+from tests.tables_diagram import diagram
 
 ROOT = Path(__file__).parent.parent
 GUIDES = sorted((ROOT / "docs").rglob("*.md"))
@@ -19,6 +22,34 @@ NAMED_FILE = re.compile(r"`((?:[\w.-]+/)+(?:[\w.-]+\.(?:py|sql|csv|html|json))?)
 
 def test_the_commands_reference_equals_the_help():
     assert (ROOT / "docs" / "commands.md").read_text() == page(), "run make docs"
+
+
+def test_the_dictionary_of_tables_equals_their_comments():
+    assert tables_page.PAGE.read_text() == tables_page.page(), "run make docs"
+    with tables_page.schema() as connection:
+        assert tables_page.DIAGRAM.read_text() == diagram(connection), "run make docs"
+
+
+def test_the_dictionary_has_every_table_column_and_macro():
+    with tables_page.schema() as connection:
+        published = tables_page.published(connection)
+        macros = connection.execute(
+            "SELECT function_name FROM duckdb_functions() WHERE schema_name = 'main' AND NOT internal"
+        ).fetchall()
+    explained = [table for _, tables in tables_page.GROUPS.values() for table in tables]
+    assert sorted(explained) == sorted(published)
+    assert sorted(tables_page.signatures()) == sorted(name for (name,) in macros)
+    text = tables_page.PAGE.read_text()
+    assert all(f"\n### {table}\n" in text for table in published)
+
+
+def test_the_diagram_has_every_table_but_views_with_names():
+    drawn = {box.table for _, _, boxes in DRAWN for box in boxes}
+    with tables_page.schema() as connection:
+        assert drawn == tables_page.published(connection).keys() - {"about", *NAMED}
+        connection.execute("ALTER TABLE daily_costs RENAME COLUMN cost_model TO model_of_costs")
+        with pytest.raises(ValueError, match="daily_costs has no column cost_model"):
+            diagram(connection)
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/index.md"])

@@ -1,4 +1,4 @@
-"""Nightly upkeep: deletes expired days and replaced raw pages, and clusters new rows by user."""
+"""Nightly upkeep: deletes expired days and replaced raw pages, folds old revisions, sorts rows by user."""
 
 import time
 from datetime import UTC, datetime
@@ -11,6 +11,8 @@ from finora_pipeline.assets.partitions import USERS_NAME
 from finora_pipeline.ingest.publish import publish_refreshes
 from finora_pipeline.instance.run_retention import RUNS_KEPT, delete_partitions, prune_runs
 from finora_pipeline.warehouse.database import Warehouse
+from finora_pipeline.warehouse.folding import fold_revisions
+from finora_pipeline.warehouse.periods import EXACT_DAYS
 from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, cluster, prune, thin
 
 
@@ -20,8 +22,9 @@ from finora_pipeline.warehouse.retention import RAW_PAGES_KEPT, cluster, prune, 
     metadata=docs("operations"),
     kinds={"duckdb", "parquet"},
     description="Deletes expired days, a week after they expired or the plan changed, and raw pages no fact "
-    "depends on; sorts the month's rows by user; then publishes. Of Dagster's records it deletes runs older "
-    f"than {RUNS_KEPT.days} days, and the partitions of purged users.",
+    f"depends on; folds revisions older than {EXACT_DAYS} days to one a UTC day; sorts the month's rows by "
+    f"user; then publishes. Of Dagster's records it deletes runs older than {RUNS_KEPT.days} days, and the "
+    "partitions of purged users.",
 )
 def retention(
     context: dg.AssetExecutionContext,
@@ -32,8 +35,9 @@ def retention(
     now = datetime.now(UTC)
     pruned = prune(warehouse, lambda: accounts.users.kept_from(now))
     thinned = thin(warehouse, (now - RAW_PAGES_KEPT).date())
+    folded = fold_revisions(warehouse, now)
     clustered = cluster(warehouse, now.date())
-    if pruned.rows or clustered:
+    if pruned.rows or folded or clustered:
         publish_refreshes(accounts, warehouse)
     partitions = set(context.instance.get_dynamic_partitions(USERS_NAME))
     delete_partitions(context.instance, USERS_NAME, partitions.difference(accounts.users.ids()))
@@ -43,6 +47,7 @@ def retention(
         metadata={
             "rows removed": markdown_table(("table", "rows"), rows),
             "rows sorted": clustered,
+            "revisions folded": folded,
             "raw files removed": thinned.files_removed,
             "raw files rewritten": thinned.files_rewritten,
             "megabytes freed": round(thinned.bytes_freed / 1e6, 3),

@@ -179,8 +179,16 @@ def _below(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
     for found, about in _entry(path):
         yield found, about
         if stat.S_ISDIR(about.st_mode):
-            for entry in sorted(found.iterdir()):
+            for entry in _entries_of(found):
                 yield from _below(entry)
+
+
+def _entries_of(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        # A publish has removed the folder of a snapshot since it was listed.
+        return []
 
 
 def _repair(path: Path, about: os.stat_result, home: Path, readers: _Readers | None) -> None:

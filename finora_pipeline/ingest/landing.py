@@ -15,7 +15,14 @@ from finora_pipeline.ingest.publish import publish_refreshes
 from finora_pipeline.ingest.run_log import USERS_LOG
 from finora_pipeline.ingest.user_pages import UserPages
 from finora_pipeline.warehouse.database import Warehouse
-from finora_pipeline.warehouse.load import KINDS, load_ahead, load_pending, newest_sets
+from finora_pipeline.warehouse.load import (
+    KINDS,
+    UnchangedSet,
+    check_days,
+    load_ahead,
+    load_pending,
+    newest_sets,
+)
 from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.raw import PageSet, RawPages
 
@@ -65,6 +72,7 @@ class Landing:
         self._run_id = run_id
         self._outcomes: list[Refresh] = []
         self._sets: list[PageSet] = []
+        self._unchanged: list[UnchangedSet] = []
         self._parts: list[PartOutcomes] = []
         # The key version used for each user's pages.
         self._versions: dict[str, int | None] = {}
@@ -92,10 +100,11 @@ class Landing:
         for page_set in pages.sets:
             if self._is_unchanged(page_set):
                 self.fetched.unchanged_pages += len(page_set.pages)
+                self._unchanged.append(_without_pages(page_set))
             else:
                 self._sets.append(page_set)
-                self._versions[page_set.user_id] = pages.outcome.key_version
                 self._bytes += page_set.bytes
+            self._versions[page_set.user_id] = pages.outcome.key_version
         self.fetched.pages += pages.outcome.pages
         if self._is_full:
             async with self._one_at_a_time:
@@ -106,8 +115,7 @@ class Landing:
     async def publish(self) -> None:
         """Land, load and publish the gathered pages during the run. Raises `StorageError`."""
         async with self._one_at_a_time:
-            await self._flush()
-            await self._loaded()
+            await self.finish()
         await asyncio.to_thread(self.load_and_publish)
 
     def load_and_publish(self) -> None:
@@ -150,13 +158,21 @@ class Landing:
         self._all_fetched.set()
 
     async def finish(self) -> None:
-        """Land the rest, and wait until nothing is being loaded."""
+        """Land the rest, wait until nothing is being loaded, and record the unchanged sets."""
         await self._flush()
         await self._loaded()
+        unchanged, self._unchanged = self._unchanged, []
+        await asyncio.to_thread(self._check_days, unchanged)
 
     async def _loaded(self) -> None:
         if self._loading:
             await self._loading
+
+    def _check_days(self, unchanged: Sequence[UnchangedSet]) -> None:
+        """Record the fetch of unchanged sets, except those of keys replaced or removed since."""
+        current = self._accounts.connections.key_versions(sorted({one.user_id for one in unchanged}))
+        kept = [one for one in unchanged if self._versions[one.user_id] == current.get(one.user_id)]
+        check_days(self._warehouse, kept)
 
     def _land(
         self, sets: Sequence[PageSet], outcomes: Sequence[Refresh], parts: Sequence[PartOutcomes]
@@ -175,6 +191,17 @@ class Landing:
         for outcome in outcomes:
             _users_log.info("user fetched", extra=_log_fields(outcome))
         return {outcome.user_id for outcome in outcomes}
+
+
+def _without_pages(page_set: PageSet) -> UnchangedSet:
+    starts = sorted({start for page in page_set.pages for start in page.head.starts})
+    return UnchangedSet(
+        user_id=page_set.user_id,
+        endpoint=page_set.pages[0].endpoint.name,
+        days=[datetime.fromtimestamp(start, UTC).date() for start in starts],
+        fetched_at=page_set.fetched_at,
+        sha256=page_set.sha256,
+    )
 
 
 def _log_fields(outcome: Refresh) -> dict[str, object]:

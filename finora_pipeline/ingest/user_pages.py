@@ -28,6 +28,7 @@ from finora_pipeline.openai_admin.errors import (
     InvalidKey,
     NotTheAPI,
     OpenAIAdminError,
+    WindowRefused,
 )
 from finora_pipeline.openai_admin.pages import Page, Window, canonical, decode_costs
 from finora_pipeline.openai_admin.provider import FIRST_DAY
@@ -53,6 +54,8 @@ LIST_NAMES = {
 }
 # Suffix of an endpoint's name: some of its values could not be decoded.
 VALUES = ":values"
+# Suffix of an endpoint's name: its usage is not split by the optional dimensions.
+SPLIT = ":split"
 # Beyond this many, values that could not be decoded are only counted.
 VALUES_NAMED = 3
 # Beyond this many, failed lists of a kind are only counted.
@@ -84,7 +87,7 @@ async def fetch_costs_and_usage(
     """Fetch costs, then the other endpoints at the same time.
 
     If OpenAI refuses costs, nothing else is fetched. Endpoints in `failures` are skipped until their next
-    attempt is due, unless `retry_parts`.
+    attempt is due, and fetched without dimensions that were refused, unless `retry_parts`.
     """
     known_from = max(connection.connected_at.date(), connection.organization_since or FIRST_DAY)
     given_from = None
@@ -97,9 +100,9 @@ async def fetch_costs_and_usage(
     if given.start > window.start:
         given_from = given.start
     known = {failure.part: failure for failure in failures}
-    wanted = [
-        one for one in endpoints if retry_parts or one.name not in known or known[one.name].retry_at <= began
-    ]
+    waiting = {failure.part for failure in failures if not retry_parts and failure.retry_at > began}
+    due = [one for one in endpoints if one.name not in waiting]
+    wanted = [_unsplit(one) if f"{one.name}{SPLIT}" in waiting else one for one in due]
     parts = await _fetch_parts(organization, wanted, given, known_from, known, began)
     if odd := [place for page in costs for place in page.head.left_out]:
         parts.failed[f"{COSTS.name}{VALUES}"] = _left_out(COSTS, odd, began)
@@ -110,7 +113,7 @@ async def fetch_costs_and_usage(
     is_history_given = not given_from and connection.given_from is None and HISTORY in known
     sets = [PageSet(connection.user_id, pages) for pages in (costs, *parts.pages)]
     names = [part for one in (COSTS, *wanted) for part in (one.name, f"{one.name}{VALUES}")]
-    given_names = [part for part in names if part not in parts.failed]
+    given_names = [*parts.split, *(part for part in names if part not in parts.failed)]
     return UserPages(
         replace(
             ended(connection, given, began, sets),
@@ -131,10 +134,15 @@ async def fetch_costs_and_usage(
 
 @dataclass(slots=True)
 class _Parts:
-    """Pages of the optional endpoints, failures by part, and whether costs were split by each dimension."""
+    """Pages of the optional endpoints and failures by part.
+
+    `split`: the parts that stand for usage split by its optional dimensions; `groupings`: whether costs were
+    split by each dimension.
+    """
 
     pages: list[list[Page]] = field(default_factory=list[list[Page]])
     failed: dict[str, Failure] = field(default_factory=dict[str, Failure])
+    split: list[str] = field(default_factory=list[str])
     groupings: dict[str, bool] = field(default_factory=dict[str, bool])
 
 
@@ -159,9 +167,16 @@ async def _fetch_parts(
         elif isinstance(answer, BaseException):
             raise answer
         else:
-            parts.pages.append(answer)
-            if odd := [place for page in answer for place in page.head.left_out]:
+            pages, refusal = answer
+            parts.pages.append(pages)
+            if odd := [place for page in pages for place in page.head.left_out]:
                 parts.failed[f"{endpoint.name}{VALUES}"] = _left_out(endpoint, odd, began)
+            if refusal:
+                by = " and ".join(name.replace("_", " ") for name in endpoint.optional_group_by)
+                subject = f"OpenAI does not split use of {endpoint.name} by {by}"
+                parts.failed[f"{endpoint.name}{SPLIT}"] = _part_failure(refusal, subject, began)
+            elif endpoint.optional_group_by:
+                parts.split.append(f"{endpoint.name}{SPLIT}")
         if endpoint.name in _DIMENSION_OF:
             parts.groupings[_DIMENSION_OF[endpoint.name]] = not isinstance(answer, BaseException)
     return parts
@@ -262,15 +277,36 @@ def names_too_slow(connection: Connection, began: datetime, seconds: float) -> U
 
 async def _fetch_part(
     organization: OrganizationClient, endpoint: Endpoint, window: Window, known_from: date, has_failed: bool
-) -> list[Page]:
+) -> tuple[list[Page], OpenAIAdminError | None]:
+    """The pages, and OpenAI's refusal to split them by the optional dimensions, if it refuses that."""
     retry_seconds = 0.0 if has_failed else PART_RETRY_SECONDS
-    if endpoint.is_costs:
-        # A split refused for one day is refused for all days, so no newer window can succeed.
-        return await organization.fetch(endpoint, window, known_from=known_from, retry_seconds=retry_seconds)
-    pages, _ = await organization.fetch_newest(
-        endpoint, window, known_from=known_from, retry_seconds=retry_seconds
-    )
-    return pages
+    refusals: list[OpenAIAdminError] = []
+    splits = (endpoint, _unsplit(endpoint)) if endpoint.optional_group_by else (endpoint,)
+    for one in splits:
+        try:
+            pages = await organization.fetch(one, window, known_from=known_from, retry_seconds=retry_seconds)
+            return pages, next(iter(refusals), None)
+        except OpenAIAdminError as error:
+            # A split of costs refused for one day is refused for all days.
+            if error.status != 400 or endpoint.is_costs:
+                raise
+            refusals.append(error)
+            if isinstance(error, WindowRefused):
+                break
+    for one in splits:
+        try:
+            pages, _ = await organization.fetch_accepted(
+                one, window, refusals[-1], known_from=known_from, retry_seconds=retry_seconds
+            )
+            return pages, None if one is endpoint else refusals[0]
+        except OpenAIAdminError as error:
+            if error.status != 400:
+                raise
+    raise refusals[-1]
+
+
+def _unsplit(endpoint: Endpoint) -> Endpoint:
+    return replace(endpoint, group_by=endpoint.required_group_by)
 
 
 async def _from_first_costs(organization: OrganizationClient, window: Window) -> tuple[Window, date | None]:

@@ -17,7 +17,12 @@ COSTS_DAYS_PER_PAGE = 180
 USAGE_DAYS_PER_PAGE = 31
 
 # The dimensions of daily_usage, in the names of OpenAI's `group_by`.
-USAGE_DIMENSIONS = ("project_id", "user_id", "api_key_id", "model", "batch", "service_tier")
+# An organization's API may refuse the optional ones (400); its usage is then fetched without them.
+OPTIONAL_DIMENSIONS = ("size", "source", "context_level", "vector_store_id")
+USAGE_DIMENSIONS = (
+    *("project_id", "user_id", "api_key_id", "model", "batch", "service_tier"),
+    *OPTIONAL_DIMENSIONS,
+)
 _BY_KEY = ("project_id", "user_id", "api_key_id", "model")
 
 
@@ -35,6 +40,16 @@ class Endpoint:
     measures: tuple[str, ...]
     group_by: tuple[str, ...]
     days_per_page: int = USAGE_DAYS_PER_PAGE
+
+    @property
+    def optional_group_by(self) -> tuple[str, ...]:
+        """The requested dimensions that an organization's API may refuse."""
+        return tuple(dimension for dimension in self.group_by if dimension in OPTIONAL_DIMENSIONS)
+
+    @property
+    def required_group_by(self) -> tuple[str, ...]:
+        """The requested dimensions without the optional ones."""
+        return tuple(dimension for dimension in self.group_by if dimension not in OPTIONAL_DIMENSIONS)
 
     @property
     def is_costs(self) -> bool:

@@ -156,11 +156,9 @@ class OrganizationClient:
         retry_seconds: float | None = None,
         today: date | None = None,
     ) -> tuple[list[Page], Window]:
-        """Fetch a window, or if OpenAI refuses it (400) its newest days that OpenAI does not refuse.
+        """Fetch a window, or if OpenAI refuses it (400) what `fetch_accepted` returns.
 
-        Returns the pages and their window. A refused end in the future is replaced by now, and today left
-        out if that is refused too. Older days are then fetched in pieces; a refused piece is halved until a
-        single day is refused. Raises `OpenAIAdminError`: the refusal itself if no day is accepted.
+        Returns the pages and their window. Raises `OpenAIAdminError`.
         """
         try:
             pages = await self.fetch(endpoint, window, group_by, known_from, retry_seconds=retry_seconds)
@@ -169,6 +167,27 @@ class OrganizationClient:
             if error.status != 400:
                 raise
             refusal = error
+        return await self.fetch_accepted(
+            endpoint, window, refusal, group_by, known_from, retry_seconds=retry_seconds, today=today
+        )
+
+    async def fetch_accepted(
+        self,
+        endpoint: Endpoint,
+        window: Window,
+        refusal: OpenAIAdminError,
+        group_by: Sequence[str] | None = None,
+        known_from: date | None = None,
+        *,
+        retry_seconds: float | None = None,
+        today: date | None = None,
+    ) -> tuple[list[Page], Window]:
+        """Fetch the newest days that OpenAI does not refuse of a window that it refuses as a whole.
+
+        Returns the pages and their window. A refused end in the future is replaced by now, and today left
+        out if that is refused too. Older days are then fetched in pieces; a refused piece is halved until a
+        single day is refused. Raises `OpenAIAdminError`: `refusal` if no day is accepted.
+        """
         query = _Query(endpoint, _grouping(endpoint, group_by), known_from, retry_seconds)
         today = today or datetime.now(UTC).date()
         newest: list[Page] = []

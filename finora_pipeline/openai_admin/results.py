@@ -46,6 +46,10 @@ class UsageDimensions(msgspec.Struct, frozen=True, gc=False, omit_defaults=True)
     model: str | None = None
     batch: bool | None = None
     service_tier: str | None = None
+    size: str | None = None
+    source: str | None = None
+    context_level: str | None = None
+    vector_store_id: str | None = None
 
 
 if TYPE_CHECKING:

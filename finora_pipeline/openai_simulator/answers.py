@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from finora_pipeline.openai_admin.endpoints import COSTS, Endpoint
+from finora_pipeline.openai_admin.endpoints import COSTS, OPTIONAL_DIMENSIONS, Endpoint
 from finora_pipeline.openai_simulator.organization import Cell, SimulatedOrganization
 
 Params = dict[str, list[str]]
@@ -91,8 +91,10 @@ def parse_query(
         raise BadRequest(f"Invalid 'group_by': {sorted(unknown)}.")
     if endpoint is COSTS:
         refused = set(group_by) & {"user_id", "api_key_id"} - set(organization.spec.cost_groupings)
-        if refused:
-            raise BadRequest(f"Grouping by {sorted(refused)} is not supported for this organization.")
+    else:
+        refused = set(group_by) & set(organization.spec.refused_dimensions)
+    if refused:
+        raise BadRequest(f"Grouping by {sorted(refused)} is not supported for this organization.")
     filters: dict[str, frozenset[str | bool]] = {
         dimension: frozenset(clean[name])
         for name, dimension in FILTERS.items()
@@ -164,10 +166,7 @@ def _dimensions(cell: Cell) -> dict[str, Any]:
         "batch": False,
         "service_tier": cell.service_tier,
         "api_source": "unlabeled",
-        "size": "1024x1024",
-        "source": "image.generation",
-        "vector_store_id": f"vs_{key.id[4:]}",
-        "context_level": "medium",
+        **dict.fromkeys(OPTIONAL_DIMENSIONS),
     }
 
 
@@ -224,13 +223,14 @@ def _usage_rows(endpoint: Endpoint, cells: list[Cell], query: Query) -> list[Row
     for cell in cells:
         if cell.service != endpoint.name:
             continue
-        dimensions = _dimensions(cell)
-        if any(dimensions[name] not in wanted for name, wanted in query.filters.items()):
-            continue
-        group = tuple(dimensions[name] for name in query.group_by)
-        total = sums.setdefault(group, dict.fromkeys(endpoint.measures, 0))
-        for measure in endpoint.measures:
-            total[measure] += cell.measures.get(measure, 0)
+        for optional, measures in cell.parts():
+            dimensions = _dimensions(cell) | optional
+            if any(dimensions[name] not in wanted for name, wanted in query.filters.items()):
+                continue
+            group = tuple(dimensions[name] for name in query.group_by)
+            total = sums.setdefault(group, dict.fromkeys(endpoint.measures, 0))
+            for measure in endpoint.measures:
+                total[measure] += measures.get(measure, 0)
     return [
         {
             "object": endpoint.result_object,

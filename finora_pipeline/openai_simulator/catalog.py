@@ -49,16 +49,26 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a service's usage: its weight among the parts, and its optional dimensions."""
+
+    weight: int
+    dimensions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """An endpoint other than completions: its model, typical daily measures and billed lines.
 
-    A measure that starts with `_` is billed but not part of the usage answer.
+    A measure that starts with `_` is billed but not part of the usage answer. `parts`: how its usage divides
+    by the optional dimensions.
     """
 
     endpoint: str
     model: str | None
     typical: dict[str, int]
     lines: tuple[Line, ...] = ()
+    parts: tuple[Part, ...] = ()
 
 
 SERVICES = (
@@ -74,6 +84,11 @@ SERVICES = (
         "gpt-image-1-2025-04-23",
         {"images": 12, "num_model_requests": 9, "_image_tokens": 12_672},
         (Line("gpt-image-1 image, output", "_image_tokens", "tokens", Decimal("40") / _MILLION),),
+        (
+            Part(5, {"size": "1024x1024", "source": "image.generation"}),
+            Part(3, {"size": "1792x1024", "source": "image.generation"}),
+            Part(2, {"size": "1024x1024", "source": "image.edit"}),
+        ),
     ),
     Service(
         "audio_speeches",
@@ -100,12 +115,18 @@ SERVICES = (
         {"num_sessions": 8},
         (Line("code interpreter", "num_sessions", None, Decimal("0.03")),),
     ),
-    Service("file_search_calls", None, {"num_requests": 40}),
+    Service(
+        "file_search_calls",
+        None,
+        {"num_requests": 40},
+        parts=(Part(3, {"vector_store_id": "vs_handbook"}), Part(1, {"vector_store_id": "vs_tickets"})),
+    ),
     Service(
         "web_search_calls",
         "gpt-5-2025-08-07",
         {"num_requests": 25, "num_model_requests": 25},
         (Line("web search tool calls", "num_requests", None, Decimal("0.01")),),
+        (Part(3, {"context_level": "medium"}), Part(2, {"context_level": "high"})),
     ),
     Service(
         "decisions",

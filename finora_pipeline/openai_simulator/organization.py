@@ -7,12 +7,13 @@ and a later query restates today and the two days before, as OpenAI does.
 import hashlib
 import random
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
 
-from finora_pipeline.openai_admin.endpoints import ENDPOINTS
+from finora_pipeline.openai_admin.endpoints import ENDPOINTS, OPTIONAL_DIMENSIONS
 from finora_pipeline.openai_simulator.catalog import MODELS, SERVICES, Line, Model
 
 # The share of a day that is booked at its end, and the hours until the rest is booked.
@@ -22,6 +23,8 @@ SETTLING_HOURS = 48
 PROVISIONAL_MODEL = "chat-latest"
 PROVISIONAL_HOURS = 24
 WEEKDAYS = (1.0, 1.08, 1.1, 1.05, 0.95, 0.35, 0.3)
+
+_PARTS = {service.endpoint: service.parts for service in SERVICES}
 
 _PROJECT_NAMES = ("Default project", "Support assistant", "Search", "Analytics", "Mobile app", "Research")
 _FIRST_NAMES = ("Ada", "Grace", "Alan", "Edsger", "Barbara", "Donald", "Katherine", "Linus", "Radia", "Tim")
@@ -34,9 +37,10 @@ class OrganizationSpec:
 
     `since`, `until`: the first and last day of usage; `daily_requests`: typical completions of a project and
     model on a working day; `services`: whether it uses other endpoints than completions; `cost_groupings`:
-    the `group_by` values that its costs accept in addition to project and line item; `service_accounts`:
-    their number, with one key each. The last `archived_projects`, the last `vanished_members` and the last
-    `deleted_keys` of the other projects are gone from the start of `gone_since`, as is their usage.
+    the `group_by` values that its costs accept in addition to project and line item; `refused_dimensions`:
+    those that its usage refuses; `service_accounts`: their number, with one key each. The last
+    `archived_projects`, the last `vanished_members` and the last `deleted_keys` of the other projects are
+    gone from the start of `gone_since`, as is their usage.
     """
 
     number: int
@@ -49,6 +53,7 @@ class OrganizationSpec:
     daily_requests: int = 60
     services: bool = True
     cost_groupings: tuple[str, ...] = ("api_key_id", "user_id")
+    refused_dimensions: tuple[str, ...] = ()
     until: date | None = None
     archived_projects: int = 0
     vanished_members: int = 0
@@ -135,9 +140,24 @@ class Cell:
     lines: tuple[Line, ...]
     is_provisional: bool = False
 
+    def parts(self) -> Iterator[tuple[dict[str, str], dict[str, int]]]:
+        """The optional dimensions and the measures of each part; the measures add up to the cell's."""
+        parts = _PARTS.get(self.service, ())
+        if not parts:
+            yield {}, self.measures
+        weight, before = sum(part.weight for part in parts), 0
+        for part in parts:
+            after = before + part.weight
+            measures = {
+                measure: count * after // weight - count * before // weight
+                for measure, count in self.measures.items()
+            }
+            yield part.dimensions, measures
+            before = after
 
-# Day, service, project, member, API key, model, batch and service tier.
-UsageKey = tuple[date, str, str, str | None, str | None, str | None, bool | None, str | None]
+
+# Day, service, project, member, API key, model, batch, service tier and the optional dimensions.
+UsageKey = tuple[date | str | bool | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,20 +353,22 @@ def _midnight(day: date) -> int:
 def _add_usage(usage: dict[UsageKey, dict[str, int]], day: date, cell: Cell) -> None:
     endpoint, key = ENDPOINTS[cell.service], cell.api_key
     grouped = endpoint.dimensions
-    row = (
-        day,
-        cell.service,
-        key.project.id,
-        key.member_id if "user_id" in grouped else None,
-        key.id if "api_key_id" in grouped else None,
-        cell.model if "model" in grouped else None,
-        False if "batch" in grouped else None,
-        cell.service_tier if "service_tier" in grouped else None,
-    )
-    total = usage.setdefault(row, dict.fromkeys(endpoint.measures, 0))
-    for measure, count in cell.measures.items():
-        if measure in total:
-            total[measure] += count
+    for optional, measures in cell.parts():
+        row = (
+            day,
+            cell.service,
+            key.project.id,
+            key.member_id if "user_id" in grouped else None,
+            key.id if "api_key_id" in grouped else None,
+            cell.model if "model" in grouped else None,
+            False if "batch" in grouped else None,
+            cell.service_tier if "service_tier" in grouped else None,
+            *(optional.get(dimension) for dimension in OPTIONAL_DIMENSIONS),
+        )
+        total = usage.setdefault(row, dict.fromkeys(endpoint.measures, 0))
+        for measure, count in measures.items():
+            if measure in total:
+                total[measure] += count
 
 
 def _completions(key: SimulatedApiKey, model: Model, requests: int, rng: random.Random, tier: str) -> Cell:

@@ -4,6 +4,6 @@ Nothing here writes, and nothing here needs the accounts or Dagster.
 """
 
 from finora_pipeline.reading.connection import NothingPublished, connect
-from finora_pipeline.reading.tables import read
+from finora_pipeline.reading.tables import ResultTooLarge, read, scan
 
-__all__ = ["NothingPublished", "connect", "read"]
+__all__ = ["NothingPublished", "ResultTooLarge", "connect", "read", "scan"]

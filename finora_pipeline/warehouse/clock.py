@@ -8,7 +8,6 @@ from datetime import UTC, date, datetime, timedelta
 import duckdb
 
 from finora_pipeline.warehouse.sql import section
-from finora_pipeline.warehouse.tables import MONTHLY_TABLES
 
 # Clocks of machines that share a data folder differ by less.
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -25,9 +24,9 @@ def reset_future_moments(connection: duckdb.DuckDBPyConnection, now: datetime | 
     Within the caller's transaction, or that of each statement.
     """
     moment = end_of_present(now)
-    ahead = " UNION ALL ".join(
-        f"SELECT 1 FROM pipeline.{table} WHERE fetched_at > $moment"
-        for table in ("loaded_days", "loaded_sets")
+    ahead = (
+        "SELECT 1 FROM pipeline.loaded_days WHERE fetched_at > $moment OR checked_at > $moment "
+        "UNION ALL SELECT 1 FROM pipeline.loaded_sets WHERE fetched_at > $moment"
     )
     if not connection.execute(f"{ahead} LIMIT 1", {"moment": moment}).fetchall():
         return
@@ -55,14 +54,12 @@ def delete_future_days(connection: duckdb.DuckDBPyConnection, today: date) -> No
         [today],
     )
     for (table,) in tables:
-        name = table.removeprefix("main.")
-        if name in MONTHLY_TABLES:
-            connection.execute(
-                f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{name}', "
-                f"date_trunc('month', date)::DATE FROM {table} WHERE date > ? "
-                "EXCEPT FROM pipeline.unpublished_months",
-                [today],
-            )
+        connection.execute(
+            f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{table.removeprefix('main.')}', "
+            f"date_trunc('month', date)::DATE FROM {table} WHERE date > ? "
+            "EXCEPT FROM pipeline.unpublished_months",
+            [today],
+        )
         connection.execute(f"DELETE FROM {table} WHERE date > ?", [today])
     # An equal page set that is fetched later must be loaded again, to restore what is deleted here.
     connection.execute("DELETE FROM pipeline.loaded_sets WHERE user_id IN (SELECT unnest(?))", [users])

@@ -6,14 +6,15 @@ next load loads.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
 from threading import Event
 
 import duckdb
+import pyarrow as pa
 
 from finora_pipeline.openai_admin.endpoints import BILLED_KIND, COSTS, DIRECTORY_KIND, USAGE_KIND
 from finora_pipeline.warehouse.clock import end_of_present, reset_future_moments
@@ -37,6 +38,26 @@ TABLES_OF_KIND = {
     DIRECTORY_KIND: tuple(DIRECTORY),
 }
 KINDS = tuple(TABLES_OF_KIND)
+_UNCHANGED_SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("endpoint", pa.string()),
+        ("days", pa.list_(pa.date32())),
+        ("fetched_at", pa.timestamp("us", "UTC")),
+        ("sha256", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UnchangedSet:
+    """A fetched page set that is equal to the loaded one, without its pages; `days` are UTC days."""
+
+    user_id: str
+    endpoint: str
+    days: Sequence[date]
+    fetched_at: datetime
+    sha256: str
 
 
 def load_pending(
@@ -67,6 +88,21 @@ def newest_sets(warehouse: Warehouse, user_ids: Iterable[str]) -> dict[tuple[str
             [list(user_ids)],
         ).fetchall()
     return {(user_id, endpoint): sha256 for user_id, endpoint, sha256 in rows}
+
+
+def check_days(warehouse: Warehouse, unchanged: Sequence[UnchangedSet]) -> None:
+    """Records when the days of unchanged page sets were fetched again.
+
+    A day is complete from its first such fetch after its end. Sets that are no longer the loaded ones are
+    skipped.
+    """
+    if not unchanged:
+        return
+    columns = {name: [getattr(one, name) for one in unchanged] for name in _UNCHANGED_SCHEMA.names}
+    rows = pa.table(columns, _UNCHANGED_SCHEMA)
+    with warehouse.writing() as connection, transaction(connection):
+        connection.register("unchanged_sets", rows)
+        run_section(connection, "pipeline", "check_days")
 
 
 def load_ahead(warehouse: Warehouse, all_read: Event) -> None:
@@ -189,7 +225,17 @@ def _load_days(connection: duckdb.DuckDBPyConnection, kind: str, table: str) -> 
         if connection.execute("FROM repeated_usage LIMIT 1").fetchall():
             connection.execute(section("daily_usage", "merge", grain=grain))
     if connection.execute("FROM reread_days LIMIT 1").fetchall():
+        if kind == USAGE_KIND:
+            _regroup(connection)
         run_section(connection, table, "compare")
+
+
+def _regroup(connection: duckdb.DuckDBPyConnection) -> None:
+    """Makes the old and the new usage comparable where only one of them is split."""
+    run_section(connection, "daily_usage", "reread")
+    if connection.execute("FROM regrouped LIMIT 1").fetchall():
+        for rows in ("old_usage", "reread_usage"):
+            connection.execute(section("daily_usage", "regroup", rows=rows))
 
 
 @contextmanager

@@ -33,7 +33,8 @@ class Loaded:
     `unparsed_charges` are the most expensive line items with words unknown to the grammar, of which there
     are `unparsed_count`; both and `amount_usd` are those of costs. `repeated` counts duplicate rows by table
     (expected 0). `late_revisions` are the user-days that OpenAI restated `LATE_REVISION_DAYS` or more days
-    later, with the sum of the changes in USD. `quarantined` are the run's files that cannot be loaded.
+    later, with the sum of the changes in USD, not counting accrual. `quarantined` are the run's files that
+    cannot be loaded.
     """
 
     files: int
@@ -86,8 +87,8 @@ def _with_costs(connection: duckdb.DuckDBPyConnection, run_id: str, loaded: Load
         {"run_id": run_id},
     ).fetchall()
     late = connection.execute(
-        "SELECT user_id, date, sum(coalesce(new_amount_usd, 0) - coalesce(old_amount_usd, 0)) "
-        "FROM cost_revisions JOIN (SELECT user_id, provider, date, fetched_at AS observed_at "
+        "SELECT user_id, date, sum(change_usd)::DECIMAL(38, 18) "
+        "FROM restatements JOIN (SELECT user_id, provider, date, fetched_at AS observed_at "
         f"FROM pipeline.loaded_days {_OF_RUN} AND endpoint = '{COSTS.name}') "
         "USING (user_id, provider, date, observed_at) "
         "WHERE date <= observed_at::DATE - $late_days GROUP BY ALL ORDER BY ALL",

@@ -7,6 +7,8 @@ What OpenAI's behaviour dictates is in `openai_admin.provider`.
 PRICE_DAYS = 7
 # Days of a sparkline, the last one included.
 SPARKLINE_DAYS = 14
+# For so many days back costs_as_of is exact at every moment; before, revisions are folded to one a UTC day.
+EXACT_DAYS = 7
 # By then OpenAI has booked and corrected a day; a restatement of a day this old is worth a look.
 LATE_REVISION_DAYS = 7
 # The endpoint whose known days are the days with known usage.

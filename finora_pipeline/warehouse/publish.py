@@ -1,7 +1,7 @@
 """Publishes the snapshot that readers open: a copy swapped in with one rename.
 
-No reader waits; one with the old file open keeps reading it. Parquet files, one per table and month, are
-rewritten for the months that changed.
+No reader waits; one with the old file open keeps reading it. The same tables are published as Parquet
+(`parquet_files.py`), with a manifest of the moment (`manifest.py`).
 """
 
 import logging
@@ -9,10 +9,10 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from importlib.metadata import version
 from pathlib import Path
 
 import duckdb
@@ -20,18 +20,42 @@ import pyarrow as pa
 
 from finora_pipeline.data_folder.private_files import make_folder, share_published
 from finora_pipeline.warehouse.database import Warehouse
+from finora_pipeline.warehouse.manifest import (
+    CURRENCY,
+    MANIFEST,
+    SNAPSHOTS,
+    TIME_ZONE,
+    Manifest,
+    link_snapshot,
+    list_files,
+    read_manifest,
+    remove_snapshots,
+    snapshot_folder,
+    write_manifest,
+)
 from finora_pipeline.warehouse.metrics import catch_up
+from finora_pipeline.warehouse.parquet_files import (
+    PARQUET,
+    Columns,
+    ParquetFile,
+    columns_of_tables,
+    existing_files,
+    mark_files,
+    mark_unsettled,
+    mark_whole,
+    write_changed,
+)
 from finora_pipeline.warehouse.published_record import (
+    PublishedRecord,
     Repair,
     begin_publishing,
     compare_with_record,
     end_publishing,
-    month_of,
+    remove_changed_links,
     remove_companions,
 )
-from finora_pipeline.warehouse.snapshot import quoted
 from finora_pipeline.warehouse.statements import transaction
-from finora_pipeline.warehouse.tables import MONTHLY_TABLES
+from finora_pipeline.warehouse.tables import PARQUET_TABLES, SCHEMA_VERSION
 
 _log = logging.getLogger("finora.warehouse")
 CONNECTION_SCHEMA = pa.schema(
@@ -95,28 +119,32 @@ def publish(
         started = datetime.now(UTC)
         _delete_temp_files(warehouse.published)
         record, changed = compare_with_record(warehouse, started)
+        before = _manifest_before(warehouse, record, changed)
         with warehouse.connect() as connection:
             catch_up(connection, today)
-            with transaction(connection):
-                rows = pa.Table.from_pylist(list(connection_rows()), CONNECTION_SCHEMA)
-                connection.register("connection_rows", rows)
-                connection.execute("TRUNCATE connections")
-                connection.execute("INSERT INTO connections SELECT * FROM connection_rows")
+            folder, at = snapshot_folder(warehouse.published, datetime.now(UTC))
+            columns = columns_of_tables(connection)
             begin_publishing(warehouse, record)
-            _mark_months(connection, warehouse, changed, is_recorded=bool(record.files))
-            months = _write_months(connection, warehouse.published)
+            remove_changed_links(warehouse, record)
+            with transaction(connection):
+                _replace_connections(connection, connection_rows())
+                is_first = _replace_about(connection, at)
+                known = before if record.files and not is_first else None
+                _mark(connection, warehouse.published, changed, columns, known, today)
+            files = write_changed(connection, warehouse.published, known.rows if known else {}, today)
             connection.execute("CHECKPOINT")
             held = {table: _totals(connection, table, today) for table in COMPARED}
         size, copied, daily_usd = _swap_in(warehouse, today)
         if copied != held:
             # A program with the earlier snapshot open to write may have left its log for this one.
             size, copied, daily_usd = _swap_in(warehouse, today)
+        _replace_manifest(warehouse, folder, at, columns, before)
         end_publishing(warehouse, record)
     repair = record.repair if record.repair and record.repair.at == started else None
     if repair:
         _log.warning("%s", repair.message)
     different = {table: (held[table], copied[table]) for table in COMPARED if held[table] != copied[table]}
-    return Published(database, size, months, datetime.now(UTC), different, daily_usd, repair)
+    return Published(database, size, files, datetime.now(UTC), different, daily_usd, repair)
 
 
 def _totals(connection: duckdb.DuckDBPyConnection, table: str, today: date) -> _Totals:
@@ -129,8 +157,11 @@ def _totals(connection: duckdb.DuckDBPyConnection, table: str, today: date) -> _
 
 def _delete_temp_files(folder: Path) -> None:
     """Deletes temp files of a crashed publish; safe, since the caller holds the lock."""
-    for temporary in (*folder.glob(".finora.duckdb.*"), *folder.glob("parquet/*/*/.*.parquet.*")):
+    patterns = (".finora.duckdb.*", f".{MANIFEST}.*", f"{PARQUET}/**/.*.parquet.*")
+    for temporary in (path for pattern in patterns for path in folder.glob(pattern)):
         temporary.unlink()
+    for partial in folder.glob(f"{SNAPSHOTS}/.*"):
+        shutil.rmtree(partial)
 
 
 def _swap_in(warehouse: Warehouse, today: date) -> tuple[int, dict[str, _Totals], list[tuple[date, Decimal]]]:
@@ -173,69 +204,69 @@ def _copy(source: Path, target: Path) -> None:
         os.fsync(written.fileno())
 
 
-def _mark_months(
-    connection: duckdb.DuckDBPyConnection, warehouse: Warehouse, changed: list[str], *, is_recorded: bool
-) -> None:
-    """Marks months whose Parquet files another program has changed or deleted.
-
-    Without a record, marks every month whose file is missing. Deletes foreign files.
-    """
-    months: set[tuple[str, str]] = set()
-    if not is_recorded:
-        for table in MONTHLY_TABLES:
-            rows = connection.execute(f"SELECT DISTINCT strftime(date, '%Y-%m') FROM {table}").fetchall()
-            folder = warehouse.published / "parquet" / table
-            months |= {
-                (table, f"{month}-01")
-                for (month,) in rows
-                if not (folder / f"month={month}" / f"{table}.parquet").exists()
-            }
-    for name in changed:
-        if month := month_of(name):
-            months.add(month)
-        elif name.startswith("parquet/"):
-            (warehouse.published / name).unlink(missing_ok=True)
-    for table, month in sorted(months):
-        connection.execute(
-            "INSERT INTO pipeline.unpublished_months SELECT $table, $month::DATE "
-            "EXCEPT FROM pipeline.unpublished_months",
-            {"table": table, "month": month},
-        )
+def _manifest_before(warehouse: Warehouse, record: PublishedRecord, changed: list[str]) -> Manifest | None:
+    """The manifest of the publish before, unless another program has changed it."""
+    if MANIFEST in changed and not record.is_publishing:
+        return None
+    return read_manifest(warehouse.published)
 
 
-def _write_months(connection: duckdb.DuckDBPyConnection, published: Path) -> int:
-    """Rewrites the Parquet file of each table and month that changed; returns their number."""
-    changed: list[tuple[str, date]] = connection.execute(
-        "SELECT DISTINCT table_name, month FROM pipeline.unpublished_months ORDER BY ALL"
-    ).fetchall()
-
-    def write(table_and_month: tuple[str, date]) -> None:
-        with connection.cursor() as own:
-            _write_month(own, published, *table_and_month)
-
-    # Compression takes most of the time, and a month is too small for DuckDB's own threads.
-    with ThreadPoolExecutor(2, "parquet") as threads:
-        list(threads.map(write, changed))
-    connection.execute("TRUNCATE pipeline.unpublished_months")
-    return len(changed)
+def _replace_connections(connection: duckdb.DuckDBPyConnection, rows: Iterable[dict[str, object]]) -> None:
+    connection.register("connection_rows", pa.Table.from_pylist(list(rows), CONNECTION_SCHEMA))
+    connection.execute("TRUNCATE connections")
+    connection.execute("INSERT INTO connections SELECT * FROM connection_rows")
 
 
-def _write_month(connection: duckdb.DuckDBPyConnection, published: Path, table: str, month: date) -> None:
-    assert table in MONTHLY_TABLES
-    target = published / "parquet" / table / f"month={month:%Y-%m}" / f"{table}.parquet"
-    for folder in reversed(target.parents[:3]):
-        folder.mkdir(exist_ok=True)
-        share_published(folder, published)
-    days = f"FROM {table} WHERE date >= $month AND date < $month + INTERVAL 1 MONTH"
-    if not connection.execute(f"{days} LIMIT 1", {"month": month}).fetchall():
-        # All rows of the month have expired.
-        target.unlink(missing_ok=True)
-        return
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+def _replace_about(connection: duckdb.DuckDBPyConnection, at: datetime) -> bool:
+    """Replaces the row of `about`; returns whether this warehouse was never published."""
+    is_first = not connection.execute("FROM about").fetchall()
+    connection.execute("TRUNCATE about")
     connection.execute(
-        f"COPY ({days}) TO {quoted(temporary)} "
-        "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE 40960)",
-        {"month": month},
+        "INSERT INTO about VALUES (?, ?, ?, ?, ?)",
+        [SCHEMA_VERSION, at, version("finora-pipeline"), CURRENCY, TIME_ZONE],
     )
-    share_published(temporary, published)
-    temporary.rename(target)
+    return is_first
+
+
+def _mark(
+    connection: duckdb.DuckDBPyConnection,
+    published: Path,
+    changed: list[str],
+    columns: dict[str, Columns],
+    known: Manifest | None,
+    today: date,
+) -> None:
+    """Marks Parquet files to be written besides those of changed months; deletes foreign files.
+
+    Those are the files that another program has changed, those whose rows change with the clock, and all of
+    a table whose columns differ from those that the manifest `known` has.
+    """
+    for table in PARQUET_TABLES:
+        of_files = known.tables.get(table.name) if known else None
+        if of_files is None or of_files.columns != columns[table.name]:
+            mark_whole(connection, table)
+    if known:
+        mark_unsettled(connection, known.published_at.date(), today)
+    for name in changed if known else existing_files(published):
+        if file := ParquetFile.of_name(name):
+            mark_files(connection, [file])
+        elif name.startswith(f"{PARQUET}/"):
+            (published / name).unlink(missing_ok=True)
+
+
+def _replace_manifest(
+    warehouse: Warehouse, folder: str, at: datetime, columns: dict[str, Columns], before: Manifest | None
+) -> None:
+    """Makes the files of this publish one moment, and removes snapshots that no reader needs."""
+    published = warehouse.published
+    link_snapshot(published, folder)
+    manifest = Manifest(
+        SCHEMA_VERSION,
+        at,
+        version("finora-pipeline"),
+        warehouse.published_database.name,
+        folder,
+        list_files(published, folder, columns, before),
+    )
+    write_manifest(published, manifest)
+    remove_snapshots(published, folder, before)

@@ -6,19 +6,19 @@ and modification time are those recorded; a moved or restored data folder keeps 
 
 import json
 import os
-import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from finora_pipeline.warehouse.database import Warehouse
-from finora_pipeline.warehouse.tables import MONTHLY_TABLES
+from finora_pipeline.warehouse.manifest import MANIFEST, SNAPSHOTS
+from finora_pipeline.warehouse.parquet_files import PARQUET, existing_files, parquet_below
 
 # How long a repair is an open alert.
 REPORTED_FOR = timedelta(days=1)
 _Stamp = tuple[int, int]
-_MONTH = re.compile(r"month=(\d{4}-(?:0[1-9]|1[0-2]))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,17 @@ def foreign_changes(warehouse: Warehouse, record: PublishedRecord) -> list[str]:
     differing = {
         name for name in record.files.keys() | found.keys() if record.files.get(name) != found.get(name)
     }
-    return sorted({*differing, *companions(warehouse)})
+    # A file and its links in snapshots change together.
+    links = {name for name in differing if _linked(name) in differing}
+    return sorted({*differing - links, *companions(warehouse)})
+
+
+def remove_changed_links(warehouse: Warehouse, record: PublishedRecord) -> None:
+    """Deletes files of snapshots that another program has changed: a missing file misleads no reader."""
+    found = dict(_stamps(warehouse))
+    for name, stamp in record.files.items():
+        if _linked(name) and found.get(name, stamp) != stamp:
+            (warehouse.published / name).unlink()
 
 
 def remove_companions(warehouse: Warehouse) -> None:
@@ -123,31 +133,28 @@ def remove_companions(warehouse: Warehouse) -> None:
         (warehouse.published / name).unlink(missing_ok=True)
 
 
-def month_of(name: str) -> tuple[str, str] | None:
-    """The table and the month's first day of a Parquet file, or None for any other file.
-
-    `name`: its path below `published/`.
-    """
-    parts = name.split("/")
-    if len(parts) != 4 or parts[1] not in MONTHLY_TABLES or parts[3] != f"{parts[1]}.parquet":
-        return None
-    month = _MONTH.fullmatch(parts[2])
-    return month and (parts[1], f"{month[1]}-01")
-
-
 def companions(warehouse: Warehouse) -> list[str]:
     """Names of logs that DuckDB has left for a program that opened the published file to write."""
     name = warehouse.published_database.name
     return sorted(path.name for path in warehouse.published.glob(f"{name}.wal*"))
 
 
+def _linked(name: str) -> str | None:
+    """The file in `parquet/` that a snapshot's file was linked to, or None for any other file."""
+    parts = name.split("/", 2)
+    return f"{PARQUET}/{parts[2]}" if parts[0] == SNAPSHOTS and len(parts) == 3 else None
+
+
 def _stamps(warehouse: Warehouse) -> Iterator[tuple[str, _Stamp]]:
-    files = [warehouse.published_database, *warehouse.published.glob("parquet/*/*/*.parquet")]
+    published = warehouse.published
+    files = [warehouse.published_database, published / MANIFEST]
+    files += (published / name for name in existing_files(published))
+    files += parquet_below(published / SNAPSHOTS)
     for path in files:
-        # Temp files start with a dot.
-        if not path.name.startswith(".") and path.exists():
+        # A publish may have removed it since it was listed.
+        with suppress(FileNotFoundError):
             about = path.stat()
-            yield path.relative_to(warehouse.published).as_posix(), (about.st_size, about.st_mtime_ns)
+            yield path.relative_to(published).as_posix(), (about.st_size, about.st_mtime_ns)
 
 
 def _path(warehouse: Warehouse) -> Path:

@@ -17,7 +17,7 @@ from finora_pipeline.warehouse.portions import load_or_halve, portions
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.schema import RebuildIncomplete, WarehouseOutdated
 from finora_pipeline.warehouse.snapshot import quoted
-from finora_pipeline.warehouse.statements import transaction
+from finora_pipeline.warehouse.statements import run_section, transaction
 from finora_pipeline.warehouse.tables import ID_COLUMN
 
 _log = logging.getLogger("finora.warehouse")
@@ -135,10 +135,10 @@ def bring_up_to_date(warehouse: Warehouse, on_progress: Progress | None = None) 
 def replace_warehouse(warehouse: Warehouse, on_progress: Progress | None = None) -> int:
     """Replaces the warehouse by one built from all raw pages; returns their number of files.
 
-    For a warehouse of another version, or a damaged one. Revisions and first fetch times, which raw pages do
-    not hold, are copied where the tables have the same columns. The next publish computes the metrics;
-    expired days may be back until the next prune. A database that cannot be read is kept as
-    `damaged.duckdb`.
+    For a warehouse of another version, or a damaged one. Revisions, published figures and moments of days,
+    which raw pages do not hold, are copied where the new tables have the old ones' columns. The next publish
+    computes the metrics; expired days may be back until the next prune. A database that cannot be read is
+    kept as `damaged.duckdb`.
     """
     with warehouse.lock():
         return _replace(warehouse, on_progress)
@@ -214,24 +214,40 @@ def _copy_records(warehouse: Warehouse, built: Warehouse) -> None:
 
 
 def _copy_revisions_and_first_fetches(connection: duckdb.DuckDBPyConnection) -> None:
-    for table in ("main.cost_revisions", "main.usage_revisions"):
-        if _has_same_columns(connection, table):
+    # What was published then cannot be computed again.
+    for table in ("main.cost_revisions", "main.usage_revisions", "main.daily_user_metrics"):
+        if _has_columns_of(connection, table):
             connection.execute(f"DELETE FROM {table}")
-            connection.execute(f"INSERT INTO {table} FROM held.{table}")
-    if _has_same_columns(connection, "pipeline.loaded_days"):
-        connection.execute(
-            "UPDATE pipeline.loaded_days AS day SET first_fetched_at = known.first_fetched_at "
-            "FROM held.pipeline.loaded_days AS known WHERE known.user_id = day.user_id "
-            "AND known.provider = day.provider AND known.endpoint = day.endpoint "
-            "AND known.date = day.date"
-        )
+            connection.execute(f"INSERT INTO {table} BY NAME FROM held.{table}")
+    _copy_moments(connection)
     for table, key in ID_COLUMN.items():
-        if _has_same_columns(connection, f"main.{table}"):
+        if _has_columns_of(connection, f"main.{table}"):
             connection.execute(
                 f"UPDATE {table} AS one SET first_seen_at = known.first_seen_at "
                 f"FROM held.{table} AS known WHERE known.user_id = one.user_id "
                 f"AND known.provider = one.provider AND known.{key} = one.{key}"
             )
+
+
+def _copy_moments(connection: duckdb.DuckDBPyConnection) -> None:
+    """Copies the moments of days that the held database knows better than the raw pages do."""
+    held = _columns(connection, "pipeline.loaded_days", is_held=True)
+    if "first_fetched_at" not in held:
+        return
+    moments = "first_fetched_at = known.first_fetched_at, completed_at = NULL"
+    if {"completed_at", "checked_at"} <= held.keys():
+        moments = (
+            "first_fetched_at = known.first_fetched_at, "
+            "completed_at = coalesce(known.completed_at, day.completed_at), "
+            "checked_at = greatest(known.checked_at, day.checked_at)"
+        )
+    connection.execute(
+        f"UPDATE pipeline.loaded_days AS day SET {moments} "
+        "FROM held.pipeline.loaded_days AS known WHERE known.user_id = day.user_id "
+        "AND known.provider = day.provider AND known.endpoint = day.endpoint "
+        "AND known.date = day.date"
+    )
+    run_section(connection, "pipeline", "infer_moments")
 
 
 @contextmanager
@@ -269,17 +285,21 @@ def _attach_held(connection: duckdb.DuckDBPyConnection, warehouse: Warehouse) ->
     connection.execute(f"ATTACH {quoted(warehouse.database)} AS held (READ_ONLY)")
 
 
-def _has_same_columns(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
-    """Whether the held database has the table with the same columns."""
-    columns = [
+def _has_columns_of(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
+    """Whether the built database has all columns of the held one's table; false if that does not exist."""
+    held, built = (_columns(connection, table, is_held=is_held) for is_held in (True, False))
+    return bool(held) and held.items() <= built.items()
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, table: str, *, is_held: bool) -> dict[str, str]:
+    """The columns of a table in their order, with their types."""
+    return dict(
         connection.execute(
             "SELECT column_name, data_type FROM duckdb_columns() WHERE (database_name = 'held') = ? "
             "AND schema_name || '.' || table_name = ? ORDER BY column_index",
             [is_held, table],
         ).fetchall()
-        for is_held in (False, True)
-    ]
-    return columns[0] == columns[1]
+    )
 
 
 def _differences(

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from finora_pipeline.openai_admin.endpoints import DIRECTORY_KIND
 from finora_pipeline.warehouse.database import Warehouse, open_to_write, replay_log
+from finora_pipeline.warehouse.manifest import SNAPSHOTS, withdraw_snapshots
+from finora_pipeline.warehouse.parquet_files import PARQUET, parquet_below
 from finora_pipeline.warehouse.raw import RawFile, RawPages
 from finora_pipeline.warehouse.raw.files import raw_file_errors, write_whole
 from finora_pipeline.warehouse.snapshot import DATABASE, attach, quoted
@@ -55,16 +57,16 @@ def prune(warehouse: Warehouse, kept_from: Callable[[], Mapping[str, date]]) -> 
             "INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM pipeline.loaded_days "
             "JOIN limits USING (user_id) WHERE date < kept_from EXCEPT FROM pipeline.stale_users"
         )
-        for table in _tables_with(connection, "date"):
-            if table in MONTHLY_TABLES:
-                connection.execute(
-                    f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{table}', "
-                    f"date_trunc('month', date)::DATE FROM {table} JOIN limits USING (user_id) "
-                    "WHERE date < kept_from EXCEPT FROM pipeline.unpublished_months"
-                )
+        tables = [(table, "date") for table in _tables_with(connection, "date")]
+        for table, day in (*tables, ("daily_user_metrics", "as_of_date")):
+            connection.execute(
+                f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{table}', "
+                f"date_trunc('month', {day})::DATE FROM {table} JOIN limits USING (user_id) "
+                f"WHERE {day} < kept_from EXCEPT FROM pipeline.unpublished_months"
+            )
             ((count,),) = connection.execute(
                 f"DELETE FROM {table} AS old USING limits "
-                "WHERE old.user_id = limits.user_id AND old.date < limits.kept_from"
+                f"WHERE old.user_id = limits.user_id AND old.{day} < limits.kept_from"
             ).fetchall()
             if count:
                 removed.rows[table] = count
@@ -169,6 +171,7 @@ def purge(warehouse: Warehouse, user_id: str) -> Removed:
             if user_id in one.user_ids or not one.sets:
                 one.remove()
                 removed.files_removed += 1
+        withdraw_snapshots(warehouse.published)
         if warehouse.database.exists():
             _write_without(warehouse, user_id, removed)
     return removed
@@ -190,12 +193,12 @@ def count_user_rows(warehouse: Warehouse, user_id: str) -> dict[str, int]:
                 _rows_by_table(connection, user_id).values()
             )
     readable = [file.path for file in (*raw.pending(), *raw.archived())]
-    for folder, files in (
-        (warehouse.raw, readable),
-        (warehouse.published / "parquet", (warehouse.published / "parquet").rglob("*.parquet")),
-    ):
-        place = str(folder.relative_to(warehouse.home))
-        found[place] = sum(_user_ids(file).count(user_id) for file in files)
+    found["raw"] = sum(_user_ids(file).count(user_id) for file in readable)
+    # A publish removes snapshots.
+    with warehouse.lock():
+        for part in (PARQUET, SNAPSHOTS):
+            files = parquet_below(warehouse.published / part)
+            found[f"published/{part}"] = sum(_user_ids(file).count(user_id) for file in files)
     found["raw/quarantine"] = sum(one.user_ids.count(user_id) for one in raw.quarantined())
     return found
 
@@ -208,8 +211,10 @@ def _rows_by_table(connection: duckdb.DuckDBPyConnection, user_id: str) -> dict[
 
 
 def _user_ids(file: Path) -> list[str]:
-    """The user of each row of a Parquet file."""
+    """The user of each row of a Parquet file; none for a table without users."""
     with raw_file_errors(file):
+        if "user_id" not in pq.read_schema(file).names:
+            return []
         return pq.read_table(file, columns=["user_id"])["user_id"].to_pylist()
 
 
@@ -266,7 +271,7 @@ def _write_without(warehouse: Warehouse, user_id: str, removed: Removed) -> None
                     query = f"SELECT count(*) FROM old.{table} WHERE user_id = ?"
                     if count := connection.execute(query, [user_id]).fetchall()[0][0]:
                         removed.rows[table.removeprefix("main.")] = count
-            for table in MONTHLY_TABLES:
+            for table in _tables_with(connection, "date"):
                 connection.execute(
                     f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{table}', "
                     f"date_trunc('month', date)::DATE FROM old.{table} WHERE user_id = ? "

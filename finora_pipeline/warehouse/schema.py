@@ -17,12 +17,15 @@ from finora_pipeline.warehouse.migrations import (
     columns_of_first_number,
 )
 from finora_pipeline.warehouse.sql import section
-from finora_pipeline.warehouse.tables import DIRECTORY, TABLES
+from finora_pipeline.warehouse.tables import DIRECTORY, NAMED, TABLES
 from finora_pipeline.warehouse.usage_columns import add_measures
 
 _CREATED = ("pipeline", "billed_costs", *TABLES, "reconciliation")
 # In this order: comments of tables, then views after the tables and macros that they use.
-_DEFINED = ("macros", "pipeline", *TABLES, "named", "as_of", "reconciliation", "daily_spend")
+_DEFINED = (
+    *("macros", "pipeline", *TABLES, "named", "as_of", "restatements", "reconciliation"),
+    "daily_spend",
+)
 
 
 class WarehouseOutdated(Exception):
@@ -111,6 +114,18 @@ def _definitions() -> Iterator[str]:
         yield section(name, "define")
     for texts in DIRECTORY.values():
         yield section("directory", "define", **texts)
+    for view, table in NAMED.items():
+        yield "\n".join(_column_comments(table)).replace(f"COLUMN {table}.", f"COLUMN {view}.")
+    yield section("named", "comments")
+
+
+def _column_comments(table: str) -> list[str]:
+    """The statements that comment the table's columns, for a view that shows them."""
+    return [
+        line
+        for line in section(table, "define").splitlines()
+        if line.startswith(f"COMMENT ON COLUMN {table}.")
+    ]
 
 
 @lru_cache(maxsize=1)

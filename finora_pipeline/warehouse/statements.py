@@ -25,6 +25,11 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
 
 def run_section(connection: duckdb.DuckDBPyConnection, table: str, name: str, **parameters: Any) -> None:
     """Executes the statements of a section, each with those of the parameters that it names."""
-    for statement in duckdb.extract_statements(section(table, name)):
+    execute_with(connection, section(table, name), **parameters)
+
+
+def execute_with(connection: duckdb.DuckDBPyConnection, statements: str, **parameters: Any) -> None:
+    """Executes statements, each with those of the parameters that it names."""
+    for statement in duckdb.extract_statements(statements):
         wanted = {key: parameters[key] for key in statement.named_parameters}
         connection.execute(statement, wanted or None)

@@ -10,11 +10,14 @@ from typing import Any
 import duckdb
 import msgspec
 
+from finora_pipeline.openai_admin.endpoints import USAGE
 from finora_pipeline.openai_admin.measures import MEASURES, REQUESTS, TOKENS, Measure
 from finora_pipeline.openai_admin.results import UsageResult
 
 # How many of MEASURES the first schema has: later columns come after the table's other ones.
 _FIRST_MEASURES = 23
+# The columns of the dimensions that OpenAI may refuse to group by (`endpoints.OPTIONAL_DIMENSIONS`).
+OPTIONAL_COLUMNS = ("image_size", "image_source", "context_level", "vector_store_id")
 # Restated measures that usage_revisions does not keep one by one.
 _OTHER_MEASURES = tuple(measure for measure in MEASURES if measure.unit not in (REQUESTS, TOKENS))
 _SQL_TYPES: dict[type[msgspec.inspect.Type], str] = {
@@ -29,7 +32,7 @@ def _definition(measure: Measure) -> str:
 
 
 def _comment(measure: Measure) -> str:
-    text = measure.comment.replace("'", "''")
+    text = f"{measure.comment}; NULL if the service does not count it".replace("'", "''")
     return f"COMMENT ON COLUMN daily_usage.{measure.column} IS '{text}';"
 
 
@@ -55,6 +58,8 @@ SQL_LISTS = {
     "measure_comments": "\n".join(map(_comment, MEASURES)),
     "measure_sums": ",\n    ".join(f"sum({one.column})::BIGINT AS {one.column}" for one in MEASURES),
     "other_measures": " + ".join(f"coalesce({one.column}, 0)" for one in _OTHER_MEASURES),
+    "optional_columns": ", ".join(OPTIONAL_COLUMNS),
+    "split_services": ", ".join(f"'{one.name}'" for one in USAGE if one.optional_group_by),
     "other_units": ", ".join(dict.fromkeys(one.unit for one in _OTHER_MEASURES)),
 }
 

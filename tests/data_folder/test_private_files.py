@@ -1,6 +1,7 @@
 """File modes: no other account opens the data folder, except readers of published files."""
 
 import grp
+import json
 import os
 import stat
 import subprocess
@@ -229,10 +230,31 @@ def test_a_member_of_the_readers_group_reads_only_published_files(start_openai, 
     published = home / "published/finora.duckdb"
     assert as_stranger(lambda: finora_pipeline.connect().sql("SELECT 42").fetchall(), gid) == "[(42,)]"
     assert as_stranger(lambda: len(published.read_bytes()), gid) == str(published.stat().st_size)
+    manifest = json.loads((home / "published/manifest.json").read_text())
+    assert as_stranger(lambda: len((home / "published/manifest.json").read_bytes()), gid).isdigit()
+    for file in (file for table in manifest["tables"].values() for file in table["files"]):
+        path = home / "published" / file["path"]
+        assert as_stranger(lambda path=path: len(path.read_bytes()), gid) == str(file["bytes"])
     for closed in ("accounts.sqlite", "warehouse/warehouse.duckdb", "warehouse/write.lock", "master.key"):
         assert "PermissionError" in as_stranger((home / closed).read_bytes, gid)
     assert "PermissionError" in as_stranger(lambda: list(home.iterdir()), gid)
     assert "PermissionError" in as_stranger(lambda: published.open("ab"), gid)
+
+
+def test_a_folder_that_a_publish_removes_while_listed_is_passed_over(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    for snapshot in ("first", "second"):
+        (home / "published/snapshots" / snapshot).mkdir(parents=True)
+    list_folder = Path.iterdir
+
+    def removed_after_listing(folder: Path) -> list[Path]:
+        if folder.name == "first":
+            folder.rmdir()
+        return list(list_folder(folder))
+
+    monkeypatch.setattr(Path, "iterdir", removed_after_listing)
+    secure_home(settings_of(home), whole=True)
+    assert [path.name for path in (home / "published/snapshots").iterdir()] == ["second"]
 
 
 @as_root

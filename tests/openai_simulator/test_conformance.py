@@ -427,7 +427,7 @@ def test_filter_leaves_what_it_names(sdk: OpenAI, name: str, parameter: str, dim
     [
         ("completions", {"batch": True}),
         ("images", {"sizes": ["256x256"]}),
-        ("images", {"sources": ["image.edit"]}),
+        ("images", {"sources": ["image.variation"]}),
         ("web_search_calls", {"context_levels": ["low"]}),
         ("file_search_calls", {"vector_store_ids": ["vs_unknown"]}),
     ],

@@ -9,10 +9,12 @@ import pytest
 from sqlalchemy import update
 
 from finora_pipeline.accounts.database import connections
+from finora_pipeline.ingest.landing import Landing
 from finora_pipeline.ingest.windows import TRAILING_DAYS, trailing_window, window_of
 from finora_pipeline.instance.home import prepare_instance
 from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.openai_simulator.organization import PROVISIONAL_MODEL
+from finora_pipeline.warehouse.database import Warehouse
 
 
 def test_restated_days_and_a_vanished_line_item(start_openai, install):
@@ -60,6 +62,74 @@ def test_costs_as_of_an_earlier_moment_are_returned(start_openai, install):
         "new_output_tokens AND old_other IS NOT DISTINCT FROM new_other) FROM usage_revisions"
     )
     assert changed == [(True, 0)]
+
+
+def test_restatements_are_what_changed_on_complete_days(start_openai, install):
+    openai = start_openai(days=8)
+    installation = install(openai)
+    installation.connect(plan="trial")
+    installation.refresh()
+    before = installation.costs("user-0")
+    openai.simulator.frozen_now += timedelta(hours=7)
+    installation.refresh()
+    after = installation.costs("user-0")
+    changes = {
+        key: after.get(key, Decimal(0)) - before.get(key, Decimal(0)) for key in before.keys() | after.keys()
+    }
+    # Today has not ended, so what it grew by is accrual.
+    expected = {key: usd for key, usd in changes.items() if usd and key[0] < installation.today}
+    assert expected
+    assert len(expected) < len([usd for usd in changes.values() if usd])
+    rows = installation.sql("SELECT date, project_id, line_item, change_usd, stage FROM restatements")
+    assert {(day, project, item): usd for day, project, item, usd, _ in rows if usd} == expected
+    assert {stage for *_, stage in rows} == {"settling"}
+
+
+CHECKED = (
+    "SELECT date, fetched_at, completed_at, checked_at FROM pipeline.loaded_days WHERE endpoint = 'costs' "
+    "ORDER BY date"
+)
+
+
+def test_equal_pages_are_recorded_as_fetched(start_openai, install):
+    installation = install(start_openai(days=8))
+    installation.connect(plan="trial")
+    # The second refresh fetches only the trailing days, the third one equal pages.
+    installation.refresh()
+    installation.refresh()
+    trailing = installation.today - timedelta(days=TRAILING_DAYS)
+    yesterday = installation.today - timedelta(days=1)
+    with Warehouse(installation.settings.home).writing() as connection:
+        connection.execute("UPDATE pipeline.loaded_days SET completed_at = NULL WHERE date = ?", [yesterday])
+    before = installation.sql(CHECKED)
+    at = datetime.now(UTC)
+    installation.refresh()
+    moments = dict(zip((day for day, *_ in before), installation.sql(CHECKED), strict=True))
+    for day, fetched_at, completed_at, checked_at in before:
+        _, fetched_after, completed_after, checked_after = moments[day]
+        assert fetched_after == fetched_at
+        assert checked_after > at if day >= trailing else checked_after == checked_at
+        assert completed_after == (checked_after if day == yesterday else completed_at)
+    assert moments[installation.today][2] is None
+
+
+def test_equal_pages_fetched_with_a_replaced_key_are_not_recorded(start_openai, install):
+    installation = install(start_openai(days=8))
+    installation.connect(plan="trial")
+    for _ in range(2):
+        installation.refresh()
+
+    class Replacing(Landing):
+        async def finish(self) -> None:
+            with installation.accounts.database.write() as database:
+                database.execute(update(connections).values(key_version=connections.c.key_version + 1))
+            await super().finish()
+
+    before = installation.sql(CHECKED)
+    fetched = installation.fetch("replaced", landing=Replacing)
+    assert fetched.unchanged_pages > 0
+    with Warehouse(installation.settings.home).writing() as connection:
+        assert connection.execute(CHECKED).fetchall() == before
 
 
 @pytest.mark.parametrize("day", [1, 7, 8])

@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 import dagster as dg
@@ -18,6 +18,7 @@ from finora_pipeline.instance.home import prepare_instance
 from finora_pipeline.warehouse import metrics, retention
 from finora_pipeline.warehouse.database import PartsUnequal, Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
+from finora_pipeline.warehouse.periods import EXACT_DAYS
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import rebuild
 from tests.conftest import Installation, now_in_the_middle_of_today, watching
@@ -143,6 +144,35 @@ def test_replaced_raw_pages_are_thinned_and_the_facts_can_be_built_again(install
     assert after.differences == []
     assert after.rows == before.rows
     assert after.files < before.files
+
+
+def test_each_night_folds_the_revisions_of_a_week_ago(installation: Installation):
+    for hours in (5, 5):
+        installation.openai.simulator.frozen_now = later(installation, hours)
+        installation.refresh()
+    ago = timedelta(days=EXACT_DAYS + 2)
+    with warehouse_of(installation).writing() as connection:
+        # As if both refreshes had been on one day more than a week ago.
+        connection.execute(
+            "UPDATE pipeline.loaded_days SET first_fetched_at = first_fetched_at - $1", [2 * ago]
+        )
+        for table in ("cost_revisions", "usage_revisions"):
+            connection.execute(f"UPDATE {table} SET observed_at = observed_at - $1", [ago])
+    installation.refresh()
+    moments = [
+        datetime.combine(installation.today - ago + timedelta(days=day), time.max, UTC) for day in (-2, 1)
+    ]
+    before = [installation.sql("FROM costs_as_of(?) ORDER BY ALL", moment) for moment in moments]
+    revisions = "SELECT (SELECT count(*) FROM cost_revisions), (SELECT count(*) FROM usage_revisions)"
+    ((costs, usage),) = installation.sql(revisions)
+    folded = nightly(installation)["revisions folded"]
+    ((costs_left, usage_left),) = installation.sql(revisions)
+    assert 0 < costs_left < costs
+    assert 0 < usage_left < usage
+    assert folded == costs + usage - costs_left - usage_left
+    assert [installation.sql("FROM costs_as_of(?) ORDER BY ALL", moment) for moment in moments] == before
+    assert before[0] != before[1]
+    assert nightly(installation)["revisions folded"] == 0
 
 
 def test_unchanged_pages_are_not_landed_again(installation: Installation):

@@ -4,7 +4,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Decimal, localcontext
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -187,17 +186,10 @@ def test_every_figure_equals_one_made_by_hand(
             assert previous == (then[metric] if is_known_before else None), (metric, period)
             is_comparable = known_days == len(span) if metric in SUMS else 2 * known_days >= len(span)
             expected = None
-            if is_known_before and is_comparable and value is not None and then[metric] is not None:
-                with localcontext(prec=80):
-                    difference = value - then[metric]
-                    is_share = metric == "top_model_share"
-                    assert unit == ("points" if is_share else "relative")
-                    size = Decimal(1) if is_share else abs(then[metric])
-                    expected = difference / size if size else None
-            assert (change is None) == (expected is None), (metric, period)
-            assert expected is None or abs(change - expected) <= abs(expected) * Decimal("1e-9") + Decimal(
-                "1e-9"
-            )
+            if is_known_before and is_comparable:
+                assert unit == ("points" if metric == "top_model_share" else "relative")
+                expected = change_by_hand(metric, value, then[metric])
+            assert is_close(change, expected), (metric, period)
             a_day = [figures([through - timedelta(days=n)], days)[metric] for n in range(13, -1, -1)]
             assert sparkline == a_day, (metric, period)
     assert_growth(found, through, days)
@@ -209,10 +201,26 @@ def assert_growth(found: dict[tuple[str, str], list], through: date, days: dict[
     assert (previous, change, unit) == (None, None, None)
     assert [period for metric, period in found if metric == "month_over_month"] == ["month"]
     span, before = spans("month", through)
-    this, other = figures(span, days)["total_spend"], figures(before, days)["total_spend"]
-    if not all(day in days for day in (*span, *before)) or not other:
-        assert growth is None
-    else:
-        with localcontext(prec=80):
-            expected = (this - other) / abs(other)
-        assert abs(growth - expected) <= abs(expected) * Decimal("1e-9") + Decimal("1e-9")
+    expected = None
+    if all(day in days for day in (*span, *before)):
+        metric = "total_spend"
+        expected = change_by_hand(metric, figures(span, days)[metric], figures(before, days)[metric])
+    assert is_close(growth, expected)
+
+
+def change_by_hand(metric: str, value: Decimal | None, before: Decimal | None) -> Decimal | None:
+    """The change relative to the size of the value before; of a share, the difference."""
+    if value is None or before is None:
+        return None
+    with localcontext(prec=80):
+        if metric == "top_model_share":
+            return value - before
+        return (value - before) / abs(before) if before else None
+
+
+def is_close(found: Decimal | None, expected: Decimal | None) -> bool:
+    """Changes are rounded to twelve decimals, of numbers with fifteen digits."""
+    if found is None or expected is None:
+        return found is expected
+    with localcontext(prec=80):
+        return abs(found - expected) <= (abs(expected) + 1) * Decimal("1e-9")

@@ -80,6 +80,24 @@ def test_a_revision_whose_raw_file_was_not_moved_is_recorded_once(version: str, 
     assert RawPages(warehouse.raw).pending() == []
 
 
+def test_revisions_of_a_table_with_fewer_columns_are_kept(tmp_path: Path):
+    warehouse = Warehouse(tmp_path)
+    revision = "SELECT user_id, service, old_requests, new_requests, vector_store_id FROM usage_revisions"
+    with warehouse.writing() as connection:
+        connection.execute(
+            "INSERT INTO usage_revisions BY NAME SELECT 'acme' AS user_id, 'openai' AS provider, "
+            "DATE '2026-06-14' AS date, 'images' AS service, now() AS observed_at, 1 AS old_requests, "
+            "2 AS new_requests"
+        )
+        # As an earlier version made it.
+        connection.execute("ALTER TABLE usage_revisions DROP COLUMN vector_store_id")
+        connection.execute("UPDATE pipeline.schema_version SET number = 2")
+
+    replace_warehouse(warehouse)
+
+    assert rows(warehouse, revision) == [("acme", "images", 1, 2, None)]
+
+
 @pytest.mark.parametrize("content", [b"no database", None], ids=["another file", "cut"])
 def test_a_damaged_database_is_set_aside_and_rebuilt(
     content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -58,6 +58,10 @@ USAGE_GRAIN = (
     "model",
     "batch",
     "service_tier",
+    "image_size",
+    "image_source",
+    "context_level",
+    "vector_store_id",
 )
 # Measures that our tables name otherwise than OpenAI.
 COLUMNS = {measure.field: measure.column for measure in MEASURES}

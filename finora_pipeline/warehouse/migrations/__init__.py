@@ -18,6 +18,7 @@ import duckdb
 
 from finora_pipeline.warehouse.reparse import mark_services_stale, reparse_line_items
 from finora_pipeline.warehouse.sql import section
+from finora_pipeline.warehouse.statements import run_section
 
 Columns = list[tuple[str, int, str, str, bool]]
 _FOLDER = Path(__file__).parent
@@ -53,15 +54,27 @@ def _reparse_all(connection: duckdb.DuckDBPyConnection) -> None:
     _reparse(connection)
 
 
+def _infer_moments(connection: duckdb.DuckDBPyConnection) -> None:
+    run_section(connection, "pipeline", "infer_moments")
+
+
 # Versions before the first number stored a hash of the tables' text.
 MIGRATIONS = (
     Migration(1, "Numbers the tables, which are those of the last versions without a number."),
     Migration(2, "Reads models and token types from line items by a wider grammar.", then=_reparse),
+    Migration(
+        3,
+        "Adds image size and source, search context level and vector store to usage.",
+        "0003_usage_dimensions.sql",
+    ),
+    Migration(4, "Records when a day was complete and last checked.", "0004_moments.sql", _infer_moments),
     Migration(5, "Deletes the sample rows of users without costs.", "0005_no_sample_rows.sql"),
+    Migration(6, "Adds the table about, with the version of the published tables.", "0006_about.sql"),
     Migration(
         7, "Adds services and categories of charges, and known days.", "0007_figures.sql", _reparse_all
     ),
     Migration(8, "Splits every charge by member and API key.", "0008_attributed_costs.sql"),
+    Migration(9, "Adds keys of projects, members and API keys across users.", "0009_keys.sql"),
 )
 SCHEMA_NUMBER = MIGRATIONS[-1].number
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from finora_pipeline.openai_admin.charge_kinds import MODEL_TOKENS, SERVICE_OF_USAGE
 from finora_pipeline.openai_admin.provider import CLOSING_DAYS, FINAL_AFTER_DAYS, PROVIDER
 from finora_pipeline.warehouse.kpis import KPI_TEXTS
-from finora_pipeline.warehouse.periods import PRICE_DAYS, SPARKLINE_DAYS
+from finora_pipeline.warehouse.periods import EXACT_DAYS, PRICE_DAYS, SPARKLINE_DAYS
 from finora_pipeline.warehouse.tables import SPLIT_COSTS
 from finora_pipeline.warehouse.usage_columns import SQL_LISTS
 
@@ -26,6 +26,7 @@ SHARED = {
     "provider": PROVIDER,
     "final_after_days": str(FINAL_AFTER_DAYS),
     "closing_days": str(CLOSING_DAYS),
+    "exact_days": str(EXACT_DAYS),
     "price_days": str(PRICE_DAYS),
     "sparkline_days": str(SPARKLINE_DAYS),
 }

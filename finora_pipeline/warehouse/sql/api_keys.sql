@@ -19,22 +19,23 @@ CREATE TABLE api_keys (
     last_used_at    TIMESTAMPTZ,
     is_listed       BOOLEAN NOT NULL,
     first_seen_at   TIMESTAMPTZ NOT NULL,
-    last_seen_at    TIMESTAMPTZ NOT NULL
+    last_seen_at    TIMESTAMPTZ NOT NULL,
+    api_key_key     VARCHAR
 );
 
 -- [define]
 -- The other columns have the comments of directory.sql.
 COMMENT ON TABLE api_keys IS 'API keys of the projects with their owners, deleted ones included.';
 COMMENT ON COLUMN api_keys.api_key_id IS 'OpenAI API key';
-COMMENT ON COLUMN api_keys.name IS 'Name';
-COMMENT ON COLUMN api_keys.redacted_value IS 'Key as OpenAI shows it, redacted';
-COMMENT ON COLUMN api_keys.project_id IS 'OpenAI project';
-COMMENT ON COLUMN api_keys.owner_type IS 'user or service_account';
-COMMENT ON COLUMN api_keys.owner_id IS 'Member or service account';
-COMMENT ON COLUMN api_keys.owner_name IS 'Name of the owner';
+COMMENT ON COLUMN api_keys.name IS 'Newest name; NULL if the key has none';
+COMMENT ON COLUMN api_keys.redacted_value IS 'Key as OpenAI shows it, redacted; NULL if OpenAI gave none';
+COMMENT ON COLUMN api_keys.project_id IS 'OpenAI project of the key. Never NULL';
+COMMENT ON COLUMN api_keys.owner_type IS 'user or service_account; NULL if OpenAI gave no owner';
+COMMENT ON COLUMN api_keys.owner_id IS 'Member or service account, as in members; NULL if OpenAI gave none';
+COMMENT ON COLUMN api_keys.owner_name IS 'Name of the owner; NULL if OpenAI gave none';
 COMMENT ON COLUMN api_keys.owner_email IS 'Email address of the owner; NULL for a service account';
-COMMENT ON COLUMN api_keys.created_at IS 'Creation time (UTC)';
-COMMENT ON COLUMN api_keys.last_used_at IS 'Time of last use as of last_seen_at (UTC)';
+COMMENT ON COLUMN api_keys.created_at IS 'Creation time (UTC); NULL if OpenAI gave none';
+COMMENT ON COLUMN api_keys.last_used_at IS 'Time of last use as of last_seen_at (UTC); NULL for a key that was never used';
 
 -- [load]
 -- Reads: newest_lists, listed_items (directory.sql, pages), daily_attributed_costs.

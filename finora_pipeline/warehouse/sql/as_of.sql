@@ -1,4 +1,5 @@
--- The costs as known at a moment: daily_costs with the later cost_revisions undone.
+-- The costs as known at a moment: daily_costs with the later cost_revisions undone. Exact for every moment of the last
+-- {exact_days} days; before that, where revisions are folded, for the end of every UTC day.
 
 -- [define]
 -- SELECT sum(amount_usd) FROM costs_as_of('2026-11-03 08:00:00+00') WHERE user_id = 'acme' AND date = '2026-11-01'
@@ -35,3 +36,4 @@ FROM lines
 SEMI JOIN known USING (user_id, provider, date)
 QUALIFY row_number() OVER (PARTITION BY user_id, provider, date, project_id, line_item ORDER BY place) = 1
     AND was_there;
+COMMENT ON MACRO TABLE costs_as_of IS 'daily_costs as we knew them at a moment. Exact for every moment of the last {exact_days} days and, before that, for the end of every UTC day.';

@@ -3,9 +3,17 @@
 -- [moments]
 -- Reads: $end_of_present.
 -- Leaves: no moment in the future; days fetched in the future count as older than every fetch.
+--
+-- A day that has ended stays complete from now on, so that revisions observed in the future stay accrual.
 UPDATE pipeline.loaded_days
-SET first_fetched_at = least(first_fetched_at, $end_of_present), fetched_at = 'epoch'::TIMESTAMPTZ
-WHERE fetched_at > $end_of_present;
+SET first_fetched_at = least(first_fetched_at, $end_of_present),
+    fetched_at = CASE WHEN fetched_at > $end_of_present THEN 'epoch'::TIMESTAMPTZ ELSE fetched_at END,
+    completed_at = CASE
+        WHEN completed_at <= $end_of_present THEN completed_at
+        WHEN completed_at IS NOT NULL AND day_end(date) <= $end_of_present THEN $end_of_present
+    END,
+    checked_at = CASE WHEN fetched_at > $end_of_present THEN 'epoch'::TIMESTAMPTZ ELSE fetched_at END
+WHERE fetched_at > $end_of_present OR checked_at > $end_of_present;
 
 DELETE FROM pipeline.loaded_sets WHERE fetched_at > $end_of_present;
 

@@ -43,25 +43,25 @@ COMMENT ON TABLE daily_costs IS 'What OpenAI charged, in USD: one row per user, 
 COMMENT ON COLUMN daily_costs.user_id IS 'User (tenant)';
 COMMENT ON COLUMN daily_costs.provider IS 'Provider: openai';
 COMMENT ON COLUMN daily_costs.date IS 'UTC day of the charge; today is partial, OpenAI may restate the two days before';
-COMMENT ON COLUMN daily_costs.project_id IS 'OpenAI project';
-COMMENT ON COLUMN daily_costs.project_name IS 'Name of the project at the fetch time';
-COMMENT ON COLUMN daily_costs.line_item IS 'OpenAI''s text of the charge';
-COMMENT ON COLUMN daily_costs.amount_usd IS 'USD, exact';
-COMMENT ON COLUMN daily_costs.quantity IS 'Quantity bought, in quantity_unit';
+COMMENT ON COLUMN daily_costs.project_id IS 'OpenAI project; NULL for a charge of the whole organization';
+COMMENT ON COLUMN daily_costs.project_name IS 'Name of the project at the fetch time; NULL if OpenAI gave none. named_costs has the newest';
+COMMENT ON COLUMN daily_costs.line_item IS 'OpenAI''s text of the charge; NULL if OpenAI gave none';
+COMMENT ON COLUMN daily_costs.amount_usd IS 'USD, exact; NULL if OpenAI gave no amount';
+COMMENT ON COLUMN daily_costs.quantity IS 'Quantity bought, in quantity_unit; NULL if OpenAI gave none';
 COMMENT ON COLUMN daily_costs.quantity_unit IS 'tokens, images, characters, duration_seconds, gibibyte_hours …; NULL if it has no single unit';
-COMMENT ON COLUMN daily_costs.model IS 'Model named by the line item, e.g. gpt-4o-2024-08-06';
-COMMENT ON COLUMN daily_costs.direction IS 'input, cached_input, output, cache_write (kept for 30 minutes), cache_write_12h or training; otherwise the unknown words of the line item';
-COMMENT ON COLUMN daily_costs.modality IS 'text, image, audio or video, or the unknown word in its place, where the line item names it';
-COMMENT ON COLUMN daily_costs.tier IS 'Service tier or calling surface, the text before a bar: priority, fast, ultrafast, flex, scale, batch, evals, assistants api …';
+COMMENT ON COLUMN daily_costs.model IS 'Model named by the line item, e.g. gpt-4o-2024-08-06; NULL if it names none';
+COMMENT ON COLUMN daily_costs.direction IS 'Token type: input, cached_input, output, cache_write (kept for 30 minutes), cache_write_12h or training; otherwise the unknown words of the line item. NULL without one';
+COMMENT ON COLUMN daily_costs.modality IS 'text, image, audio or video, or the unknown word in its place; NULL where the line item names none';
+COMMENT ON COLUMN daily_costs.tier IS 'Service tier or calling surface, the text before a bar: priority, fast, ultrafast, flex, scale, batch, evals, assistants api …; NULL without one';
 COMMENT ON COLUMN daily_costs.is_long_context IS 'Priced as long context';
 COMMENT ON COLUMN daily_costs.is_parsed IS 'False if the line item has unknown words; its amount counts all the same';
-COMMENT ON COLUMN daily_costs.organization_id IS 'OpenAI organization';
+COMMENT ON COLUMN daily_costs.organization_id IS 'OpenAI organization; NULL if OpenAI gave none';
 COMMENT ON COLUMN daily_costs.fetched_at IS 'Fetch time (UTC)';
 COMMENT ON COLUMN daily_costs.raw_file IS 'Raw file that contains the page';
 COMMENT ON COLUMN daily_costs.is_sample IS 'Deprecated, always false: there are no sample rows any more';
-COMMENT ON COLUMN daily_costs.organization_name IS 'Name of the OpenAI organization at the fetch time';
-COMMENT ON COLUMN daily_costs.cost_service IS 'What is charged for: model_tokens, embeddings, moderation, image, speech, transcription, video, realtime, web_search, file_search, code_interpreter, storage, training or other';
-COMMENT ON COLUMN daily_costs.charge_category IS 'usage, credit, adjustment or tax; by the text, else by the sign (below zero: credit)';
+COMMENT ON COLUMN daily_costs.organization_name IS 'Name of the OpenAI organization at the fetch time; NULL if OpenAI gave none, and on days fetched by versions that did not keep it';
+COMMENT ON COLUMN daily_costs.cost_service IS 'What is charged for: model_tokens, embeddings, moderation, image, speech, transcription, video, realtime, web_search, file_search, code_interpreter, storage, training or other. Never NULL';
+COMMENT ON COLUMN daily_costs.charge_category IS 'usage, credit, adjustment or tax; by the text, else by the sign (below zero: credit). Never NULL';
 COMMENT ON COLUMN daily_costs.cost_model IS 'Model as costs name it; the line item''s text for a charge without a model. Never NULL; joins with daily_usage.cost_model';
 
 -- [line_items]
@@ -197,7 +197,7 @@ FROM pipeline.stale_days;
 
 -- [compare]
 -- Reads: old_costs (load), reread_days (pipeline.sql).
--- Leaves: restated; the restatements in cost_revisions; the days whose rows or prices changed, in changed_days.
+-- Leaves: restated; the changes in cost_revisions; the days whose rows or prices changed, in changed_days.
 --
 -- Rows of known days that changed. `is_restated` is false if only their meaning did: the unit, or what a newer
 -- grammar reads from the line item.

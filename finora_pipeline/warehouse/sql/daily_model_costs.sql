@@ -41,14 +41,14 @@ COMMENT ON COLUMN daily_model_costs.date IS 'UTC day';
 COMMENT ON COLUMN daily_model_costs.model IS 'Model as named in costs; the line item''s text for charges without a model';
 COMMENT ON COLUMN daily_model_costs.amount_usd IS 'USD, exact';
 COMMENT ON COLUMN daily_model_costs.token_priced_usd IS 'Part of amount_usd charged by the token';
-COMMENT ON COLUMN daily_model_costs.requests IS 'Requests to the model';
-COMMENT ON COLUMN daily_model_costs.input_tokens IS 'Input tokens, cached ones included';
-COMMENT ON COLUMN daily_model_costs.output_tokens IS 'Output tokens';
+COMMENT ON COLUMN daily_model_costs.requests IS 'Requests to the model; NULL without usage, or where OpenAI counts none';
+COMMENT ON COLUMN daily_model_costs.input_tokens IS 'Input tokens, cached ones included; NULL without usage in tokens';
+COMMENT ON COLUMN daily_model_costs.output_tokens IS 'Output tokens; NULL without usage in tokens';
 COMMENT ON COLUMN daily_model_costs.cost_per_1k_tokens IS 'USD per 1,000 tokens, input and output together; NULL without tokens';
 COMMENT ON COLUMN daily_model_costs.is_sample IS 'Deprecated, always false: there are no sample rows any more';
-COMMENT ON COLUMN daily_model_costs.charges_usd IS 'Part of amount_usd above zero (USD): without credits';
-COMMENT ON COLUMN daily_model_costs.cost_service IS 'Service of the largest charge, as in daily_costs; of the usage, for a model without charges';
-COMMENT ON COLUMN daily_model_costs.usage_models IS 'Names that usage has for the model that day';
+COMMENT ON COLUMN daily_model_costs.charges_usd IS 'Part of amount_usd above zero (USD): without credits. Never NULL';
+COMMENT ON COLUMN daily_model_costs.cost_service IS 'Service of the largest charge, as in daily_costs; of the usage, for a model without charges. Never NULL';
+COMMENT ON COLUMN daily_model_costs.usage_models IS 'Names that usage has for the model that day; NULL without usage';
 
 CREATE OR REPLACE MACRO model_family(model) AS
     -- ft-gpt-4o-mini-2024-07-18 → gpt-4o
@@ -87,6 +87,7 @@ FROM (
     FROM daily_model_costs
     GROUP BY user_id, provider, model
 );
+COMMENT ON MACRO model_family IS 'Name of a model without its date, size and variant, of a fine-tune that of its base: gpt-4o-mini-2024-07-18 becomes gpt-4o';
 COMMENT ON VIEW models IS 'Models of a user, as costs name them, and line items without a model: family, names in usage, first and last day.';
 COMMENT ON COLUMN models.user_id IS 'User (tenant)';
 COMMENT ON COLUMN models.provider IS 'Provider: openai';

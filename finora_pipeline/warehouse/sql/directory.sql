@@ -7,6 +7,7 @@
 --   3. `is_listed` is true if the newest list of the row's scope has its id. The scope is what one list covers:
 --      an organization, or a project for its API keys. Rows of a scope that was not fetched keep their value.
 --   4. A moment that no calendar has is NULL.
+--   5. `{key}` is user_id/{id}: BI tools join by one column, and an id alone may be of several users.
 
 -- [define]
 COMMENT ON COLUMN {table}.user_id IS 'User (tenant)';
@@ -14,6 +15,7 @@ COMMENT ON COLUMN {table}.provider IS 'Provider: openai';
 COMMENT ON COLUMN {table}.is_listed IS 'Whether OpenAI still lists it';
 COMMENT ON COLUMN {table}.first_seen_at IS 'First seen in the API (UTC)';
 COMMENT ON COLUMN {table}.last_seen_at IS 'Last seen in the API (UTC)';
+COMMENT ON COLUMN {table}.{key} IS 'user_id/{id}, unique across users: joins with the views named_…. Never NULL';
 
 -- [pages]
 -- Reads: the raw files of the variable raw_files.
@@ -64,7 +66,8 @@ SELECT
             ELSE last_seen_at = greatest(
                 lists.newest_at, max(last_seen_at) OVER (PARTITION BY newest.user_id, newest.provider, newest.scope)
             )
-        END AS is_listed
+        END AS is_listed,
+        newest.user_id || '/' || newest.{id} AS {key}
     )
 FROM newest
 LEFT JOIN lists

@@ -39,6 +39,10 @@ CREATE OR REPLACE MACRO unit_of(direction, quantity_unit) AS
 CREATE OR REPLACE MACRO is_priced_by_token(direction, quantity_unit) AS
     direction IS DISTINCT FROM 'training' AND unit_of(direction, quantity_unit) IN ('tokens', '1000_tokens');
 
+-- The first moment after a UTC day: a fetch from then on returns the whole day.
+CREATE OR REPLACE MACRO day_end(day) AS (day::DATE + 1)::TIMESTAMP AT TIME ZONE 'UTC';
+COMMENT ON MACRO day_end IS 'The first moment after a UTC day.';
+
 -- A model's name without the date of its release: gpt-4o-2024-08-06 → gpt-4o.
 CREATE OR REPLACE MACRO base_model(model) AS regexp_replace(model, '-\d{4}-\d{2}-\d{2}$', '');
 
@@ -54,3 +58,16 @@ CREATE OR REPLACE MACRO exact_decimal(text) AS
         CASE text WHEN '0E-6176' THEN '0' ELSE text END,
         CASE WHEN starts_with(text, '-') THEN '-' ELSE '' END
     );
+
+COMMENT ON MACRO to_units IS 'A USD amount in whole 10^-18 dollars, exact';
+COMMENT ON MACRO from_units IS 'Whole 10^-18 dollars as a USD amount, exact: the inverse of to_units';
+COMMENT ON MACRO exact_ratio IS 'numerator × per ÷ denominator, e.g. USD per 1,000 tokens with per := 1000; cut after the 18th decimal, never a float. NULL without a denominator above zero';
+COMMENT ON MACRO share_of IS 'part ÷ whole, rounded to 12 decimals. NULL without a whole above zero';
+COMMENT ON MACRO change_of IS '(value − previous) ÷ |previous|, rounded to 12 decimals: 0.1 is 10% more. NULL where the previous value is zero or unknown';
+COMMENT ON MACRO is_final IS 'Whether a UTC day is old enough on the UTC day `today` for OpenAI to restate it no more';
+COMMENT ON MACRO month_state IS 'State of a day''s month on the UTC day `today`: open during the month, closing until day {closing_days} of the next, then closed';
+COMMENT ON MACRO unit_of IS 'Unit of a charge''s quantity; tokens for a charge that has a token type but no unit; NULL if unknown';
+COMMENT ON MACRO is_priced_by_token IS 'Whether a charge is for tokens in use; training is not';
+COMMENT ON MACRO base_model IS 'Name of a model without the date of its release: gpt-4o-2024-08-06 becomes gpt-4o';
+COMMENT ON MACRO parts_to_decimal IS 'As exact_decimal, for a text whose sign (- or nothing) is given';
+COMMENT ON MACRO exact_decimal IS 'OpenAI''s text of an amount as DECIMAL(38,18), exact; an error where that has no room for it';

@@ -16,7 +16,8 @@ CREATE TABLE members (
     added_at        TIMESTAMPTZ,
     is_listed       BOOLEAN NOT NULL,
     first_seen_at   TIMESTAMPTZ NOT NULL,
-    last_seen_at    TIMESTAMPTZ NOT NULL
+    last_seen_at    TIMESTAMPTZ NOT NULL,
+    member_key      VARCHAR
 );
 
 -- [define]
@@ -24,9 +25,9 @@ CREATE TABLE members (
 COMMENT ON TABLE members IS 'Members and service accounts of the organization, former ones included.';
 COMMENT ON COLUMN members.member_id IS 'OpenAI organization member or service account';
 COMMENT ON COLUMN members.email IS 'Email address; NULL for a service account';
-COMMENT ON COLUMN members.name IS 'Name';
-COMMENT ON COLUMN members.role IS 'owner or reader; for a service account its role in the project: owner, member or none';
-COMMENT ON COLUMN members.added_at IS 'Time of joining (UTC)';
+COMMENT ON COLUMN members.name IS 'Newest name; NULL if OpenAI gave none';
+COMMENT ON COLUMN members.role IS 'owner or reader; for a service account its role in the project: owner, member or none. NULL if OpenAI gave none';
+COMMENT ON COLUMN members.added_at IS 'Time of joining (UTC); NULL if OpenAI gave none';
 
 -- [load]
 -- Reads: directory_pages, newest_lists, listed_items (directory.sql, pages), daily_attributed_costs.

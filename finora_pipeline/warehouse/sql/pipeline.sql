@@ -23,8 +23,9 @@ CREATE TABLE pipeline.loaded_files (
     users        BIGINT NOT NULL
 );
 
--- One row per known day of a user and endpoint, empty days included, with the fetch time of its page set: an
--- older page set does not replace the day.
+-- One row per known day of a user and endpoint, empty days included. `fetched_at`: fetch time of the loaded page
+-- set; an older set does not replace the day. `completed_at`: first fetch at or after the end of the UTC day, NULL
+-- before; what it changed is still accrual. `checked_at`: newest fetch that found the day as it is loaded.
 CREATE TABLE pipeline.loaded_days (
     user_id           VARCHAR NOT NULL,
     provider          VARCHAR NOT NULL,
@@ -32,8 +33,13 @@ CREATE TABLE pipeline.loaded_days (
     date              DATE NOT NULL,
     first_fetched_at  TIMESTAMPTZ NOT NULL,
     fetched_at        TIMESTAMPTZ NOT NULL,
-    raw_file          VARCHAR NOT NULL
+    raw_file          VARCHAR NOT NULL,
+    completed_at      TIMESTAMPTZ,
+    checked_at        TIMESTAMPTZ
 );
+
+-- Per table of revisions the moment before which its rows are folded.
+CREATE TABLE pipeline.folded_revisions (table_name VARCHAR NOT NULL, observed_before TIMESTAMPTZ NOT NULL);
 
 -- The newest page set per user and endpoint, so that an equal one is not stored again. `sha256`: content hash of
 -- windows, groupings and bodies (PageSet.sha256).
@@ -55,14 +61,14 @@ CREATE TABLE pipeline.stale_users (user_id VARCHAR NOT NULL, provider VARCHAR NO
 CREATE TABLE pipeline.unpublished_months (table_name VARCHAR NOT NULL, month DATE NOT NULL);
 
 -- [define]
--- Days with known costs. A day is complete if they were read after it ended.
+-- Days with known costs.
 CREATE OR REPLACE VIEW pipeline.known_days AS
 SELECT
     user_id,
     provider,
     date,
-    fetched_at >= timezone('UTC', (date + 1)::TIMESTAMP) AS is_complete,
-    fetched_at AS known_until
+    completed_at IS NOT NULL AS is_complete,
+    checked_at AS known_until
 FROM pipeline.loaded_days
 WHERE endpoint = 'costs';
 
@@ -105,7 +111,9 @@ SET VARIABLE first_fetched_at = (SELECT min(fetched_at) FROM new_days);
 
 -- Days in new_days that were known before.
 CREATE OR REPLACE TEMP TABLE reread_days AS
-SELECT new.user_id, new.provider, new.endpoint, new.date, new.fetched_at, loaded.first_fetched_at
+SELECT
+    new.user_id, new.provider, new.endpoint, new.date, new.fetched_at, loaded.first_fetched_at,
+    loaded.completed_at, loaded.checked_at
 FROM new_days AS new
 JOIN pipeline.loaded_days AS loaded USING (user_id, provider, endpoint, date);
 
@@ -185,7 +193,16 @@ WHERE loaded.endpoint = new.endpoint
   AND loaded.date = new.date;
 
 INSERT INTO pipeline.loaded_days
-SELECT user_id, provider, endpoint, date, coalesce(first_fetched_at, new.fetched_at), new.fetched_at, raw_file
+SELECT
+    user_id,
+    provider,
+    endpoint,
+    date,
+    coalesce(first_fetched_at, new.fetched_at),
+    new.fetched_at,
+    raw_file,
+    coalesce(completed_at, CASE WHEN new.fetched_at >= day_end(date) THEN new.fetched_at END),
+    greatest(checked_at, new.fetched_at)
 FROM new_days AS new
 LEFT JOIN reread_days USING (user_id, provider, endpoint, date);
 
@@ -221,3 +238,57 @@ SELECT
     raw_file, any_value(run_id), $kind, max(fetched_at)::DATE, now(), count(*), count(DISTINCT user_id)
 FROM raw_pages
 GROUP BY raw_file;
+
+-- [check_days]
+-- Reads: unchanged_sets, page sets equal to the loaded ones (an Arrow table: user_id, endpoint, days, fetched_at,
+-- sha256).
+-- Leaves: the later moments of their days in loaded_days, unless another page set has been loaded since.
+UPDATE pipeline.loaded_days AS loaded
+SET checked_at = greatest(loaded.checked_at, checked.last_fetched_at),
+    completed_at = coalesce(loaded.completed_at, checked.completed_at)
+FROM (
+    SELECT
+        user_id,
+        provider,
+        endpoint,
+        date,
+        max(fetched_at) AS last_fetched_at,
+        min(fetched_at) FILTER (fetched_at >= day_end(date)) AS completed_at
+    FROM (
+        SELECT user_id, provider, endpoint, new.fetched_at, unnest(new.days) AS date
+        FROM unchanged_sets AS new
+        JOIN pipeline.loaded_sets USING (user_id, endpoint, sha256)
+    )
+    GROUP BY user_id, provider, endpoint, date
+) AS checked
+WHERE loaded.user_id = checked.user_id
+  AND loaded.provider = checked.provider
+  AND loaded.endpoint = checked.endpoint
+  AND loaded.date = checked.date;
+
+-- [infer_moments]
+-- Reads: loaded_days, cost_revisions.
+-- Leaves: completed_at and checked_at of the days that lack them, as far as the other moments show.
+--
+-- A fetch after the end of a day has completed it: the first of all, the one that found a revision, or the newest.
+UPDATE pipeline.loaded_days
+SET checked_at = coalesce(checked_at, fetched_at),
+    completed_at = CASE
+        WHEN first_fetched_at >= day_end(date) THEN first_fetched_at
+        WHEN fetched_at >= day_end(date) THEN fetched_at
+    END
+WHERE completed_at IS NULL;
+
+UPDATE pipeline.loaded_days AS loaded
+SET completed_at = revised.observed_at
+FROM (
+    SELECT user_id, provider, date, min(observed_at) AS observed_at
+    FROM cost_revisions
+    WHERE observed_at >= day_end(date)
+    GROUP BY user_id, provider, date
+) AS revised
+WHERE loaded.endpoint = 'costs'
+  AND loaded.user_id = revised.user_id
+  AND loaded.provider = revised.provider
+  AND loaded.date = revised.date
+  AND loaded.completed_at > revised.observed_at;

@@ -14,17 +14,18 @@ CREATE TABLE projects (
     archived_at     TIMESTAMPTZ,
     is_listed       BOOLEAN NOT NULL,
     first_seen_at   TIMESTAMPTZ NOT NULL,
-    last_seen_at    TIMESTAMPTZ NOT NULL
+    last_seen_at    TIMESTAMPTZ NOT NULL,
+    project_key     VARCHAR
 );
 
 -- [define]
 -- The other columns have the comments of directory.sql.
 COMMENT ON TABLE projects IS 'Projects of the organization, archived ones included.';
 COMMENT ON COLUMN projects.project_id IS 'OpenAI project';
-COMMENT ON COLUMN projects.name IS 'Name';
-COMMENT ON COLUMN projects.status IS 'active or archived';
-COMMENT ON COLUMN projects.created_at IS 'Creation time (UTC)';
-COMMENT ON COLUMN projects.archived_at IS 'Archiving time (UTC)';
+COMMENT ON COLUMN projects.name IS 'Newest name; NULL if OpenAI gave none';
+COMMENT ON COLUMN projects.status IS 'active or archived; NULL if OpenAI gave none';
+COMMENT ON COLUMN projects.created_at IS 'Creation time (UTC); NULL if OpenAI gave none';
+COMMENT ON COLUMN projects.archived_at IS 'Archiving time (UTC); NULL for an active project';
 
 -- [load]
 -- Reads: newest_lists, listed_items (directory.sql, pages).

@@ -58,6 +58,19 @@ FROM pipeline.reconciled_days
 -- UTC: current_date would be a day in the reader's time zone.
 CROSS JOIN (SELECT (now() AT TIME ZONE 'UTC')::DATE AS today);
 COMMENT ON VIEW reconciliation IS 'Each day of daily_costs against OpenAI''s total, the tokens used and the prices of the days before.';
+COMMENT ON COLUMN reconciliation.user_id IS 'User (tenant)';
+COMMENT ON COLUMN reconciliation.provider IS 'Provider: openai';
+COMMENT ON COLUMN reconciliation.date IS 'UTC day';
+COMMENT ON COLUMN reconciliation.api_total_usd IS 'OpenAI''s own total of the day (USD), fetched ungrouped a moment after the charges; NULL if it was not fetched';
+COMMENT ON COLUMN reconciliation.facts_usd IS 'Sum of amount_usd of daily_costs (USD)';
+COMMENT ON COLUMN reconciliation.residual_usd IS 'api_total_usd − facts_usd (USD); NULL without a total';
+COMMENT ON COLUMN reconciliation.billed_tokens IS 'Tokens of charges by the token; NULL if there are none';
+COMMENT ON COLUMN reconciliation.used_tokens IS 'Input and output tokens of daily_usage without moderation, which is free; NULL without usage';
+COMMENT ON COLUMN reconciliation.token_residual IS 'billed_tokens − used_tokens: above zero for costs without usage, below zero for usage without costs; NULL where one of the two is';
+COMMENT ON COLUMN reconciliation.price_residual_usd IS 'Sum of |amount − quantity × last price| over the charges (USD, rounded to 9 decimals): above zero where a price changed. NULL on a day that is not final, or without earlier prices';
+COMMENT ON COLUMN reconciliation.lines_without_amount IS 'Number of charges without an amount';
+COMMENT ON COLUMN reconciliation.severity IS 'ok, info (a difference on a day that is not final), warning (under a cent) or error (also charges without an amount); NULL without a total';
+COMMENT ON COLUMN reconciliation.month_state IS 'open during the month, closing until day {closing_days} of the next, then closed';
 
 -- [refresh]
 -- Reads: split_days, charge_sums, used (attribution.sql, prepare).

@@ -31,15 +31,15 @@ COMMENT ON TABLE {table} IS 'Cost by {owner}: one row per user, UTC day, project
 COMMENT ON COLUMN {table}.user_id IS 'User (tenant)';
 COMMENT ON COLUMN {table}.provider IS 'Provider: openai';
 COMMENT ON COLUMN {table}.date IS 'UTC day';
-COMMENT ON COLUMN {table}.project_id IS 'OpenAI project';
+COMMENT ON COLUMN {table}.project_id IS 'OpenAI project; NULL for charges of the whole organization';
 COMMENT ON COLUMN {table}.{id} IS 'OpenAI {owner}; NULL for costs that cannot be attributed';
 COMMENT ON COLUMN {table}.model IS 'Model as named in costs; the line item''s text for charges without a model';
 COMMENT ON COLUMN {table}.amount_usd IS 'USD, exact';
 COMMENT ON COLUMN {table}.method IS 'billed: as split by OpenAI; allocated: by share of the usage of the line item''s model and direction';
 COMMENT ON COLUMN {table}.is_sample IS 'Deprecated, always false: there are no sample rows any more';
-COMMENT ON COLUMN {table}.charges_usd IS 'Part of amount_usd from charges above zero: without credits';
-COMMENT ON COLUMN {table}.principal_type IS 'member, service_account, or none for costs without a known principal';
-COMMENT ON COLUMN {table}.unattributed_reason IS 'Why there is no known principal: no_usage, no_dimension (usage or split without {an_owner}) or remainder (of OpenAI''s split); NULL otherwise';
+COMMENT ON COLUMN {table}.charges_usd IS 'Part of amount_usd from charges above zero (USD): without credits. Never NULL';
+COMMENT ON COLUMN {table}.principal_type IS 'member, service_account, or none for costs without a known principal. Never NULL';
+COMMENT ON COLUMN {table}.unattributed_reason IS 'Why the principal is unknown: no_usage, no_dimension (usage or split without {an_owner}) or remainder (of OpenAI''s split); NULL otherwise';
 
 -- [refresh]
 -- Reads: split_days, charges (attribution.sql, prepare), attributed (daily_attributed_costs.sql, split).

@@ -62,14 +62,14 @@ COMMENT ON COLUMN user_metrics.unit IS 'usd, usd_per_1k_tokens, usd_per_request,
 COMMENT ON COLUMN user_metrics.value IS 'Figure; NULL if unknown, or without a denominator';
 COMMENT ON COLUMN user_metrics.previous_value IS 'Figure of the previous period; NULL unless all its days are known';
 COMMENT ON COLUMN user_metrics.change IS 'Change since the previous period, in change_unit; NULL where the two cannot be compared';
-COMMENT ON COLUMN user_metrics.covered_share IS 'cost_per_1k_tokens, cost_per_request: share of the charges that is of models with such tokens or requests';
-COMMENT ON COLUMN user_metrics.detail IS 'top_model_share: the model';
+COMMENT ON COLUMN user_metrics.covered_share IS 'cost_per_1k_tokens, cost_per_request: share of the charges that is of models with such tokens or requests; NULL for other figures and without charges';
+COMMENT ON COLUMN user_metrics.detail IS 'top_model_share: the model; NULL for other figures';
 COMMENT ON COLUMN user_metrics.sparkline IS 'Figure of each of the {sparkline_days} UTC days up to through_date, oldest first; NULL for an unknown day';
 COMMENT ON COLUMN user_metrics.is_sample IS 'Deprecated, always false: there are no sample rows any more';
 COMMENT ON COLUMN user_metrics.through_date IS 'Last complete UTC day, with which the period ends; NULL for today';
-COMMENT ON COLUMN user_metrics.known_days IS 'Days of the period whose costs are known: what averages divide by';
-COMMENT ON COLUMN user_metrics.known_until IS 'today_so_far: time of the fetch (UTC)';
-COMMENT ON COLUMN user_metrics.change_unit IS 'relative (0.1 = 10 % more) or points (0.1 = ten points of a share); NULL without a change';
+COMMENT ON COLUMN user_metrics.known_days IS 'Days of the period whose costs are known: what averages divide by. Never NULL';
+COMMENT ON COLUMN user_metrics.known_until IS 'today_so_far: time of the fetch (UTC); NULL for other figures and until today is fetched';
+COMMENT ON COLUMN user_metrics.change_unit IS 'relative (0.1 = 10% more) or points (0.1 = ten points of a share); NULL without a change';
 
 -- [through]
 -- Reads: pipeline.known_days; $today.
@@ -324,6 +324,11 @@ SELECT user_id, provider, $today::DATE, metric, period, through_date, known_days
 FROM user_metrics
 SEMI JOIN computed_users USING (user_id, provider)
 WHERE metric <> '{today_so_far}';
+
+INSERT INTO pipeline.unpublished_months
+SELECT 'daily_user_metrics', date_trunc('month', $today::DATE)::DATE
+EXCEPT
+FROM pipeline.unpublished_months;
 
 DELETE FROM pipeline.stale_users AS done USING computed_users AS computed
 WHERE done.user_id = computed.user_id AND done.provider = computed.provider;
