@@ -74,12 +74,12 @@ figures AS (
         this.days,
         this.known_days,
         this.usage_days,
+        this.total,
         this.charges,
         this.top_model,
         {covered_share} AS covered_share,
         {overview_values}
     FROM sums AS this
-    LEFT JOIN sums AS prior ON prior.part = this.prior_part
 )
 SELECT
     this.part,
@@ -90,7 +90,7 @@ SELECT
     this.known_days AS days,
     this.usage_days,
     this.covered_share,
-    this.month_over_month AS growth,
+    {growth} AS growth,
     {overview_columns},
     {overview_changes}
 FROM figures AS this
