@@ -14,7 +14,7 @@
 # make scaling      all endpoints, more users, more history
 # make memory       refreshes, histories and rebuilds under limits of memory
 # make slow-answers what one organization that does not answer costs the others
-# make docs         write docs/commands.md from the commands' help, docs/tables.md from the tables' comments
+# make docs         write docs/commands.md, docs/tables.md and dbt's sources.yml from what they describe
 # make lock         pin what pyproject.toml asks for (ARGS=--upgrade chooses versions again)
 
 PYTHON ?= python3
@@ -102,6 +102,7 @@ slow-answers: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m tests.commands_page > docs/commands.md
+	$(BIN)/python -m finora_pipeline.reading.dbt_sources > docs/dbt/models/sources.yml
 	$(BIN)/python -m tests.tables_page
 
 $(VENV)/bin/python:

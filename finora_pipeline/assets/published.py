@@ -25,8 +25,8 @@ SLOWEST_PLAN = max(PLANS.values(), key=lambda plan: plan.late_after)
     owners=OWNERS,
     metadata=docs("analysts"),
     kinds={"duckdb", "parquet"},
-    description="`finora.duckdb`, swapped in as a whole so that readers never wait, and Parquet by month: "
-    "facts, metrics and the state of the connections, without secrets.",
+    description="`finora.duckdb`, swapped in as a whole so that readers never wait, and the same tables as "
+    "Parquet with a manifest: facts, metrics and the state of the connections, without secrets.",
     # Judges the asset as a whole; the check `every_promise_kept` judges each user.
     freshness_policy=dg.FreshnessPolicy.time_window(
         fail_window=SLOWEST_PLAN.late_after, warn_window=SLOWEST_PLAN.refresh_interval

@@ -1,8 +1,9 @@
 """The dashboard's ASGI app: routes, middleware and exception handlers."""
 
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 import duckdb
@@ -26,7 +27,7 @@ from finora_pipeline.dashboard.security.guard import TOO_LARGE, HostNames, Reque
 from finora_pipeline.dashboard.security.oidc import Oidc
 from finora_pipeline.dashboard.security.permissions import SignInRequired
 from finora_pipeline.dashboard.site import FOLDER, Site
-from finora_pipeline.dashboard.snapshots import Snapshots
+from finora_pipeline.dashboard.snapshots import Snapshots, utc_now
 from finora_pipeline.dashboard.views import errors, keys, model, overview, plan, users
 from finora_pipeline.dashboard.views.sign_in import SignIn
 from finora_pipeline.settings import Settings
@@ -42,9 +43,11 @@ def create_app(
     exposure: Exposure,
     access: Access,
     oidc: Oidc | None = None,
+    now: Callable[[], datetime] = utc_now,
 ) -> Starlette:
     """Build the dashboard of an installation as an ASGI app."""
-    site = Site(settings, accounts, logins, exposure, access, oidc, Snapshots(settings.published_database))
+    snapshots = Snapshots(settings.published_database, now)
+    site = Site(settings, accounts, logins, exposure, access, oidc, snapshots, now)
     sign_in = SignIn(site)
 
     @asynccontextmanager

@@ -1,5 +1,6 @@
 """What all views share: settings, accounts, snapshots, templates and the current login."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from finora_pipeline.dashboard.figures.charts import share_bar
 from finora_pipeline.dashboard.security.access import Access
 from finora_pipeline.dashboard.security.exposure import Exposure, session_cookie
 from finora_pipeline.dashboard.security.oidc import Oidc
-from finora_pipeline.dashboard.snapshots import Snapshots
+from finora_pipeline.dashboard.snapshots import Snapshots, utc_now
 from finora_pipeline.plans import PLANS, Plan
 from finora_pipeline.settings import Settings
 
@@ -46,7 +47,7 @@ def _templates() -> jinja2.Environment:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The parts of a dashboard server, handed to every view."""
+    """The parts of a dashboard server, handed to every view. `now` is the clock of the figures."""
 
     settings: Settings
     accounts: Accounts
@@ -55,6 +56,7 @@ class Site:
     access: Access
     oidc: Oidc | None
     snapshots: Snapshots
+    now: Callable[[], datetime] = utc_now
     templates: jinja2.Environment = field(default_factory=_templates)
 
     @property

@@ -35,6 +35,11 @@ _log = logging.getLogger("finora.dashboard")
 Result = TypeVar("Result")
 
 
+def utc_now() -> datetime:
+    """The present, for all that pages compute; tests pass another clock."""
+    return datetime.now(UTC)
+
+
 @dataclass(frozen=True, slots=True)
 class KnownDays:
     """The first known UTC day and the last complete one, None without any; and when today was read."""
@@ -121,8 +126,9 @@ class Snapshots:
     A snapshot is attached to an in-memory database (`warehouse.snapshot.attach`).
     """
 
-    def __init__(self, published: Path) -> None:
+    def __init__(self, published: Path, now: Callable[[], datetime] = utc_now) -> None:
         self._published = published
+        self._now = now
         self._lock = threading.Lock()
         self._turns = threading.Semaphore(PAGES_AT_ONCE)
         self._alone = threading.Lock()
@@ -138,7 +144,7 @@ class Snapshots:
             if snapshot is not None:
                 with snapshot.cursor() as cursor:
                     own = UserSnapshot(snapshot, cursor, user_id, is_sample=False)
-                    if own.known_days(_today()).since is not None:
+                    if own.known_days(self._today()).since is not None:
                         yield own
                         return
         # Made outside a turn, so that other pages do not wait for it.
@@ -158,7 +164,7 @@ class Snapshots:
         except duckdb.OutOfMemoryException:
             with self._alone, self._with_more_memory() as opened, opened.cursor() as cursor:
                 own = UserSnapshot(opened, cursor, user_id, is_sample=False)
-                if own.known_days(_today()).since is None:
+                if own.known_days(self._today()).since is None:
                     # The sample is small: more memory would not help.
                     raise
                 return compute(own)
@@ -228,16 +234,15 @@ class Snapshots:
 
     def _sample_of_today(self) -> Snapshot:
         """The sample of today, made by `sample.py`."""
-        today = _today()
+        today = self._today()
         with self._sample_lock:
             if self._sample is None or self._sample_day != today:
                 # An older sample stays open for its readers: it is small, and one is made a day.
                 self._sample, self._sample_day = _make_sample(today), today
             return self._sample
 
-
-def _today() -> date:
-    return datetime.now(UTC).date()
+    def _today(self) -> date:
+        return self._now().date()
 
 
 def _open(path: Path, version: tuple[int, ...], memory_limit: str | None = None) -> Snapshot:

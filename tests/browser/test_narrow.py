@@ -36,7 +36,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     warehouse = Warehouse(home)
     for user_id, charges in CHARGES.items():
         rows = [cost_row(f'"{amount}"', item) for item, amount in charges.items()]
-        days = [cost_day(rows, today - timedelta(n)) for n in reversed(range(30))]
+        days = [cost_day(rows, today - timedelta(n)) for n in range(30, 0, -1)]
         land(warehouse, page_of(*days), user_id=user_id)
     load(warehouse)
     refresh_metrics(warehouse, today)

@@ -16,6 +16,7 @@ from finora_pipeline.accounts.model import Status
 from finora_pipeline.cli import runs
 from finora_pipeline.dashboard.figures import formats
 from finora_pipeline.dashboard.views.users import FIRST_USER
+from finora_pipeline.openai_admin.pages import Window
 from finora_pipeline.openai_simulator import KeyState
 from tests.browser.conftest import PageChecker
 from tests.conftest import Installation
@@ -98,12 +99,19 @@ def test_from_sample_data_to_real_figures_and_removal(
     expect(page.get_by_role("heading", name="First refresh under way")).to_have_count(0)
     expect(page.get_by_text("sample data")).to_have_count(0)
     expect(page.get_by_text("Refreshed less than a minute ago")).to_be_visible()
-    truth = openai.truth(0, installation.history(30))
+    yesterday = installation.today - timedelta(days=1)
+    truth = openai.truth(0, Window(installation.today - timedelta(days=30), installation.today))
     assert exact(page, "Total spend") == sum(truth.by_row.values())
+    today = openai.truth(0, installation.history(1))
+    shown = page.get_by_text("Today so far").locator("span")
+    assert Decimal(shown.get_attribute("title") or "") == sum(today.by_row.values())
     checker.check("5-overview", thoroughly=True)
 
     page.get_by_role("link", name="90 days").click()
-    assert exact(page, "Total spend") == sum(openai.truth(0, installation.history(90)).by_row.values())
+    # The plan keeps 90 days with today.
+    first = installation.today - timedelta(days=89)
+    whole = openai.truth(0, Window(first, installation.today))
+    assert exact(page, "Total spend") == sum(whole.by_row.values())
     with page.expect_download() as download:
         page.get_by_role("link", name="Download CSV").click()
     lines = Path(download.value.path()).read_text().splitlines()
@@ -112,13 +120,10 @@ def test_from_sample_data_to_real_figures_and_removal(
     chart = page.locator("svg.bars").first
     chart.focus()
     chart.press("ArrowLeft")
-    expect(page.locator(".tip").first).to_contain_text(
-        f"{installation.today:%a}, {formats.day(installation.today)}"
-    )
+    expect(page.locator(".tip").first).to_contain_text(f"{yesterday:%a}, {formats.day(yesterday)}")
     box = chart.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 5, box["y"] + 20)
-    first = installation.today - timedelta(days=89)
     expect(page.locator(".tip").first).to_contain_text(f"{first:%a}, {formats.day(first)}")
 
     dearest = page.get_by_role("region", name="Cost by model").get_by_role("link").first

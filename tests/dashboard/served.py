@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -26,6 +26,7 @@ from finora_pipeline.dashboard.app import create_app
 from finora_pipeline.dashboard.security.access import Access
 from finora_pipeline.dashboard.security.exposure import exposure
 from finora_pipeline.dashboard.security.oidc import Oidc
+from finora_pipeline.dashboard.snapshots import utc_now
 from finora_pipeline.openai_admin.client import open_client
 from finora_pipeline.openai_simulator import OrganizationSpec, Simulator, running
 from finora_pipeline.openai_simulator.server import listen
@@ -106,9 +107,17 @@ class Served:
 
 @contextmanager
 def dashboard(
-    settings: Settings, public_url: str | None = None, oidc: Oidc | None = None, *, by_link: bool = True
+    settings: Settings,
+    public_url: str | None = None,
+    oidc: Oidc | None = None,
+    *,
+    by_link: bool = True,
+    now: Callable[[], datetime] = utc_now,
 ) -> Iterator[Served]:
-    """Serve an installation's dashboard; with `by_link` its client has opened the start link."""
+    """Serve an installation's dashboard, at the time that `now` returns.
+
+    With `by_link` its client has opened the start link.
+    """
     accounts = accounts_of(settings)
     sign_in = accounts.logins
     bound = listen()
@@ -116,7 +125,7 @@ def dashboard(
         "127.0.0.1", bound.getsockname()[1], public_url, oidc is not None or sign_in.is_configured()
     )
     access = Access(ACCESS_TOKEN)
-    app = create_app(settings, accounts, sign_in, exposed, access, oidc)
+    app = create_app(settings, accounts, sign_in, exposed, access, oidc, now)
     headers = {"Host": urlsplit(public_url).netloc} if public_url else {}
     with (
         on_loopback(app, bound) as url,

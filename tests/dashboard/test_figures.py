@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal, localcontext
 from fractions import Fraction
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 import duckdb
@@ -20,9 +21,12 @@ from finora_pipeline.dashboard.figures.export import export_rows
 from finora_pipeline.dashboard.figures.overview import compute_overview
 from finora_pipeline.dashboard.figures.periods import view_of
 from finora_pipeline.dashboard.figures.tiles import Tile
-from finora_pipeline.dashboard.snapshots import Snapshots
+from finora_pipeline.dashboard.snapshots import KnownDays, Snapshots
 from finora_pipeline.openai_admin.line_items import parse_line_item
+from finora_pipeline.openai_simulator.catalog import SERVICES
+from finora_pipeline.openai_simulator.organization import Truth
 from finora_pipeline.plans import PLANS
+from finora_pipeline.reading import connect as connect_reader
 from finora_pipeline.settings import Settings
 from finora_pipeline.warehouse.database import Warehouse
 from finora_pipeline.warehouse.metrics import refresh_metrics
@@ -44,6 +48,15 @@ METRICS = {
 Row = tuple[date, str, str]
 
 
+class Published(NamedTuple):
+    """A figure of user_metrics."""
+
+    value: Decimal | None
+    change: Decimal | None
+    detail: str | None
+    covered_share: Decimal | None
+
+
 @dataclass(frozen=True)
 class Days:
     """A period of a request, and the days that must be shown."""
@@ -58,15 +71,20 @@ class Days:
 
 
 def spans(today: date) -> dict[str, Days]:
-    """Return the tested periods: named ones, arbitrary spans, one day."""
-    lengths = {name: Days(f"period={name}", today - timedelta(n - 1), today) for name, n in
-               (("7d", 7), ("30d", 30), ("90d", 90))}  # fmt: skip
+    """Return the tested periods up to yesterday, the last complete day: named ones, chosen days, one day."""
+    through = today - timedelta(1)
+    lengths = {name: Days(f"period={name}", through - timedelta(n - 1), through) for name, n in
+               (("7d", 7), ("30d", 30))}  # fmt: skip
     some = Days("", today - timedelta(53), today - timedelta(17))
     asked = urlencode({"period": "custom", "from": some.first, "to": some.last})
+    ended = through.replace(day=1) - timedelta(1)
     return lengths | {
-        "month": Days("period=month", today.replace(day=1), today),
+        # The plan keeps 90 days with today.
+        "90d": Days("period=90d", today - timedelta(89), through),
+        "month": Days("period=month", through.replace(day=1), through),
         "custom": Days(asked, some.first, some.last),
-        "today": Days(f"from={today}&to={today}", today, today),
+        "whole month": Days(f"from={ended.replace(day=1)}&to={ended}", ended.replace(day=1), ended),
+        "yesterday": Days(f"from={through}&to={today}", through, through),
     }
 
 
@@ -79,6 +97,30 @@ def truth_of(installation: Installation, user_id: str, days: Days) -> dict[Row, 
     for (day, project, text), amount in truth.by_row.items():
         found[day, project, parse_line_item(text).model or text] += amount
     return found
+
+
+NOT_BY_TOKEN = {
+    line.text
+    for service in SERVICES
+    for line in service.lines
+    if line.unit != "tokens" or line.measure.startswith("_")
+}
+
+
+def unit_cost(truth: Truth, project: str | None = None) -> Decimal:
+    """Return USD per 1,000 tokens, of a project if given: charges for tokens by those that are not free."""
+    charged = sum(
+        amount
+        for (_, of_project, text), amount in truth.by_row.items()
+        if text not in NOT_BY_TOKEN and project in (None, of_project)
+    )
+    tokens = sum(
+        used.get("input_tokens", 0) + used.get("output_tokens", 0)
+        for (_, service, of_project, *_), used in truth.usage.items()
+        if service != "moderations" and project in (None, of_project)
+    )
+    with localcontext(prec=80):
+        return (charged * 1000 / tokens).quantize(UNIT, ROUND_DOWN)
 
 
 def added(rows: dict[Row, Decimal], by: Callable[[Row], str]) -> dict[str, Decimal]:
@@ -147,6 +189,7 @@ def test_overview_equals_the_simulators_truth(name: str, installation: Installat
     )
     for label, measure in (("Tokens in", "input_tokens"), ("Tokens out", "output_tokens")):
         assert value(shown[label]) == sum(use.get(measure, 0) for use in used.usage.values())
+    assert value(shown["Cost per 1k tokens"]) == unit_cost(used)
 
     names = {project.id: project.name for project in installation.openai.organizations[0].projects}
     members = {member.id: member.name for member in installation.openai.organizations[0].members}
@@ -193,45 +236,48 @@ def assert_chart(page: Node, truth: dict[Row, Decimal], days: Days) -> None:
 def test_tiles_agree_with_the_published_metrics(
     period: str, installation: Installation, local: Served
 ) -> None:
-    published = {
-        metric: rest
+    published = metrics_of(installation, "acme", period)
+    shown = tiles(local.page(f"/users/acme/overview?period={period}"))
+    assert_tiles(shown, published)
+    ((growth,),) = installation.sql(
+        "SELECT value FROM user_metrics WHERE user_id = 'acme' AND metric = 'month_over_month'"
+    )
+    assert growth is not None
+    assert value(shown["Month over month"]) == growth
+
+
+def metrics_of(installation: Installation, user_id: str, period: str) -> dict[str, Published]:
+    """Return value, change, detail and covered share of each metric of a period."""
+    return {
+        metric: Published(*rest)
         for metric, *rest in installation.sql(
             "SELECT metric, value, change, detail, covered_share FROM user_metrics "
-            "WHERE user_id = 'acme' AND period = ?",
+            "WHERE user_id = ? AND period = ?",
+            user_id,
             period,
         )
     }
-    shown = tiles(local.page(f"/users/acme/overview?period={period}"))
+
+
+def assert_tiles(shown: dict[str, Node], published: dict[str, Published]) -> None:
+    """Assert that each tile has the published value to the last digit, its change and its coverage."""
     for label, metric in METRICS.items():
-        expected, change, _, _ = published[metric]
-        figure = value(shown[label])
-        if metric == "top_model_share":
-            assert figure is not None
-            figure = figure.quantize(Decimal("1e-12"), ROUND_HALF_UP)
-        assert figure == expected
-        assert shown[label].one("p", class_="change").text.startswith(percent(change))
-    covered = published["cost_per_1k_tokens"][3]
-    assert note(shown["Cost per 1k tokens"]) == (
-        f"based on {percent(covered).lstrip('+')} of spend (billed by token)"
-    )
-    (growth,) = [
-        value for (value,) in installation.sql(
-            "SELECT value FROM user_metrics WHERE user_id = 'acme' AND metric = 'month_over_month' "
-            "AND period = 'month'"
-        )
-    ]  # fmt: skip
-    figure = value(shown["Month over month"])
-    assert growth is not None
-    assert figure is not None
-    assert figure.quantize(Decimal("1e-12"), ROUND_HALF_UP) == growth
+        assert value(shown[label]) == published[metric].value, metric
+        change = change_text(published[metric].change, in_points=metric == "top_model_share")
+        assert shown[label].one("p", class_="change").text.startswith(change)
+    covered = change_text(published["cost_per_1k_tokens"].covered_share).lstrip("+")
+    assert note(shown["Cost per 1k tokens"]) == f"based on {covered} of charges (billed by token)"
+    assert note(shown["Top model share"]) == published["top_model_share"].detail
 
 
-def percent(share: Decimal | None) -> str:
+def change_text(share: Decimal | None, *, in_points: bool = False) -> str:
     """Format a change as a tile does."""
     if share is None:
         return "–"
     number = (share * 100).quantize(Decimal("0.1"), ROUND_HALF_UP)
-    return f"{'−' if number < 0 else '+' if number > 0 else ''}{abs(number):,}%"
+    return (
+        f"{'−' if number < 0 else '+' if number > 0 else ''}{abs(number):,}{' points' if in_points else '%'}"
+    )
 
 
 def test_a_model_is_shown_alone(installation: Installation, local: Served) -> None:
@@ -249,7 +295,7 @@ def test_a_model_is_shown_alone(installation: Installation, local: Served) -> No
     assert_chart(page, mine, days)
 
 
-def test_a_single_project_shows_costs_but_no_tokens(installation: Installation, local: Served) -> None:
+def test_a_single_project_shows_its_costs_and_tokens(installation: Installation, local: Served) -> None:
     days = spans(installation.today)["30d"]
     truth = truth_of(installation, "acme", days)
     project = installation.openai.organizations[0].projects[1]
@@ -258,9 +304,13 @@ def test_a_single_project_shows_costs_but_no_tokens(installation: Installation, 
     page = local.page(f"/users/acme/overview?{query}")
     shown = tiles(page)
     assert value(shown["Total spend"]) == sum(mine.values())
-    for label in ("Cost per 1k tokens", "Tokens in", "Tokens out"):
-        assert shown[label].one("p", class_="value").text == "–"
-        assert note(shown[label]) == "Not available for a single project"
+    used = installation.openai.organizations[0].truth(
+        days.first, days.last + timedelta(1), installation.openai.simulator.now
+    )
+    for label, measure in (("Tokens in", "input_tokens"), ("Tokens out", "output_tokens")):
+        tokens = [use.get(measure, 0) for key, use in used.usage.items() if key[2] == project.id]
+        assert value(shown[label]) == sum(tokens) > 0
+    assert value(shown["Cost per 1k tokens"]) == unit_cost(used, project.id)
     assert page.one("p", class_="filters").text.startswith(f"Project: {project.name} ✕")
     assert breakdown(page, "Cost by project") == {project.name: sum(mine.values())}
     assert breakdown(page, "Cost by model") == added(mine, lambda row: row[2])
@@ -305,7 +355,7 @@ def test_long_periods_are_drawn_by_week_and_month(
     # The refresh loaded the whole history, which a plan with unlimited retention shows.
     installation.accounts.users.set_plan("bolt", "enterprise")
     first = max(today - timedelta(back), date(2020, 6, 1))
-    truth = truth_of(installation, "bolt", Days("", first, today))
+    truth = truth_of(installation, "bolt", Days("", first, today - timedelta(1)))
     page = local.page(f"/users/bolt/overview?from={first}")
     table = page.one("section", class_="chart").one("details").one("table")
     rows = {row.one("th").text: row.all("td")[0].text for row in table.one("tbody").all("tr")}
@@ -314,19 +364,23 @@ def test_long_periods_are_drawn_by_week_and_month(
         return day - timedelta(day.weekday()) if bucket == "week" else day.replace(day=1)
 
     sums = added(truth, lambda row: start(row[0]).isoformat())
-    assert {at: text for at, text in rows.items() if text != "$0.00"} == {
-        at: rounded(amount) for at, amount in sums.items()
-    }
+    days = [first + timedelta(n) for n in range((today - first).days)]
+    assert list(rows) == list(dict.fromkeys(start(day).isoformat() for day in days))
+    # The refresh loaded 90 days: bars without any of them are unknown.
+    loaded = start(today - timedelta(89)).isoformat()
+    assert rows == {at: rounded(sums.get(at, Decimal(0))) if at >= loaded else "–" for at in rows}
+    assert len(page.all("rect", class_="unknown")) == len([at for at in rows if at < loaded]) > 0
     assert value(tiles(page)["Total spend"]) == sum(truth.values())
 
 
 def test_a_plan_shows_its_retention(installation: Installation, local: Served) -> None:
     today = installation.today
-    week = Days("", today - timedelta(6), today)
+    # The plan keeps seven days with today, which is not complete.
+    week = Days("", today - timedelta(6), today - timedelta(1))
     page = local.page("/users/tiny/overview?period=30d")
     assert value(tiles(page)["Total spend"]) == sum(truth_of(installation, "tiny", week).values())
     notes = [one.text for one in page.all("p", class_="note")]
-    assert f"The trial plan keeps 7 days: days before {formats.day(week.first)} are not shown." in notes
+    assert f"The trial plan keeps 7 days, today included: days before {formats.day(week.first)} are not shown." in notes
     custom = local.page(f"/users/tiny/overview?from={today - timedelta(20)}&to={today - timedelta(2)}")
     kept = Days("", week.first, today - timedelta(2))
     assert value(tiles(custom)["Total spend"]) == sum(truth_of(installation, "tiny", kept).values())
@@ -353,10 +407,11 @@ def test_days_without_costs_say_so(installation: Installation, local: Served) ->
         assert shown[label].one("p", class_="value").text == "–"
         assert value(shown[label]) is None
         assert note(shown[label]) == reason
-    assert page.one("section", class_="chart").one("p", class_="empty").text == "No data for this period"
+    empty = [one.text for one in page.all("p", class_="empty")]
+    assert empty == ["No spend in this period"] * 5
     assert csv_rows(local.get(f"/users/acme/overview.csv?{query}").text) == {}
     tiny = tiles(local.page("/users/tiny/overview"))["Month over month"]
-    assert note(tiny) == "Needs data from all of last month"
+    assert note(tiny).startswith("Needs every day of ")
 
 
 @pytest.mark.parametrize(
@@ -370,6 +425,7 @@ def test_days_without_costs_say_so(installation: Installation, local: Served) ->
             "The first day ({today}) is after the last day ({yesterday}).",
         ),
         ("from={today}&to={tomorrow}", "{tomorrow} is in the future; today is {today} in UTC."),
+        ("from={today}", "These days are not complete. The last complete day is {yesterday}."),
         ("from=2020-06-01&to=2020-06-02", "The growth plan keeps costs since {kept}."),
         ("period=<b>7d</b>", "Unknown period “<b>7d</b>”. Use 7d, 30d, 90d, month, or from and to."),
     ],
@@ -424,15 +480,24 @@ def test_an_empty_name_is_replaced_by_its_id(extremes: Served) -> None:
     assert set(breakdown(page, "Cost by API key")) == {"key_1", "nightly", "Unattributed"}
 
 
+def known_page(today: date, charges: dict[int, list[tuple[str, str]]]) -> str:
+    """Return a page of the 90 days up to yesterday, with charges by number of days ago."""
+    return page_of(
+        *(
+            cost_day([cost_row(f'"{usd}"', item) for usd, item in charges.get(n, [])], today - timedelta(n))
+            for n in range(90, 0, -1)
+        )
+    )
+
+
 @pytest.fixture(scope="module")
 def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A user whose last 30 days cost more than a float can hold, the days before almost nothing."""
     home = tmp_path_factory.mktemp("extremes") / "home"
     today = datetime.now(UTC).date()
-    amounts = {0: EXTREME, 1: EXTREME, 40: SMALL, 70: UNIT}
-    pages = [cost_day([cost_row(f'"{amounts[n]:f}"')], today - timedelta(n)) for n in sorted(amounts)]
+    amounts = {1: EXTREME, 2: EXTREME, 41: SMALL, 71: UNIT}
     warehouse = Warehouse(home)
-    land(warehouse, page_of(*pages))
+    land(warehouse, known_page(today, {n: [(f"{usd:f}", "gpt-4o, input")] for n, usd in amounts.items()}))
     # A second, with months of different length: a dollar a day, two in March.
     quarter = [date(2026, 1, 1) + timedelta(n) for n in range(90)]
     spent = [cost_day([cost_row('"2.0"' if day.month == 3 else '"1.0"')], day) for day in quarter]
@@ -441,11 +506,7 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     usage, credit = "gpt-5.5-2026-04-23, input", "promotional credit"
     days = [[("0.25", usage)], [("2.00", usage), ("-5.00", credit)], [("1.00", usage)]]
     for user_id, charges in (("credited", days), ("given", [[("-3.00", credit)]])):
-        charged = [
-            cost_day([cost_row(f'"{usd}"', line_item) for usd, line_item in lines], today - timedelta(n))
-            for n, lines in enumerate(charges)
-        ]
-        land(warehouse, page_of(*charged), user_id=user_id)
+        land(warehouse, known_page(today, dict(enumerate(charges, 1))), user_id=user_id)
     load(warehouse)
     refresh_metrics(warehouse, today)
     publish(warehouse, list, today)
@@ -454,19 +515,20 @@ def extremes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with duckdb.connect(settings.published_database) as published:
         published.execute(
             "INSERT INTO daily_model_costs BY NAME "
-            "SELECT 'many' AS user_id, 'openai' AS provider, ?::DATE - day::INT AS date, "
+            "SELECT 'many' AS user_id, 'openai' AS provider, ?::DATE - 1 - day::INT AS date, "
             "printf('ft:gpt-4.1-mini-2025-04-14:acme-corp:support-%04d:BxYz', n) AS model, "
-            "1 + n * 1e-18::DECIMAL(38, 18) AS amount_usd, amount_usd AS token_priced_usd, "
+            "1 + n * 1e-18::DECIMAL(38, 18) AS amount_usd, amount_usd AS charges_usd, "
+            "amount_usd AS token_priced_usd, "
             "1 AS requests, 1000 AS input_tokens, 100 AS output_tokens, false AS is_sample "
             "FROM range(180) AS days(day), range(?) AS models(n)",
             [today, MODELS],
         )
-        clear_names(published, today)
+        clear_names(published, today - timedelta(1))
         published.execute(
             "INSERT INTO pipeline.loaded_days BY NAME "
-            "SELECT unnest(['many', 'nameless']) AS user_id, 'openai' AS provider, 'costs' AS endpoint, "
+            "SELECT unnest(['many', 'nameless']) AS user_id, 'openai' AS provider, endpoint, "
             "?::DATE - day::INT AS date, now() AS first_fetched_at, now() AS fetched_at, 'made' AS raw_file "
-            "FROM range(180) AS days(day)",
+            "FROM range(181) AS days(day), (VALUES ('costs'), ('completions')) AS endpoints(endpoint)",
             [today],
         )
     with dashboard(settings) as served:
@@ -546,12 +608,12 @@ def test_a_page_that_never_fits_asks_for_a_later_visit(
 
 
 def test_months_of_different_length_compare_their_own_days(extremes: Served) -> None:
-    today = date(2026, 3, 30)
     copies = Snapshots(extremes.settings.published_database)
-    view = view_of({"period": "month"}, PLANS["growth"], today)
+    known = KnownDays(date(2026, 1, 1), date(2026, 3, 30), None)
+    view = view_of({"period": "month"}, PLANS["growth"], date(2026, 3, 31), known)
     assert (view.previous_first, view.previous_last) == (date(2026, 2, 1), date(2026, 2, 28))
     with copies.of("quarter") as copy:
-        shown: dict[str, Tile] = {tile.label: tile for tile in compute_overview(copy, view, today).tiles}
+        shown: dict[str, Tile] = {tile.label: tile for tile in compute_overview(copy, view).tiles}
         exported = export_rows(copy, view)
     copies.close()
     # 60 dollars in 30 days, against 28 in 28.
@@ -566,13 +628,25 @@ def test_a_credit_that_exceeds_the_spend_is_drawn_below_zero(extremes: Served) -
     page = read_html(answer)
     shown = tiles(page)
     assert shown["Total spend"].one("p", class_="value").text == "−$1.75"
+    assert note(shown["Total spend"]) == "$3.25 of charges less $5.00 of credits"
+    assert value(shown["Average daily cost"]) == Decimal("-0.25")
     assert value(shown["Top model share"]) == 1
     assert note(shown["Top model share"]) == "gpt-5.5-2026-04-23"
     assert "No spend in this period" not in answer
+    assert "Nothing was charged" not in answer
+    with connect_reader(extremes.settings.published_database) as connection:
+        published = connection.execute(
+            "SELECT metric, value FROM user_metrics WHERE user_id = 'credited' AND period = '7d' "
+            "AND metric IN ('charges', 'credits', 'total_spend')"
+        ).fetchall()
+    assert dict(published) == {
+        "charges": Decimal("3.25"), "credits": Decimal(-5), "total_spend": Decimal("-1.75"),
+    }  # fmt: skip
     costs = {"gpt-5.5-2026-04-23": Decimal("3.25"), "promotional credit": Decimal(-5)}
     assert breakdown(page, "Cost by model") == costs
     rows = page.all("table", class_="breakdown")[0].one("tbody").all("tr")
-    assert [row.all("td")[1].text for row in rows] == ["100.0%", "−153.8%"]
+    # Shares are of the charges; a credit is none.
+    assert [row.all("td")[1].text for row in rows] == ["100.0%", "0.0%"]
     chart = page.one("section", class_="chart")
     assert [step.text for step in chart.one("div", class_="scale").all("span")] == [
         "$3.00",
@@ -589,5 +663,6 @@ def test_credits_without_charges_have_no_share(extremes: Served) -> None:
     answer = extremes.get("/users/given/overview?period=7d").text
     shown = tiles(read_html(answer))
     assert shown["Total spend"].one("p", class_="value").text == "−$3.00"
+    assert note(shown["Total spend"]) == "$0.00 of charges less $3.00 of credits"
     assert note(shown["Top model share"]) == "Only credits in this period"
     assert "No spend in this period" not in answer

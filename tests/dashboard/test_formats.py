@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from finora_pipeline.dashboard.figures import charts, formats
 from finora_pipeline.dashboard.figures.periods import BadPeriod, view_of
+from finora_pipeline.dashboard.snapshots import KnownDays
 from finora_pipeline.openai_admin.provider import FIRST_DAY
-from finora_pipeline.plans import PLANS
+from finora_pipeline.plans import PLANS, Plan
 
 # The same examples in every run, without a time limit on a busy machine.
 REPEATABLE = settings(derandomize=True, deadline=None, max_examples=30)
@@ -150,21 +151,34 @@ QUERIES = st.fixed_dictionaries(
 )
 
 
+LONGEST_OUTAGE = 200
+# How many days ago the first known and the last complete day were.
+KNOWN = st.none() | st.tuples(st.integers(1, 400), st.integers(1, LONGEST_OUTAGE)).map(
+    lambda ago: (max(ago), min(ago))
+)
+
+
 @REPEATABLE
-@given(query=QUERIES, plan=st.sampled_from(list(PLANS.values())), today=DAYS)
-def test_the_address_of_a_view_restores_it(query: dict[str, str], plan, today: date) -> None:
-    assume(today > FIRST_DAY)
+@given(query=QUERIES, plan=st.sampled_from(list(PLANS.values())), today=DAYS, known=KNOWN)
+def test_the_address_of_a_view_restores_it(
+    query: dict[str, str], plan: Plan, today: date, known: tuple[int, int] | None
+) -> None:
+    assume(today > FIRST_DAY + timedelta(days=LONGEST_OUTAGE))
+    since, through = [today - timedelta(days=ago) for ago in known] if known else (None, None)
+    days = KnownDays(since, through, None)
     try:
-        view = view_of(query, plan, today)
+        view = view_of(query, plan, today, days)
     except BadPeriod:
         return
-    assert max(plan.first_day_kept(today) or FIRST_DAY, FIRST_DAY) <= view.first <= view.last <= today
+    assert view.through == (through or today - timedelta(days=1))
+    assert max(plan.first_day_kept(view.through) or FIRST_DAY, FIRST_DAY) <= view.first
+    assert view.first <= view.last <= view.through
     assert view.previous_first <= view.previous_last < view.first
     assert view.previous_last - view.previous_first <= view.last - view.first
-    again = view_of(dict(parse_qsl(view.query()[1:])), plan, today)
+    again = view_of(dict(parse_qsl(view.query()[1:])), plan, today, days)
     for name in ("period", "first", "last", "previous_first", "previous_last", "model", "project_id"):
         assert getattr(again, name) == getattr(view, name)
-    alone = view_of(dict(parse_qsl(view.query(model=None, project="p")[1:])), plan, today)
+    alone = view_of(dict(parse_qsl(view.query(model=None, project="p")[1:])), plan, today, days)
     assert (alone.first, alone.last, alone.model, alone.project_id) == (view.first, view.last, None, "p")
 
 
@@ -257,9 +271,69 @@ def test_a_share_is_drawn_within_its_row(share: Decimal) -> None:
     assert 0 <= numbers(charts.share_bar(share))[0] <= 100
 
 
+def known(since: date, through: date) -> KnownDays:
+    return KnownDays(since, through, None)
+
+
 def test_a_month_that_the_plan_cuts_is_compared_with_the_same_days() -> None:
-    view = view_of({"period": "month"}, PLANS["trial"], date(2026, 11, 24))
+    today = date(2026, 11, 25)
+    view = view_of({"period": "month"}, PLANS["trial"], today, known(date(2026, 11, 1), date(2026, 11, 24)))
     assert (view.first, view.last) == (date(2026, 11, 18), date(2026, 11, 24))
     assert (view.previous_first, view.previous_last) == (date(2026, 10, 18), date(2026, 10, 24))
-    shorter = view_of({"period": "month"}, PLANS["growth"], date(2026, 3, 31))
+    today = date(2026, 4, 1)
+    shorter = view_of({"period": "month"}, PLANS["growth"], today, known(FIRST_DAY, date(2026, 3, 31)))
+    assert (shorter.first, shorter.last, shorter.month_label) == (
+        date(2026, 3, 1),
+        date(2026, 3, 31),
+        "March",
+    )
     assert (shorter.previous_first, shorter.previous_last) == (date(2026, 2, 1), date(2026, 2, 28))
+
+
+def test_a_whole_month_is_compared_with_the_month_before() -> None:
+    query = {"from": "2026-10-01", "to": "2026-10-31"}
+    through = date(2026, 11, 24)
+    view = view_of(query, PLANS["scale"], date(2026, 11, 25), known(FIRST_DAY, through))
+    assert (view.first, view.last) == (date(2026, 10, 1), date(2026, 10, 31))
+    assert (view.previous_first, view.previous_last) == (date(2026, 9, 1), date(2026, 9, 30))
+    assert (view.month_label, view.is_behind) == ("This month", False)
+
+
+def test_a_plan_shows_as_many_complete_days_as_it_keeps_once_they_are_known() -> None:
+    """The first fetch is of the days that the plan keeps, today included."""
+    today, through = date(2026, 11, 25), date(2026, 11, 24)
+    first_fetch = known(date(2026, 11, 19), through)
+    assert view_of({"period": "7d"}, PLANS["trial"], today, first_fetch).first == date(2026, 11, 19)
+    later = known(date(2026, 11, 12), through)
+    week = view_of({"period": "7d"}, PLANS["trial"], today, later)
+    assert (week.first, week.last, week.clipped_from) == (date(2026, 11, 18), through, None)
+    assert view_of({"period": "30d"}, PLANS["trial"], today, later).first == date(2026, 11, 18)
+
+
+def test_after_an_outage_the_days_before_it_are_shown() -> None:
+    outage = known(date(2026, 10, 1), date(2026, 10, 20))
+    view = view_of({"period": "7d"}, PLANS["trial"], date(2026, 11, 25), outage)
+    assert (view.first, view.last, view.is_behind) == (date(2026, 10, 14), date(2026, 10, 20), True)
+
+
+@pytest.mark.parametrize(
+    ("days", "sentence"),
+    [
+        (known(FIRST_DAY, date(2026, 11, 20)), "The last complete day is Nov 20, 2026."),
+        (KnownDays(date(2026, 11, 25), None, None), "No day is complete yet."),
+    ],
+)
+def test_days_that_are_not_complete_are_not_replaced_by_others(days: KnownDays, sentence: str) -> None:
+    with pytest.raises(BadPeriod, match=f"^These days are not complete. {sentence}$"):
+        view_of({"from": "2026-11-25"}, PLANS["growth"], date(2026, 11, 25), days)
+
+
+def test_an_empty_part_says_zero_or_unknown() -> None:
+    view = view_of(
+        {"period": "7d"}, PLANS["growth"], date(2026, 11, 25), known(FIRST_DAY, date(2026, 11, 24))
+    )
+    assert [view.no_spend_text(days) for days in (0, 3, 7)] == [
+        "No day of this period is known",
+        "No spend on the known days of this period",
+        "No spend in this period",
+    ]

@@ -39,6 +39,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "loading facts": (load, "load_files"),
     "computing metrics": (metrics, "_refresh_costs"),
     "swapping the copy in": (publish, "_swap_in"),
+    "writing the manifest": (publish, "write_manifest"),
     "recording what is published": (RefreshLog, "mark_published"),
     "recording the run": (runs, "build_defs"),
 }

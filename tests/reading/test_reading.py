@@ -137,9 +137,7 @@ def test_a_filter_without_matches_gives_an_empty_table_with_columns():
 
 @pytest.mark.usefixtures("installation")
 def test_an_unknown_table_error_lists_the_tables():
-    with pytest.raises(
-        ValueError, match=r"Unknown table “costs”. Tables: about, api_keys, .*, reconciliation,"
-    ):
+    with pytest.raises(ValueError, match=r"Unknown table “costs”. Tables: .*api_keys, .*, reconciliation,"):
         finora_pipeline.read("costs")
     with pytest.raises(ValueError, match="Unknown table"):
         finora_pipeline.read("daily_costs; DROP TABLE daily_costs")

@@ -15,7 +15,10 @@ Format = Callable[[Decimal | None], str]
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A drawn chart: labels of its scale (from the top) and days, legend, table of its values."""
+    """A drawn chart: labels of its scale (from the top) and days, legend, table of its values.
+
+    `has_unknown` says that some bars are hatched.
+    """
 
     svg: Markup
     scale: Sequence[str]
@@ -23,6 +26,7 @@ class Chart:
     legend: Sequence[str]
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    has_unknown: bool = False
 
 
 def stacked_chart(
@@ -62,6 +66,7 @@ def stacked_chart(
         legend=names,
         columns=[first_column(view), "Total", *names],
         rows=rows,
+        has_unknown=not all(bar.is_known for bar in bars),
     )
 
 

@@ -42,13 +42,14 @@ class TokenType(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelPage:
-    """The figures of the page."""
+    """The figures of the page; `empty_text` stands where there are none."""
 
     total_usd: Decimal
     cost: Chart
     tokens: Chart
     price: Chart
     token_types: Sequence[TokenType]
+    empty_text: str
 
 
 Cells = Mapping[tuple[date, str], Cell]
@@ -77,6 +78,7 @@ def compute_model(snapshot: UserSnapshot, view: View) -> ModelPage:
         _stacked(view, shown, cells, "tokens", formats.count, formats.count, "Tokens by type", known),
         _price_chart(view, shown, cells),
         [_token_type(direction, cells) for direction in shown],
+        view.no_spend_text(sum(known.values())),
     )
 
 

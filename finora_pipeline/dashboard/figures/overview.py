@@ -52,15 +52,18 @@ class Breakdown:
 class Overview:
     """The figures of the page, and the spend of today so far, which is part of none of them.
 
-    `project_name` names the project that the view is filtered by.
+    `is_compared` says whether the whole previous period is known, without which nothing is compared.
+    `project_name` names the project that the view is filtered by; `empty_text` stands where no spend is.
     """
 
     sums: Sums
+    is_compared: bool
     today: TodaySoFar | None
     tiles: Sequence[Tile]
     chart: Chart
     breakdowns: Sequence[Breakdown]
     project_name: str | None
+    empty_text: str
 
 
 def compute_overview(snapshot: UserSnapshot, view: View) -> Overview:
@@ -76,11 +79,13 @@ def compute_overview(snapshot: UserSnapshot, view: View) -> Overview:
     names = {id: name for part, id, name, *_ in rows if part == "project"}
     return Overview(
         sums.period,
+        sums.previous.known_days == (view.previous_last - view.previous_first).days + 1,
         snapshot.today_so_far(view.today, view.model, view.project_id),
         make_tiles(view, sums, months),
         _cost_chart(sums, view),
         breakdowns,
         names.get(view.project_id) if view.project_id else None,
+        view.no_spend_text(sums.period.known_days),
     )
 
 
@@ -115,7 +120,7 @@ def _by_model(models: Mapping[str, ModelSum], charged: Decimal, view: View) -> B
 def _breakdown(
     title: str, part: str, rows: Sequence[BreakdownRow], charged: Decimal, view: View
 ) -> Breakdown:
-    own = [row for row in rows if row[0] == part]
+    own = [row for row in rows if row[0] == part and (row[1] is not None or row[4] or row[5])]
     parts = [
         Part(
             "Unattributed" if id is None or name is None else name,

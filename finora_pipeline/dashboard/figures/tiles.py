@@ -54,12 +54,12 @@ def make_tiles(view: View, sums: OverviewSums, months: Months) -> list[Tile]:
     """All tiles of a view, in the order of the page."""
     period = sums.period
     return [
-        _tile(view, sums, SPEND, _spend_note(period)),
+        _tile(view, sums, SPEND, _spend_note(view, period)),
         _tile(view, sums, DAILY_COST, _average_note(view, period)),
-        _tile(view, sums, TOKEN_PRICE, _price_note(period)),
+        _tile(view, sums, TOKEN_PRICE, _price_note(view, period)),
         _tile(view, sums, TOKENS_IN, _usage_note(view, period)),
         _tile(view, sums, TOKENS_OUT, _usage_note(view, period)),
-        _tile(view, sums, TOP_SHARE, _top_note(period)),
+        _tile(view, sums, TOP_SHARE, _top_note(view, period)),
         _growth_tile(sums, months),
     ]
 
@@ -98,20 +98,29 @@ def _change_note(
     return "Some days of this period are unknown"
 
 
-def _spend_note(period: Sums) -> str:
-    """The charges and credits behind the total, where there are credits."""
-    if not period.credits:
-        return ""
-    return f"{formats.usd(period.charges)} of charges, {formats.usd(period.credits)} of credits"
+def _spend_note(view: View, period: Sums) -> str:
+    """The charges and credits behind the total, where there are credits, and how many days it is of."""
+    notes = []
+    if period.credits:
+        credits = formats.usd(abs(period.credits))
+        notes.append(f"{formats.usd(period.charges)} of charges less {credits} of credits")
+    if period.known_days < view.days:
+        notes.append(f"{period.known_days} of {view.days} days known")
+    return "; ".join(notes)
 
 
 def _average_note(view: View, period: Sums) -> str:
-    days = f"average of {period.known_days} day{'s' if period.known_days != 1 else ''}"
+    if not period.known_days:
+        return view.no_spend_text(0)
     unknown = view.days - period.known_days
+    known = "known " if unknown else ""
+    days = f"average of {period.known_days} {known}day{'s' if period.known_days > 1 else ''}"
     return f"{days}; {unknown} unknown" if unknown else days
 
 
-def _price_note(period: Sums) -> str:
+def _price_note(view: View, period: Sums) -> str:
+    if not period.known_days:
+        return view.no_spend_text(0)
     if period.values["cost_per_1k_tokens"] is None:
         return "No spend with known token counts"
     return f"based on {formats.percent(period.covered_share)} of charges (billed by token)"
@@ -122,12 +131,10 @@ def _usage_note(view: View, period: Sums) -> str:
     return f"usage of {unknown} day{'s' if unknown > 1 else ''} unknown" if unknown else ""
 
 
-def _top_note(period: Sums) -> str:
+def _top_note(view: View, period: Sums) -> str:
     if period.values["top_model_share"] is not None:
         return period.top_model or ""
-    if not period.known_days:
-        return "No day of this period is known"
-    return "Only credits in this period" if period.credits else "No spend in this period"
+    return "Only credits in this period" if period.credits else view.no_spend_text(period.known_days)
 
 
 def _growth_tile(sums: OverviewSums, months: Months) -> Tile:

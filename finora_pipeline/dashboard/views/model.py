@@ -1,7 +1,5 @@
 """A model's page: its costs and tokens by token type, and its effective prices."""
 
-from datetime import UTC, datetime
-
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,11 +16,11 @@ from finora_pipeline.dashboard.views.overview import frame
 @for_user
 def model(site: Site, request: Request, login: Login, user_id: str) -> Response:
     """The page of the model in the query; 404 without one."""
-    now = datetime.now(UTC)
+    now = site.now()
     plan = site.plan_of(user_id)
 
     def compute(snapshot: UserSnapshot) -> tuple[View, ModelPage, bool]:
-        view = view_of(request.query_params, plan, now.date(), snapshot.known_days(now.date()).through)
+        view = view_of(request.query_params, plan, now.date(), snapshot.known_days(now.date()))
         if not view.model:
             raise HTTPException(404)
         return view, compute_model(snapshot, view), snapshot.is_sample

@@ -1,7 +1,7 @@
 """Overview: the page, its CSV file, and the state that a waiting page polls."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -24,12 +24,12 @@ from finora_pipeline.plans import Plan
 @for_user
 def overview(site: Site, request: Request, login: Login, user_id: str) -> Response:
     """The page with tiles, chart and breakdowns."""
-    now = datetime.now(UTC)
+    now = site.now()
     plan = site.plan_of(user_id)
     connection, failure = site.connection_of(user_id)
 
     def compute(snapshot: UserSnapshot) -> tuple[View, Overview, bool]:
-        view = view_of(request.query_params, plan, now.date(), snapshot.known_days(now.date()).through)
+        view = view_of(request.query_params, plan, now.date(), snapshot.known_days(now.date()))
         return view, compute_overview(snapshot, view), snapshot.is_sample
 
     view, figures, is_sample = site.snapshots.read(user_id, compute)
@@ -63,10 +63,10 @@ def overview_csv(site: Site, request: Request, login: Login, user_id: str) -> Re
     plan = site.plan_of(user_id)
     if not plan.csv_exports:
         raise HTTPException(403, f"The {plan.name} plan has no CSV exports.")
-    today = datetime.now(UTC).date()
+    today = site.now().date()
 
     def compute(snapshot: UserSnapshot) -> tuple[View, list[Mapping[str, str]], bool]:
-        view = view_of(request.query_params, plan, today, snapshot.known_days(today).through)
+        view = view_of(request.query_params, plan, today, snapshot.known_days(today))
         return view, export_rows(snapshot, view), snapshot.is_sample
 
     view, rows, is_sample = site.snapshots.read(user_id, compute)
