@@ -117,9 +117,13 @@ def test_sample_rows_of_an_earlier_version_are_deleted(sampled: Warehouse):
         assert rows(sampled, f"SELECT count(*) FROM {table} WHERE is_sample OR user_id = 'quiet'") == [(0,)]
     for table in SAMPLED_MONTHLY:
         assert rows(sampled, f"SELECT count(*) FROM {table}") == kept[table]
-    assert ("quiet", "openai") in rows(sampled, "FROM pipeline.stale_users")
 
     publish(sampled, list, datetime.now(UTC).date())
+    assert rows(
+        sampled, "SELECT DISTINCT value FROM user_metrics WHERE user_id = 'quiet' AND unit = 'usd'"
+    ) == [
+        (0,),
+    ]
     monthly = (*SAMPLED_MONTHLY, "daily_attributed_costs")
     assert all(users_in_parquet(sampled, table) == {"acme", "globex"} for table in monthly)
 
