@@ -81,25 +81,32 @@ def _publish(settings: Settings, users: int, days: int) -> None:
         f"(SELECT u, d FROM range({users}) AS u(u), range({days}) AS d(d) "
         f"ORDER BY date_trunc('month', {day}), u, d DESC)"
     )
-    user = "'user-' || lpad(u::VARCHAR, 4, '0'), 'openai', " + day
+    user = f"'user-' || lpad(u::VARCHAR, 4, '0') AS user_id, 'openai' AS provider, {day} AS date"
     parts = MODELS * PROJECTS * 2
     with warehouse.lock(), warehouse.connect() as connection:
         connection.execute("SET GLOBAL memory_limit = '4GB'; SET GLOBAL preserve_insertion_order = true")
         connection.execute(
-            f"INSERT INTO daily_model_costs SELECT {user}, 'model-' || m, (random() * 10)::DECIMAL(38, 18), "
-            "(random() * 5)::DECIMAL(38, 18), 100, (random() * 1e6)::BIGINT, (random() * 1e5)::BIGINT, "
-            f"0.001, false FROM {grid}, range({MODELS}) AS m(m)"
+            f"INSERT INTO daily_model_costs BY NAME SELECT {user}, 'model-' || m AS model, "
+            "(random() * 10)::DECIMAL(38, 18) AS amount_usd, "
+            "(random() * 5)::DECIMAL(38, 18) AS token_priced_usd, 100 AS requests, "
+            "(random() * 1e6)::BIGINT AS input_tokens, (random() * 1e5)::BIGINT AS output_tokens, "
+            f"false AS is_sample FROM {grid}, range({MODELS}) AS m(m)"
         )
-        for table in ("daily_member_costs", "daily_key_costs"):
+        for table, principal in (("daily_member_costs", "member_id"), ("daily_key_costs", "api_key_id")):
             connection.execute(
-                f"INSERT INTO {table} SELECT {user}, 'proj_' || u || '_' || k % {PROJECTS}, "
-                f"'id_' || u || '_' || k % {MEMBERS}, 'model-' || k % {MODELS}, "
-                f"(random() * 10)::DECIMAL(38, 18), 'billed', false FROM {grid}, range({parts}) AS k(k)"
+                f"INSERT INTO {table} BY NAME SELECT {user}, "
+                f"'proj_' || u || '_' || k % {PROJECTS} AS project_id, "
+                f"'id_' || u || '_' || k % {MEMBERS} AS {principal}, 'model-' || k % {MODELS} AS model, "
+                "(random() * 10)::DECIMAL(38, 18) AS amount_usd, "
+                f"'billed' AS method, false AS is_sample FROM {grid}, range({parts}) AS k(k)"
             )
         connection.execute(
-            "INSERT INTO pipeline.loaded_days SELECT 'user-' || lpad(u::VARCHAR, 4, '0'), 'openai', 'costs', "
-            f"{day}, now(), now(), 'made' FROM {grid}"
+            f"INSERT INTO pipeline.loaded_days BY NAME SELECT {user}, "
+            "unnest(['costs', 'completions']) AS endpoint, "
+            f"now() AS first_fetched_at, now() AS fetched_at, 'made' AS raw_file FROM {grid}"
         )
+        for table in ("daily_model_costs", "daily_member_costs", "daily_key_costs"):
+            connection.execute(f"UPDATE {table} SET charges_usd = amount_usd")
         connection.execute("CHECKPOINT")
     settings.published_database.parent.mkdir(parents=True)
     shutil.move(warehouse.database, settings.published_database)

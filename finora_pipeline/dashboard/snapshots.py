@@ -6,10 +6,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,11 @@ _log = logging.getLogger("finora.dashboard")
 Result = TypeVar("Result")
 
 
+def days_between(first: date, last: date) -> list[date]:
+    """UTC days, both ends included."""
+    return [first + timedelta(days=number) for number in range((last - first).days + 1)]
+
+
 def utc_now() -> datetime:
     """The present, for all that pages compute; tests pass another clock."""
     return datetime.now(UTC)
@@ -42,11 +47,31 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class KnownDays:
-    """The first known UTC day and the last complete one, None without any; and when today was read."""
+    """The first known UTC day and the last complete one, None without any; and when today was read.
+
+    `last` is the last known day, complete or not; `gaps` are the unknown ones between it and the first.
+    """
 
     since: date | None
     through: date | None
     today_until: datetime | None
+    last: date | None = None
+    gaps: frozenset[date] = frozenset()
+
+    @classmethod
+    def of_row(cls, row: Sequence[Any]) -> "KnownDays":
+        """The days in a row of `span.sql`."""
+        since, through, today_until, last, dates = row
+        # Days without gaps, as of nearly every user, take no memory.
+        gaps = frozenset(days_between(since, last)).difference(dates) if dates else frozenset()
+        return cls(since, through, today_until, last, gaps)
+
+    def number(self, first: date, last: date) -> int:
+        """How many of some days are known."""
+        if self.since is None or self.last is None:
+            return 0
+        first, last = max(first, self.since), min(last, self.last)
+        return max(0, (last - first).days + 1) - sum(first <= day <= last for day in self.gaps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +129,8 @@ class UserSnapshot:
         """Which UTC days are known, seen from today."""
         known = self._snapshot.known_days
         if (self._user_id, today) not in known:
-            known[self._user_id, today] = KnownDays(*self.rows("span", today=today)[0])
+            known[self._user_id, today] = KnownDays.of_row(self.rows("span", today=today)[0])
         return known[self._user_id, today]
-
-    def known_bars(self, first: date, last: date, bucket: str) -> dict[date, int]:
-        """How many days of each bar of a chart are known, by the bar's first UTC day."""
-        return dict(self.rows("known_bars", first=first, last=last, bucket=bucket))
 
     def today_so_far(self, today: date, model: str | None, project_id: str | None) -> TodaySoFar | None:
         """The spend of today, of a model or project if given; None if today was not read yet."""

@@ -137,7 +137,8 @@ KPI_TEXTS = {
     "covered_shares": ",\n    ".join(f"{sql} AS covered_{metric}" for metric, sql in COVERED_SHARES.items()),
     "kpi_values": _definitions(),
     "kpi_figures": ",\n            ".join(map(_figure, KPIS)),
-    "overview_values": _definitions((*OVERVIEW, "month_over_month")),
+    "overview_values": _definitions(OVERVIEW),
+    "growth": DEFINITIONS["month_over_month"],
     "overview_columns": ", ".join(f"this.{kpi.metric}" for kpi in _SHOWN),
     "overview_changes": ", ".join(map(_change, _SHOWN)),
     # Days, days with usage, covered share and growth, then a value and a change of each figure.

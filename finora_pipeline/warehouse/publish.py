@@ -134,10 +134,7 @@ def publish(
             files = write_changed(connection, warehouse.published, known.rows if known else {}, today)
             connection.execute("CHECKPOINT")
             held = {table: _totals(connection, table, today) for table in COMPARED}
-        size, copied, daily_usd = _swap_in(warehouse, today)
-        if copied != held:
-            # A program with the earlier snapshot open to write may have left its log for this one.
-            size, copied, daily_usd = _swap_in(warehouse, today)
+        size, copied, daily_usd = _replace_database(warehouse, today, held)
         _replace_manifest(warehouse, folder, at, columns, before)
         end_publishing(warehouse, record)
     repair = record.repair if record.repair and record.repair.at == started else None
@@ -162,6 +159,16 @@ def _delete_temp_files(folder: Path) -> None:
         temporary.unlink()
     for partial in folder.glob(f"{SNAPSHOTS}/.*"):
         shutil.rmtree(partial)
+
+
+def _replace_database(
+    warehouse: Warehouse, today: date, held: dict[str, _Totals]
+) -> tuple[int, dict[str, _Totals], list[tuple[date, Decimal]]]:
+    """Swaps the copy in, a second time if its totals are not those of the warehouse."""
+    swapped = _swap_in(warehouse, today)
+    _, copied, _ = swapped
+    # A program with the earlier snapshot open to write may have left its log for this one.
+    return swapped if copied == held else _swap_in(warehouse, today)
 
 
 def _swap_in(warehouse: Warehouse, today: date) -> tuple[int, dict[str, _Totals], list[tuple[date, Decimal]]]:

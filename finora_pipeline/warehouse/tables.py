@@ -73,7 +73,7 @@ PARQUET_TABLES = (
         "daily_spend",
         "user_id, date, provider",
         "date",
-        made_from=("daily_model_costs",),
+        made_from=("daily_model_costs", "daily_usage", "pipeline.loaded_days"),
         follows_clock=True,
     ),
     ParquetTable(

@@ -380,7 +380,10 @@ def test_a_plan_shows_its_retention(installation: Installation, local: Served) -
     page = local.page("/users/tiny/overview?period=30d")
     assert value(tiles(page)["Total spend"]) == sum(truth_of(installation, "tiny", week).values())
     notes = [one.text for one in page.all("p", class_="note")]
-    assert f"The trial plan keeps 7 days, today included: days before {formats.day(week.first)} are not shown." in notes
+    assert (
+        f"The trial plan keeps 7 days, today included: days before {formats.day(week.first)} are not shown."
+        in notes
+    )
     custom = local.page(f"/users/tiny/overview?from={today - timedelta(20)}&to={today - timedelta(2)}")
     kept = Days("", week.first, today - timedelta(2))
     assert value(tiles(custom)["Total spend"]) == sum(truth_of(installation, "tiny", kept).values())

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -245,7 +246,7 @@ def test_a_split_by_member_alone_is_joined_with_allocated_keys(computed: Compute
     assert rows(warehouse, query.format("daily_key_costs")) == [("allocated",)]
 
 
-def test_a_late_directory_changes_the_days_that_it_explains(computed: Computed, tmp_path):
+def test_a_late_directory_changes_the_days_that_it_explains(tmp_path: Path):
     warehouse = Warehouse(tmp_path)
     known = Day({LINE: usd("1.00")}, [Use("user-0", "key-0", 1)])
     land_days(warehouse, [Day({LINE: usd("2.00")}, [Use(None, "key-2", 1)]), known])
@@ -269,23 +270,23 @@ def test_a_late_directory_changes_the_days_that_it_explains(computed: Computed, 
 def expected(day: Day, line: str) -> Parts:
     """Compute the parts of a charge by the rules of daily_attributed_costs.sql."""
     amount = day.charges[line]
-    shares, is_sole = allocation(day, line)
+    shares, keeps_zero = allocation(day, line)
     if not day.by_member and not day.by_key:
         parts = shares
     else:
-        is_sole = False
+        keeps_zero = False
         parts = joined(
             day,
             summed(day.by_member, line) if day.by_member else margin(shares, 0),
             summed(day.by_key, line) if day.by_key else margin(shares, 1),
         )
-    parts = {pair: part for pair, part in parts.items() if (part or is_sole) and pair != (None, None)}
+    parts = {pair: part for pair, part in parts.items() if (part or keeps_zero) and pair != (None, None)}
     rest = amount - sum(parts.values())
     return parts if parts and not rest else parts | {(None, None): rest}
 
 
 def allocation(day: Day, line: str) -> tuple[Parts, bool]:
-    """Return the parts by usage, and whether it has a single pair."""
+    """Return the parts by usage, and whether a part of zero stays."""
     uses = [use for use in day.uses if "training" not in line and use.model == line.partition(",")[0]]
     weights: dict[Pair, list[int]] = defaultdict(lambda: [0, 0])
     for use in uses:
@@ -297,13 +298,15 @@ def allocation(day: Day, line: str) -> tuple[Parts, bool]:
     chosen = next((n for n in (0, 1) if sum(weight[n] for weight in weights.values())), None)
     if chosen is None:
         members, keys = ({pair[n] for pair in weights} for n in (0, 1))
-        sole = tuple(ids.pop() if len(ids) == 1 else None for ids in (members, keys))
-        return ({sole: day.charges[line]} if weights else {}), False  # type: ignore[dict-item]
+        sole = (members.pop() if len(members) == 1 else None, keys.pop() if len(keys) == 1 else None)
+        return ({sole: day.charges[line]} if weights else {}), True
     units, whole = int(abs(day.charges[line]).scaleb(18)), sum(weight[chosen] for weight in weights.values())
     parts = {pair: divmod(units * weight[chosen], whole) for pair, weight in weights.items()}
     order = sorted(
         parts, key=lambda pair: (-parts[pair][1], pair[0] is None, pair[0], pair[1] is None, pair[1])
     )
+    if not units:
+        return {order[0]: Decimal(0)}, True
     missing = units - sum(part for part, _ in parts.values())
     sign = -1 if day.charges[line] < 0 else 1
     return {
@@ -333,7 +336,7 @@ def joined(day: Day, members: dict[str | None, Decimal], keys: dict[str | None, 
         if key is None:
             continue
         owner = owner_on(day, key)
-        if owner in members:
+        if owner and owner in members:
             parts[owner, None] -= amount
         elif owner != SERVICE:
             owner = None
@@ -392,9 +395,9 @@ def test_parts_are_exact_for_any_usage_and_split(days: list[Day], computed: Comp
     warehouse = computed(*days)
     found: dict[Any, Parts] = defaultdict(dict)
     query = "SELECT date, line_item, member_id, api_key_id, amount_usd FROM daily_attributed_costs"
-    for date, line, member, key, amount in rows(warehouse, query):
-        assert (member, key) not in found[date, line]
-        found[date, line][member, key] = amount
+    for on, line, member, key, amount in rows(warehouse, query):
+        assert (member, key) not in found[on, line]
+        found[on, line][member, key] = amount
     for n, day in enumerate(days):
         for line, amount in day.charges.items():
             parts = found.pop((DAY + timedelta(days=n), line))
@@ -453,7 +456,8 @@ def assert_sums(warehouse: Warehouse) -> None:
         of_table = f"SELECT {columns}, model, amount_usd, charges_usd, method FROM {table} ORDER BY ALL"
         assert rows(warehouse, of_table) == rows(warehouse, of_parts)
         query = (
-            f"SELECT count(*) FROM {table} WHERE (principal_type = 'none') <> (unattributed_reason IS NOT NULL) "
+            f"SELECT count(*) FROM {table} "
+            "WHERE (principal_type = 'none') <> (unattributed_reason IS NOT NULL) "
             f"OR {id} IS NULL AND principal_type <> 'none' OR is_sample"
         )
         assert rows(warehouse, query) == [(0,)]

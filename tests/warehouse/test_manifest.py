@@ -84,53 +84,57 @@ def warehouse(tmp_path: Path) -> Warehouse:
     return warehouse
 
 
-def test_the_manifest_equals_the_files_and_the_database(start_openai, install):
+@pytest.fixture
+def refreshed_twice(start_openai, install) -> Warehouse:
+    """The warehouse of two simulated organizations, with rows in every table."""
     openai = start_openai(organizations=2, days=5)
     installation: Installation = install(openai)
     installation.connect()
     installation.refresh()
     openai.simulator.frozen_now += timedelta(hours=2)
     installation.refresh()
-    warehouse = Warehouse(installation.settings.home)
-    manifest = manifest_of(warehouse)
-    assert_valid(warehouse, manifest)
+    return Warehouse(installation.settings.home)
+
+
+def test_the_manifest_equals_the_files_and_the_database(refreshed_twice):
+    published = refreshed_twice.published
+    manifest = manifest_of(refreshed_twice)
+    assert_valid(refreshed_twice, manifest)
     assert list(manifest["tables"]) == [table.name for table in PARQUET_TABLES]
+    assert [name for name, entry in manifest["tables"].items() if not entry["rows"]] == []
     listed = {file["path"] for entry in manifest["tables"].values() for file in entry["files"]}
-    folder = warehouse.published / manifest["snapshot"]
-    found = {path.relative_to(warehouse.published).as_posix() for path in folder.rglob("*.parquet")}
-    assert listed == found
-    current = {
-        path.relative_to(warehouse.published / "parquet")
-        for path in (warehouse.published / "parquet").rglob("*.parquet")
-    }
-    assert {path.relative_to(folder) for path in folder.rglob("*.parquet")} == current
-    with duckdb.connect(warehouse.published / manifest["database"], read_only=True) as connection:
+    folder = published / manifest["snapshot"]
+    found = list(folder.rglob("*.parquet"))
+    assert listed == {path.relative_to(published).as_posix() for path in found}
+    current = {path.relative_to(published / "parquet") for path in (published / "parquet").rglob("*.parquet")}
+    assert current == {path.relative_to(folder) for path in found}
+    with duckdb.connect(published / manifest["database"], read_only=True) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         for table, entry in manifest["tables"].items():
             described = connection.execute(f"DESCRIBE {table}").fetchall()
             assert entry["columns"] == [{"name": row[0], "type": row[1]} for row in described]
-            assert connection.execute(f"SELECT count(*) FROM {table}").fetchall() == [(entry["rows"],)]
-            if entry["files"]:
-                connection.execute(
-                    "CREATE OR REPLACE TEMP TABLE in_files AS "
-                    "FROM read_parquet(?, hive_partitioning = false)",
-                    [paths(warehouse, manifest, table)],
-                )
-                for differing in (
-                    f"FROM in_files EXCEPT ALL FROM {table}",
-                    f"FROM {table} EXCEPT ALL FROM in_files",
-                ):
-                    assert connection.execute(differing).fetchall() == []
-        (about,) = connection.execute(
-            "SELECT schema_version, published_at::VARCHAR, currency, time_zone FROM about"
+            files = "read_parquet(?, hive_partitioning = false)"
+            connection.execute(
+                f"CREATE OR REPLACE TEMP TABLE in_files AS FROM {files}",
+                [paths(refreshed_twice, manifest, table)],
+            )
+            for differing in (f"in_files EXCEPT ALL FROM {table}", f"{table} EXCEPT ALL FROM in_files"):
+                assert connection.execute(f"FROM {differing}").fetchall() == []
+            count = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
+            assert count == [(entry["rows"],)]
+
+
+def test_the_manifest_agrees_with_the_table_about(refreshed_twice):
+    manifest = manifest_of(refreshed_twice)
+    with duckdb.connect(refreshed_twice.published_database, read_only=True) as connection:
+        columns = "schema_version, published_at::VARCHAR, finora_version, currency, time_zone"
+        ((schema_version, published_at, *others),) = connection.execute(
+            f"SELECT {columns} FROM about"
         ).fetchall()
-    assert (
-        min(manifest["tables"][name]["rows"] for name in ("cost_revisions", "usage_revisions", "api_keys"))
-        > 0
-    )
-    assert about[0] == manifest["schema_version"] == SCHEMA_VERSION
-    assert datetime.fromisoformat(about[1]) == datetime.fromisoformat(manifest["published_at"])
-    assert about[2:] == (manifest["currency"], manifest["time_zone"]) == ("USD", "UTC")
+    assert schema_version == manifest["schema_version"] == SCHEMA_VERSION
+    assert datetime.fromisoformat(published_at) == datetime.fromisoformat(manifest["published_at"])
+    assert others == [manifest["finora_version"], "USD", "UTC"]
+    assert (manifest["currency"], manifest["time_zone"]) == ("USD", "UTC")
 
 
 def test_every_published_table_and_view_is_written_as_parquet(warehouse):

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from finora_pipeline.dashboard.figures import charts, formats
 from finora_pipeline.dashboard.figures.periods import View
+from finora_pipeline.dashboard.snapshots import KnownDays
 
 Format = Callable[[Decimal | None], str]
 
@@ -47,7 +48,8 @@ def stacked_chart(
     bars, rows, totals = [], [], []
     for start, cells in zip(starts, grid, strict=True):
         label = bar_label(view, start)
-        known, days = known_days.get(start, 0), bar_days(view, start)
+        first, last = bar_span(view, start)
+        known, days = known_days[start], (last - first).days + 1
         if not known:
             bars.append(charts.Bar(label, [], f"{label}: unknown", is_known=False))
             rows.append([start.isoformat(), *["–"] * (len(names) + 1)])
@@ -87,14 +89,19 @@ def bar_starts(view: View) -> list[date]:
     return starts
 
 
-def bar_days(view: View, start: date) -> int:
-    """How many days of the view a bar covers."""
-    after = {
-        "day": start + timedelta(days=1),
-        "week": start + timedelta(days=7),
-        "month": (start + timedelta(days=31)).replace(day=1),
+def bar_span(view: View, start: date) -> tuple[date, date]:
+    """The first and last day of the view that a bar covers."""
+    last = {
+        "day": start,
+        "week": start + timedelta(days=6),
+        "month": (start + timedelta(days=31)).replace(day=1) - timedelta(days=1),
     }[view.bucket]
-    return (min(after, view.last + timedelta(days=1)) - max(start, view.first)).days
+    return max(start, view.first), min(last, view.last)
+
+
+def known_bars(view: View, known: KnownDays) -> dict[date, int]:
+    """How many days of each bar are known, by its first day."""
+    return {start: known.number(*bar_span(view, start)) for start in bar_starts(view)}
 
 
 def bar_label(view: View, start: date) -> str:

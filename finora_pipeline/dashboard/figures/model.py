@@ -13,6 +13,7 @@ from finora_pipeline.dashboard.figures.bars import (
     bar_label,
     bar_starts,
     first_column,
+    known_bars,
     stacked_chart,
     ticks,
 )
@@ -71,7 +72,7 @@ def compute_model(snapshot: UserSnapshot, view: View) -> ModelPage:
         for at, direction, usd, tokens, priced in rows
     }
     shown = [one for one in DIRECTIONS if any(direction == one for _, direction in cells)]
-    known = snapshot.known_bars(view.first, view.last, view.bucket)
+    known = known_bars(view, snapshot.known_days(view.today))
     return ModelPage(
         formats.total([cell.usd for cell in cells.values()]),
         _stacked(view, shown, cells, "usd", formats.usd, formats.axis_usd, "Cost by token type", known),

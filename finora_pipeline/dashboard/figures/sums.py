@@ -6,6 +6,7 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
+from finora_pipeline.dashboard.figures.bars import known_bars
 from finora_pipeline.dashboard.figures.periods import View
 from finora_pipeline.dashboard.snapshots import UserSnapshot
 from finora_pipeline.warehouse.kpis import MONTH, OVERVIEW, period_of
@@ -125,7 +126,7 @@ def read_sums(snapshot: UserSnapshot, view: View, months: Months) -> OverviewSum
         month_before=spans["month before", months.before_first],
         models=dict(sorted(models.items(), key=lambda item: (-item[1].usd, item[0]))),
         cells=cells,
-        known_days=snapshot.known_bars(view.first, view.last, view.bucket),
+        known_days=known_bars(view, snapshot.known_days(view.today)),
     )
 
 

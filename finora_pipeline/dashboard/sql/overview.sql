@@ -16,13 +16,16 @@ WITH spans AS (
     SELECT 'day', day::DATE, day::DATE, NULL
     FROM range($sparkline_first::DATE, $last::DATE + 1, INTERVAL 1 DAY) AS days(day)
 ),
-known_days AS (
-    SELECT date FROM pipeline.known_days WHERE user_id = $user_id AND date BETWEEN $from AND $until
-),
-usage_days AS (
-    SELECT date
+known AS (
+    SELECT
+        part,
+        span_first,
+        count(*) FILTER (endpoint = 'costs') AS known_days,
+        count(*) FILTER (endpoint = '{usage_known_by}') AS usage_days
     FROM pipeline.loaded_days
-    WHERE user_id = $user_id AND endpoint = '{usage_known_by}' AND date BETWEEN $from AND $until
+    JOIN spans ON date BETWEEN span_first AND span_last
+    WHERE user_id = $user_id AND endpoint IN ('costs', '{usage_known_by}')
+    GROUP BY ALL
 ),
 by_span AS (
     SELECT
@@ -48,8 +51,8 @@ sums AS (
         span_first,
         prior_part,
         span_last - span_first + 1 AS days,
-        (SELECT count(*) FROM known_days WHERE date BETWEEN span_first AND span_last) AS known_days,
-        (SELECT count(*) FROM usage_days WHERE date BETWEEN span_first AND span_last) AS usage_days,
+        coalesce(any_value(known_days), 0) AS known_days,
+        coalesce(any_value(usage_days), 0) AS usage_days,
         coalesce(sum(amount_usd), 0) AS total,
         coalesce(sum(charges_usd), 0) AS charges,
         max(charges_usd) AS top_usd,
@@ -60,6 +63,7 @@ sums AS (
         coalesce(sum(unit_tokens), 0)::BIGINT AS unit_tokens
     FROM spans
     LEFT JOIN by_span USING (part, span_first)
+    LEFT JOIN known USING (part, span_first)
     GROUP BY part, span_first, span_last, prior_part
 ),
 figures AS (
@@ -70,12 +74,12 @@ figures AS (
         this.days,
         this.known_days,
         this.usage_days,
+        this.total,
         this.charges,
         this.top_model,
         {covered_share} AS covered_share,
         {overview_values}
     FROM sums AS this
-    LEFT JOIN sums AS prior ON prior.part = this.prior_part
 )
 SELECT
     this.part,
@@ -86,7 +90,7 @@ SELECT
     this.known_days AS days,
     this.usage_days,
     this.covered_share,
-    this.month_over_month AS growth,
+    {growth} AS growth,
     {overview_columns},
     {overview_changes}
 FROM figures AS this

@@ -140,7 +140,12 @@ JOIN unparsed USING (day, line_item)
 ANTI JOIN in_use ON in_use.day = unparsed.day AND base_model(in_use.name) = base_model(unparsed.own_model);
 
 UPDATE daily_costs AS costs
-SET model = by_use.model, cost_model = by_use.model
+SET model = by_use.model,
+    cost_model = by_use.model,
+    cost_service = CASE
+        WHEN costs.cost_service = 'other' AND costs.charge_category = 'usage' THEN 'model_tokens'
+        ELSE costs.cost_service
+    END
 FROM models_by_use AS by_use
 JOIN split_days AS split USING (day)
 WHERE costs.user_id = split.user_id

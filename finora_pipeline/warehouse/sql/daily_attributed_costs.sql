@@ -66,7 +66,7 @@ COMMENT ON COLUMN daily_attributed_costs.charge_category IS 'usage, credit, adju
 COMMENT ON COLUMN daily_attributed_costs.amount_usd IS 'USD, exact';
 COMMENT ON COLUMN daily_attributed_costs.charges_usd IS 'amount_usd if the charge itself is above zero, else 0: without credits';
 COMMENT ON COLUMN daily_attributed_costs.principal_type IS 'member, service_account, or none for costs without a known principal';
-COMMENT ON COLUMN daily_attributed_costs.unattributed_reason IS 'Why a principal is missing: no_usage, no_dimension (usage or split without a member) or remainder (of OpenAI''s split); NULL with one';
+COMMENT ON COLUMN daily_attributed_costs.unattributed_reason IS 'Why the principal is unknown: no_usage, no_dimension (usage or split without a member) or remainder (of OpenAI''s split); NULL with one';
 COMMENT ON COLUMN daily_attributed_costs.method IS 'billed: member and API key, as far as there are any, come from OpenAI''s split of costs; else allocated, by share of usage';
 COMMENT ON COLUMN daily_attributed_costs.member_method IS 'billed if the member''s sums are as split by OpenAI, else allocated';
 COMMENT ON COLUMN daily_attributed_costs.api_key_method IS 'billed if the API key''s sums are as split by OpenAI, else allocated';
@@ -226,7 +226,8 @@ SELECT
 FROM ranked
 JOIN pairs USING (pair)
 JOIN open_charges USING (charge)
-WHERE part > 0 OR place <= missing;
+-- Of a charge of zero the first part stays.
+WHERE part > 0 OR place <= missing OR place = 1 AND amount_usd = 0;
 
 -- Rule 1: the sums of members and of keys, on days that OpenAI splits; without an id, what its split has none for.
 CREATE OR REPLACE TEMP TABLE billed_parts AS

@@ -7,8 +7,8 @@
 --   1. The rows are sums of daily_attributed_costs, which says how amounts are split.
 --   2. The rows add up to daily_costs for every user, day and project, to the last digit.
 --   3. `principal_type` is that of the member, or of the API key's costs: member if a member has any of them, else
---      service_account if one has, and none without {id}; then, or without a principal, `unattributed_reason` is
---      that of the largest part without one.
+--      service_account if one has. Without {id}, or with no known principal, it reads none, and `unattributed_reason`
+--      is that of the largest part without a member.
 
 -- [create]
 CREATE TABLE {table} (
@@ -39,7 +39,7 @@ COMMENT ON COLUMN {table}.method IS 'billed: as split by OpenAI; allocated: by s
 COMMENT ON COLUMN {table}.is_sample IS 'Deprecated, always false: there are no sample rows any more';
 COMMENT ON COLUMN {table}.charges_usd IS 'Part of amount_usd from charges above zero (USD): without credits. Never NULL';
 COMMENT ON COLUMN {table}.principal_type IS 'member, service_account, or none for costs without a known principal. Never NULL';
-COMMENT ON COLUMN {table}.unattributed_reason IS 'Why costs have no principal (principal_type = none): no_usage, no_dimension (usage or split without {an_owner}) or remainder (of OpenAI''s split); NULL otherwise';
+COMMENT ON COLUMN {table}.unattributed_reason IS 'Why the principal is unknown: no_usage, no_dimension (usage or split without {an_owner}) or remainder (of OpenAI''s split); NULL otherwise';
 
 -- [refresh]
 -- Reads: split_days, charges (attribution.sql, prepare), attributed (daily_attributed_costs.sql, split).
