@@ -111,9 +111,12 @@ NOT_BY_TOKEN = {
 def unit_cost(truth: Truth, project: str | None = None) -> Decimal:
     """Return USD per 1,000 tokens, of a project if given: charges for tokens by those that are not free."""
     charged = sum(
-        amount
-        for (_, of_project, text), amount in truth.by_row.items()
-        if text not in NOT_BY_TOKEN and project in (None, of_project)
+        (
+            amount
+            for (_, of_project, text), amount in truth.by_row.items()
+            if text not in NOT_BY_TOKEN and project in (None, of_project)
+        ),
+        Decimal(0),
     )
     tokens = sum(
         used.get("input_tokens", 0) + used.get("output_tokens", 0)
@@ -650,7 +653,7 @@ def test_a_credit_that_exceeds_the_spend_is_drawn_below_zero(extremes: Served) -
     costs = {"gpt-5.5-2026-04-23": Decimal("3.25"), "promotional credit": Decimal(-5)}
     assert breakdown(page, "Cost by model") == costs
     rows = page.all("table", class_="breakdown")[0].one("tbody").all("tr")
-    # Shares are of the charges; a credit is none.
+    # Shares are of the charges, to which credits do not belong.
     assert [row.all("td")[1].text for row in rows] == ["100.0%", "0.0%"]
     chart = page.one("section", class_="chart")
     assert [step.text for step in chart.one("div", class_="scale").all("span")] == [
