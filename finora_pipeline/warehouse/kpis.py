@@ -134,7 +134,9 @@ _SHOWN = [kpi for kpi in KPIS if kpi.metric in OVERVIEW]
 KPI_TEXTS = {
     "today_so_far": TODAY_SO_FAR,
     "covered_share": COVERED_SHARES["cost_per_1k_tokens"],
-    "covered_shares": ",\n    ".join(f"{sql} AS covered_{metric}" for metric, sql in COVERED_SHARES.items()),
+    "covered_shares": ",\n    ".join(
+        f"CASE this.side WHEN 1 THEN {sql} END AS covered_{metric}" for metric, sql in COVERED_SHARES.items()
+    ),
     "kpi_values": _definitions(),
     "kpi_figures": ",\n            ".join(map(_figure, KPIS)),
     "overview_values": _definitions(OVERVIEW),

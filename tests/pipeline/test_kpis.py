@@ -111,7 +111,7 @@ def test_every_figure_is_published_for_every_period(figures: Installation):
 
 
 def test_the_history_of_a_figure_begins_with_the_published_one(figures: Installation):
-    query = TEXT[TEXT.index("## As it was published") :]
+    query = TEXT[TEXT.index("## As published then") :]
     ((as_of, through, value),) = figures.sql(query_of(query))
     assert [(as_of, through, value)] == [
         (figures.today, *row)

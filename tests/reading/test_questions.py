@@ -12,6 +12,7 @@ import duckdb
 import pytest
 
 from finora_pipeline.openai_simulator.organization import SimulatedMember
+from tests import tables_page
 from tests.reading.analysts_world import (
     CORRECTION,
     CREDIT,
@@ -379,3 +380,12 @@ def test_an_unknown_day_is_shown_as_unknown(world: World):
     expected = spend_by_day(world, "initech")
     assert [row[1] for row in expected].count(None) == 1
     assert ask(world, query) == expected
+
+
+@pytest.mark.parametrize("table", [one for _, tables in tables_page.GROUPS.values() for one in tables])
+def test_rows_are_unique_on_the_documented_grain(table: str, world: World):
+    grain = tables_page.grain(table)
+    names = "" if grain == "one row" else re.sub(r"^user\b", "user_id", grain)
+    distinct = f"count(DISTINCT ({names}))" if names else "1"
+    ((rows, groups),) = world.installation.sql(f"SELECT count(*), {distinct} FROM {table}")
+    assert rows == groups > 0

@@ -75,8 +75,9 @@ def test_an_upgrade_fills_the_keys_of_known_rows(memory: duckdb.DuckDBPyConnecti
             migration.apply(memory)
     for table, id_ in ID_COLUMN.items():
         memory.execute(
-            f"INSERT INTO {table} BY NAME SELECT unnest(['acme', 'globex']) AS user_id, 'openai' AS provider, "
-            f"'id_1' AS {id_}, true AS is_listed, now() AS first_seen_at, now() AS last_seen_at"
+            f"INSERT INTO {table} BY NAME SELECT unnest(['acme', 'globex']) AS user_id, "
+            f"'openai' AS provider, 'id_1' AS {id_}, true AS is_listed, now() AS first_seen_at, "
+            "now() AS last_seen_at"
         )
     next(one for one in MIGRATIONS if one.number == 9).apply(memory)
     for (key, _), table in zip(KEYS.items(), ID_COLUMN, strict=False):
@@ -114,8 +115,8 @@ def named(memory: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
         charges,
     )
     memory.execute(
-        "INSERT INTO projects VALUES ('acme', 'openai', 'proj_a', 'After', 'active', NULL, NULL, true, now(), "
-        "now(), 'acme/proj_a')"
+        "INSERT INTO projects VALUES ('acme', 'openai', 'proj_a', 'After', 'active', NULL, NULL, true, "
+        "now(), now(), 'acme/proj_a')"
     )
     return memory
 

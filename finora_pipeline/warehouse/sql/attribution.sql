@@ -277,8 +277,7 @@ WITH sums AS (
         has_use,
         sum(amount_usd) AS amount_usd,
         sum(amount_usd) FILTER (amount_usd > 0) AS charges_usd,
-        -- The service of the largest charge; of equal ones, the last by name.
-        max_by(cost_service, {'usd': abs(amount_usd), 'service': cost_service}) AS cost_service,
+        min(cost_service) AS cost_service,
         sum(amount_usd) FILTER (has_use AND unit IN ('tokens', '1000_tokens')) AS token_priced_usd,
         sum(quantity) FILTER (has_use AND unit = 'tokens') AS tokens,
         sum(quantity) FILTER (has_use AND unit = '1000_tokens') * 1000 AS tokens_in_thousands,

@@ -47,7 +47,7 @@ COMMENT ON COLUMN daily_model_costs.output_tokens IS 'Output tokens; NULL withou
 COMMENT ON COLUMN daily_model_costs.cost_per_1k_tokens IS 'USD per 1,000 tokens, input and output together; NULL without tokens';
 COMMENT ON COLUMN daily_model_costs.is_sample IS 'Deprecated, always false: there are no sample rows any more';
 COMMENT ON COLUMN daily_model_costs.charges_usd IS 'Part of amount_usd above zero (USD): without credits. Never NULL';
-COMMENT ON COLUMN daily_model_costs.cost_service IS 'Service of the largest charge, as in daily_costs; of the usage, for a model without charges. Never NULL';
+COMMENT ON COLUMN daily_model_costs.cost_service IS 'Service of its charges, as in daily_costs: of the largest, if there are several; of the usage, for a model without charges. Never NULL';
 COMMENT ON COLUMN daily_model_costs.usage_models IS 'Names that usage has for the model that day; NULL without usage';
 
 CREATE OR REPLACE MACRO model_family(model) AS

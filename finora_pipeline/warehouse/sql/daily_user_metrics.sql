@@ -20,7 +20,7 @@ CREATE TABLE daily_user_metrics (
 );
 
 -- [define]
-COMMENT ON TABLE daily_user_metrics IS 'History of user_metrics: each figure as it was published on a day.';
+COMMENT ON TABLE daily_user_metrics IS 'History of user_metrics: each figure as published on a day.';
 COMMENT ON COLUMN daily_user_metrics.user_id IS 'User (tenant)';
 COMMENT ON COLUMN daily_user_metrics.provider IS 'Provider: openai';
 COMMENT ON COLUMN daily_user_metrics.as_of_date IS 'UTC day on which the figure was published; a day without rows has the figures of the last day with rows';

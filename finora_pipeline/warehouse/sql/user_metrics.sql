@@ -264,8 +264,8 @@ SELECT
 FROM span_sums AS this
 JOIN (SELECT person, period, side, span_start, sum(charges) AS charges FROM span_sums GROUP BY ALL) AS everywhere
     USING (person, period, side, span_start)
-LEFT JOIN span_sums AS prior ON prior.row = this.row AND prior.period = this.period AND prior.side = this.side - 1
-    AND this.side = 1;
+LEFT JOIN (SELECT * REPLACE (side + 1 AS side) FROM span_sums WHERE side = 0) AS prior
+    ON prior.row = this.row AND prior.period = this.period AND prior.side = this.side;
 
 DELETE FROM user_metrics AS old USING computed_users AS computed
 WHERE old.user_id = computed.user_id AND old.provider = computed.provider AND old.metric <> '{today_so_far}';
