@@ -6,16 +6,17 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
 
+from finora_pipeline.dashboard.known_days import KnownDays
 from finora_pipeline.dashboard.sql import statement
 from finora_pipeline.warehouse.machine import duckdb_limits
 from finora_pipeline.warehouse.snapshot import attach, close_off
@@ -35,43 +36,9 @@ _log = logging.getLogger("finora.dashboard")
 Result = TypeVar("Result")
 
 
-def days_between(first: date, last: date) -> list[date]:
-    """UTC days, both ends included."""
-    return [first + timedelta(days=number) for number in range((last - first).days + 1)]
-
-
 def utc_now() -> datetime:
     """The present, for all that pages compute; tests pass another clock."""
     return datetime.now(UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class KnownDays:
-    """The first known UTC day and the last complete one, None without any; and when today was read.
-
-    `last` is the last known day, complete or not; `gaps` are the unknown ones between it and the first.
-    """
-
-    since: date | None
-    through: date | None
-    today_until: datetime | None
-    last: date | None = None
-    gaps: frozenset[date] = frozenset()
-
-    @classmethod
-    def of_row(cls, row: Sequence[Any]) -> "KnownDays":
-        """The days in a row of `span.sql`."""
-        since, through, today_until, last, dates = row
-        # Days without gaps, as of nearly every user, take no memory.
-        gaps = frozenset(days_between(since, last)).difference(dates) if dates else frozenset()
-        return cls(since, through, today_until, last, gaps)
-
-    def number(self, first: date, last: date) -> int:
-        """How many of some days are known."""
-        if self.since is None or self.last is None:
-            return 0
-        first, last = max(first, self.since), min(last, self.last)
-        return max(0, (last - first).days + 1) - sum(first <= day <= last for day in self.gaps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,8 +57,7 @@ def prune(warehouse: Warehouse, kept_from: Callable[[], Mapping[str, date]]) -> 
             "INSERT INTO pipeline.stale_users SELECT DISTINCT user_id, provider FROM pipeline.loaded_days "
             "JOIN limits USING (user_id) WHERE date < kept_from EXCEPT FROM pipeline.stale_users"
         )
-        tables = [(table, "date") for table in _tables_with(connection, "date")]
-        for table, day in (*tables, ("daily_user_metrics", "as_of_date")):
+        for table, day in _tables_with_days(connection):
             connection.execute(
                 f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{table}', "
                 f"date_trunc('month', {day})::DATE FROM {table} JOIN limits USING (user_id) "
@@ -218,6 +217,11 @@ def _user_ids(file: Path) -> list[str]:
         return pq.read_table(file, columns=["user_id"])["user_id"].to_pylist()
 
 
+def _tables_with_days(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str]]:
+    """Every table with a UTC day a row, and the column of that day."""
+    return [(table, day) for day in ("date", "as_of_date") for table in _tables_with(connection, day)]
+
+
 def _tables_with(connection: duckdb.DuckDBPyConnection, column: str) -> list[str]:
     rows = connection.execute(
         "SELECT schema_name || '.' || table_name FROM duckdb_columns() SEMI JOIN duckdb_tables() "
@@ -271,10 +275,10 @@ def _write_without(warehouse: Warehouse, user_id: str, removed: Removed) -> None
                     query = f"SELECT count(*) FROM old.{table} WHERE user_id = ?"
                     if count := connection.execute(query, [user_id]).fetchall()[0][0]:
                         removed.rows[table.removeprefix("main.")] = count
-            for table in _tables_with(connection, "date"):
+            for table, day in _tables_with_days(connection):
                 connection.execute(
                     f"INSERT INTO pipeline.unpublished_months SELECT DISTINCT '{table}', "
-                    f"date_trunc('month', date)::DATE FROM old.{table} WHERE user_id = ? "
+                    f"date_trunc('month', {day})::DATE FROM old.{table} WHERE user_id = ? "
                     "EXCEPT FROM pipeline.unpublished_months",
                     [user_id],
                 )

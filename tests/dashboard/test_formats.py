@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from finora_pipeline.dashboard.figures import charts, formats
 from finora_pipeline.dashboard.figures.periods import BadPeriod, view_of
-from finora_pipeline.dashboard.snapshots import KnownDays
+from finora_pipeline.dashboard.known_days import KnownDays
 from finora_pipeline.openai_admin.provider import FIRST_DAY
 from finora_pipeline.plans import PLANS, Plan
 

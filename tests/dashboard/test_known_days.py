@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import pytest
 
+from finora_pipeline.dashboard.known_days import DaySet
 from finora_pipeline.openai_admin.endpoints import ENDPOINTS
 from finora_pipeline.reading import connect as connect_reader
 from finora_pipeline.settings import Settings
@@ -278,3 +279,15 @@ def test_tiles_of_all_histories_equal_user_metrics(user_id: str, period: str, se
     for label, metric in TILES.items():
         assert value(shown[label]) == figures(served, user_id, metric)[period], metric
     assert value(shown["Month over month"]) == figures(served, user_id, "month_over_month")["month"]
+
+
+def test_days_of_a_set_are_counted_between_its_ends_and_without_its_gaps() -> None:
+    june = [date(2025, 6, number) for number in range(1, 31)]
+    found = {"first_day": june[0], "last_day": june[-1], "dates": june[:9] + june[12:]}
+    days = DaySet.of(found)
+    assert days.gaps == set(june[9:12])
+    assert days.number(date(2025, 5, 1), date(2025, 7, 31)) == 27
+    assert days.number(june[8], june[10]) == 1
+    assert days.number(date(2025, 7, 1), date(2025, 7, 31)) == 0
+    assert DaySet.of(found | {"dates": None}).number(june[8], june[10]) == 3
+    assert DaySet.of(dict.fromkeys(found)).number(june[0], june[-1]) == 0

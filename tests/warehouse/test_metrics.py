@@ -5,6 +5,7 @@ from decimal import ROUND_DOWN, Decimal, localcontext
 
 import pytest
 
+from finora_pipeline.openai_admin.pages import Window
 from tests.conftest import Installation
 
 DAYS = 75
@@ -19,12 +20,12 @@ def refreshed(start_openai, install) -> Installation:
 
 
 def test_metrics_equal_sums_made_by_hand(refreshed: Installation):
-    today = refreshed.today
+    through = refreshed.today - timedelta(days=1)
     costs = refreshed.costs("user-0")
     metrics = {
         (metric, period): row
         for metric, period, *row in refreshed.sql(
-            "SELECT metric, period, value, previous_value, change, covered_share, detail, sparkline "
+            "SELECT metric, period, value, previous_value, change, sparkline "
             "FROM user_metrics WHERE user_id = 'user-0'"
         )
     }
@@ -33,35 +34,39 @@ def test_metrics_equal_sums_made_by_hand(refreshed: Installation):
         return sum((amount for (day, _, _), amount in costs.items() if first <= day <= last), Decimal(0))
 
     def ago(days: int) -> date:
-        return today - timedelta(days=days)
+        return through - timedelta(days=days)
 
     for period, days in (("7d", 7), ("30d", 30)):
-        value, previous, change, _, _, sparkline = metrics["total_spend", period]
-        assert value == spend(ago(days - 1), today)
+        value, previous, change, sparkline = metrics["total_spend", period]
+        assert value == spend(ago(days - 1), through)
         assert previous == spend(ago(2 * days - 1), ago(days))
         assert abs(change - (value - previous) / previous) < Decimal("1e-9")
         assert sparkline == [spend(ago(n), ago(n)) for n in range(13, -1, -1)]
         average = metrics["average_daily_cost", period][0]
         with localcontext(prec=60):
             assert average == (value / days).quantize(Decimal("1e-18"), rounding=ROUND_DOWN)
-    # No data is known for the previous period of 90 days.
+    # Not every day of the previous 90 days is known.
     assert metrics["total_spend", "90d"][1] is None
-    assert metrics["total_spend", "90d"][0] == sum(costs.values(), Decimal(0))
+    assert metrics["total_spend", "90d"][0] == spend(date.min, through)
+    assert metrics["today_so_far", "today"][0] == spend(refreshed.today, refreshed.today) > 0
 
-    month = today.replace(day=1)
+    month = through.replace(day=1)
     before = (month - timedelta(days=1)).replace(day=1)
-    last = min(before + (today - month), month - timedelta(days=1))
+    last = min(before + (through - month), month - timedelta(days=1))
     growth = metrics["month_over_month", "month"][0]
-    this, other = spend(month, today), spend(before, last)
+    this, other = spend(month, through), spend(before, last)
     assert abs(growth - (this - other) / other) < Decimal("1e-9")
 
 
 @pytest.mark.slow
 def test_cost_per_1k_tokens_is_token_priced_cost_by_tokens(refreshed: Installation):
-    truth = refreshed.openai.truth(0, refreshed.history(30))
+    days = Window(refreshed.today - timedelta(days=30), refreshed.today)
+    truth = refreshed.openai.truth(0, days)
     ((tokens,),) = refreshed.sql(
-        "SELECT sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)) FROM daily_usage WHERE date >= ?",
-        refreshed.history(30).start,
+        "SELECT sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)) FROM daily_usage "
+        "WHERE date >= ? AND date < ? AND service <> 'moderations'",
+        days.start,
+        days.end,
     )
     assert tokens > sum(asked + written for asked, written in truth.tokens_by_model.values())
     (row,) = refreshed.sql(

@@ -38,7 +38,7 @@ def test_a_new_measure_is_one_row(tmp_path: Path):
         "unpublished": [[f"{DAY:%Y-%m}-01"]],
         "is_like_new": True,
         "number": [[SCHEMA_NUMBER]],
-        "column": [["BIGINT", "Pages of documents read by OCR"]],
+        "column": [["BIGINT", "Pages of documents read by OCR; NULL if the service does not count it"]],
         "rows": [
             [str(BEFORE), 1, 2, None],
             [str(DAY), 1, None, 7],

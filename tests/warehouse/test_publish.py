@@ -15,6 +15,7 @@ from finora_pipeline.warehouse.publish import publish
 from tests.warehouse.landing import cost_day, cost_row, land, load, page_of
 
 TODAY = datetime.now(UTC).date()
+YESTERDAY = TODAY - timedelta(days=1)
 SPEND = "SELECT value FROM user_metrics WHERE metric = 'total_spend' AND period = '7d'"
 
 
@@ -30,17 +31,17 @@ def published(warehouse: Warehouse, query: str) -> list[tuple[object, ...]]:
 
 
 def test_facts_loaded_after_the_metrics_are_published_with_metrics(warehouse):
-    land(warehouse, page_of(cost_day([cost_row('"1.25"')], TODAY)))
+    land(warehouse, page_of(cost_day([cost_row('"1.25"')], YESTERDAY)))
     load(warehouse)
     refresh_metrics(warehouse, TODAY)
-    land(warehouse, page_of(cost_day([cost_row('"2.50"')], TODAY)), run_id="run-2")
+    land(warehouse, page_of(cost_day([cost_row('"2.50"')], YESTERDAY)), run_id="run-2")
     load(warehouse)
     assert published(warehouse, SPEND) == [(Decimal("2.5"),)]
     assert published(warehouse, "SELECT amount_usd FROM daily_model_costs") == [(Decimal("2.5"),)]
 
 
 def test_a_snapshot_between_two_metrics_steps_is_consistent(warehouse):
-    land(warehouse, page_of(cost_day([cost_row('"1.25"')], TODAY)))
+    land(warehouse, page_of(cost_day([cost_row('"1.25"')], YESTERDAY)))
     load(warehouse)
     refresh_metrics(warehouse, TODAY)
     assert published(warehouse, SPEND) == [(Decimal("1.25"),)]
@@ -59,8 +60,7 @@ def test_temporary_files_of_a_killed_publisher_are_removed(warehouse):
 
 def test_a_day_that_does_not_add_up_is_not_published_later(warehouse, monkeypatch):
     bill = "SELECT date, sum(amount_usd) FROM {} GROUP BY date ORDER BY date"
-    yesterday = TODAY - timedelta(days=1)
-    land(warehouse, page_of(cost_day([cost_row('"1.25"')], yesterday)))
+    land(warehouse, page_of(cost_day([cost_row('"1.25"')], YESTERDAY)))
     load(warehouse)
     good = published(warehouse, bill.format("daily_member_costs"))
     run = metrics.run_section
@@ -73,7 +73,7 @@ def test_a_day_that_does_not_add_up_is_not_published_later(warehouse, monkeypatc
             )
 
     monkeypatch.setattr(metrics, "run_section", run_and_add_a_dollar)
-    both = page_of(cost_day([cost_row('"1.50"')], yesterday), cost_day([cost_row('"2.50"')], TODAY))
+    both = page_of(cost_day([cost_row('"1.50"')], YESTERDAY), cost_day([cost_row('"2.50"')], TODAY))
     land(warehouse, both, run_id="run-2")
     load(warehouse, run_id="run-2")
     unequal = [("acme", TODAY)]
@@ -89,6 +89,6 @@ def test_a_day_that_does_not_add_up_is_not_published_later(warehouse, monkeypatc
         assert readers.execute(bill.format("daily_costs")).fetchall() == good
 
     monkeypatch.undo()
-    whole = [(yesterday, Decimal("1.5")), (TODAY, Decimal("2.5"))]
+    whole = [(YESTERDAY, Decimal("1.5")), (TODAY, Decimal("2.5"))]
     assert published(warehouse, bill.format("daily_member_costs")) == whole
     assert published(warehouse, bill.format("daily_costs")) == whole

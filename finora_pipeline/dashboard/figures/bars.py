@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from finora_pipeline.dashboard.figures import charts, formats
 from finora_pipeline.dashboard.figures.periods import View
-from finora_pipeline.dashboard.snapshots import KnownDays
+from finora_pipeline.dashboard.known_days import KnownDays
 
 Format = Callable[[Decimal | None], str]
 
@@ -101,7 +101,7 @@ def bar_span(view: View, start: date) -> tuple[date, date]:
 
 def known_bars(view: View, known: KnownDays) -> dict[date, int]:
     """How many days of each bar are known, by its first day."""
-    return {start: known.number(*bar_span(view, start)) for start in bar_starts(view)}
+    return {start: known.costs.number(*bar_span(view, start)) for start in bar_starts(view)}
 
 
 def bar_label(view: View, start: date) -> str:

@@ -6,7 +6,7 @@ from datetime import date, timedelta
 from urllib.parse import urlencode
 
 from finora_pipeline.dashboard.figures import formats
-from finora_pipeline.dashboard.snapshots import KnownDays
+from finora_pipeline.dashboard.known_days import KnownDays
 from finora_pipeline.openai_admin.provider import FIRST_DAY
 from finora_pipeline.plans import Plan
 from finora_pipeline.warehouse.kpis import LENGTHS, MONTH, period_of, span_of

@@ -8,6 +8,7 @@ from typing import Any
 
 from finora_pipeline.dashboard.figures.bars import known_bars
 from finora_pipeline.dashboard.figures.periods import View
+from finora_pipeline.dashboard.known_days import days_between
 from finora_pipeline.dashboard.snapshots import UserSnapshot
 from finora_pipeline.warehouse.kpis import MONTH, OVERVIEW, period_of
 from finora_pipeline.warehouse.periods import SPARKLINE_DAYS
@@ -116,8 +117,7 @@ def read_sums(snapshot: UserSnapshot, view: View, months: Months) -> OverviewSum
             cells[at, row[0]] = row[1]
         else:
             spans[part, at] = Sums.of_row(row)
-    days = [view.last - timedelta(days=SPARKLINE_DAYS - 1 - number) for number in range(SPARKLINE_DAYS)]
-    daily = [spans["day", day] for day in days]
+    daily = [spans["day", day] for day in _sparkline_days(view)]
     return OverviewSums(
         period=spans["now", view.first],
         previous=spans["previous", view.previous_first],
@@ -130,24 +130,35 @@ def read_sums(snapshot: UserSnapshot, view: View, months: Months) -> OverviewSum
     )
 
 
+def _sparkline_days(view: View) -> list[date]:
+    return days_between(view.last - timedelta(days=SPARKLINE_DAYS - 1), view.last)
+
+
 def _rows(snapshot: UserSnapshot, view: View, months: Months) -> list[tuple[Any, ...]]:
-    sparkline_first = view.last - timedelta(days=SPARKLINE_DAYS - 1)
+    spans = [
+        ("now", view.first, view.last, "previous"),
+        ("previous", view.previous_first, view.previous_last, None),
+        ("month", months.first, months.last, "month before"),
+        ("month before", months.before_first, months.before_last, None),
+        *(("day", day, day, None) for day in _sparkline_days(view)),
+    ]
+    parts, firsts, lasts, prior_parts = zip(*spans, strict=True)
+    known = snapshot.known_days(view.today)
     values = {
+        "parts": parts,
+        "span_firsts": firsts,
+        "span_lasts": lasts,
+        "prior_parts": prior_parts,
+        "known_days": [known.costs.number(first, last) for _, first, last, _ in spans],
+        "usage_days": [known.usage.number(first, last) for _, first, last, _ in spans],
         "first": view.first,
         "last": view.last,
         "model": view.model,
         "project_id": view.project_id,
-        "from": min(view.previous_first, months.before_first, sparkline_first),
-        "sparkline_first": sparkline_first,
-        "until": max(view.last, months.last),
+        "from": min(firsts),
+        "until": max(lasts),
         "bucket": view.bucket,
         # A single model left over is named, not shown as the only other one.
         "named": MODELS_SHOWN + 1,
-        "previous_first": view.previous_first,
-        "previous_last": view.previous_last,
-        "month_first": months.first,
-        "month_last": months.last,
-        "month_before_first": months.before_first,
-        "month_before_last": months.before_last,
     }
     return snapshot.rows_over("project_days" if view.project_id else "model_days", "overview", **values)

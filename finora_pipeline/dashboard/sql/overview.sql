@@ -4,28 +4,16 @@
 --   2. model: the amount of each model in the period, and its charges;
 --   3. chart: the amount of each bar (`at` is its first day) and model. An organization may have thousands of models: those after the `named`
 --      highest are one row with model NULL.
+-- The spans are the lists $parts, $span_firsts, $span_lasts and $prior_parts (the span before), with how many of their
+-- days are known and have known usage.
 WITH spans AS (
-    FROM (
-        VALUES
-            ('now', $first::DATE, $last::DATE, 'previous'),
-            ('previous', $previous_first::DATE, $previous_last::DATE, NULL),
-            ('month', $month_first::DATE, $month_last::DATE, 'month before'),
-            ('month before', $month_before_first::DATE, $month_before_last::DATE, NULL)
-    ) AS spans(part, span_first, span_last, prior_part)
-    UNION ALL
-    SELECT 'day', day::DATE, day::DATE, NULL
-    FROM range($sparkline_first::DATE, $last::DATE + 1, INTERVAL 1 DAY) AS days(day)
-),
-known AS (
     SELECT
-        part,
-        span_first,
-        count(*) FILTER (endpoint = 'costs') AS known_days,
-        count(*) FILTER (endpoint = '{usage_known_by}') AS usage_days
-    FROM pipeline.loaded_days
-    JOIN spans ON date BETWEEN span_first AND span_last
-    WHERE user_id = $user_id AND endpoint IN ('costs', '{usage_known_by}')
-    GROUP BY ALL
+        unnest($parts::VARCHAR[]) AS part,
+        unnest($span_firsts::DATE[]) AS span_first,
+        unnest($span_lasts::DATE[]) AS span_last,
+        unnest($prior_parts::VARCHAR[]) AS prior_part,
+        unnest($known_days::BIGINT[]) AS known_days,
+        unnest($usage_days::BIGINT[]) AS usage_days
 ),
 by_span AS (
     SELECT
@@ -51,8 +39,8 @@ sums AS (
         span_first,
         prior_part,
         span_last - span_first + 1 AS days,
-        coalesce(any_value(known_days), 0) AS known_days,
-        coalesce(any_value(usage_days), 0) AS usage_days,
+        known_days,
+        usage_days,
         coalesce(sum(amount_usd), 0) AS total,
         coalesce(sum(charges_usd), 0) AS charges,
         max(charges_usd) AS top_usd,
@@ -63,8 +51,7 @@ sums AS (
         coalesce(sum(unit_tokens), 0)::BIGINT AS unit_tokens
     FROM spans
     LEFT JOIN by_span USING (part, span_first)
-    LEFT JOIN known USING (part, span_first)
-    GROUP BY part, span_first, span_last, prior_part
+    GROUP BY part, span_first, span_last, prior_part, known_days, usage_days
 ),
 figures AS (
     SELECT

@@ -49,6 +49,11 @@ def _reparse(connection: duckdb.DuckDBPyConnection) -> None:
     mark_services_stale(connection)
 
 
+def _delete_sample_rows(connection: duckdb.DuckDBPyConnection) -> None:
+    # After all files: DuckDB alters no table of which the same transaction has deleted rows.
+    connection.execute((_FOLDER / "0005_no_sample_rows.sql").read_text())
+
+
 def _reparse_all(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(section("daily_costs", "fill"))
     _reparse(connection)
@@ -68,7 +73,7 @@ MIGRATIONS = (
         "0003_usage_dimensions.sql",
     ),
     Migration(4, "Records when a day was complete and last checked.", "0004_moments.sql", _infer_moments),
-    Migration(5, "Deletes the sample rows of users without costs.", "0005_no_sample_rows.sql"),
+    Migration(5, "Deletes the sample rows of users without costs.", then=_delete_sample_rows),
     Migration(6, "Adds the table about, with the version of the published tables.", "0006_about.sql"),
     Migration(
         7, "Adds services and categories of charges, and known days.", "0007_figures.sql", _reparse_all

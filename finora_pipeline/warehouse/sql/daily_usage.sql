@@ -36,8 +36,8 @@ CREATE TABLE daily_usage (
     image_size                    VARCHAR,
     image_source                  VARCHAR,
     context_level                 VARCHAR,
-    vector_store_id               VARCHAR{later_measures},
-    cost_model                    VARCHAR
+    vector_store_id               VARCHAR,
+    cost_model                    VARCHAR{later_measures}
 );
 
 -- [define]
