@@ -337,15 +337,15 @@ WHERE charge_sums.rowid = only_one.sum;
 CREATE OR REPLACE TEMP TABLE billed_days AS
 SELECT day, bool_or(reading = 'costs_by_member') AS by_member, bool_or(reading = 'costs_by_key') AS by_key
 FROM (
-    SELECT split.day, reading
+    SELECT billed.day, reading
     FROM (
-        SELECT DISTINCT user_id, provider, date, reading, project_id
+        SELECT DISTINCT split.day, reading, project_id
         FROM pipeline.billed_costs
+        JOIN split_days AS split USING (user_id, provider, date)
         WHERE reading IN ('costs_by_member', 'costs_by_key')
     ) AS billed
-    JOIN split_days AS split USING (user_id, provider, date)
     LEFT JOIN charge_sums AS sums
-        ON sums.day = split.day AND sums.project_id IS NOT DISTINCT FROM billed.project_id
+        ON sums.day = billed.day AND sums.project_id IS NOT DISTINCT FROM billed.project_id
     GROUP BY ALL
     HAVING count(sums.project_id) > 0 OR count(billed.project_id) = 0 AND count(sums.day) > 0
 )
