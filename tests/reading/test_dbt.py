@@ -65,8 +65,11 @@ def test_comments_are_descriptions():
     tables = {table["name"]: table for table in document["tables"]}
     assert "The financial source" in tables["daily_costs"]["description"]
     amount = next(column for column in tables["daily_costs"]["columns"] if column["name"] == "amount_usd")
-    description = "USD, exact; NULL if OpenAI gave no amount"
-    assert amount == {"name": "amount_usd", "data_type": "DECIMAL(38,18)", "description": description}
+    assert amount == {
+        "name": "amount_usd",
+        "data_type": "DECIMAL(38,18)",
+        "description": "USD, exact; NULL if OpenAI gave no amount",
+    }
 
 
 # The model
