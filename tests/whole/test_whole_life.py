@@ -317,13 +317,13 @@ class Timeline:
 
     def _assert_spend(self, user: str, by_day: dict[str, Decimal]) -> None:
         query = (
-            "SELECT period, period_start, value FROM user_metrics "
+            "SELECT period, period_start, through_date, value FROM user_metrics "
             "WHERE user_id = ? AND metric = 'total_spend'"
         )
         figures = self.sql(query, user)
         assert len(figures) == 4
-        for period, start, value in figures:
-            spent = (amount for day, amount in by_day.items() if date.fromisoformat(day) >= start)
+        for period, start, through, value in figures:
+            spent = (usd for day, usd in by_day.items() if start <= date.fromisoformat(day) <= through)
             assert value == sum(spent, Decimal(0)), period
 
     def _assert_named(self, user: str) -> None:
