@@ -179,6 +179,20 @@ def test_a_charge_that_no_usage_explains_says_so(line: str, computed: Computed):
         assert rows(warehouse, sums.format(table)) == [(amount + 1, max(amount, Decimal(0)) + 1)]
 
 
+@pytest.mark.parametrize(
+    ("uses", "expected"),
+    [
+        ([Use("user-0", "key-0", 1), Use("user-1", "key-1", 5)], ("user-0", "key-0")),
+        ([Use("user-0", "key-0", 0, 0, 0), Use("user-1", "key-1", 0, 0, 0)], (None, None)),
+        ([Use("user-0", "key-0", 0, 0, 0), Use("user-0", "key-3", 0, 0, 0)], ("user-0", None)),
+        ([], (None, None)),
+    ],
+)
+def test_a_charge_of_zero_has_one_row(uses: list[Use], expected: Pair, computed: Computed):
+    warehouse = computed(Day({LINE: usd("0.00")}, uses))
+    assert parts_of(warehouse) == {expected: 0}
+
+
 def test_usage_of_a_service_accounts_key_is_the_service_accounts(computed: Computed):
     uses = [Use("user-0", "key-0", 1), Use(None, "key-2", 3)]
     warehouse = computed(Day({LINE: usd("4.00")}, uses))

@@ -165,6 +165,7 @@ priced AS (
     SELECT charge, chosen, whole, units // whole AS units_each, units % whole AS units_left, units
     FROM totals
     JOIN (SELECT charge, abs(to_units(amount_usd)) AS units FROM open_charges) USING (charge)
+    WHERE chosen IS NOT NULL
 ),
 shares AS (
     SELECT
@@ -173,13 +174,13 @@ shares AS (
         whole,
         units,
         units_each,
-        CASE chosen
+        coalesce(CASE chosen
             WHEN 1 THEN measure_of_tier
             WHEN 2 THEN measure
             WHEN 3 THEN second_measure
             WHEN 4 THEN requests_of_tier
             WHEN 5 THEN requests
-        END::HUGEINT AS weight,
+        END, 0)::HUGEINT AS weight,
         units_left * weight AS product,
         product // whole AS more
     FROM weights
