@@ -389,3 +389,36 @@ def test_rows_are_unique_on_the_documented_grain(table: str, world: World):
     distinct = f"count(DISTINCT ({names}))" if names else "1"
     ((rows, groups),) = world.installation.sql(f"SELECT count(*), {distinct} FROM {table}")
     assert rows == groups > 0
+
+
+CUTS = {
+    "daily_costs": ("line_item", "project_id", "cost_model", "cost_service", "charge_category"),
+    "named_costs": ("project_name", "model_key"),
+    "daily_model_costs": ("model", "cost_service"),
+    "daily_attributed_costs": (
+        *("line_item", "project_id", "member_id", "api_key_id", "principal_type", "unattributed_reason"),
+        *("cost_model", "cost_service", "charge_category", "method"),
+    ),
+    "daily_member_costs": ("member_id", "project_id", "model", "principal_type"),
+    "daily_key_costs": ("api_key_id", "project_id", "model", "method"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("table", "cut"), [(table, cut) for table, cuts in CUTS.items() for cut in cuts], ids=lambda name: name
+)
+def test_the_parts_of_every_cut_add_up_to_the_bill(table: str, cut: str, world: World):
+    parts = world.installation.sql(
+        f"SELECT user_id, date, {cut}, sum(amount_usd) FROM {table} GROUP BY ALL HAVING sum(amount_usd) <> 0"
+    )
+    bills: dict[tuple[str, date], Decimal] = defaultdict(lambda: ZERO)
+    for user_id, day, _, usd in parts:
+        bills[user_id, day] += usd
+    assert len({part for *_, part, _ in parts}) > 1 or table == "daily_key_costs"
+    for user_id in USERS:
+        days = world.known(user_id)
+        expected: dict[date, Decimal] = defaultdict(lambda: ZERO)
+        for charge in world.charges(user_id, days):
+            expected[charge.day] += charge.usd
+        assert {day: bills[user_id, day] for day in days} == {day: expected[day] for day in days}
