@@ -21,6 +21,7 @@ from finora_pipeline.warehouse.metrics import refresh_metrics
 from finora_pipeline.warehouse.periods import EXACT_DAYS
 from finora_pipeline.warehouse.raw import RawPages
 from finora_pipeline.warehouse.rebuild import rebuild
+from finora_pipeline.warehouse.tables import MONTHLY_TABLES
 from tests.conftest import Installation, now_in_the_middle_of_today, watching
 from tests.pipeline.test_directory import read_again
 from tests.warehouse.landing import DAY, bucket, cost_day, cost_row, land, load, page_of, rows
@@ -60,7 +61,7 @@ def nightly(installation: Installation) -> dict[str, object]:
 
 
 def test_each_night_orders_the_months_rows_by_user(installation: Installation):
-    tables = ("daily_costs", "daily_usage", "daily_model_costs", "daily_member_costs", "daily_key_costs")
+    tables = MONTHLY_TABLES
     # Loaded day by day, as refreshes do.
     for number in (2, 1, 0):
         installation.openai.simulator.frozen_now = later(installation, 1)
@@ -266,12 +267,16 @@ def test_a_difference_between_facts_and_raw_pages_is_reported(installation: Inst
     assert "1 user-days differ" in shown.output
 
 
+# A run moves the moment up to which today is known.
+FIGURES = "SELECT * EXCLUDE (sparkline, known_until) FROM user_metrics ORDER BY ALL"
+
+
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_a_warehouse_with_unknown_tables_is_rebuilt(by_hand: bool, installation: Installation):
     installation.openai.simulator.frozen_now = later(installation, 5)
     installation.run()
     revisions = installation.sql("SELECT count(*) FROM cost_revisions")
-    metrics = installation.sql("SELECT * EXCLUDE (sparkline) FROM user_metrics ORDER BY ALL")
+    metrics = installation.sql(FIGURES)
     with warehouse_of(installation).writing() as connection:
         connection.execute("DROP TABLE pipeline.schema_version")
         connection.execute("ALTER TABLE daily_usage ADD COLUMN another VARCHAR")
@@ -284,7 +289,7 @@ def test_a_warehouse_with_unknown_tables_is_rebuilt(by_hand: bool, installation:
     else:
         assert installation.run().succeeded
     assert revisions == installation.sql("SELECT count(*) FROM cost_revisions") != [(0,)]
-    assert installation.sql("SELECT * EXCLUDE (sparkline) FROM user_metrics ORDER BY ALL") == metrics
+    assert installation.sql(FIGURES) == metrics
     assert installation.run().failed_users == []
     installation.assert_exact("user-0", 0, installation.history(90))
 

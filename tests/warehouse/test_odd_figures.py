@@ -88,7 +88,7 @@ def test_amounts_too_large_for_a_ratio_have_none(warehouse: Warehouse):
     load(warehouse)
     load(warehouse, "completions")
     rows(warehouse, f"UPDATE daily_costs SET amount_usd = '{amount}' WHERE date = '{DAY}'")
-    refresh_metrics(warehouse, DAY)
+    refresh_metrics(warehouse, DAY + timedelta(days=1))
     figures = dict(rows(warehouse, "SELECT metric, value FROM user_metrics WHERE period = '7d'"))
     assert figures["total_spend"] == Decimal(amount)
     assert figures["cost_per_1k_tokens"] is None
@@ -112,7 +112,7 @@ def test_equal_top_models_are_chosen_by_name(usd, top, warehouse: Warehouse):
     ]
     land(warehouse, page_of(cost_day(lines)), fetched_at=NOON)
     load(warehouse)
-    refresh_metrics(warehouse, DAY)
+    refresh_metrics(warehouse, DAY + timedelta(days=1))
     query = (
         "SELECT value IS NULL, detail FROM user_metrics WHERE metric = 'top_model_share' AND period = '7d'"
     )
@@ -120,15 +120,24 @@ def test_equal_top_models_are_chosen_by_name(usd, top, warehouse: Warehouse):
 
 
 @pytest.mark.parametrize(
-    "today", [date(2026, 3, 28), date(2026, 3, 31), date(2026, 5, 30), date(2026, 5, 31)]
+    ("through", "growth"),
+    [
+        (date(2026, 3, 28), 0),
+        (date(2026, 4, 30), 0),
+        (date(2026, 5, 30), 0),
+        # The month before has fewer of the same days.
+        (date(2026, 3, 31), Decimal(3) / 28),
+        (date(2026, 5, 31), Decimal(1) / 30),
+    ],
 )
-def test_a_dollar_a_day_grows_by_nothing_in_any_month(today: date, warehouse: Warehouse):
-    days = [cost_day([cost_row('"1.00"')], today - timedelta(days=ago)) for ago in range(150)]
+def test_a_dollar_a_day_grows_by_the_days_of_its_month(through: date, growth: Decimal, warehouse: Warehouse):
+    days = [cost_day([cost_row('"1.00"')], through - timedelta(days=ago)) for ago in range(-1, 150)]
     land(warehouse, page_of(*days), fetched_at=NOON)
     load(warehouse)
-    refresh_metrics(warehouse, today)
-    query = "SELECT previous_value FROM user_metrics WHERE period = 'month' AND metric = 'month_over_month'"
-    assert rows(warehouse, query) == [(Decimal(0),)]
+    refresh_metrics(warehouse, through + timedelta(days=1))
+    query = "SELECT value FROM user_metrics WHERE period = 'month' AND metric = 'month_over_month'"
+    ((found,),) = rows(warehouse, query)
+    assert abs(found - growth) < Decimal("1e-11")
 
 
 def test_a_search_is_charged_by_call_not_by_request(warehouse: Warehouse):
