@@ -172,11 +172,13 @@ def _print_summary(settings: Settings) -> None:
                     SELECT {DEFINITIONS["cost_per_1k_tokens"]}
                     FROM (
                         SELECT
-                            sum(token_priced_usd) AS covered,
-                            sum(input_tokens)::BIGINT AS input_tokens,
-                            sum(output_tokens)::BIGINT AS output_tokens
-                        FROM daily_model_costs
-                        WHERE input_tokens + output_tokens > 0
+                            sum(token_priced_usd) FILTER (tokens > 0) AS covered,
+                            sum(tokens)::BIGINT AS unit_tokens
+                        FROM (
+                            SELECT *, coalesce(input_tokens, 0) + coalesce(output_tokens, 0) AS tokens
+                            FROM daily_model_costs
+                            WHERE cost_service <> 'moderation'
+                        )
                     ) AS this
                 )
             FROM daily_costs
