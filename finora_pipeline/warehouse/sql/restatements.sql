@@ -22,10 +22,9 @@ SELECT
     line_item,
     observed_at,
     CASE
-        WHEN observed_on < date + {final_after_days} THEN 'settling'
-        WHEN date >= date_trunc('month', observed_on) THEN 'late'
-        WHEN date >= date_trunc('month', observed_on) - INTERVAL 1 MONTH AND day(observed_on) <= {closing_days} THEN 'late'
-        ELSE 'closed_month'
+        WHEN NOT is_final(date, observed_on) THEN 'settling'
+        WHEN month_state(date, observed_on) = 'closed' THEN 'closed_month'
+        ELSE 'late'
     END AS stage,
     CASE WHEN was_there THEN old_amount_usd ELSE 0 END AS old_amount_usd,
     CASE WHEN is_there THEN new_amount_usd ELSE 0 END AS new_amount_usd,
